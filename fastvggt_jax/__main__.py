@@ -1,0 +1,3 @@
+from fastvggt_jax.cli import main
+
+main()

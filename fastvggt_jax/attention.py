@@ -1,0 +1,133 @@
+"""Softmax attention, BTNH: dense (cuDNN on GPUs, XLA elsewhere) and the block-sparse global attention between frames."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from fastvggt_jax.sparsity import Sparsity
+from pallas_kernels import block_sparse_attention, pooled_block_mask
+
+Array = jax.Array
+LOGITS_BYTES = 256 * 2**20  # XLA's attention takes so many queries at a time that their float32 logits stay below this
+
+
+def _use_cudnn(q: Array) -> bool:
+    return jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16)
+
+
+def dense_attention(q: Array, k: Array, v: Array) -> Array:
+    """softmax(q kᵀ / sqrt(H)) v: [B, T, N, H], [B, S, N, H] ×2 -> [B, T, N, H]. Memory grows with T + S, not with T·S."""
+    if _use_cudnn(q):
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    B, T, N, H = q.shape
+    rows = max(1, LOGITS_BYTES // (4 * B * N * k.shape[1]))
+    if rows >= T:
+        return jax.nn.dot_product_attention(q, k, v, implementation="xla")
+    chunks = -(-T // rows)
+    q = jnp.pad(q, ((0, 0), (0, chunks * rows - T), (0, 0), (0, 0))).reshape(B, chunks, rows, N, H)
+    out = jax.lax.map(lambda rows_of_q: jax.nn.dot_product_attention(rows_of_q, k, v, implementation="xla"), jnp.moveaxis(q, 1, 0))
+    return jnp.moveaxis(out, 0, 1).reshape(B, chunks * rows, N, H)[:, :T]
+
+
+def split_tokens(x: Array, frames: int, num_special: int) -> tuple[Array, Array]:
+    """[B, F·P, N, H] -> special tokens [B, F·S, N, H] and patch tokens [B, F·(P-S), N, H], frame after frame."""
+    B, _, N, H = x.shape
+    x = x.reshape(B, frames, -1, N, H)
+    return x[:, :, :num_special].reshape(B, -1, N, H), x[:, :, num_special:].reshape(B, -1, N, H)
+
+
+def merge_tokens(special: Array, patch: Array, frames: int) -> Array:
+    """The inverse of `split_tokens`."""
+    B, _, N, H = patch.shape
+    parts = (special.reshape(B, frames, -1, N, H), patch.reshape(B, frames, -1, N, H))
+    return jnp.concatenate(parts, 2).reshape(B, -1, N, H)
+
+
+def sparse_global_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    frames: int,
+    num_special: int,
+    sparsity: Sparsity,
+    keep_count: Array | int | None,
+    max_keep: int,
+    cdf_threshold: Array | float | None,
+) -> tuple[Array, Array]:
+    """Block-sparse attention between the tokens of all frames (METHOD.md; arXiv 2509.07120 §3).
+
+    Special queries attend to every key. Patch queries attend to the patch blocks that the pooled map selects and to the special keys.
+
+    Args:
+      q, k, v: [B, F·P, N, H] in model order (each frame: `num_special` special tokens, then its patches), after QK-norm and RoPE.
+      keep_count, max_keep, cdf_threshold: of this layer, see `pallas_kernels.pooled_block_mask`.
+
+    Returns:
+      [B, F·P, N, H], and the density f32[]: the mean of the block mask, the forced special columns included, special queries not.
+    """
+    q_special, q_patch = split_tokens(q, frames, num_special)
+    k_special, k_patch = split_tokens(k, frames, num_special)
+    v_special, v_patch = split_tokens(v, frames, num_special)
+    k_all = jnp.concatenate([k_patch, k_special], 1)
+    v_all = jnp.concatenate([v_patch, v_special], 1)
+    patches, specials = k_patch.shape[1], k_special.shape[1]
+    # "official": the special keys follow the patch keys without a gap, so the first of them share the last, partial patch block.
+    kv_runs = (patches, specials) if sparsity.special_keys == "dense" else (patches + specials,)
+    mask = pooled_block_mask(
+        q_patch,
+        k_patch,
+        keep_count=keep_count,
+        max_keep=max_keep,
+        cdf_threshold=cdf_threshold,
+        block=sparsity.block,
+        kv_runs=kv_runs,
+        pool=sparsity.pool,
+    )
+    out_patch = block_sparse_attention(q_patch, k_all, v_all, mask)
+    out_special = dense_attention(q_special, k_all, v_all)
+    return merge_tokens(out_special, out_patch, frames), mask.density
+
+
+def hilbert_order(h: int, w: int) -> list[int]:
+    """Row-major indices y·w + x of an h×w grid along the generalised Hilbert ("gilbert") curve.
+
+    Starts at (0, 0) and runs along the longer side, along x for a square. Source: the curve of J. Červený's public description, the
+    order that the released sparse-vggt code uses when its Hilbert option is on.
+    """
+    cells: list[int] = []
+
+    def walk(x: int, y: int, ax: int, ay: int, bx: int, by: int) -> None:
+        """Fills the rectangle spanned by a (the main direction) and b from corner (x, y)."""
+        width, height = abs(ax + ay), abs(bx + by)
+        dax, day, dbx, dby = _sign(ax), _sign(ay), _sign(bx), _sign(by)
+        if height == 1:
+            cells.extend((y + i * day) * w + x + i * dax for i in range(width))
+            return
+        if width == 1:
+            cells.extend((y + i * dby) * w + x + i * dbx for i in range(height))
+            return
+        # Halves rounded down, towards minus infinity: the curve is defined by that.
+        ax2, ay2, bx2, by2 = ax // 2, ay // 2, bx // 2, by // 2
+        if 2 * width > 3 * height:
+            if abs(ax2 + ay2) % 2 and width > 2:
+                ax2, ay2 = ax2 + dax, ay2 + day
+            walk(x, y, ax2, ay2, bx, by)
+            walk(x + ax2, y + ay2, ax - ax2, ay - ay2, bx, by)
+            return
+        if abs(bx2 + by2) % 2 and height > 2:
+            bx2, by2 = bx2 + dbx, by2 + dby
+        walk(x, y, bx2, by2, ax2, ay2)
+        walk(x + bx2, y + by2, ax, ay, bx - bx2, by - by2)
+        walk(x + (ax - dax) + (bx2 - dbx), y + (ay - day) + (by2 - dby), -bx2, -by2, -(ax - ax2), -(ay - ay2))
+
+    if w >= h:
+        walk(0, 0, w, 0, 0, h)
+    else:
+        walk(0, 0, 0, h, w, 0)
+    return cells
+
+
+def _sign(n: int) -> int:
+    return (n > 0) - (n < 0)

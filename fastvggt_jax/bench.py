@@ -1,0 +1,177 @@
+"""Whole-model time and peak memory over frames × sparsity, beside PyTorch's attention at the same shapes.
+
+    python -m fastvggt_jax.bench --frames 1 10 50 100 --sparse-ratio dense 0.75
+
+Weights and images are random: the time does not depend on them, nor does a dense model's; which blocks a sparse model keeps does, but with
+`--sparse-ratio` alone their number does not. Each row runs in a process of its own, so its peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fastvggt_jax.demo import random_params
+from fastvggt_jax.models.vggt import HEADS, VGGT
+from fastvggt_jax.sparsity import Sparsity
+
+GIB = 2**30
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """One row: compiles and runs the model on `args.frames[0]` frames."""
+    frames, ratio = args.frames[0], args.sparse_ratio[0]
+    sparsity = None if ratio == "dense" else Sparsity(sparse_ratio=float(ratio), cdf_threshold=args.cdf_threshold)
+    config = json.loads(Path(args.config).read_text()) if args.config else {}
+    model = VGGT.from_config(config.get("config", config), heads=tuple(args.heads), sparsity=sparsity)
+    if args.dtype:
+        model = model.clone(dtype=jnp.dtype(args.dtype))
+    params = random_params(model, dtype=jnp.dtype(args.param_dtype))
+    height, width = args.size
+    images = jax.random.uniform(jax.random.key(1), (1, frames, height, width, 3))
+    points = jnp.full((1, 256, 2), height / 2, jnp.float32) if "track" in args.heads else None
+    jax.block_until_ready((params, images))
+    start = time.perf_counter()
+    step = jax.jit(model.apply).lower(params, images, points).compile()
+    compile_s = time.perf_counter() - start
+    jax.block_until_ready(step(params, images, points))
+    times = []
+    for _ in range(args.repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(step(params, images, points))
+        times.append(time.perf_counter() - start)
+    seconds = statistics.median(times)
+    stats = jax.devices()[0].memory_stats() or {}
+    return {
+        "frames": frames,
+        "size": [height, width],
+        "sparse_ratio": ratio,
+        "seconds": seconds,
+        "ms_per_frame": 1e3 * seconds / frames,
+        "compile_seconds": compile_s,
+        "peak_gib": stats.get("peak_bytes_in_use", 0) / GIB,
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+    }
+
+
+def torch_attention_ms(frames: int, size: tuple[int, int], repeats: int) -> dict[str, float]:
+    """PyTorch SDPA of one global layer, bf16, 16 heads × 64, in ms by backend; empty where torch or CUDA is missing."""
+    try:
+        import torch
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+    except ImportError:
+        return {}
+    if not torch.cuda.is_available():
+        return {}
+    tokens = frames * (5 + size[0] // 14 * (size[1] // 14))
+    q, k, v = (torch.randn(1, 16, tokens, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    result = {}
+    for name, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION)):
+        with sdpa_kernel(backend):
+            run = lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v)  # noqa: B023, E731
+            result[name] = _cuda_ms(torch, run, repeats)
+    return result
+
+
+def jax_attention_ms(frames: int, size: tuple[int, int], repeats: int) -> float:
+    """Our dense attention of one global layer at the same shape, in ms."""
+    from fastvggt_jax.attention import dense_attention
+
+    tokens = frames * (5 + size[0] // 14 * (size[1] // 14))
+    q, k, v = (jax.random.normal(key, (1, tokens, 16, 64), jnp.bfloat16) for key in jax.random.split(jax.random.key(0), 3))
+    attend = jax.jit(lambda q, k, v: jax.lax.fori_loop(0, repeats, lambda _, x: dense_attention(x, k, v), q))
+    jax.block_until_ready(attend(q, k, v))
+    start = time.perf_counter()
+    jax.block_until_ready(attend(q, k, v))
+    return 1e3 * (time.perf_counter() - start) / repeats
+
+
+def _cuda_ms(torch: Any, run: Any, repeats: int) -> float:
+    run()
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(repeats):
+        run()
+    stop.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(stop) / repeats
+
+
+def attention_row(args: argparse.Namespace) -> dict[str, Any]:
+    frames = args.frames[0]
+    ours = jax_attention_ms(frames, args.size, args.repeats)
+    return {"frames": frames, "jax": ours} | torch_attention_ms(frames, args.size, args.repeats)
+
+
+def _child(arguments: list[str]) -> dict[str, Any]:
+    """Runs one row in a process of its own; {"error": last line} if it fails."""
+    process = subprocess.run([sys.executable, "-m", "fastvggt_jax.bench", "--row", *arguments], capture_output=True, text=True)
+    if process.returncode:
+        return {"error": (process.stderr.strip().splitlines() or ["no output"])[-1][:200]}
+    return json.loads(process.stdout.strip().splitlines()[-1])
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m fastvggt_jax.bench", description=__doc__.split("\n")[0])
+    parser.add_argument("--frames", type=int, nargs="+", default=[1, 10, 50, 100])
+    parser.add_argument("--sparse-ratio", nargs="+", default=["dense", "0.75"], help="'dense' or ρ")
+    parser.add_argument("--cdf-threshold", type=float, help="τ")
+    parser.add_argument("--size", type=int, nargs=2, default=[518, 518], metavar=("H", "W"))
+    parser.add_argument("--heads", nargs="*", default=["camera", "depth", "point"], choices=HEADS)
+    parser.add_argument("--dtype", help="of the backbone's matrix products (bfloat16)")
+    parser.add_argument("--config", metavar="FILE.json", help="sizes of another model than VGGT-1B")
+    parser.add_argument("--param-dtype", default="float32")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    parser.add_argument("--attention", action="store_true", help="only the attention of one global layer, beside PyTorch's")
+    parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args = parse(arguments)
+    if args.row:
+        print(json.dumps(attention_row(args) if args.attention else measure(args)))
+        return
+    shared = [a for a in ("--heads", *args.heads, "--size", *map(str, args.size), "--repeats", str(args.repeats))]
+    shared += ["--param-dtype", args.param_dtype] + (["--dtype", args.dtype] if args.dtype else [])
+    shared += ["--config", args.config] if args.config else []
+    shared += ["--cdf-threshold", str(args.cdf_threshold)] if args.cdf_threshold is not None else []
+    if not args.attention:
+        print(f"{'frames':>6} {'attention':>9} {'seconds':>8} {'ms/frame':>8} {'compile s':>9} {'peak GiB':>8}")
+        for frames in args.frames:
+            for ratio in args.sparse_ratio:
+                row = _child([*shared, "--frames", str(frames), "--sparse-ratio", ratio])
+                print_row(frames, ratio, row, args.json)
+    print("one global layer's dense attention, ms (bf16, 16 heads × 64): ours, then PyTorch SDPA and its ratio to ours")
+    for frames in args.frames:
+        row = _child([*shared, "--attention", "--frames", str(frames)])
+        if args.json or "error" in row:
+            print(json.dumps(row), flush=True)
+            continue
+        peers = "  ".join(f"torch {name} {row[name]:.2f} (×{row[name] / row['jax']:.2f})" for name in row if name in ("flash", "cudnn"))
+        print(f"{frames:>6} ours {row['jax']:.2f}  {peers}", flush=True)
+
+
+def print_row(frames: int, ratio: str, row: dict[str, Any], as_json: bool) -> None:
+    if as_json or "error" in row:
+        print(json.dumps({"frames": frames, "sparse_ratio": ratio} | row), flush=True)
+        return
+    name = ratio if ratio == "dense" else f"ρ={ratio}"
+    numbers = (row["seconds"], row["ms_per_frame"], row["compile_seconds"], row["peak_gib"])
+    print(f"{frames:>6} {name:>9} {numbers[0]:8.3f} {numbers[1]:8.2f} {numbers[2]:9.1f} {numbers[3]:8.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

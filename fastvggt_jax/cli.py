@@ -1,0 +1,280 @@
+"""The command `fastvggt`. JAX and the models are imported inside the commands, so that --help is quick.
+
+typer, because it comes with what everybody knows: rich help, shell completion, and tests through click's runner.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from fastvggt_jax import __version__
+from fastvggt_jax.sentences import one_sentence
+
+app = typer.Typer(
+    name="fastvggt",
+    help="VGGT in JAX: photographs of a scene to cameras, depth and a point cloud.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Photos = Annotated[list[str], typer.Argument(help="A folder, image files, or a pattern in quotes ('photos/*.jpg').")]
+Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write; it appears when all is done.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace what an earlier run has left in the output folder.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, to stdout.")]
+CacheDir = Annotated[
+    str | None,
+    typer.Option(help="Where compiled programs are kept for the next run, or 'none'. Default: the user's cache."),
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"fastvggt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def reconstruct(
+    photos: Photos,
+    checkpoint: Annotated[str, typer.Option("-c", "--checkpoint", help="A converted weight file (.safetensors).")],
+    output: Output,
+    mode: Annotated[
+        Literal["crop", "pad", "square"],
+        typer.Option(help="crop: full width, what is higher than --size is cut off; pad, square: all, in a square."),
+    ] = "crop",
+    size: Annotated[int, typer.Option(help="Width of what the model sees, in pixels, a multiple of 14.")] = 518,
+    sparse_ratio: Annotated[
+        float | None, typer.Option(help="Block-sparse global attention: share of blocks that may be dropped, 0 to 1.")
+    ] = None,
+    cdf_threshold: Annotated[float | None, typer.Option(help="Block-sparse: share of attention that is kept at least, 0 to 1.")] = None,
+    special_keys: Annotated[
+        Literal["dense", "official"] | None,
+        typer.Option(help="Block-sparse: dense always attends to camera and register tokens (default)."),
+    ] = None,
+    sparse_layers: Annotated[str | None, typer.Option(help="Block-sparse: these global layers only, such as 0-9,18-23.")] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="Of the backbone's matrix products; auto: bfloat16, but float32 on a CPU."),
+    ] = "auto",
+    points_from: Annotated[
+        Literal["depth", "point_head"], typer.Option(help="Points from depth and cameras, or from the point head.")
+    ] = "depth",
+    conf_percentile: Annotated[float, typer.Option(help="Drop the points less confident than this percentile; 0 keeps all.")] = 25.0,
+    edge_filter: Annotated[
+        float | None, typer.Option(help="Drop points at depth jumps larger than this share of the depth, such as 0.03.")
+    ] = None,
+    voxel: Annotated[float | None, typer.Option(help="Keep one point in every cube of this side (in the scene's unit).")] = None,
+    max_points: Annotated[int, typer.Option(help="Keep at most this many points, evenly spread.")] = 5_000_000,
+    depth_original: Annotated[
+        bool, typer.Option("--depth-original", help="Depth in the photographs' own pixels instead of the model's.")
+    ] = False,
+    glb: Annotated[bool | None, typer.Option("--glb/--no-glb", help="Write scene.glb. Default: if trimesh is installed.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without unreadable photographs.")] = False,
+    overwrite: Overwrite = False,
+    cache_dir: CacheDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Cameras, depth and a point cloud of a scene from its photographs; the first one sets the coordinates."""
+    options = dict(mode=mode, size=size, dtype=dtype, points_from=points_from, conf_percentile=conf_percentile)
+    options |= dict(edge_filter=edge_filter, voxel=voxel, max_points=max_points, depth_original=depth_original)
+    options |= dict(glb=_has_trimesh() if glb is None else glb, skip_bad=skip_bad, overwrite=overwrite)
+    with one_sentence(output, as_json):
+        options["sparsity"] = _sparsity(sparse_ratio, cdf_threshold, special_keys, sparse_layers)
+        report = _run(photos, checkpoint, output, options, cache_dir, silent=quiet or as_json)
+    if glb is None and not options["glb"]:
+        report["warnings"].append("no scene.glb: pip install 'fastvggt_jax[glb]' (or say --no-glb)")
+    _print_report(report, quiet, as_json)
+
+
+@app.command()
+def demo(
+    photos: Annotated[list[str] | None, typer.Argument(help="Photographs; four are rendered if left out.")] = None,
+    output: Output = Path("fastvggt-demo"),
+    overwrite: Overwrite = False,
+    cache_dir: CacheDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """The whole way without a download: a tiny model of RANDOM weights, whose output therefore means nothing."""
+    with one_sentence(output, as_json):
+        from fastvggt_jax.export.atomic import check_output_folder
+
+        check_output_folder(output, overwrite=overwrite, ours=("photos", "tiny-random.safetensors", "reconstruction"))
+        output.mkdir(parents=True, exist_ok=True)
+        from fastvggt_jax.demo import write_photos, write_random_checkpoint
+
+        photos = photos or [str(path) for path in write_photos(output / "photos")]
+        checkpoint = output / "tiny-random.safetensors"
+        write_random_checkpoint(checkpoint)
+        options = dict(size=280, glb=_has_trimesh(), overwrite=overwrite)
+        report = _run(photos, str(checkpoint), output / "reconstruction", options, cache_dir, silent=quiet or as_json)
+    report["warnings"].insert(0, "these weights are random, so cameras, depth and points are MEANINGLESS")
+    _print_report(report, quiet, as_json)
+
+
+@app.command()
+def info(checkpoint: Annotated[Path, typer.Argument(help="A weight file (.safetensors).")], as_json: Json = False) -> None:
+    """What a weight file holds: model, heads, numbers of parameters, source, licence."""
+    with one_sentence(checkpoint, as_json):
+        import math
+
+        from fastvggt_jax.tensor_file import open_safetensors
+
+        file = open_safetensors(checkpoint)
+        metadata = dict(file.metadata() or {})
+        config = json.loads(metadata.pop("config", "{}"))
+        parameters: dict[str, int] = {}
+        dtypes = set()
+        for name in file.keys():
+            part = name.replace(".", "/").split("/")[0]
+            tensor = file.get_slice(name)
+            parameters[part] = parameters.get(part, 0) + math.prod(tensor.get_shape())
+            dtypes.add(tensor.get_dtype())
+    report = {
+        "file": str(checkpoint),
+        "bytes": checkpoint.stat().st_size,
+        **metadata,
+        "parameters": sum(parameters.values()),
+        "parameters_by_part": parameters,
+        "dtypes": sorted(dtypes),
+        "config": config,
+    }
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    for key, value in report.items():
+        if isinstance(value, dict):
+            typer.echo(f"{key}:")
+            for inner, number in value.items():
+                typer.echo(f"  {inner:22} {_plain(number)}")
+        else:
+            typer.echo(f"{key + ':':24} {_plain(value)}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def bench(arguments: typer.Context) -> None:
+    """Whole-model time and peak memory over frames and sparsity (python -m fastvggt_jax.bench --help)."""
+    from fastvggt_jax import bench
+
+    bench.main(arguments.args)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _run(photos, checkpoint, output, options, cache_dir, *, silent) -> dict[str, Any]:
+    """reconstruct.reconstruct with progress on stderr; adds the seconds of every step to its report."""
+    _use_compilation_cache(cache_dir)
+    from fastvggt_jax.reconstruct import Settings, reconstruct
+
+    seconds: dict[str, float] = {}
+    columns = SpinnerColumn(finished_text="[green]✓[/]"), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True, quiet=silent), disable=silent) as progress:
+
+        @contextlib.contextmanager
+        def step(name: str) -> Iterator[None]:
+            task = progress.add_task(name, total=1)
+            start = time.perf_counter()
+            yield
+            seconds[name] = round(time.perf_counter() - start, 3)
+            progress.update(task, completed=1)
+
+        report = reconstruct(Settings(tuple(photos), checkpoint, output, **options), step)
+    return report | {"seconds": seconds}
+
+
+def _print_report(report: dict[str, Any], quiet: bool, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(report))
+    if as_json or quiet:
+        return
+    # No rich markup from here on: file names may hold brackets.
+    for kind, texts in (("skipped", [s["reason"] for s in report["skipped"]]), ("warning", report["warnings"])):
+        for text in texts:
+            typer.echo(f"{typer.style(kind, fg='yellow')} {text}", err=True)
+    size, memory, density = report["size"], report["peak_memory_bytes"], report["model"]["density"]
+    count = len(report["photographs"])
+    typer.echo(
+        f"{count} photograph{'s' * (count != 1)} ({size['width']}x{size['height']}) -> {report['output']}: "
+        f"{', '.join(report['files'])}; {report['points']:,} points"
+    )
+    if density:
+        typer.echo(f"global attention computed {sum(density) / len(density):.1%} of its blocks")
+    times = " · ".join(f"{name} {seconds:.1f} s" for name, seconds in report["seconds"].items())
+    peaks = [f"{where} {count / 2**30:.2f} GiB" for where, count in memory.items() if count]
+    typer.echo(f"{times} · peak memory {', '.join(peaks) or 'unknown'} · {report['device']}")
+
+
+def _sparsity(ratio, threshold, special_keys, layers):
+    """A Sparsity, or None for dense attention. Raises ValueError."""
+    if ratio is None and threshold is None:
+        given = [n for n, v in (("--special-keys", special_keys), ("--sparse-layers", layers)) if v is not None]
+        if given:
+            raise ValueError(f"{given[0]} needs --sparse-ratio, --cdf-threshold or both")
+        return None
+    from fastvggt_jax.sparsity import Sparsity
+
+    return Sparsity(ratio, threshold, special_keys=special_keys or "dense", layers=_layers(layers))
+
+
+def _layers(text: str | None) -> tuple[int, ...] | None:
+    """From "0-2,5" to (0, 1, 2, 5)."""
+    if text is None:
+        return None
+    layers = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) < int(first):
+            raise ValueError(f"--sparse-layers must be numbers and ranges such as 0-9,18-23, not {text!r}")
+        layers += range(int(first), int(last or first) + 1)
+    return tuple(layers)
+
+
+def _has_trimesh() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("trimesh") is not None
+
+
+def _use_compilation_cache(cache_dir: str | None) -> None:
+    """Switch JAX's persistent cache on, unless the user has set one up through JAX's own variable."""
+    import jax
+
+    if cache_dir is None:
+        if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+            return
+        if sys.platform == "win32":
+            base = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
+        else:
+            base = "~/Library/Caches" if sys.platform == "darwin" else os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        cache_dir = os.path.join(os.path.expanduser(base), "fastvggt_jax", "xla")
+    jax.config.update("jax_compilation_cache_dir", None if cache_dir == "none" else cache_dir)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)  # small programs compile faster than they load
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def main() -> None:
+    """The entry point of the installed command and of `python -m fastvggt_jax`."""
+    app(prog_name="fastvggt")

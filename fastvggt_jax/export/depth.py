@@ -1,0 +1,75 @@
+"""depth/NAME.npz and NAME.png: every photograph's depth as numbers and as a picture."""
+
+import io
+import os
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from fastvggt_jax.export.atomic import write_file
+from fastvggt_jax.export.colors import colorize
+from fastvggt_jax.scene import Scene
+
+
+def write_depth(scene: Scene, folder: str | os.PathLike, *, original: bool = False) -> list[Path]:
+    """Write for every photograph an .npz and a .png; returns the .npz files, in the order of the photographs.
+
+    The .npz holds depth f32[H, W] along the camera's z (NaN where there is none), conf f32[H, W], valid bool[H, W],
+    K f64[3, 3] of these pixels and cam_from_world f32[3, 4]. They are the model's pixels; with `original`, those of
+    the photograph, bilinearly resampled, and NaN where the model has not seen it.
+    The .png has one scale of colours for all photographs, light near and dark far, logarithmic from the 2nd to the
+    98th percentile (its text fields `near` and `far`); black is no depth.
+
+    Raises ValueError if the scene has no depth (the depth head was off), OSError if writing fails.
+    """
+    if scene.depth is None:
+        raise ValueError("this scene has no depth: run the model with its depth head on")
+    folder = Path(folder)
+    on_photo = np.stack([t.valid_mask() for t in scene.transforms]) & np.isfinite(scene.depth)
+    near, far = np.percentile(scene.depth[on_photo], [2, 98]) if on_photo.any() else (1.0, 1.0)
+    paths = []
+    for i, stem in enumerate(file_stems(scene.names)):
+        depth = np.where(on_photo[i], scene.depth[i], np.float32(np.nan))
+        conf, K = scene.depth_conf[i], scene.K[i].astype(np.float64)
+        if original:
+            t = scene.transforms[i]
+            depth, conf, K = t.map_to_original(depth), t.map_to_original(conf), scene.K_original(i)
+        arrays = dict(depth=depth, conf=conf, valid=np.isfinite(depth), K=K, cam_from_world=scene.cam_from_world[i])
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        write_file(folder / f"{stem}.npz", buffer.getbuffer())
+        write_file(folder / f"{stem}.png", _picture(depth, near, far))
+        paths.append(folder / f"{stem}.npz")
+    return paths
+
+
+def file_stems(names: tuple[str, ...]) -> list[str]:
+    """A file name without ending for every photograph, all different whatever the file system makes of capitals."""
+    stems, taken = [], set()
+    for name in names:
+        path = PurePosixPath(name.replace("\\", "/"))
+        # With its folders if it has any, and with its ending if that alone tells it from another photograph.
+        parts = [p for p in path.parts if p not in ("/", "..")]
+        full = "_".join(parts)
+        options = [full.removesuffix(path.suffix), full, *(f"{full}_{k}" for k in range(2, len(names) + 2))]
+        stem = next(option for option in options if option.casefold() not in taken)
+        taken.add(stem.casefold())
+        stems.append(stem)
+    return stems
+
+
+def _picture(depth: np.ndarray, near: float, far: float) -> memoryview:
+    """PNG bytes of a depth map f32[H, W]."""
+    tiny = np.finfo(np.float32).tiny
+    log_near, log_far = np.log(max(near, tiny)), np.log(max(far, tiny))
+    known = np.isfinite(depth)
+    logs = np.log(np.maximum(depth, tiny), where=known, out=np.full_like(depth, log_far))
+    pixels = colorize((log_far - logs) / max(log_far - log_near, 1e-6))
+    pixels[~known] = 0
+    text = PngImagePlugin.PngInfo()
+    text.add_text("near", f"{near:g}")
+    text.add_text("far", f"{far:g}")
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", pnginfo=text)
+    return buffer.getbuffer()

@@ -1,0 +1,92 @@
+"""DINOv2 ViT with registers, the image encoder (upstream: vggt/layers/vision_transformer.py). LayerNorm eps 1e-6 everywhere."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from fastvggt_jax.models.vit import Block, layer_norm, scan_blocks
+
+Array = jax.Array
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+NORM_EPS = 1e-6
+
+
+def resize_pos_embed(table: Array, h: int, w: int) -> Array:
+    """Position table [1, 1 + n·n, C] for an h×w patch grid: [1, 1 + h·w, C]; row 0 belongs to the class token.
+
+    Bicubic with antialias and half-pixel centres, no offset (upstream sets interpolate_antialias and interpolate_offset=0 for the
+    register variants). With antialias torch uses the Keys kernel a = -0.5, as jax.image.resize does. Used as it is where the grid fits.
+    """
+    n = round((table.shape[1] - 1) ** 0.5)
+    if (h, w) == (n, n):
+        return table
+    grid = table[0, 1:].astype(jnp.float32).reshape(n, n, -1)
+    grid = jax.image.resize(grid, (h, w, grid.shape[-1]), "cubic", antialias=True)
+    return jnp.concatenate([table[:, :1], grid.reshape(1, h * w, -1)], 1)
+
+
+class PatchProjection(nn.Module):
+    """A convolution whose stride is its size, as one matrix product: [B, h·p, w·p, 3] -> [B, h·w, D], row-major."""
+
+    patch_size: int
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        p = self.patch_size
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, images.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        patches = rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)
+        kernel = rearrange(kernel, "p q c d -> (p q c) d")
+        return patches.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+
+
+class PatchEmbed(nn.Module):
+    patch_size: int
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        return PatchProjection(self.patch_size, self.features, self.dtype, name="proj")(images)
+
+
+class DinoV2(nn.Module):
+    """Images to patch tokens; the defaults are ViT-L/14 with 4 registers, its position table made for 518 px."""
+
+    img_size: int = 518
+    patch_size: int = 14
+    embed_dim: int = 1024
+    depth: int = 24
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    num_register_tokens: int = 4
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        D, normal = self.embed_dim, nn.initializers.normal(0.02)
+        self.cls_token = self.param("cls_token", normal, (1, 1, D))
+        self.pos_embed = self.param("pos_embed", normal, (1, 1 + (self.img_size // self.patch_size) ** 2, D))
+        self.register_tokens = self.param("register_tokens", normal, (1, self.num_register_tokens, D))
+        self.patch_embed = PatchEmbed(self.patch_size, D, self.dtype)
+        self.blocks = Block(self.num_heads, NORM_EPS, self.mlp_ratio, dtype=self.dtype)
+        self.norm = layer_norm(NORM_EPS)
+
+    def embed(self, images: Array) -> Array:
+        """[B, H, W, 3] in [0, 1] -> f32[B, 1 + registers + h·w, D]: class token, registers, patches. Registers get no position."""
+        B, H, W, _ = images.shape
+        images = (images - jnp.asarray(IMAGE_MEAN, jnp.float32)) / jnp.asarray(IMAGE_STD, jnp.float32)
+        patches = self.patch_embed(images).astype(jnp.float32)
+        x = jnp.concatenate([jnp.tile(self.cls_token, (B, 1, 1)), patches], 1)
+        x = x + resize_pos_embed(self.pos_embed, H // self.patch_size, W // self.patch_size)
+        return jnp.concatenate([x[:, :1], jnp.tile(self.register_tokens, (B, 1, 1)), x[:, 1:]], 1)
+
+    def __call__(self, images: Array) -> Array:
+        """f32[B, H, W, 3] in [0, 1] -> f32[B, h·w, D]: the normed patch tokens; class and register tokens are dropped."""
+        x = scan_blocks(self.blocks, self.depth, self.embed(images))
+        return self.norm(x)[:, 1 + self.num_register_tokens :]

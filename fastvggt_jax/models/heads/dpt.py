@@ -1,0 +1,187 @@
+"""DPT heads: four tapped layers of tokens to a dense map a frame (upstream: vggt/heads/dpt_head.py). Float32, NHWC.
+
+Three quirks of upstream that trained weights rely on: every resize aligns corners; a position embedding of the image plane is added twice;
+the residual units' skip carries relu(x), because upstream's ReLU works in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fastvggt_jax.models.vit import layer_norm
+
+Array = jax.Array
+UV_RATIO = 0.1
+
+
+def uv_axes(h: int, w: int, aspect: float) -> tuple[np.ndarray, np.ndarray]:
+    """f64[w], f64[h]: u and v of pixel centres on an image plane of half diagonal 1 whose aspect W/H is the *image's*."""
+    span_u, span_v = aspect / np.sqrt(aspect**2 + 1), 1 / np.sqrt(aspect**2 + 1)
+    u = np.linspace(-span_u * (w - 1) / w, span_u * (w - 1) / w, w)
+    v = np.linspace(-span_v * (h - 1) / h, span_v * (h - 1) / h, h)
+    return u, v
+
+
+def uv_embedding(h: int, w: int, channels: int, aspect: float) -> Array:
+    """f32[h, w, channels]: [sin u·ω, cos u·ω, sin v·ω, cos v·ω], ω = 100^(-j / (channels/4)); angles in float64.
+
+    Half of the channels depend on the column alone, half on the row: two small tables, so no large constant enters the program.
+    """
+    omega = 100.0 ** (-np.arange(channels // 4) / (channels / 4))
+    angles = [axis[:, None] * omega for axis in uv_axes(h, w, aspect)]
+    u, v = (np.concatenate([np.sin(a), np.cos(a)], -1).astype(np.float32) for a in angles)
+    shape = (h, w, channels // 2)
+    return jnp.concatenate([jnp.broadcast_to(u, shape), jnp.broadcast_to(v[:, None], shape)], -1)
+
+
+def _lerp_axis(x: Array, size: int, axis: int) -> Array:
+    old = x.shape[axis]
+    if size == old:
+        return x
+    source = np.arange(size) * ((old - 1) / (size - 1) if size > 1 else 0.0)
+    low = np.minimum(source.astype(np.int32), old - 1)
+    high = np.minimum(low + 1, old - 1)
+    weight = (source - low).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(x.ndim)])
+    return jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
+
+
+def resize_align_corners(x: Array, h: int, w: int) -> Array:
+    """Bilinear, corners aligned: [N, h', w', C] -> [N, h, w, C]. Not what jax.image.resize does."""
+    return _lerp_axis(_lerp_axis(x, h, 1), w, 2)
+
+
+def _conv(features: int, size: int, name: str, use_bias: bool = True, stride: int = 1) -> nn.Conv:
+    return nn.Conv(features, (size, size), strides=stride, padding=size // 2, use_bias=use_bias, name=name)
+
+
+class PatchUpsample(nn.Module):
+    """A transposed convolution whose stride is its size: [N, h, w, C] -> [N, h·size, w·size, C]."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        n, h, w, C = x.shape
+        s = self.size
+        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=-2), (s, s, C, C))
+        bias = self.param("bias", nn.initializers.zeros, (C,))
+        return jnp.einsum("nhwc,ijcd->nhiwjd", x, kernel).reshape(n, h * s, w * s, C) + bias
+
+
+class ResidualConvUnit(nn.Module):
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = jax.nn.relu(x)
+        y = _conv(x.shape[-1], 3, "conv1")(x)
+        return _conv(x.shape[-1], 3, "conv2")(jax.nn.relu(y)) + x
+
+
+class FeatureFusion(nn.Module):
+    """Adds a finer level (none at the coarsest), refines, resizes to (h, w)."""
+
+    @nn.compact
+    def __call__(self, x: Array, level: Array | None, h: int, w: int) -> Array:
+        if level is not None:
+            x = x + ResidualConvUnit(name="resConfUnit1")(level)
+        x = ResidualConvUnit(name="resConfUnit2")(x)
+        return _conv(x.shape[-1], 1, "out_conv")(resize_align_corners(x, h, w))
+
+
+class Scratch(nn.Module):
+    """From the four levels to the output; upstream keeps MiDaS's name for it. `out_channels` 0 stops before output_conv2."""
+
+    features: int
+    out_channels: int
+    uv: bool
+
+    @nn.compact
+    def __call__(self, levels: list[Array], h: int, w: int, aspect: float) -> Array:
+        levels = [_conv(self.features, 3, f"layer{i + 1}_rn", use_bias=False)(x) for i, x in enumerate(levels)]
+        x = None
+        for i in (3, 2, 1, 0):
+            finer = levels[i - 1].shape[1:3] if i else tuple(2 * s for s in levels[0].shape[1:3])
+            fusion = FeatureFusion(name=f"refinenet{i + 1}")
+            x = fusion(levels[3], None, *finer) if x is None else fusion(x, levels[i], *finer)
+        x = _conv(self.features // 2 if self.out_channels else self.features, 3, "output_conv1")(x)
+        x = add_uv(resize_align_corners(x, h, w), aspect, self.uv)
+        if not self.out_channels:
+            return x
+        x = jax.nn.relu(_conv(32, 3, "output_conv2_0")(x))  # 32 whatever `features` is
+        return _conv(self.out_channels, 1, "output_conv2_2")(x)
+
+
+def add_uv(x: Array, aspect: float, uv: bool) -> Array:
+    return x + UV_RATIO * uv_embedding(*x.shape[1:], aspect) if uv else x
+
+
+class DPTHead(nn.Module):
+    """Args: `features` of the fusion, `level_channels` of the four levels, `out_channels` logits (0: features only), `down_ratio` of the
+    output, `uv` whether the image-plane embedding is added."""
+
+    features: int = 256
+    level_channels: tuple[int, ...] = (256, 512, 1024, 1024)
+    out_channels: int = 2
+    down_ratio: int = 1
+    uv: bool = True
+
+    @nn.compact
+    def __call__(self, taps: Array, image_size: tuple[int, int], patch_size: int) -> Array:
+        """Patch tokens [4, N, h·w, 2D] of the tapped layers -> f32[N, H / down_ratio, W / down_ratio, out_channels or features]."""
+        H, W = image_size
+        h, w, aspect = H // patch_size, W // patch_size, W / H
+        norm = layer_norm(1e-5, "norm")  # shared by the levels
+        levels = []
+        for i, channels in enumerate(self.level_channels):
+            x = norm(taps[i]).reshape(taps.shape[1], h, w, -1)
+            x = add_uv(_conv(channels, 1, f"projects_{i}")(x), aspect, self.uv)
+            if i < 2:
+                x = PatchUpsample(4 // 2**i, name=f"resize_layers_{i}")(x)
+            elif i == 3:
+                x = _conv(channels, 3, "resize_layers_3", stride=2)(x)
+            levels.append(x)
+        scratch = Scratch(self.features, self.out_channels, self.uv, name="scratch")
+        return scratch(levels, H // self.down_ratio, W // self.down_ratio, aspect)
+
+
+def activate_depth(logits: Array) -> tuple[Array, Array]:
+    """[..., 2] -> depth exp(·) [..., 1] and confidence 1 + exp(·) [...]."""
+    return jnp.exp(logits[..., :1]), 1 + jnp.exp(logits[..., 1])
+
+
+def activate_points(logits: Array) -> tuple[Array, Array]:
+    """[..., 4] -> points sign(y)·expm1(|y|) [..., 3] and confidence 1 + exp(·) [...]."""
+    xyz = logits[..., :3]
+    return jnp.sign(xyz) * jnp.expm1(jnp.abs(xyz)), 1 + jnp.exp(logits[..., 3])
+
+
+def over_frame_chunks(
+    head: DPTHead,
+    apply: Callable[[DPTHead, Array], tuple[Array, ...]],
+    taps: Array,
+    shapes: tuple[tuple[int, ...], ...],
+    chunk: int,
+) -> tuple[Array, ...]:
+    """`apply(head, taps[:, some frames])` for all frames, `chunk` at most at a time, so that memory does not grow with F.
+
+    `apply` returns float32 arrays of `shapes` behind a leading frame axis. The last chunk overlaps the one before where F is no multiple.
+    """
+    frames = taps.shape[1]
+    if frames <= chunk:
+        return apply(head, taps)
+    # Among the sizes near `chunk`, the one that computes the fewest frames twice.
+    size = min(range(chunk, chunk // 2, -1), key=lambda c: -(-frames // c) * c)
+    starts = [min(i * size, frames - size) for i in range(-(-frames // size))]
+
+    def body(head: DPTHead, buffers: tuple[Array, ...], start: Array) -> tuple[tuple[Array, ...], None]:
+        outs = apply(head, jax.lax.dynamic_slice_in_dim(taps, start, size, 1))
+        update = jax.lax.dynamic_update_slice_in_dim
+        return tuple(update(b, o, start, 0) for b, o in zip(buffers, outs, strict=True)), None
+
+    buffers = tuple(jnp.zeros((frames, *shape), jnp.float32) for shape in shapes)
+    scan = nn.scan(body, variable_broadcast="params", variable_axes={"intermediates": 0}, split_rngs={"params": False})
+    return scan(head, buffers, jnp.array(starts))[0]

@@ -1,0 +1,328 @@
+"""VGGT: photographs of a scene to cameras, depth, points and tracks in one pass (arXiv 2503.11651; upstream: facebookresearch/vggt).
+
+An image encoder (DINOv2) turns each frame into patch tokens; the aggregator lets them attend within their frame and across all frames in
+turn, 24 times each; four heads read four tapped layers. Letters: B batch, F frames, P tokens a frame (special + patches), D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fastvggt_jax.attention import dense_attention, hilbert_order, sparse_global_attention
+from fastvggt_jax.models.config import from_official, to_json
+from fastvggt_jax.models.dinov2 import DinoV2
+from fastvggt_jax.models.heads.camera import CameraHead
+from fastvggt_jax.models.heads.dpt import DPTHead, activate_depth, activate_points, over_frame_chunks
+from fastvggt_jax.models.heads.track import Tracker
+from fastvggt_jax.models.prediction import Prediction
+from fastvggt_jax.models.rope import Rope, patch_positions, rope_tables
+from fastvggt_jax.models.vit import Block
+from fastvggt_jax.sparsity import Sparsity
+
+Array = jax.Array
+HEADS = ("camera", "depth", "point", "track")
+RUN_FIELDS = "dtype"  # the first field of VGGT that does not define weights
+
+
+class Aggregator(nn.Module):
+    """Alternating attention. LayerNorm eps 1e-5, QK-norm, RoPE; special tokens: one camera token and the registers, in front."""
+
+    img_size: int
+    patch_size: int
+    embed_dim: int
+    encoder_depth: int
+    encoder_num_heads: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float
+    num_register_tokens: int
+    taps: tuple[int, ...]
+    sparsity: Sparsity | None
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        D, normal = self.embed_dim, nn.initializers.normal(1e-6)
+        self.patch_embed = DinoV2(self.img_size, self.patch_size, D, self.encoder_depth, self.encoder_num_heads, dtype=self.dtype)
+        # Index 0 is for the first frame, which fixes the coordinates; index 1 for all others.
+        self.camera_token = self.param("camera_token", normal, (1, 2, 1, D))
+        self.register_token = self.param("register_token", normal, (1, 2, self.num_register_tokens, D))
+        self.frame_blocks = Block(self.num_heads, 1e-5, self.mlp_ratio, qk_norm=True, dtype=self.dtype)
+        self.global_blocks = Block(self.num_heads, 1e-5, self.mlp_ratio, qk_norm=True, dtype=self.dtype)
+
+    def embed(self, images: Array) -> Array:
+        """[B, F, H, W, 3] -> f32[B, F, P, D]."""
+        B, F = images.shape[:2]
+        patches = self.patch_embed(images.reshape(B * F, *images.shape[2:]))
+        special = jnp.concatenate([self.camera_token, self.register_token], 2)  # [1, 2, 1 + registers, D]
+        special = special[:, [0] + [1] * (F - 1)]
+        special = jnp.broadcast_to(special, (B, *special.shape[1:]))
+        return jnp.concatenate([special, patches.reshape(B, F, -1, self.embed_dim)], 2)
+
+    def __call__(self, images: Array) -> tuple[Array, Array]:
+        """f32[B, F, H, W, 3] -> the tapped layers, dtype[taps, B, F, P, 2D], and the last camera tokens, f32[B, F, 2D].
+
+        A layer's output is the frame block's beside the global block's.
+        """
+        x = self.embed(images)
+        B, F, P, D = x.shape
+        h, w = (s // self.patch_size for s in images.shape[2:4])
+        num_special = 1 + self.num_register_tokens
+        positions = patch_positions(h, w, num_special)
+        order = None
+        if self.sparsity is not None and self.sparsity.order == "hilbert":
+            order = np.array([*range(num_special), *(num_special + i for i in hilbert_order(h, w))])
+            x, positions = x[:, :, order], positions[order]
+        rope = rope_tables(positions, D // self.num_heads)
+        global_rope = Rope(*(jnp.tile(t, (F, 1, 1)) for t in rope))
+
+        def pair(frame_block: Block, carry: tuple, layer: dict, global_block: Block) -> tuple[tuple, None]:
+            x, taps, _ = carry
+            frame_out = frame_block(x.reshape(B * F, P, D), rope).reshape(B, F, P, D)
+
+            def attend(q: Array, k: Array, v: Array) -> Array:
+                if self.sparsity is None:
+                    return dense_attention(q, k, v)
+                out, density = self.attend_sparse(q, k, v, F, layer)
+                global_block.sow("intermediates", "density", density)
+                return out
+
+            x = global_block(frame_out.reshape(B, F * P, D), global_rope, attend).reshape(B, F, P, D)
+            both = jnp.concatenate([frame_out, x], -1)
+            # Every layer writes into the slot of the next tap; the tapped layer writes last.
+            taps = jax.lax.dynamic_update_index_in_dim(taps, both.astype(taps.dtype), layer["slot"], 0)
+            return (x, taps, both[:, :, 0]), None
+
+        scan = nn.scan(
+            pair,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=self.depth,
+        )
+        taps = jnp.zeros((len(self.taps), B, F, P, 2 * D), self.dtype)
+        carry = (x, taps, jnp.zeros((B, F, 2 * D), jnp.float32))
+        (_, taps, camera), _ = scan(self.frame_blocks, carry, self.layer_inputs(F * h * w), self.global_blocks)
+        if order is not None:
+            taps = taps[:, :, :, np.argsort(order)]
+        return taps, camera
+
+    def layer_inputs(self, patch_tokens: int) -> dict[str, Array]:
+        """What the scan hands to each layer: its tap slot and, when sparse, whether it is sparse, its n_ratio and its τ."""
+        slots = [sum(tap < layer for tap in self.taps) for layer in range(self.depth)]
+        layer = {"slot": jnp.array(slots)}
+        if self.sparsity is not None:
+            self.sparsity.check_depth(self.depth)
+            keep = self.sparsity.keep_counts(self.sparsity.num_kv_blocks(patch_tokens), self.depth)
+            cdf = self.sparsity.cdf_thresholds(self.depth)
+            layer["sparse"] = jnp.array(self.sparsity.is_sparse(self.depth))
+            layer |= {} if keep is None else {"keep": jnp.array(keep, jnp.int32)}
+            layer |= {} if cdf is None else {"cdf": jnp.array(cdf, jnp.float32)}
+        return layer
+
+    def attend_sparse(self, q: Array, k: Array, v: Array, frames: int, layer: dict) -> tuple[Array, Array]:
+        """One global layer's attention and its density: sparse, or dense if the layer is not among `Sparsity.layers`."""
+        num_special = 1 + self.num_register_tokens
+        patch_tokens = q.shape[1] - frames * num_special
+        keep = self.sparsity.keep_counts(self.sparsity.num_kv_blocks(patch_tokens), self.depth)
+
+        def sparse(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+            return sparse_global_attention(
+                q,
+                k,
+                v,
+                frames=frames,
+                num_special=num_special,
+                sparsity=self.sparsity,
+                keep_count=layer.get("keep"),
+                max_keep=0 if keep is None else max(keep),
+                cdf_threshold=layer.get("cdf"),
+            )
+
+        if self.sparsity.layers is None:
+            return sparse(q, k, v)
+        dense = lambda q, k, v: (dense_attention(q, k, v), jnp.float32(1))
+        return jax.lax.cond(layer["sparse"], sparse, dense, q, k, v)
+
+
+class TrackHead(nn.Module):
+    """Feature maps at half resolution from a DPT of its own, then the tracker."""
+
+    dpt: dict[str, Any]
+    tracker_args: dict[str, Any]
+
+    def setup(self) -> None:
+        self.feature_extractor = DPTHead(**self.dpt)
+        self.tracker = Tracker(**self.tracker_args)
+
+
+class VGGT(nn.Module):
+    """The fields are the configuration, their defaults the released VGGT-1B; a tiny model is the same class with smaller numbers.
+
+    Those up to `track_pos_embed` define the weights (`config()`); the rest only how they are run:
+
+    Attributes:
+      dtype: of the encoder's and the aggregator's matrix products; heads, norms, RoPE and softmax statistics are float32 always.
+      sparsity: block-sparse global attention; None = dense.
+      frames_chunk: how many frames the dense heads take at a time.
+    """
+
+    img_size: int = 518  # the square image that the position table was made for; any multiple of patch_size runs
+    patch_size: int = 14
+    embed_dim: int = 1024
+    encoder_depth: int = 24
+    encoder_num_heads: int = 16
+    depth: int = 24  # pairs of a frame and a global block
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    num_register_tokens: int = 4
+    taps: tuple[int, ...] = (4, 11, 17, 23)
+    camera_trunk_depth: int = 4
+    camera_num_heads: int = 16
+    camera_iterations: int = 4
+    dpt_features: int = 256
+    dpt_level_channels: tuple[int, ...] = (256, 512, 1024, 1024)
+    track_features: int = 128
+    track_iterations: int = 4
+    track_stride: int = 2
+    track_corr_levels: int = 7
+    track_corr_radius: int = 4
+    track_hidden: int = 384
+    track_depth: int = 6
+    track_num_heads: int = 8
+    track_num_virtual: int = 64
+    track_max_scale: int = 518
+    heads: tuple[str, ...] = HEADS
+    track_pos_embed: bool = False  # True for the "tracker fixed" checkpoint
+
+    dtype: Any = jnp.bfloat16
+    sparsity: Sparsity | None = None
+    frames_chunk: int = 8
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], **fields: Any) -> VGGT:
+        """From `config()`'s dict or a nested one in upstream's words; `fields` override. Raises ValueError for unknown keys."""
+        return cls(**{**from_official(cls, config, RUN_FIELDS), **fields})
+
+    def config(self) -> dict[str, Any]:
+        """The JSON-able fields that define the weights."""
+        return to_json(self, RUN_FIELDS)
+
+    def abstract_params(self) -> dict[str, Any]:
+        """{"params": tree of jax.ShapeDtypeStruct}, without computing anything."""
+        images = jax.ShapeDtypeStruct((1, 1, self.img_size, self.img_size, 3), jnp.float32)
+        points = jax.ShapeDtypeStruct((1, 1, 2), jnp.float32) if "track" in self.heads else None
+        return jax.eval_shape(self.init, jax.random.key(0), images, points)
+
+    def setup(self) -> None:
+        unknown = set(self.heads) - set(HEADS)
+        if unknown:
+            raise ValueError(f"heads={self.heads}: {sorted(unknown)} is none of {HEADS}")
+        if self.taps[-1] != self.depth - 1 or len(self.taps) != 4:
+            raise ValueError(f"taps={self.taps} must be four layers, the last one the last of {self.depth}")
+        self.aggregator = Aggregator(
+            self.img_size,
+            self.patch_size,
+            self.embed_dim,
+            self.encoder_depth,
+            self.encoder_num_heads,
+            self.depth,
+            self.num_heads,
+            self.mlp_ratio,
+            self.num_register_tokens,
+            self.taps,
+            self.sparsity,
+            self.dtype,
+        )
+        if "camera" in self.heads:
+            self.camera_head = CameraHead(self.camera_trunk_depth, self.camera_num_heads, num_iterations=self.camera_iterations)
+        if "depth" in self.heads:
+            self.depth_head = DPTHead(self.dpt_features, self.dpt_level_channels, out_channels=2)
+        if "point" in self.heads:
+            self.point_head = DPTHead(self.dpt_features, self.dpt_level_channels, out_channels=4)
+        if "track" in self.heads:
+            self.track_head = TrackHead(
+                dpt={
+                    "features": self.track_features,
+                    "level_channels": self.dpt_level_channels,
+                    "out_channels": 0,
+                    "down_ratio": self.track_stride,
+                    "uv": self.track_pos_embed,
+                },
+                tracker_args={
+                    "iters": self.track_iterations,
+                    "stride": self.track_stride,
+                    "corr_levels": self.track_corr_levels,
+                    "corr_radius": self.track_corr_radius,
+                    "hidden": self.track_hidden,
+                    "depth": self.track_depth,
+                    "num_heads": self.track_num_heads,
+                    "num_virtual": self.track_num_virtual,
+                    "max_scale": self.track_max_scale,
+                },
+            )
+
+    def __call__(self, images: Array, query_points: Array | None = None) -> Prediction:
+        """Reconstructs B scenes of F views each.
+
+        Args:
+          images: float[B, F, H, W, 3] in [0, 1]; H and W multiples of `patch_size`. The first frame fixes the coordinates.
+          query_points: float[B, Q, 2], pixels (x, y) of frame 0 to track; None leaves the track head out.
+
+        Raises:
+          ValueError: wrong shape or dtype.
+        """
+        check_images(images, self.patch_size)
+        if query_points is not None and (query_points.ndim != 3 or query_points.shape[::2] != (images.shape[0], 2)):
+            raise ValueError(f"query_points {query_points.shape} must be [B={images.shape[0]}, Q, 2], pixels (x, y) of frame 0")
+        B, F, H, W, _ = images.shape
+        smallest = self.track_stride << (self.track_corr_levels - 1)
+        if "track" in self.heads and query_points is not None and min(H, W) < smallest:
+            raise ValueError(f"images of {H}×{W} are too small to track points in: both sides need {smallest} pixels or more")
+        taps, camera_tokens = self.aggregator(images.astype(jnp.float32))
+        taps = taps.reshape(len(self.taps), B * F, *taps.shape[3:])
+        out: dict[str, Any] = {}
+        if "camera" in self.heads:
+            out["pose_enc_list"] = self.camera_head(camera_tokens)
+            out["pose_enc"] = out["pose_enc_list"][-1]
+        if "depth" in self.heads:
+            out["depth"], out["depth_conf"] = self.dense(self.depth_head, activate_depth, taps, B, (H, W), 1)
+        if "point" in self.heads:
+            out["world_points"], out["world_points_conf"] = self.dense(self.point_head, activate_points, taps, B, (H, W), 3)
+        if "track" in self.heads and query_points is not None:
+            head = self.track_head.feature_extractor
+            shape = (H // self.track_stride, W // self.track_stride, self.track_features)
+            (maps,) = over_frame_chunks(head, lambda head, taps: (self.logits(head, taps, (H, W)),), taps, (shape,), self.frames_chunk)
+            tracks, out["vis"], out["conf"] = self.track_head.tracker(query_points, maps.reshape(B, F, *shape))
+            out["track"] = tracks[-1]
+        return Prediction(**out)
+
+    def logits(self, head: DPTHead, taps: Array, image_size: tuple[int, int]) -> Array:
+        return head(taps[:, :, 1 + self.num_register_tokens :], image_size, self.patch_size)
+
+    def dense(self, head: DPTHead, activate, taps: Array, batch: int, image_size: tuple[int, int], channels: int):
+        """A dense head's values [B, F, H, W, channels] and confidence [B, F, H, W]."""
+        outs = over_frame_chunks(
+            head,
+            lambda head, taps: activate(self.logits(head, taps, image_size)),
+            taps,
+            ((*image_size, channels), image_size),
+            self.frames_chunk,
+        )
+        return tuple(o.reshape(batch, -1, *o.shape[1:]) for o in outs)
+
+
+def check_images(images: Array, patch_size: int) -> None:
+    """Raises ValueError unless images are float[B, F, H, W, 3] with H and W multiples of `patch_size`."""
+    if images.ndim != 5 or images.shape[-1] != 3:
+        hint = "; these look channels-first, transpose to NHWC" if images.ndim == 5 and images.shape[2] == 3 else ""
+        raise ValueError(f"images {images.shape} must be [B, F, H, W, 3] (channels last){hint}")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images are {images.dtype}, they must be floating point in [0, 1]; divide 8-bit pixels by 255")
+    for name, size in zip("HW", images.shape[2:4], strict=True):
+        if size % patch_size or not size:
+            raise ValueError(f"image size {name}={size} must be a positive multiple of the patch size {patch_size}")

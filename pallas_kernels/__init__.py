@@ -1,0 +1,6 @@
+"""Block-sparse attention for GPUs, written in JAX. Knows arrays, no models: see `reference` for the definitions."""
+
+from pallas_kernels.api import block_sparse_attention, pooled_block_mask
+from pallas_kernels.block_mask import BlockMask
+
+__all__ = ["BlockMask", "block_sparse_attention", "pooled_block_mask"]

@@ -1,0 +1,70 @@
+"""The definitions, in plain XLA and float32. Read this first: every faster implementation must agree with it.
+
+Source: "Faster VGGT with Block-Sparse Global Attention" (arXiv 2509.07120) and the behaviour of its released code; quirks are named where
+they stand. Letters: B batch, T queries, S keys, N heads, H head dim, Tb / Sb query / key blocks; arrays are BTNH.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.block_mask import BlockMask, cdiv
+
+Array = jax.Array
+CDF_SLACK = 1e-5  # the released code compares the cumulative mass with τ + 1e-5
+
+
+def pool_blocks(x: Array, block: int, pool: str = "mean") -> Array:
+    """Mean or max over windows of `block` tokens: [B, T, N, H] -> f32[B, N, ceil(T / block), H].
+
+    The last window covers only the tokens it really has.
+    """
+    B, T, N, H = x.shape
+    blocks = cdiv(T, block)
+    fill = 0.0 if pool == "mean" else -jnp.inf
+    x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, blocks * block - T), (0, 0), (0, 0)), constant_values=fill)
+    x = x.reshape(B, blocks, block, N, H)
+    if pool == "max":
+        pooled = x.max(2)
+    else:
+        sizes = jnp.minimum(block, T - block * jnp.arange(blocks)).astype(jnp.float32)
+        pooled = x.sum(2) / sizes[:, None, None]
+    return pooled.transpose(0, 2, 1, 3)  # [B, N, Tb, H]
+
+
+def pooled_probabilities(pooled_q: Array, pooled_k: Array) -> Array:
+    """softmax over key blocks of q̄·k̄ / sqrt(H): f32[B, N, Tb, H], f32[B, N, Sb, H] -> f32[B, N, Tb, Sb]."""
+    scores = jnp.einsum("bnth,bnsh->bnts", pooled_q, pooled_k, precision="highest") * pooled_q.shape[-1] ** -0.5
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def select_blocks(p: Array, keep_count: int | Array | None, cdf_threshold: float | Array | None) -> Array:
+    """Which key blocks are kept: f32[..., Sb] -> bool[..., Sb].
+
+    A row's blocks in descending order of p; the first n are kept, n = max(n_cdf, n_ratio), at least 1. n_cdf counts the leading positions
+    whose cumulative mass is at most τ: the block that crosses τ is *not* kept, as in the released code.
+    """
+    order = jnp.argsort(p, axis=-1, descending=True, stable=True)
+    n = jnp.ones(p.shape[:-1], jnp.int32)
+    if keep_count is not None:
+        n = jnp.maximum(n, keep_count)
+    if cdf_threshold is not None:
+        mass = jnp.cumsum(jnp.take_along_axis(p, order, axis=-1), axis=-1)
+        n = jnp.maximum(n, jnp.sum(mass <= cdf_threshold + CDF_SLACK, axis=-1, dtype=jnp.int32))
+    rank = jnp.argsort(order, axis=-1)
+    return rank < n[..., None]
+
+
+def block_sparse_attention(q: Array, k: Array, v: Array, block_mask: BlockMask) -> Array:
+    """softmax(q kᵀ / sqrt(H)) v over the kept key blocks only, exactly; holds the whole T×S matrix in float32.
+
+    [B, T, N, H], [B, S, N, H], [B, S, N, H] -> [B, T, N, H] in q's dtype. A query block without any kept block gives zeros.
+    """
+    key_block = jnp.concatenate([jnp.full(stop - start, i, jnp.int32) for i, (start, stop) in enumerate(block_mask.kv_block_bounds())])
+    query_block = jnp.arange(block_mask.q_len) // block_mask.block[0]
+    mask = block_mask.to_dense()[:, :, query_block][:, :, :, key_block]  # [B, N, T, S]
+    scores = jnp.einsum("btnh,bsnh->bnts", q, k, precision="highest", preferred_element_type=jnp.float32)
+    p = jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1, where=mask)
+    out = jnp.einsum("bnts,bsnh->btnh", jnp.where(mask, p, 0), v.astype(jnp.float32), precision="highest")
+    return out.astype(q.dtype)

@@ -1,0 +1,33 @@
+"""One table of tolerances, and the fixtures that several files share."""
+
+import jax
+import numpy as np
+import pytest
+
+from fastvggt_jax import VGGT
+from tests.parity.goldens import load_model
+
+# What two orders of the same float32 (bfloat16) arithmetic may differ by, relative to the largest value.
+TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
+
+
+def max_error(x, reference) -> float:
+    """max |x - reference| / max |reference|."""
+    x, reference = np.asarray(x, np.float64), np.asarray(reference, np.float64)
+    return float(np.abs(x - reference).max() / np.abs(reference).max())
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[VGGT, dict]:
+    """VGGT of tiny size with pseudo-weights that make every branch matter, float32, without the track head."""
+    model, params = load_model("vggt_tiny")
+    heads = ("camera", "depth", "point")
+    return model.clone(heads=heads), {"params": {k: v for k, v in params["params"].items() if k != "track_head"}}
+
+
+@pytest.fixture
+def views():
+    """f32[F, 56, 56, 3] random images; call it with F."""
+    return lambda frames, height=56, width=56: np.asarray(
+        jax.random.uniform(jax.random.key(frames), (frames, height, width, 3)), np.float32
+    )

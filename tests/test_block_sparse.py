@@ -1,0 +1,134 @@
+"""`pallas_kernels`: the XLA implementation against the definition, on shapes that are awkward on purpose."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import BlockMask, block_sparse_attention, pooled_block_mask, xla
+from tests.conftest import TOLERANCE, max_error
+
+
+def qkv(T, S, N=2, H=16, B=1, dtype=jnp.float32, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    return tuple(jax.random.normal(k, (B, n, N, H), dtype) for k, n in zip(keys, (T, S, S), strict=True))
+
+
+def random_mask(T, runs, block, B=1, N=2, density=0.4, seed=1):
+    blocks = (-(-T // block[0]), sum(-(-r // block[1]) for r in runs))
+    mask = jax.random.bernoulli(jax.random.key(seed), density, (B, N, *blocks)).at[..., 0].set(True)
+    return BlockMask.from_dense(mask, T, runs, block)
+
+
+@pytest.mark.parametrize(
+    "T, runs, block, B",
+    [
+        (64, (64,), (16, 8), 1),
+        (61, (83,), (16, 8), 2),  # ragged tails
+        (61, (83, 17), (16, 8), 1),  # two runs, both ragged
+        (7, (5,), (128, 64), 1),  # less than a block
+        (300, (700, 3), (128, 64), 1),
+    ],
+)
+def test_xla_agrees_with_the_definition(T, runs, block, B):
+    q, k, v = qkv(T, sum(runs), B=B)
+    mask = random_mask(T, runs, block, B)
+    ours = jax.jit(block_sparse_attention)(q, k, v, mask)
+    assert max_error(ours, block_sparse_attention(q, k, v, mask, implementation="reference")) < TOLERANCE["float32"]
+
+
+def test_small_temporaries_change_nothing(monkeypatch):
+    q, k, v = qkv(300, 400)
+    mask = random_mask(300, (400,), (16, 8))
+    whole = block_sparse_attention(q, k, v, mask)
+    monkeypatch.setattr(xla, "TEMPORARY_BYTES", 1)  # one query block at a time
+    monkeypatch.setattr(xla, "KEYS_PER_STEP", 24)  # three key blocks a step
+    assert max_error(block_sparse_attention(q, k, v, mask), whole) < TOLERANCE["float32"]
+
+
+def test_pooled_mask_in_chunks_of_rows_is_the_same(monkeypatch):
+    q, k, _ = qkv(300, 300)
+    select = lambda: pooled_block_mask(q, k, keep_count=5, cdf_threshold=0.3, block=(16, 8), kv_runs=(300, 20)).to_dense()
+    whole = select()
+    monkeypatch.setattr(xla, "MASK_ROWS_BYTES", 1000)
+    np.testing.assert_array_equal(select(), whole)
+    reference = pooled_block_mask(q, k, keep_count=5, cdf_threshold=0.3, block=(16, 8), kv_runs=(300, 20), implementation="reference")
+    np.testing.assert_array_equal(reference.to_dense(), whole)
+
+
+def test_dropped_keys_weigh_nothing():
+    q, k, v = qkv(32, 32)
+    first_only = jnp.zeros((1, 2, 2, 4), bool).at[..., 0].set(True)
+    mask = BlockMask.from_dense(first_only, 32, (32,), (16, 8))
+    clean = block_sparse_attention(q, k, v, mask)
+    np.testing.assert_array_equal(clean, block_sparse_attention(q, k.at[:, 8:].set(1e4), v.at[:, 8:].set(1e4), mask))
+    alone = jax.nn.dot_product_attention(q, k[:, :8], v[:, :8])
+    assert max_error(clean, alone) < TOLERANCE["float32"]
+
+
+def test_a_row_without_keys_gives_zeros():
+    q, k, v = qkv(32, 32)
+    empty = jnp.ones((1, 2, 2, 4), bool).at[0, 1, 0].set(False)
+    mask = BlockMask.from_dense(empty, 32, (32,), (16, 8))
+    for implementation in ("xla", "reference"):
+        out = np.asarray(block_sparse_attention(q, k, v, mask, implementation=implementation))
+        assert (out[0, :16, 1] == 0).all() and np.isfinite(out).all() and (out[0, 16:, 1] != 0).any()
+
+
+def test_large_scores_do_not_overflow():
+    q, k, v = qkv(32, 32)
+    mask = random_mask(32, (32,), (16, 8), density=1.0)
+    out = block_sparse_attention(100 * q, 100 * k, v, mask)
+    assert max_error(out, block_sparse_attention(100 * q, 100 * k, v, mask, implementation="reference")) < 1e-4
+
+
+def test_bfloat16_keeps_float32_statistics():
+    q, k, v = qkv(64, 4096, dtype=jnp.bfloat16)
+    mask = random_mask(64, (4096,), (16, 64), density=1.0)
+    out = block_sparse_attention(q, k, v, mask)
+    assert out.dtype == jnp.bfloat16
+    exact = block_sparse_attention(*(x.astype(jnp.float32) for x in (q, k, v)), mask, implementation="reference")
+    assert max_error(out, exact) < 1e-2
+
+
+def test_mask_round_trips_and_counts():
+    mask = random_mask(61, (83, 17), (16, 8))
+    dense = mask.to_dense()
+    again = BlockMask.from_dense(dense, 61, (83, 17), (16, 8))
+    np.testing.assert_array_equal(again.to_dense(), dense)
+    assert float(mask.density) == pytest.approx(float(dense.mean()))
+    assert mask.kv_block_bounds()[10:12] == [(80, 83), (83, 91)]
+    with pytest.raises(ValueError, match="blocks"):
+        BlockMask.from_dense(dense, 61, (100,), (16, 16))
+
+
+def test_the_block_that_crosses_tau_is_dropped_and_one_is_always_kept():
+    from pallas_kernels.reference import select_blocks
+
+    p = jnp.array([0.5, 0.3, 0.15, 0.05])
+    assert select_blocks(p, None, 0.79).tolist() == [True, False, False, False]
+    assert select_blocks(p, None, 0.8).tolist() == [True, True, False, False]  # 0.8 <= 0.8 + 1e-5
+    assert select_blocks(p, None, 0.1).tolist() == [True, False, False, False]
+    assert select_blocks(p, 0, None).tolist() == [True, False, False, False]
+    assert select_blocks(p, 3, 0.5).tolist() == [True, True, True, False]
+
+
+def test_special_blocks_are_forced_on():
+    q, k, _ = qkv(64, 64)
+    separate = pooled_block_mask(q, k, keep_count=1, block=(16, 8), kv_runs=(64, 10)).to_dense()
+    assert separate.shape[-1] == 8 + 2 and separate[..., 8:].all() and (separate[..., :8].sum(-1) == 1).all()
+
+
+def test_bad_arguments_get_one_sentence():
+    q, k, v = qkv(32, 32)
+    mask = random_mask(32, (32,), (16, 8))
+    with pytest.raises(ValueError, match="keep_count, cdf_threshold or both"):
+        pooled_block_mask(q, k)
+    with pytest.raises(ValueError, match="must be None or one of"):
+        block_sparse_attention(q, k, v, mask, implementation="cuda")
+    with pytest.raises(ValueError, match="share one dtype"):
+        block_sparse_attention(q, k.astype(jnp.bfloat16), v, mask)
+    with pytest.raises(ValueError, match="the mask is for 32×32"):
+        block_sparse_attention(q[:, :16], k, v, mask)
+    with pytest.raises(ValueError, match="must hold the 32 pooled keys"):
+        pooled_block_mask(q, k, keep_count=1, kv_runs=(16, 16))

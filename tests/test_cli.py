@@ -1,0 +1,331 @@
+"""The command line: whole runs on a tiny random model, and one sentence for everything that can be wrong."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fastvggt_jax import cli, reconstruct
+from fastvggt_jax.demo import write_photos, write_random_checkpoint
+from fastvggt_jax.export import atomic
+from fastvggt_jax.models.prediction import Prediction
+from fastvggt_jax.sentences import OutOfMemoryError
+
+PHOTOS = Path(__file__).parent / "golden" / "images"
+FILES = ["cameras.json", "depth", "points.ply", "scene.glb"]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    write_random_checkpoint(path)
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settings_of_jax():
+    """The commands change where JAX keeps compiled programs; other tests should not notice."""
+    names = [f"jax_persistent_cache_min_{of}" for of in ("compile_time_secs", "entry_size_bytes")]
+    before = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", *names)}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def run(*args):
+    return CliRunner().invoke(cli.app, [str(a) for a in args])
+
+
+def reconstruct_args(checkpoint, out, *more, photos=(PHOTOS / "landscape_101x67.png", PHOTOS / "rgba_97x55.png")):
+    return ["reconstruct", *photos, "-c", checkpoint, "-o", out, "--size", 56, "--cache-dir", "none", *more]
+
+
+def fake_predict(model, params, images, step):
+    """In place of the model, for tests of what comes after it."""
+    frames, height, width, _ = images.pixels.shape
+    pose_enc = np.zeros((1, frames, 9), np.float32)
+    pose_enc[..., 6:] = 1
+    depth = np.random.default_rng(0).uniform(1, 2, (1, frames, height, width, 1))
+    with step("compile"), step("run"):
+        prediction = Prediction(pose_enc=pose_enc, depth=jnp.asarray(depth), depth_conf=jnp.asarray(depth[..., 0]))
+    if "point" in model.heads:
+        sevens = jnp.full((1, frames, height, width, 3), 7.0)
+        prediction = prediction.replace(world_points=sevens, world_points_conf=sevens[..., 0])
+    return prediction, None
+
+
+@pytest.fixture
+def without_model(monkeypatch):
+    monkeypatch.setattr(reconstruct, "predict", fake_predict)
+
+
+def assert_sentence(result, match: str, code: int, out: Path):
+    assert result.exit_code == code, (result.output, result.exception)
+    assert isinstance(result.exception, SystemExit)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error ")]
+    assert len(lines) == 1 and match in lines[0], result.stderr
+    assert "Traceback" not in result.output
+    assert not out.exists() and not [p for p in out.parent.iterdir() if p.name.endswith(".tmp")]
+
+
+# ---- whole runs
+
+
+def test_photographs_to_files_as_json(checkpoint, tmp_path):
+    result = run(*reconstruct_args(checkpoint, tmp_path / "out", "--json"))
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)  # one object and nothing else
+    assert result.stderr == ""
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == report["files"] == FILES
+    assert report["photographs"] == ["landscape_101x67.png", "rgba_97x55.png"] and report["skipped"] == []
+    assert report["size"] == {"width": 56, "height": 42, "mode": "crop"}
+    assert list(report["seconds"]) == ["load photographs", "load weights", "compile", "run", "write"]
+    assert all(s >= 0 for s in report["seconds"].values()) and report["peak_memory_bytes"]["host"] > 1e7
+    assert report["model"]["heads"] == ["camera", "depth"] and report["model"]["dtype"] == "float32"
+    cameras = json.loads((tmp_path / "out" / "cameras.json").read_text())["images"]
+    assert [(c["width"], c["height"]) for c in cameras] == [(101, 67), (97, 55)]
+    assert sorted(p.name for p in (tmp_path / "out" / "depth").iterdir()) == [
+        f"{stem}.{suffix}" for stem in ("landscape_101x67", "rgba_97x55") for suffix in ("npz", "png")
+    ]
+    ply = (tmp_path / "out" / "points.ply").read_bytes()
+    # The second photograph is 28 rows high and padded; a quarter of the points falls below the confidence percentile.
+    assert report["points"] == 3 * 56 * (42 + 28) // 4 and f"element vertex {report['points']}\n".encode() in ply
+
+
+def test_other_options_and_one_photograph(checkpoint, tmp_path):
+    more = ["--mode", "pad", "--points-from", "point_head", "--depth-original", "--no-glb", "--conf-percentile", 0]
+    more += ["--max-points", 100, "--edge-filter", 50, "--dtype", "bfloat16", "--json"]
+    result = run(*reconstruct_args(checkpoint, tmp_path / "out", *more, photos=[PHOTOS / "portrait_61x133.png"]))
+    report = json.loads(result.stdout)
+    assert report["points"] == 100 and report["files"] == FILES[:3] and not (tmp_path / "out" / "scene.glb").exists()
+    assert report["model"]["heads"] == ["camera", "depth", "point"] and report["model"]["dtype"] == "bfloat16"
+    with np.load(tmp_path / "out" / "depth" / "portrait_61x133.npz") as npz:
+        assert npz["depth"].shape == (133, 61) and npz["valid"].all()
+
+
+def test_sparse_attention_reports_its_density(checkpoint, tmp_path):
+    more = ["--sparse-ratio", 0.5, "--special-keys", "official", "--sparse-layers", "1-2", "--json"]
+    # 112 px, so that two photographs are more than one block of 64 keys
+    args = reconstruct_args(checkpoint, tmp_path / "out", *more, "--size", 112)
+    density = json.loads(run(*args).stdout)["model"]["density"]
+    assert density[0] == density[3] == 1 and 0 < density[1] == density[2] < 1
+
+
+def test_in_a_process_of_its_own_with_the_compilation_cache(checkpoint, tmp_path):
+    args = reconstruct_args(checkpoint, tmp_path / "out", photos=[PHOTOS / "landscape_101x67.png"])
+    args[args.index("none")] = tmp_path / "cache"
+    command = [sys.executable, "-m", "fastvggt_jax", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0, done.stderr
+    assert "1 photograph (56x42)" in done.stdout and "peak memory host" in done.stdout
+    assert all(word in done.stderr for word in ("load photographs", "load weights", "compile", "run", "write"))
+    assert list((tmp_path / "cache").iterdir())
+
+
+def test_demo_needs_nothing_and_says_what_it_is_worth(tmp_path):
+    out = tmp_path / "demo"
+    result = run("demo", "-o", out, "--cache-dir", "none")
+    assert result.exit_code == 0, result.output
+    assert "MEANINGLESS" in result.stderr and "4 photographs" in result.stdout
+    assert sorted(p.name for p in out.iterdir()) == ["photos", "reconstruction", "tiny-random.safetensors"]
+    assert sorted(p.name for p in (out / "reconstruction").iterdir()) == FILES
+    assert "is not empty" in run("demo", "-o", out).stderr
+
+
+def test_demo_photographs_are_always_the_same(tmp_path):
+    first, second = (write_photos(tmp_path / name) for name in "ab")
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+    assert np.asarray(Image.open(first[0])).std() > 30 and Image.open(first[0]).size == (320, 240)
+
+
+def test_info(checkpoint):
+    report = json.loads(run("info", checkpoint, "--json").stdout)
+    assert report["model"] == "VGGT" and report["config"]["heads"] == ["camera", "depth", "point"]
+    assert report["parameters"] == sum(report["parameters_by_part"].values()) > 1e6
+    assert set(report["parameters_by_part"]) == {"aggregator", "camera_head", "depth_head", "point_head"}
+    text = run("info", checkpoint).stdout
+    assert "random numbers" in text and f"{report['parameters']:,}" in text
+
+
+def test_help_is_quick_because_it_leaves_jax_alone():
+    code = "import sys, fastvggt_jax.cli; sys.exit(bool({'jax', 'flax', 'numpy', 'PIL'} & sys.modules.keys()))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+    assert "reconstruct" in run("--help").stdout and "0.1" in run("--version").stdout
+
+
+# ---- what is said, and what is left
+
+
+def test_human_and_quiet_output(checkpoint, tmp_path, without_model):
+    result = run(*reconstruct_args(checkpoint, tmp_path / "out"))
+    assert "2 photographs (56x42)" in result.stdout and "2,940 points" in result.stdout
+    result = run(*reconstruct_args(checkpoint, tmp_path / "quiet", "--quiet"))
+    assert (result.exit_code, result.output) == (0, "")
+    assert sorted(p.name for p in (tmp_path / "quiet").iterdir()) == FILES
+
+
+def test_points_come_from_the_point_head_when_asked(checkpoint, tmp_path, without_model):
+    assert run(*reconstruct_args(checkpoint, tmp_path / "out", "--points-from", "point_head")).exit_code == 0
+    body = (tmp_path / "out" / "points.ply").read_bytes().split(b"end_header\n")[1]
+    xyz = np.frombuffer(body, np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3), ("conf", "<f4")]))["xyz"]
+    assert len(xyz) and (xyz == 7).all()
+
+
+def test_skip_bad_goes_on(checkpoint, tmp_path, without_model):
+    (tmp_path / "photos").mkdir()
+    for name in ("landscape_101x67.png", "portrait_61x133.png"):
+        (tmp_path / "photos" / name).write_bytes((PHOTOS / name).read_bytes())
+    broken = tmp_path / "photos" / "middle.png"
+    broken.write_bytes((PHOTOS / "rgba_97x55.png").read_bytes()[:5000])
+    args = reconstruct_args(checkpoint, tmp_path / "out", photos=[tmp_path / "photos"])
+    assert_sentence(run(*args), "middle.png is damaged", 2, tmp_path / "out")
+    result = run(*args, "--skip-bad", "--json")
+    report = json.loads(result.stdout)
+    assert report["photographs"] == ["landscape_101x67.png", "portrait_61x133.png"]
+    assert report["skipped"][0]["file"] == str(broken)
+
+
+def test_overwrite_replaces_what_a_run_has_left_and_nothing_else(checkpoint, tmp_path, without_model):
+    out = tmp_path / "out"
+    args = reconstruct_args(checkpoint, out)
+    assert run(*args).exit_code == 0
+    before = (out / "points.ply").read_bytes()
+    result = run(*args)
+    assert result.exit_code == 2 and "not empty; give another one, or --overwrite" in result.stderr
+    assert run(*args, "--overwrite", "--no-glb", "--conf-percentile", 50).exit_code == 0
+    assert sorted(p.name for p in out.iterdir()) == FILES[:3] and (out / "points.ply").read_bytes() != before
+    (out / "notes.txt").write_text("mine")
+    result = run(*args, "--overwrite")
+    assert result.exit_code == 2 and "(notes.txt), so --overwrite does not touch it" in result.stderr
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_full_disk(checkpoint, tmp_path, without_model, monkeypatch):
+    real_open = open
+
+    def full(path, mode="r", *args, **kwargs):
+        if "x" in mode and ".points.ply" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return real_open(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(atomic, "open", full, raising=False)
+    out = tmp_path / "out"
+    assert_sentence(run(*reconstruct_args(checkpoint, out)), f"the disk of {out} is full", 1, out)
+
+
+def test_out_of_memory_while_running(checkpoint, tmp_path, monkeypatch):
+    def exhausted(self, *args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.")
+
+    monkeypatch.setattr(jax.stages.Compiled, "__call__", exhausted)
+    out = tmp_path / "out"
+    result = run(*reconstruct_args(checkpoint, out))
+    assert_sentence(result, "2 photographs of 56x42 pixels need about 0.0 GiB, of which", 1, out)
+    assert "take fewer photographs, a smaller --size" in result.stderr
+
+
+def test_out_of_memory_before_there_is_a_program():
+    images = reconstruct.load_images(PHOTOS / "grey_83x80.png", size=28)
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.")
+    with pytest.raises(OutOfMemoryError, match="the weights alone do not fit"), reconstruct.memory_errors(images):
+        raise error
+    params = {"a": np.zeros(2**20, np.float32)}
+    match = "1 photographs .* more than 16.0 GiB, of which 0.0 GiB are weights"
+    with pytest.raises(OutOfMemoryError, match=match), reconstruct.memory_errors(images, params):
+        raise error
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), reconstruct.memory_errors(images, params):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def empty_folder(tmp_path):
+    (tmp_path / "empty").mkdir()
+    return ["reconstruct", tmp_path / "empty"]
+
+
+BAD = {
+    "no such photograph": (["reconstruct", "gone.jpg"], "gone.jpg does not exist"),
+    "folder without photographs": (empty_folder, "holds no images"),
+    "size": (["reconstruct", PHOTOS, "--size", 500], "multiple of 14, not 500; the nearest is 504"),
+    "sparse ratio": (["reconstruct", PHOTOS, "--sparse-ratio", 1.5], "sparse_ratio=1.5 must lie in [0, 1]"),
+    "threshold": (["reconstruct", PHOTOS, "--cdf-threshold", -0.1], "cdf_threshold=-0.1 must lie in [0, 1]"),
+    "sparse without rho": (
+        ["reconstruct", PHOTOS, "--special-keys", "official"],
+        "--special-keys needs --sparse-ratio, --cdf-threshold or both",
+    ),
+    "sparse layers without rho": (["reconstruct", PHOTOS, "--sparse-layers", "1-2"], "--sparse-layers needs"),
+    "sparse layers": (
+        ["reconstruct", PHOTOS, "--sparse-ratio", 0.5, "--sparse-layers", "4-2"],
+        "--sparse-layers must be numbers and ranges such as 0-9,18-23, not '4-2'",
+    ),
+    "layer that is not there": (
+        ["reconstruct", PHOTOS, "--size", 56, "--sparse-ratio", 0.5, "--sparse-layers", "2,9"],
+        "the model has layers 0 to 3",
+    ),
+    "percentile": (["reconstruct", PHOTOS, "--conf-percentile", 101], "conf_percentile must be in [0, 100]"),
+    "limit": (["reconstruct", PHOTOS, "--max-points", 0], "at least 1"),
+    "voxel": (["reconstruct", PHOTOS, "--voxel", 0], "voxel must be above 0"),
+    "edges": (["reconstruct", PHOTOS, "--edge-filter", -1], "edge_filter must be above 0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence(case, checkpoint, tmp_path):
+    args, match = BAD[case]
+    args = args(tmp_path) if callable(args) else args
+    out = tmp_path / "out"
+    result = run(*args, "-c", checkpoint, "-o", out, "--cache-dir", "none")
+    assert_sentence(result, match, 2, out)
+    if case != "layer that is not there":  # everything else is known before anything is loaded
+        assert "✓" not in result.stderr
+
+
+def test_bad_checkpoints_are_one_sentence(checkpoint, tmp_path):
+    out = tmp_path / "out"
+    assert_sentence(run(*reconstruct_args(tmp_path / "gone.safetensors", out)), "gone.safetensors", 2, out)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(checkpoint.read_bytes()[:100_000])
+    assert_sentence(run(*reconstruct_args(cut, out)), "cut short", 2, out)
+    assert_sentence(run("info", cut), "cut short", 2, out)
+    headless = tmp_path / "headless.safetensors"
+    write_random_checkpoint(headless, heads=("camera", "point"))
+    assert_sentence(run(*reconstruct_args(headless, out)), "has no depth head; it has camera, point", 2, out)
+
+
+def test_bad_output_and_missing_extra(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    result = run(*reconstruct_args(checkpoint, tmp_path / "file"))
+    assert result.exit_code == 2 and "is a file; give a folder" in result.stderr
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    args = reconstruct_args(checkpoint, tmp_path / "out")
+    assert_sentence(run(*args, "--glb"), "fastvggt_jax[glb]", 2, tmp_path / "out")
+    monkeypatch.setattr(reconstruct, "predict", fake_predict)
+    result = run(*args)
+    assert "no scene.glb: pip install 'fastvggt_jax[glb]'" in result.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES[:3]
+
+
+def test_errors_are_json_when_json_is_asked_for(checkpoint, tmp_path):
+    result = run(*reconstruct_args(checkpoint, tmp_path / "out", "--json", photos=["gone.jpg"]))
+    assert "gone.jpg does not exist" in json.loads(result.stdout)["error"] and "gone.jpg" in result.stderr
+
+
+def test_a_bug_keeps_its_traceback(checkpoint, tmp_path, monkeypatch):
+    def broken(*args):
+        return np.linalg.inv(np.zeros((2, 2)))  # a ValueError, but not one of ours
+
+    monkeypatch.setattr(reconstruct, "predict", broken)
+    result = run(*reconstruct_args(checkpoint, tmp_path / "out"))
+    assert isinstance(result.exception, np.linalg.LinAlgError) and not (tmp_path / "out").exists()
+
+
+def test_layers_are_numbers_and_ranges():
+    assert cli._layers("0-2, 5,7-7") == (0, 1, 2, 5, 7) and cli._layers(None) is None

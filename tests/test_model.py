@@ -1,0 +1,170 @@
+"""What the model must do whatever its weights: who sees whom, symmetries, chunks of frames, heads, bad input."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fastvggt_jax import VGGT, Sparsity
+from fastvggt_jax.models.heads import dpt
+from tests.conftest import TOLERANCE, max_error
+
+
+@functools.cache
+def jitted(model):
+    return jax.jit(model.apply)
+
+
+def run(tiny, images, **fields):
+    model, params = tiny
+    return jitted(model.clone(**fields))(params, images)
+
+
+def test_frames_attend_to_each_other_only_in_global_blocks(tiny, views):
+    """A change in frame 2 reaches every frame's output; inside a frame block it stays in its frame."""
+    model, params = tiny
+    images = views(3)[None]
+    changed = images.copy()
+    changed[0, 2, :14, :14] += 0.25
+
+    def stages(x):
+        _, state = model.apply(params, x, capture_intermediates=True, mutable=["intermediates"])
+        aggregator = state["intermediates"]["aggregator"]
+        return aggregator["frame_blocks"]["__call__"][0], aggregator["global_blocks"]["__call__"][0]
+
+    (frame, glob), (frame2, glob2) = jax.jit(stages)(images), jax.jit(stages)(changed)
+    first_frame_block = np.abs(frame[0] - frame2[0]).max((1, 2))  # [F]
+    assert first_frame_block[2] > 1e-3 and (first_frame_block[:2] == 0).all()
+    first_global = np.abs(glob[0] - glob2[0]).reshape(3, -1, glob.shape[-1]).max((1, 2))
+    assert (first_global > 1e-5).all()
+
+
+def test_heads_of_attention_do_not_mix(tiny):
+    """Of one attention layer, the values of head n reach only the channels of head n: the layout BTNH is what is meant."""
+    from fastvggt_jax.attention import dense_attention
+
+    q, k, v = (jax.random.normal(key, (1, 7, 3, 8)) for key in jax.random.split(jax.random.key(0), 3))
+    base, moved = dense_attention(q, k, v), dense_attention(q, k, v.at[:, 2, 1].add(1.0))
+    change = np.abs(base - moved).max((0, 3))  # [T, N]
+    assert (change[:, 1] > 1e-3).all() and (change[:, [0, 2]] == 0).all()
+
+
+def test_frames_but_the_first_may_be_permuted(tiny, views):
+    images = views(4)
+    order = np.array([0, 3, 1, 2])
+    base, permuted = run(tiny, images[None]), run(tiny, images[None, order])
+    for name in ("pose_enc", "depth", "world_points"):
+        assert max_error(getattr(permuted, name), getattr(base, name)[:, order]) < 20 * TOLERANCE["float32"], name
+
+
+def test_the_first_frame_is_special(tiny, views):
+    images = views(3)
+    base, swapped = run(tiny, images[None]), run(tiny, images[None, [1, 0, 2]])
+    assert max_error(swapped.pose_enc, base.pose_enc[:, [1, 0, 2]]) > 1e-2
+
+
+def test_batch_elements_are_independent(tiny, views):
+    a, b = views(2), views(2)[::-1]
+    both, alone = run(tiny, np.stack([a, b])), run(tiny, b[None])
+    assert max_error(both.depth[1], alone.depth[0]) < TOLERANCE["float32"]
+    assert max_error(both.pose_enc[1], alone.pose_enc[0]) < TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize("frames, chunk", [(5, 2), (5, 4), (4, 1)])
+def test_chunks_of_frames_change_nothing(tiny, views, frames, chunk):
+    images = views(frames)[None]
+    whole, chunked = run(tiny, images, frames_chunk=8), run(tiny, images, frames_chunk=chunk)
+    for name in ("depth", "depth_conf", "world_points", "world_points_conf"):
+        assert max_error(getattr(chunked, name), getattr(whole, name)) < TOLERANCE["float32"], name
+
+
+def test_heads_can_be_left_out(tiny, views):
+    pred = run(tiny, views(2)[None], heads=("depth",))
+    assert pred.pose_enc is None and pred.world_points is None and pred.track is None
+    assert max_error(pred.depth, run(tiny, views(2)[None]).depth) < TOLERANCE["float32"]
+
+
+def test_one_view_works(tiny, views):
+    pred = run(tiny, views(1)[None])
+    assert pred.depth.shape == (1, 1, 56, 56, 1) and np.isfinite(pred.depth).all()
+
+
+def test_bfloat16_backbone_stays_near_float32(tiny, views):
+    images = views(2)[None]
+    pred, reference = run(tiny, images, dtype=jnp.bfloat16), run(tiny, images)
+    assert pred.depth.dtype == jnp.float32
+    relative = np.abs(pred.depth / reference.depth - 1)
+    assert 1e-5 < np.median(relative) < TOLERANCE["bfloat16"]
+
+
+def test_density_is_reported_for_each_layer(tiny, views):
+    model, params = tiny
+    sparsity = Sparsity(sparse_ratio=0.5, block=(16, 8), layers=(1, 3))
+    _, state = jax.jit(lambda p, x: model.clone(sparsity=sparsity).apply(p, x, mutable=["intermediates"]))(params, views(3)[None])
+    (density,) = state["intermediates"]["aggregator"]["global_blocks"]["density"]
+    patches, special = 3 * 16, 3 * 5
+    expected = (patches // 8 // 2 + 2) / (patches // 8 + 2)  # half of the patch blocks and both special ones
+    np.testing.assert_allclose(density, [1, expected, 1, expected], rtol=1e-6)
+    assert special == 15
+
+
+@pytest.mark.parametrize("special_keys", ["dense", "official"])
+def test_nothing_dropped_is_dense(tiny, views, special_keys):
+    images = views(3)[None]
+    sparse = run(tiny, images, sparsity=Sparsity(sparse_ratio=0.0, block=(16, 8), special_keys=special_keys))
+    assert max_error(sparse.depth, run(tiny, images).depth) < 5 * TOLERANCE["float32"]
+
+
+def test_values_a_layer_are_taken_layer_by_layer(tiny, views):
+    images = views(3)[None]
+    one_layer = Sparsity(sparse_ratio=(0.0, 0.75, 0.0, 0.0), block=(16, 8))
+    same = Sparsity(sparse_ratio=0.75, block=(16, 8), layers=(1,))
+    assert max_error(run(tiny, images, sparsity=one_layer).depth, run(tiny, images, sparsity=same).depth) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (np.zeros((1, 2, 56, 50, 3), np.float32), "W=50 must be a positive multiple of the patch size 14"),
+        (np.zeros((1, 2, 56, 56, 3), np.uint8), "uint8.*floating point"),
+        (np.zeros((1, 2, 3, 56, 56), np.float32), "channels-first"),
+        (np.zeros((2, 56, 56, 3), np.float32), r"must be \[B, F, H, W, 3\]"),
+    ],
+)
+def test_bad_images_get_one_sentence(tiny, images, message):
+    with pytest.raises(ValueError, match=message):
+        run(tiny, images)
+
+
+def test_bad_query_points_and_heads(tiny, views):
+    model, params = tiny
+    with pytest.raises(ValueError, match="query_points"):
+        model.apply(params, views(2)[None], np.zeros((1, 2, 3), np.float32))
+    with pytest.raises(ValueError, match="depht"):
+        model.clone(heads=("depht",)).apply(params, views(2)[None])
+    with pytest.raises(ValueError, match="too small to track"):
+        VGGT().apply({"params": {}}, np.zeros((1, 1, 56, 56, 3), np.float32), np.zeros((1, 1, 2), np.float32))
+
+
+def test_config_round_trips_and_refuses_what_it_does_not_know():
+    model = VGGT(depth=4, taps=(0, 1, 2, 3), heads=("depth",), dtype=jnp.float32)
+    assert VGGT.from_config(model.config(), dtype=jnp.float32) == model
+    with pytest.raises(ValueError, match="dtype"):
+        VGGT.from_config({"dtype": "float32"})
+    with pytest.raises(ValueError, match="rope_freq=50"):
+        VGGT.from_config({"aggregator": {"rope_freq": 50}})
+    with pytest.raises(ValueError, match="aggregator.depht"):
+        VGGT.from_config({"aggregator": {"depht": 3}})
+
+
+def test_taps_must_end_with_the_last_layer():
+    with pytest.raises(ValueError, match="taps"):
+        VGGT(depth=30).abstract_params()
+
+
+def test_uv_embedding_enters_the_program_as_small_tables():
+    """At full size a whole embedding would be a constant of 137 MB a head."""
+    jaxpr = jax.make_jaxpr(lambda: dpt.uv_embedding(64, 64, 32, 1.0))()
+    assert max((np.size(c) for c in jaxpr.consts), default=0) <= 64 * 16

@@ -1,0 +1,212 @@
+"""From a prediction to a scene, and from a scene to a point cloud."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fastvggt_jax import geometry
+from fastvggt_jax.images import Images, ImageTransform
+from fastvggt_jax.models.prediction import Prediction
+from fastvggt_jax.scene import Scene, to_scene
+
+F, H, W = 3, 28, 42
+LEFT, RIGHT = 7, 35  # the photographs are 28 pixels wide, with 7 columns of padding on each side
+
+
+def images_of(height=H, width=W, frames=F) -> Images:
+    t = ImageTransform(56, 56, width, height, 0.5, height / 56, float(LEFT), 0.0)
+    pixels = np.random.default_rng(0).integers(0, 256, (frames, height, width, 3)).astype(np.float32) / np.float32(255)
+    return Images(pixels, (t,) * frames, tuple(f"{i}.jpg" for i in range(frames)))
+
+
+def prediction_of(**fields) -> Prediction:
+    rng = np.random.default_rng(1)
+    pose_enc = np.zeros((1, F, 9), np.float32)
+    pose_enc[..., :3] = rng.normal(size=(F, 3))
+    pose_enc[..., 3:7] = rng.normal(size=(F, 4))
+    pose_enc[..., 7:] = 0.9, 1.1
+    everything = dict(
+        pose_enc=pose_enc,
+        depth=rng.uniform(1, 3, (1, F, H, W, 1)),
+        depth_conf=rng.uniform(1, 9, (1, F, H, W)),
+        world_points=rng.normal(size=(1, F, H, W, 3)),
+        world_points_conf=rng.uniform(1, 9, (1, F, H, W)),
+    )
+    everything |= fields
+    return Prediction(**{k: None if v is None else jnp.asarray(v, jnp.float32) for k, v in everything.items()})
+
+
+@pytest.fixture(scope="module")
+def scene() -> Scene:
+    return to_scene(prediction_of(), images_of())
+
+
+# ---- to_scene
+
+
+def test_points_come_from_depth_and_cameras(scene):
+    prediction = prediction_of()
+    cam_from_world, K = geometry.decode_pose(prediction.pose_enc[0], H, W)
+    expected = geometry.unproject_depth(prediction.depth[0], K, cam_from_world)
+    np.testing.assert_allclose(scene.points, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(scene.points_conf, prediction.depth_conf[0])
+    np.testing.assert_array_equal(scene.depth, prediction.depth[0, ..., 0])
+    np.testing.assert_array_equal(scene.colors, np.rint(images_of().pixels * 255))
+    assert all(isinstance(getattr(scene, f.name), np.ndarray | tuple) for f in dataclasses.fields(scene))
+
+
+def test_points_come_from_the_point_head_when_asked_or_alone():
+    prediction = prediction_of()
+    asked = to_scene(prediction, images_of(), points_from="point_head")
+    alone = to_scene(prediction.replace(depth=None, depth_conf=None), images_of())
+    for scene in (asked, alone):
+        np.testing.assert_array_equal(scene.points, prediction.world_points[0])
+        np.testing.assert_array_equal(scene.points_conf, prediction.world_points_conf[0])
+    assert asked.depth is not None and alone.depth is None
+
+
+def test_without_depth_the_edge_filter_takes_the_depth_of_the_points():
+    depth = np.ones((1, F, H, W, 1)) * (1 + 0.01 * np.arange(W))[:, None]
+    depth[:, :, 10:20, 15:25] *= 3
+    with_depth = to_scene(prediction_of(depth=depth), images_of())
+    prediction = prediction_of(depth=None, world_points=with_depth.points[None], world_points_conf=depth[..., 0])
+    expected = with_depth.point_cloud(edge_filter=0.02).xyz
+    assert len(expected) < with_depth.valid.sum()
+    np.testing.assert_array_equal(to_scene(prediction, images_of()).point_cloud(edge_filter=0.02).xyz, expected)
+
+
+def test_padding_and_non_finite_points_are_invalid():
+    depth = np.ones((1, F, H, W, 1))
+    depth[0, 1, 5, 10] = np.inf
+    depth[0, 2, 6, 11] = np.nan
+    valid = to_scene(prediction_of(depth=depth), images_of()).valid
+    expected = np.zeros((F, H, W), bool)
+    expected[:, :, LEFT:RIGHT] = True
+    expected[1, 5, 10] = expected[2, 6, 11] = False
+    np.testing.assert_array_equal(valid, expected)
+
+
+def test_cameras_of_the_scene(scene):
+    product = np.einsum("fij,fjk->fik", scene.cam_from_world, scene.world_from_cam)
+    np.testing.assert_allclose(product, np.broadcast_to(np.eye(4)[:3], (F, 3, 4)), atol=1e-6)
+    # the middle of the photograph, before and after
+    assert scene.K[0, 0, 2] == W / 2
+    np.testing.assert_allclose(scene.K_original(0)[:2, 2], [28, 28])
+    np.testing.assert_allclose(scene.K_original(0)[0, 0], scene.K[0, 0, 0] / 0.5)
+
+
+def test_a_field_of_view_without_K_is_clipped_and_said():
+    pose_enc = np.array(prediction_of().pose_enc)
+    pose_enc[0, 1, 7] = 0
+    pose_enc[0, 2, 8] = 4
+    with pytest.warns(UserWarning, match="2 of 3 cameras a field of view outside 1° to 175°"):
+        scene = to_scene(prediction_of(pose_enc=pose_enc), images_of())
+    assert np.isfinite(scene.K).all() and (scene.K[:, [0, 1], [0, 1]] > 0).all() and scene.valid[1:].any()
+
+
+def test_what_cannot_become_a_scene():
+    images = images_of()
+    for fields, match in [
+        (dict(pose_enc=None), "needs cameras: run the model with its camera head on"),
+        (dict(depth=None, world_points=None), "needs points"),
+        (dict(pose_enc=np.full((1, F, 9), np.nan)), r"camera for 0\.jpg is not finite"),
+        (dict(pose_enc=np.zeros((1, F, 9))), r"camera for 0\.jpg is not finite"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            to_scene(prediction_of(**fields), images)
+    with pytest.raises(ValueError, match="needs the point head"):
+        to_scene(prediction_of(world_points=None), images, points_from="point_head")
+    with pytest.raises(ValueError, match="'depth' or 'point_head', not 'points'"):
+        to_scene(prediction_of(), images, points_from="points")
+    with pytest.raises(ValueError, match="the prediction is of 3 images of 42x28 pixels, but 2 of 42x28 were given"):
+        to_scene(prediction_of(), images_of(frames=2))
+
+
+# ---- point_cloud
+
+
+def test_without_options_every_valid_pixel_is_a_point(scene):
+    cloud = scene.point_cloud()
+    np.testing.assert_array_equal(cloud.xyz, scene.points[scene.valid])
+    np.testing.assert_array_equal(cloud.rgb, scene.colors[scene.valid])
+    np.testing.assert_array_equal(cloud.conf, scene.points_conf[scene.valid])
+    assert (cloud.xyz.dtype, cloud.rgb.dtype, cloud.conf.dtype) == (np.float32, np.uint8, np.float32)
+    assert len(cloud) == F * H * (RIGHT - LEFT)
+
+
+def test_conf_percentile_keeps_the_surest(scene):
+    everything = scene.point_cloud()
+    cloud = scene.point_cloud(conf_percentile=75)
+    assert abs(len(cloud) - len(everything) / 4) <= 1
+    assert cloud.conf.min() >= np.sort(everything.conf)[-len(cloud)]
+    assert len(scene.point_cloud(conf_percentile=100)) == 1
+
+
+@pytest.mark.parametrize("unit", [0.01, 100])
+def test_edge_filter_drops_the_rim_of_a_jump_and_not_the_slope(unit):
+    depth = np.ones((1, F, H, W, 1)) * unit * (1 + 0.01 * np.arange(W))[:, None]  # a gentle slope, 1 % a pixel
+    depth[:, :, 10:20, 15:25] *= 3
+    depth[:, :, :, RIGHT:] = 1e4  # padding is no jump
+    scene = to_scene(prediction_of(depth=depth), images_of())
+    dropped = scene.valid & ~np.isin(scene.points, scene.point_cloud(edge_filter=0.1).xyz).all(-1)
+    rim = np.zeros((H, W), bool)
+    rim[9:21, 14:26] = True
+    rim[11:19, 16:24] = False
+    np.testing.assert_array_equal(dropped, np.broadcast_to(rim, (F, H, W)))
+
+
+def test_voxel_keeps_the_surest_point_of_every_cube(scene):
+    voxel = 0.5
+    cloud, everything = scene.point_cloud(voxel=voxel), scene.point_cloud()
+    cubes = [tuple(c) for c in np.floor(cloud.xyz / np.float64(voxel))]
+    best = {}
+    for cube, conf in zip(map(tuple, np.floor(everything.xyz / np.float64(voxel))), everything.conf, strict=True):
+        best[cube] = max(best.get(cube, 0), conf)
+    assert len(cubes) == len(set(cubes)) == len(best) < len(everything)
+    assert all(best[cube] == conf for cube, conf in zip(cubes, cloud.conf, strict=True))
+
+
+def test_voxel_takes_the_first_of_equals_and_survives_far_points():
+    points = np.zeros((1, F, H, W, 3))
+    points[0, 1, 0, LEFT] = 1e30
+    prediction = prediction_of(world_points=points, world_points_conf=np.ones((1, F, H, W)))
+    scene = to_scene(prediction, images_of(), points_from="point_head")
+    cloud = scene.point_cloud(voxel=1e-3)
+    assert len(cloud) == 2
+    np.testing.assert_array_equal(cloud.rgb[0], scene.colors[0, 0, LEFT])
+
+
+def test_limit_is_met_evenly_and_always_alike(scene):
+    everything = scene.point_cloud()
+    cloud = scene.point_cloud(limit=500)
+    assert len(cloud) == 500 and len(scene.point_cloud(limit=10**9)) == len(everything)
+    np.testing.assert_array_equal(cloud.xyz, scene.point_cloud(limit=500).xyz)
+    index = np.flatnonzero(np.isin(everything.conf, cloud.conf))
+    quarters = np.histogram(index, 4, (0, len(everything)))[0]
+    assert quarters.min() > 90  # of 125
+    columns = np.histogram(index % (RIGHT - LEFT), 7)[0]
+    assert columns.min() > 40  # of 71: no stripes
+
+
+def test_options_combine(scene):
+    cloud = scene.point_cloud(conf_percentile=50, edge_filter=0.9, voxel=0.2, limit=100)
+    assert 0 < len(cloud) <= 100
+    assert (cloud.conf >= np.percentile(scene.points_conf[scene.valid], 50)).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(conf_percentile=101), dict(conf_percentile=-1), dict(edge_filter=0), dict(voxel=0), dict(voxel=np.inf)]
+    + [dict(limit=0), dict(voxel=np.nan), dict(edge_filter=np.nan)],
+)
+def test_bad_options_are_named(scene, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}.* must be"):
+        scene.point_cloud(**options)
+
+
+def test_nothing_valid_gives_an_empty_cloud(scene):
+    empty = dataclasses.replace(scene, valid=np.zeros_like(scene.valid))
+    cloud = empty.point_cloud(conf_percentile=50, edge_filter=0.1, voxel=0.1, limit=5)
+    assert cloud.xyz.shape == (0, 3) and cloud.rgb.shape == (0, 3) and cloud.conf.shape == (0,)

@@ -1,0 +1,40 @@
+"""`Sparsity` says what is wrong with it, and counts as the released code does."""
+
+import pytest
+
+from fastvggt_jax import Sparsity
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({}, "needs sparse_ratio, cdf_threshold or both"),
+        ({"sparse_ratio": 1.5}, r"sparse_ratio=1.5 must lie in \[0, 1\]"),
+        ({"sparse_ratio": float("nan")}, "sparse_ratio=nan"),
+        ({"cdf_threshold": -0.1}, "cdf_threshold=-0.1"),
+        ({"sparse_ratio": (0.5, 2.0)}, "sparse_ratio=2.0"),
+        ({"sparse_ratio": 0.5, "special_keys": "all"}, "special_keys='all' must be one of"),
+        ({"sparse_ratio": 0.5, "pool": "avg"}, "pool='avg'"),
+        ({"sparse_ratio": 0.5, "order": "morton"}, "order='morton'"),
+        ({"sparse_ratio": 0.5, "block": (128,)}, "block="),
+        ({"sparse_ratio": 0.5, "block": (0, 64)}, "block="),
+        ({"sparse_ratio": 0.5, "layers": (-1,)}, "layers="),
+    ],
+)
+def test_bad_values_get_one_sentence(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Sparsity(**fields)
+
+
+def test_depth_is_checked():
+    with pytest.raises(ValueError, match="names layer 24, the model has layers 0 to 23"):
+        Sparsity(sparse_ratio=0.5, layers=(3, 24)).check_depth(24)
+    with pytest.raises(ValueError, match="cdf_threshold has 2 values, the model has 4"):
+        Sparsity(cdf_threshold=(0.5, 0.6)).check_depth(4)
+
+
+def test_kept_count_truncates_in_double_precision():
+    # 10 · (1 - 0.9) is 0.9999999999999998 in doubles: the released code keeps int(·) = 0 and then raises it to 1.
+    assert Sparsity(sparse_ratio=0.9).keep_counts(10, 1) == [0]
+    assert Sparsity(sparse_ratio=0.75).keep_counts(1070, 2) == [267, 267]
+    assert Sparsity(cdf_threshold=0.9).keep_counts(10, 1) is None
