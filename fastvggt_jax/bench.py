@@ -4,12 +4,16 @@
 
 Weights and images are random: the time does not depend on them, nor does a dense model's; which blocks a sparse model keeps does, but with
 `--sparse-ratio` alone their number does not. Each row runs in a process of its own, so its peak memory is its own.
+
+"needs GiB" is what the compiled program holds at once: weights, images, outputs and temporaries. "peak GiB" is the most that the process
+has allocated, which on a first compilation includes what XLA's autotuner tries out; `--memory-limit` shows that it does without.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -51,6 +55,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         times.append(time.perf_counter() - start)
     seconds = statistics.median(times)
     stats = jax.devices()[0].memory_stats() or {}
+    program = step.memory_analysis()
+    needs = program.argument_size_in_bytes + program.output_size_in_bytes + program.temp_size_in_bytes
     return {
         "frames": frames,
         "size": [height, width],
@@ -58,6 +64,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "seconds": seconds,
         "ms_per_frame": 1e3 * seconds / frames,
         "compile_seconds": compile_s,
+        "needs_gib": needs / GIB,
         "peak_gib": stats.get("peak_bytes_in_use", 0) / GIB,
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
@@ -113,12 +120,23 @@ def attention_row(args: argparse.Namespace) -> dict[str, Any]:
     return {"frames": frames, "jax": ours} | torch_attention_ms(frames, args.size, args.repeats)
 
 
-def _child(arguments: list[str]) -> dict[str, Any]:
-    """Runs one row in a process of its own; {"error": last line} if it fails."""
-    process = subprocess.run([sys.executable, "-m", "fastvggt_jax.bench", "--row", *arguments], capture_output=True, text=True)
+def _child(arguments: list[str], memory_limit: float | None = None) -> dict[str, Any]:
+    """Runs one row in a process of its own; {"error": its message} if it fails."""
+    environment = dict(os.environ)
+    if memory_limit is not None:
+        environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{memory_limit / _gpu_memory_gib():.4f}"
+    command = [sys.executable, "-m", "fastvggt_jax.bench", "--row", *arguments]
+    process = subprocess.run(command, capture_output=True, text=True, env=environment)
     if process.returncode:
-        return {"error": (process.stderr.strip().splitlines() or ["no output"])[-1][:200]}
+        lines = [line for line in process.stderr.splitlines() if "Error" in line] or ["no message"]
+        return {"error": lines[-1][:200]}
     return json.loads(process.stdout.strip().splitlines()[-1])
+
+
+def _gpu_memory_gib() -> float:
+    """Memory of the first GPU, asked of nvidia-smi: this process must not open the device that its rows need."""
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits", "--id=0"]
+    return float(subprocess.run(query, capture_output=True, text=True, check=True).stdout) / 1024
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -131,9 +149,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", help="of the backbone's matrix products (bfloat16)")
     parser.add_argument("--config", metavar="FILE.json", help="sizes of another model than VGGT-1B")
     parser.add_argument("--param-dtype", default="float32")
+    parser.add_argument("--memory-limit", type=float, metavar="GIB", help="JAX may allocate no more than this")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
-    parser.add_argument("--attention", action="store_true", help="only the attention of one global layer, beside PyTorch's")
+    parser.add_argument("--only", choices=("model", "attention"), help="the whole model, or one global layer's attention beside PyTorch's")
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -142,21 +161,23 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     args = parse(arguments)
     if args.row:
-        print(json.dumps(attention_row(args) if args.attention else measure(args)))
+        print(json.dumps(attention_row(args) if args.only == "attention" else measure(args)))
         return
     shared = [a for a in ("--heads", *args.heads, "--size", *map(str, args.size), "--repeats", str(args.repeats))]
     shared += ["--param-dtype", args.param_dtype] + (["--dtype", args.dtype] if args.dtype else [])
     shared += ["--config", args.config] if args.config else []
     shared += ["--cdf-threshold", str(args.cdf_threshold)] if args.cdf_threshold is not None else []
-    if not args.attention:
-        print(f"{'frames':>6} {'attention':>9} {'seconds':>8} {'ms/frame':>8} {'compile s':>9} {'peak GiB':>8}")
+    if args.only != "attention":
+        print(f"{'frames':>6} {'attention':>9} {'seconds':>8} {'ms/frame':>8} {'compile s':>9} {'needs GiB':>9} {'peak GiB':>8}")
         for frames in args.frames:
             for ratio in args.sparse_ratio:
-                row = _child([*shared, "--frames", str(frames), "--sparse-ratio", ratio])
+                row = _child([*shared, "--frames", str(frames), "--sparse-ratio", ratio], args.memory_limit)
                 print_row(frames, ratio, row, args.json)
+    if args.only == "model":
+        return
     print("one global layer's dense attention, ms (bf16, 16 heads × 64): ours, then PyTorch SDPA and its ratio to ours")
     for frames in args.frames:
-        row = _child([*shared, "--attention", "--frames", str(frames)])
+        row = _child([*shared, "--only", "attention", "--frames", str(frames)])
         if args.json or "error" in row:
             print(json.dumps(row), flush=True)
             continue
@@ -169,8 +190,8 @@ def print_row(frames: int, ratio: str, row: dict[str, Any], as_json: bool) -> No
         print(json.dumps({"frames": frames, "sparse_ratio": ratio} | row), flush=True)
         return
     name = ratio if ratio == "dense" else f"ρ={ratio}"
-    numbers = (row["seconds"], row["ms_per_frame"], row["compile_seconds"], row["peak_gib"])
-    print(f"{frames:>6} {name:>9} {numbers[0]:8.3f} {numbers[1]:8.2f} {numbers[2]:9.1f} {numbers[3]:8.2f}", flush=True)
+    times = f"{row['seconds']:8.3f} {row['ms_per_frame']:8.2f} {row['compile_seconds']:9.1f}"
+    print(f"{frames:>6} {name:>9} {times} {row['needs_gib']:9.2f} {row['peak_gib']:8.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -186,6 +186,7 @@ def _plain(value: Any) -> str:
 
 def _run(photos, checkpoint, output, options, cache_dir, *, silent) -> dict[str, Any]:
     """reconstruct.reconstruct with progress on stderr; adds the seconds of every step to its report."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's own log lines, a page of them when memory runs out
     _use_compilation_cache(cache_dir)
     from fastvggt_jax.reconstruct import Settings, reconstruct
 

@@ -157,8 +157,10 @@ def _memory_sentence(images: Images, params: Any, compiled: jax.stages.Compiled 
     text = f"out of memory on {device.device_kind}: "
     if params is None:
         text += "the weights alone do not fit"
+        advice = "free the device, or convert the weights with --dtype bfloat16"
     else:
         text += f"{frames} photographs of {width}x{height} pixels need "
+        advice = "take fewer photographs, a smaller --size, or weights converted with --dtype bfloat16 (--sparse-ratio saves no memory)"
         weights = sum(x.nbytes for x in jax.tree.leaves(params))
         sizes = compiled.memory_analysis() if compiled is not None else None
         failed = re.search(r"allocat\w+ (\d+) bytes", error)
@@ -171,7 +173,7 @@ def _memory_sentence(images: Images, params: Any, compiled: jax.stages.Compiled 
             text += f"more than the {_gib(weights)} of the weights and what else is free"
     limit = (device.memory_stats() or {}).get("bytes_limit")
     text += f", and JAX may use {_gib(limit)}" if limit else ""
-    return f"{text}; take fewer photographs, a smaller --size or --dtype bfloat16 (--sparse-ratio saves no memory)"
+    return f"{text}; {advice}"
 
 
 def _gib(count: float) -> str:

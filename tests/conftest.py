@@ -1,5 +1,11 @@
 """One table of tolerances, and the fixtures that several files share."""
 
+import os
+import shutil
+
+if shutil.which("nvidia-smi") is None:  # compiling takes most of the CPU suite's time; optimised code would be run only once
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import jax
 import numpy as np
 import pytest

@@ -140,8 +140,10 @@ def test_bad_images_get_one_sentence(tiny, images, message):
 
 def test_bad_query_points_and_heads(tiny, views):
     model, params = tiny
-    with pytest.raises(ValueError, match="query_points"):
-        model.apply(params, views(2)[None], np.zeros((1, 2, 3), np.float32))
+    with pytest.raises(ValueError, match="no track head"):
+        model.apply(params, views(2)[None], np.zeros((1, 2, 2), np.float32))
+    with pytest.raises(ValueError, match=r"must be \[B=1, Q, 2\]"):
+        VGGT().apply({"params": {}}, views(2)[None], np.zeros((1, 2, 3), np.float32))
     with pytest.raises(ValueError, match="depht"):
         model.clone(heads=("depht",)).apply(params, views(2)[None])
     with pytest.raises(ValueError, match="too small to track"):

@@ -80,6 +80,8 @@ class Aggregator(nn.Module):
         rope = rope_tables(positions, D // self.num_heads)
         global_rope = Rope(*(jnp.tile(t, (F, 1, 1)) for t in rope))
 
+        layers, max_keep = self.layer_inputs(F * h * w)
+
         def pair(frame_block: Block, carry: tuple, layer: dict, global_block: Block) -> tuple[tuple, None]:
             x, taps, _ = carry
             frame_out = frame_block(x.reshape(B * F, P, D), rope).reshape(B, F, P, D)
@@ -87,7 +89,7 @@ class Aggregator(nn.Module):
             def attend(q: Array, k: Array, v: Array) -> Array:
                 if self.sparsity is None:
                     return dense_attention(q, k, v)
-                out, density = self.attend_sparse(q, k, v, F, layer)
+                out, density = self.attend_sparse(q, k, v, F, layer, max_keep)
                 global_block.sow("intermediates", "density", density)
                 return out
 
@@ -106,29 +108,29 @@ class Aggregator(nn.Module):
         )
         taps = jnp.zeros((len(self.taps), B, F, P, 2 * D), self.dtype)
         carry = (x, taps, jnp.zeros((B, F, 2 * D), jnp.float32))
-        (_, taps, camera), _ = scan(self.frame_blocks, carry, self.layer_inputs(F * h * w), self.global_blocks)
+        (_, taps, camera), _ = scan(self.frame_blocks, carry, layers, self.global_blocks)
         if order is not None:
             taps = taps[:, :, :, np.argsort(order)]
         return taps, camera
 
-    def layer_inputs(self, patch_tokens: int) -> dict[str, Array]:
-        """What the scan hands to each layer: its tap slot and, when sparse, whether it is sparse, its n_ratio and its τ."""
-        slots = [sum(tap < layer for tap in self.taps) for layer in range(self.depth)]
-        layer = {"slot": jnp.array(slots)}
-        if self.sparsity is not None:
-            self.sparsity.check_depth(self.depth)
-            keep = self.sparsity.keep_counts(self.sparsity.num_kv_blocks(patch_tokens), self.depth)
-            cdf = self.sparsity.cdf_thresholds(self.depth)
-            layer["sparse"] = jnp.array(self.sparsity.is_sparse(self.depth))
-            layer |= {} if keep is None else {"keep": jnp.array(keep, jnp.int32)}
-            layer |= {} if cdf is None else {"cdf": jnp.array(cdf, jnp.float32)}
-        return layer
+    def layer_inputs(self, patch_tokens: int) -> tuple[dict[str, Array], int]:
+        """What the scan hands to each layer: its tap slot and, when sparse, whether it is sparse, its n_ratio and its τ.
 
-    def attend_sparse(self, q: Array, k: Array, v: Array, frames: int, layer: dict) -> tuple[Array, Array]:
-        """One global layer's attention and its density: sparse, or dense if the layer is not among `Sparsity.layers`."""
-        num_special = 1 + self.num_register_tokens
-        patch_tokens = q.shape[1] - frames * num_special
+        Also the largest n_ratio, which has to be static: it bounds how many blocks a row of the mask lists.
+        """
+        layers = {"slot": jnp.array([sum(tap < layer for tap in self.taps) for layer in range(self.depth)])}
+        if self.sparsity is None:
+            return layers, 0
+        self.sparsity.check_depth(self.depth)
         keep = self.sparsity.keep_counts(self.sparsity.num_kv_blocks(patch_tokens), self.depth)
+        cdf = self.sparsity.cdf_thresholds(self.depth)
+        layers["sparse"] = jnp.array(self.sparsity.is_sparse(self.depth))
+        layers |= {} if keep is None else {"keep": jnp.array(keep, jnp.int32)}
+        layers |= {} if cdf is None else {"cdf": jnp.array(cdf, jnp.float32)}
+        return layers, max(keep or [0])
+
+    def attend_sparse(self, q: Array, k: Array, v: Array, frames: int, layer: dict, max_keep: int) -> tuple[Array, Array]:
+        """One global layer's attention and its density: sparse, or dense if the layer is not among `Sparsity.layers`."""
 
         def sparse(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
             return sparse_global_attention(
@@ -136,10 +138,10 @@ class Aggregator(nn.Module):
                 k,
                 v,
                 frames=frames,
-                num_special=num_special,
+                num_special=1 + self.num_register_tokens,
                 sparsity=self.sparsity,
                 keep_count=layer.get("keep"),
-                max_keep=0 if keep is None else max(keep),
+                max_keep=max_keep,
                 cdf_threshold=layer.get("cdf"),
             )
 
@@ -277,12 +279,9 @@ class VGGT(nn.Module):
           ValueError: wrong shape or dtype.
         """
         check_images(images, self.patch_size)
-        if query_points is not None and (query_points.ndim != 3 or query_points.shape[::2] != (images.shape[0], 2)):
-            raise ValueError(f"query_points {query_points.shape} must be [B={images.shape[0]}, Q, 2], pixels (x, y) of frame 0")
+        if query_points is not None:
+            self.check_query_points(images, query_points)
         B, F, H, W, _ = images.shape
-        smallest = self.track_stride << (self.track_corr_levels - 1)
-        if "track" in self.heads and query_points is not None and min(H, W) < smallest:
-            raise ValueError(f"images of {H}×{W} are too small to track points in: both sides need {smallest} pixels or more")
         taps, camera_tokens = self.aggregator(images.astype(jnp.float32))
         taps = taps.reshape(len(self.taps), B * F, *taps.shape[3:])
         out: dict[str, Any] = {}
@@ -293,13 +292,23 @@ class VGGT(nn.Module):
             out["depth"], out["depth_conf"] = self.dense(self.depth_head, activate_depth, taps, B, (H, W), 1)
         if "point" in self.heads:
             out["world_points"], out["world_points_conf"] = self.dense(self.point_head, activate_points, taps, B, (H, W), 3)
-        if "track" in self.heads and query_points is not None:
+        if query_points is not None:
             head = self.track_head.feature_extractor
             shape = (H // self.track_stride, W // self.track_stride, self.track_features)
             (maps,) = over_frame_chunks(head, lambda head, taps: (self.logits(head, taps, (H, W)),), taps, (shape,), self.frames_chunk)
             tracks, out["vis"], out["conf"] = self.track_head.tracker(query_points, maps.reshape(B, F, *shape))
             out["track"] = tracks[-1]
         return Prediction(**out)
+
+    def check_query_points(self, images: Array, query_points: Array) -> None:
+        if "track" not in self.heads:
+            raise ValueError(f"query_points were given, but the model has no track head: heads={self.heads}")
+        B, _, H, W, _ = images.shape
+        if query_points.ndim != 3 or query_points.shape[::2] != (B, 2):
+            raise ValueError(f"query_points {query_points.shape} must be [B={B}, Q, 2], pixels (x, y) of frame 0")
+        smallest = self.track_stride << (self.track_corr_levels - 1)
+        if min(H, W) < smallest:
+            raise ValueError(f"images of {H}×{W} are too small to track points in: both sides need {smallest} pixels or more")
 
     def logits(self, head: DPTHead, taps: Array, image_size: tuple[int, int]) -> Array:
         return head(taps[:, :, 1 + self.num_register_tokens :], image_size, self.patch_size)

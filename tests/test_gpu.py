@@ -1,0 +1,90 @@
+"""On an NVIDIA GPU (`pytest -m gpu`): the same functions through cuDNN and bfloat16."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fastvggt_jax import Sparsity
+from fastvggt_jax.attention import dense_attention
+from pallas_kernels import BlockMask, block_sparse_attention
+from tests.conftest import TOLERANCE, max_error
+from tests.parity import run_case
+from tests.parity.goldens import Goldens, images_of, load_model
+from tests.parity.models import sparsity_of
+
+pytestmark = pytest.mark.gpu
+GOLDENS = Goldens()
+MEDIAN = 3e-2  # median relative error of bfloat16 against the float32 goldens
+
+
+def median_errors(name: str, workdir=None) -> dict[str, float]:
+    """Median relative error of each output in bfloat16, as the model runs by default."""
+    case, golden = GOLDENS.case(name), GOLDENS.load(name)
+    model, params = load_model(case["model"], case["checkpoint_seed"], GOLDENS.folder, workdir)
+    model = model.clone(dtype=jnp.bfloat16, sparsity=sparsity_of(case), heads=("camera", "depth", "point"))
+    params = {"params": {k: v for k, v in params["params"].items() if k != "track_head"}}
+    pred = jax.jit(model.apply)(params, images_of(golden))
+    s = case["pixel_stride"]
+    mine = {
+        "camera.pose_enc.3": pred.pose_enc,
+        "depth.depth": pred.depth[:, :, ::s, ::s],
+        "depth.conf": pred.depth_conf[:, :, ::s, ::s],
+        "point.world_points": pred.world_points[:, :, ::s, ::s],
+        "point.conf": pred.world_points_conf[:, :, ::s, ::s],
+    }
+    return {k: relative_median(np.asarray(v), golden[k]) for k, v in mine.items() if k in golden}
+
+
+def relative_median(x: np.ndarray, golden: np.ndarray) -> float:
+    nonzero = golden != 0  # the relu of a field of view
+    assert np.isfinite(x).all()
+    return float(np.median(np.abs(x[nonzero] / golden[nonzero] - 1)))
+
+
+@pytest.mark.parametrize("name", [n for n in GOLDENS.names() if n.startswith("vggt_tiny")])
+def test_bfloat16_tiny(name):
+    errors = median_errors(name)
+    assert max(errors.values()) < MEDIAN, errors
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("name", [n for n in GOLDENS.names() if n.startswith("full")])
+def test_bfloat16_full_size(name, tmp_path_factory):
+    errors = median_errors(name, tmp_path_factory.getbasetemp())
+    print(name, {k: f"{v:.2e}" for k, v in errors.items()})
+    assert max(errors.values()) < MEDIAN, errors
+
+
+@pytest.mark.parametrize("name", ["vggt_tiny_hd64_b2n2_56x84", "sparse_vggt_tiny_84x112_q32k16_r50c70"])
+def test_float32_is_the_reference_here_too(name):
+    """Without TF32 the GPU computes what the CPU does, masks included."""
+    with jax.default_matmul_precision("highest"):
+        rows = GOLDENS.rows(name, run_case(GOLDENS, name))
+    assert not [(stage, error) for stage, error, limit in rows if not error <= limit]
+
+
+@pytest.mark.parametrize("T, S, dtype", [(325, 325, jnp.bfloat16), (50, 1377, jnp.bfloat16), (1374, 1374, jnp.float16)])
+def test_dense_attention_takes_any_length(T, S, dtype):
+    q, k, v = (
+        jax.random.normal(key, (2, n, 3, 64), dtype) for key, n in zip(jax.random.split(jax.random.key(0), 3), (T, S, S), strict=True)
+    )
+    exact = jax.nn.dot_product_attention(*(x.astype(jnp.float32) for x in (q, k, v)), implementation="xla")
+    assert max_error(jax.jit(dense_attention)(q, k, v), exact) < 1e-2
+
+
+def test_block_sparse_attention():
+    q, k, v = (jax.random.normal(key, (1, 1000, 4, 64), jnp.bfloat16) for key in jax.random.split(jax.random.key(0), 3))
+    dense = jax.random.bernoulli(jax.random.key(1), 0.3, (1, 4, 8, 16)).at[..., 0].set(True)
+    mask = BlockMask.from_dense(dense, 1000, (1000,), (128, 64))
+    exact = block_sparse_attention(*(x.astype(jnp.float32) for x in (q, k, v)), mask, implementation="reference")
+    assert max_error(jax.jit(block_sparse_attention)(q, k, v, mask), exact) < 1e-2
+
+
+def test_nothing_dropped_is_dense_in_bfloat16():
+    model, params = load_model("vggt_tiny_hd64")
+    model = model.clone(dtype=jnp.bfloat16, heads=("camera", "depth"))
+    images = jax.random.uniform(jax.random.key(0), (1, 3, 70, 70, 3))
+    dense = jax.jit(model.apply)(params, images)
+    sparse = jax.jit(model.clone(sparsity=Sparsity(sparse_ratio=0.0, block=(16, 8))).apply)(params, images)
+    assert np.median(np.abs(sparse.depth / dense.depth - 1)) < TOLERANCE["bfloat16"]
