@@ -265,6 +265,7 @@ class VGGT(nn.Module):
                     "num_heads": self.track_num_heads,
                     "num_virtual": self.track_num_virtual,
                     "max_scale": self.track_max_scale,
+                    "features": self.track_features,
                 },
             )
 

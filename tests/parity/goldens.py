@@ -23,8 +23,8 @@ LIMIT = 8.0  # error in units of the noise floor; a correct port lands at 0.5-3
 # The tracker feeds sin(1000 x) back into itself: rounding grows 20-500x an iteration, so it has limits of its own (absolute, pixels and
 # probabilities; reference README §2). Clean stages (update_in.0, delta.0, corr.0, update_out) keep LIMIT.
 CHAOTIC = {"coords.0": 2e-5, "coords.1": 3e-4, "coords.2": 3e-3, "coords.3": 3e-2, "vis": 2e-2, "conf": 2e-2}
-# Inputs and outputs of later iterations of the tracker: the pixel errors above, times the derivative of its embedding (up to 1000 rad/px).
-CHAOTIC_STAGES = {f"{name}.{k}": limit for name in ("corr", "update_in", "delta") for k, limit in ((1, 0.1), (2, 1.0), (3, 10.0))}
+# What iteration k reads and makes inherits the error of the coordinates before it, through an embedding of up to 500 radians a pixel.
+CHAOTIC |= {f"{x}.{k}": 500 * CHAOTIC[f"coords.{k - 1}"] for x in ("corr", "update_in", "delta") for k in (1, 2, 3)}
 
 
 class Goldens:
@@ -54,7 +54,7 @@ class Goldens:
         for key, _, error, _ in compare(golden, mine, self.floors.get(name, {})):
             stage = key.removeprefix("track.")
             in_tracker = key.startswith("track.") or name == "layer_tracker"
-            limit = (CHAOTIC | CHAOTIC_STAGES).get(stage) if in_tracker else None
+            limit = CHAOTIC.get(stage) if in_tracker else None
             if limit is not None and np.shape(mine[key]) == golden[key].shape:
                 error = float(np.abs(np.asarray(mine[key], np.float64) - golden[key]).max())
             rows.append((key, error, LIMIT if limit is None else limit))

@@ -205,14 +205,16 @@ def tracker(goldens: Goldens, name: str, golden: Golden) -> Golden:
         num_heads=model.track_num_heads,
         num_virtual=model.track_num_virtual,
         max_scale=model.track_max_scale,
+        features=model.track_features,
     )
     maps = jnp.moveaxis(golden["in.fmaps"], 2, -1)
     (tracks, vis, conf), state = captured(module, params, golden["in.query_points"], maps)
     state = state["intermediates"]
     mine = {"vis": vis, "conf": conf} | {f"coords.{k}": x for k, x in enumerate(tracks)}
-    mine |= {f"update_in.{k}": x for k, x in enumerate(state["update_in"])}
-    mine |= {f"delta.{k}": x for k, x in enumerate(state["updateformer"]["__call__"])}
-    corr = state["corr_in"]  # [B·F, Q, L] an iteration
+    state = state["updateformer"]
+    mine |= {f"update_in.{k}": x for k, x in enumerate(state["update_in"][0])}
+    mine |= {f"delta.{k}": x for k, x in enumerate(state["__call__"][0])}
+    corr = state["corr_in"][0]  # [iters, B·F, Q, L]
     mine |= {f"corr.{k}": x.reshape(1, maps.shape[1], *x.shape[1:])[0].swapaxes(0, 1) for k, x in enumerate(corr)}
 
     former = track.UpdateFormer(

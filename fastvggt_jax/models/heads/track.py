@@ -197,42 +197,60 @@ class Tracker(nn.Module):
     num_virtual: int
     max_scale: int
 
-    @nn.compact
-    def __call__(self, query_points: Array, maps: Array) -> tuple[list[Array], Array, Array]:
-        """query_points [B, Q, 2] pixels (x, y) of frame 0, feature maps [B, F, h, w, C] -> tracks [B, F, Q, 2] after each iteration, in
-        image pixels; vis and conf [B, F, Q] of the last."""
-        B, F, h, w, C = maps.shape
-        Q, width = query_points.shape[1], 3 * C + 4
-        maps = layer_norm(1e-5, "fmap_norm")(maps)
-        pyramid = feature_pyramid(maps.reshape(B * F, h, w, C), self.corr_levels)
-        corr_mlp = Mlp(self.hidden, C, name="corr_mlp")
-        update = UpdateFormer(self.hidden, self.depth, self.num_heads, self.num_virtual, C + 2, name="updateformer")
-        feature_norm = layer_norm(1e-5, "ffeat_norm")  # upstream: GroupNorm of one group, the same thing on [tokens, C]
-        feature_update = nn.Dense(C, name="ffeat_updater_0")
-        ref_token = self.param("query_ref_token", nn.initializers.normal(1.0), (1, 2, width))
+    features: int  # C
 
+    def setup(self) -> None:
+        C = self.features
+        self.fmap_norm = layer_norm(1e-5)
+        self.corr_mlp = Mlp(self.hidden, C)
+        self.updateformer = UpdateFormer(self.hidden, self.depth, self.num_heads, self.num_virtual, C + 2)
+        self.ffeat_norm = layer_norm(1e-5)  # upstream: GroupNorm of one group, the same thing on [tokens, C]
+        self.ffeat_updater_0 = nn.Dense(C)
+        self.vis_predictor_0 = nn.Dense(1)
+        self.conf_predictor_0 = nn.Dense(1)
+        self.query_ref_token = self.param("query_ref_token", nn.initializers.normal(1.0), (1, 2, 3 * C + 4))
+
+    def __call__(self, query_points: Array, maps: Array) -> tuple[Array, Array, Array]:
+        """query_points [B, Q, 2] pixels (x, y) of frame 0, feature maps [B, F, h, w, C] -> tracks [iters, B, F, Q, 2] after each iteration,
+        in image pixels; vis and conf [B, F, Q] of the last."""
+        B, F, h, w, C = maps.shape
+        Q = query_points.shape[1]
+        maps = self.fmap_norm(maps)
+        pyramid = feature_pyramid(maps.reshape(B * F, h, w, C), self.corr_levels)
         start = query_points / self.stride  # [B, Q, 2]
         coords = jnp.broadcast_to(start[:, None], (B, F, Q, 2))
         features = jnp.broadcast_to(sample_border(maps[:, 0], start)[:, None], (B, F, Q, C))
-        position = sample_position(start, h, w, width)[:, :, None]  # [B, Q, 1, width]
-        ref = jnp.concatenate([ref_token[:, :1], jnp.broadcast_to(ref_token[:, 1:], (1, F - 1, width))], 1)[:, None]
+        # The same in every iteration, since the query does not move.
+        first, others = self.query_ref_token[:, :1], self.query_ref_token[:, 1:]
+        ref = jnp.concatenate([first, jnp.broadcast_to(others, (1, F - 1, others.shape[-1]))], 1)[:, None]
+        constant = sample_position(start, h, w, 3 * C + 4)[:, :, None] + ref  # [B, Q, F, 3C + 4]
 
-        tracks = []
-        for _ in range(self.iters):
+        def iteration(update, carry, _, corr_mlp, feature_norm, feature_update):
+            coords, features = carry
             flat_coords, flat_features = coords.reshape(B * F, Q, 2), features.reshape(B * F, Q, C)
             corr = [correlate(level, flat_features, flat_coords / 2**i, self.corr_radius) for i, level in enumerate(pyramid)]
             corr = jnp.concatenate(corr, -1)  # [B·F, Q, levels·(2r+1)²]
-            self.sow("intermediates", "corr_in", corr)
-            corr = corr_mlp(corr).reshape(B, F, Q, C)
             flow = coords - coords[:, :1]
             scaled = flow / self.max_scale
-            x = jnp.concatenate([embed_flow(flow, C // 2), scaled, scaled, corr, features], -1)
-            x = x.transpose(0, 2, 1, 3) + position + ref  # [B, Q, F, width]
-            self.sow("intermediates", "update_in", x)
+            x = [embed_flow(flow, C // 2), scaled, scaled, corr_mlp(corr).reshape(B, F, Q, C), features]
+            x = jnp.concatenate(x, -1).transpose(0, 2, 1, 3) + constant  # [B, Q, F, 3C + 4]
+            update.sow("intermediates", "corr_in", corr)
+            update.sow("intermediates", "update_in", x)
             delta = update(x).transpose(0, 2, 1, 3)  # [B, F, Q, 2 + C]
             features = features + gelu(feature_update(feature_norm(delta[..., 2:])))
             coords = (coords + delta[..., :2]).at[:, 0].set(start)
-            tracks.append(coords * self.stride)
-        vis = jax.nn.sigmoid(nn.Dense(1, name="vis_predictor_0")(features)[..., 0])
-        conf = jax.nn.sigmoid(nn.Dense(1, name="conf_predictor_0")(features)[..., 0])
+            return (coords, features), coords * self.stride
+
+        scan = nn.scan(
+            iteration,
+            variable_broadcast="params",
+            variable_axes={"intermediates": 0},
+            split_rngs={"params": False},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=self.iters,
+        )
+        modules = (self.corr_mlp, self.ffeat_norm, self.ffeat_updater_0)
+        (_, features), tracks = scan(self.updateformer, (coords, features), None, *modules)
+        vis = jax.nn.sigmoid(self.vis_predictor_0(features)[..., 0])
+        conf = jax.nn.sigmoid(self.conf_predictor_0(features)[..., 0])
         return tracks, vis, conf
