@@ -22,8 +22,9 @@ from convert.rules import make_plan
 from convert.sources import Source, open_source
 from fastvggt_jax.checkpoint import abstract_tensors, native_metadata
 from fastvggt_jax.models.vggt import HEADS, VGGT
-from fastvggt_jax.tensor_file import CheckpointError, write_safetensors
+from fastvggt_jax.tensor_file import CheckpointError, listed, write_safetensors
 
+FLOATS = ("float32", "bfloat16", "float16", "float64")
 _PI3_KEY = r"(?:point|conf|camera)_decoder\..+"  # recognised, so that the refusal can say what it is
 _NO_PI3 = "π³ checkpoints cannot be converted by this version yet"
 
@@ -50,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.strerror or error}", file=sys.stderr)
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
+        print(f"error: {text}", file=sys.stderr)
         return 1
     return 0
 
@@ -89,6 +91,10 @@ def convert(
     except CheckpointError as error:
         sizes = f"the sizes of {config}" if config else "the sizes of VGGT-1B, assumed for want of --config FILE.json"
         raise CheckpointError(f"{path} does not fit {sizes}: {error}") from error
+
+    odd = [f"{key} ({checkpoint.dtypes[key]})" for t in plan.targets for key in t.keys if checkpoint.dtypes[key] not in FLOATS]
+    if odd:
+        raise CheckpointError(f"{path} holds numbers that are no weights: {listed(odd)}; they must be {', '.join(FLOATS)}")
 
     targets = {t.name: t for t in plan.targets}
     size = write_safetensors(

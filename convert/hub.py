@@ -1,5 +1,6 @@
 """Checkpoints on the Hugging Face hub: which file to take, and the licence that holds for it."""
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ def _ask(repository: str, question: Callable[[], T]) -> T:
     from huggingface_hub import constants, errors
 
     endpoint = constants.ENDPOINT
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it announces every retry; the outcome is one sentence of ours
     try:
         return question()
     except errors.GatedRepoError as error:

@@ -12,7 +12,7 @@ import numpy as np
 from fastvggt_jax.tensor_file import CheckpointError, open_safetensors
 
 _WRAPPERS = ("model", "state_dict")  # under which training scripts store the state_dict
-_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as safetensors and as numpy call them
+_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as safetensors and as numpy call them
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -157,42 +158,67 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the rows; 2 for arguments that no row could run with, 1 if a row has failed, else 0."""
     args = parse(arguments)
     if args.row:
         print(json.dumps(attention_row(args) if args.only == "attention" else measure(args)))
-        return
-    shared = [a for a in ("--heads", *args.heads, "--size", *map(str, args.size), "--repeats", str(args.repeats))]
+        return 0
+    try:
+        check(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    say = (lambda text: None) if args.json else print
+    shared = ["--heads", *args.heads, "--size", *map(str, args.size), "--repeats", str(args.repeats)]
     shared += ["--param-dtype", args.param_dtype] + (["--dtype", args.dtype] if args.dtype else [])
     shared += ["--config", args.config] if args.config else []
     shared += ["--cdf-threshold", str(args.cdf_threshold)] if args.cdf_threshold is not None else []
+    failed = False
     if args.only != "attention":
-        print(f"{'frames':>6} {'attention':>9} {'seconds':>8} {'ms/frame':>8} {'compile s':>9} {'needs GiB':>9} {'peak GiB':>8}")
+        say(f"{'frames':>6} {'attention':>9} {'seconds':>8} {'ms/frame':>8} {'compile s':>9} {'needs GiB':>9} {'peak GiB':>8}")
         for frames in args.frames:
             for ratio in args.sparse_ratio:
                 row = _child([*shared, "--frames", str(frames), "--sparse-ratio", ratio], args.memory_limit)
-                print_row(frames, ratio, row, args.json)
-    if args.only == "model":
-        return
-    print("one global layer's dense attention, ms (bf16, 16 heads × 64): ours, then PyTorch SDPA and its ratio to ours")
-    for frames in args.frames:
-        row = _child([*shared, "--only", "attention", "--frames", str(frames)])
-        if args.json or "error" in row:
-            print(json.dumps(row), flush=True)
-            continue
-        peers = "  ".join(f"torch {name} {row[name]:.2f} (×{row[name] / row['jax']:.2f})" for name in row if name in ("flash", "cudnn"))
-        print(f"{frames:>6} ours {row['jax']:.2f}  {peers}", flush=True)
+                failed |= print_row({"frames": frames, "sparse_ratio": ratio} | row, model_line, args.json)
+    if args.only != "model":
+        say("one global layer's dense attention, ms (bf16, 16 heads × 64): ours, then PyTorch SDPA and its ratio to ours")
+        for frames in args.frames:
+            row = _child([*shared, "--only", "attention", "--frames", str(frames)])
+            failed |= print_row({"frames": frames} | row, attention_line, args.json)
+    return int(failed)
 
 
-def print_row(frames: int, ratio: str, row: dict[str, Any], as_json: bool) -> None:
-    if as_json or "error" in row:
-        print(json.dumps({"frames": frames, "sparse_ratio": ratio} | row), flush=True)
-        return
-    name = ratio if ratio == "dense" else f"ρ={ratio}"
+def check(args: argparse.Namespace) -> None:
+    """Raises ValueError or OSError for what every row would fail on."""
+    if args.config:
+        config = json.loads(Path(args.config).read_text())
+        VGGT.from_config(config.get("config", config))
+    if any(side < 14 or side % 14 for side in args.size):
+        raise ValueError(f"--size {args.size[0]} {args.size[1]} must be multiples of 14")
+    if min(args.frames) < 1 or args.repeats < 1:
+        raise ValueError("--frames and --repeats must be at least 1")
+    for ratio in args.sparse_ratio:
+        if ratio != "dense":
+            Sparsity(sparse_ratio=float(ratio), cdf_threshold=args.cdf_threshold)
+
+
+def print_row(row: dict[str, Any], line: Callable[[dict[str, Any]], str], as_json: bool) -> bool:
+    """Prints a row and says whether it has failed."""
+    print(json.dumps(row) if as_json or "error" in row else line(row), flush=True)
+    return "error" in row
+
+
+def model_line(row: dict[str, Any]) -> str:
+    name = row["sparse_ratio"] if row["sparse_ratio"] == "dense" else f"ρ={row['sparse_ratio']}"
     times = f"{row['seconds']:8.3f} {row['ms_per_frame']:8.2f} {row['compile_seconds']:9.1f}"
-    print(f"{frames:>6} {name:>9} {times} {row['needs_gib']:9.2f} {row['peak_gib']:8.2f}", flush=True)
+    return f"{row['frames']:>6} {name:>9} {times} {row['needs_gib']:9.2f} {row['peak_gib']:8.2f}"
+
+
+def attention_line(row: dict[str, Any]) -> str:
+    peers = [f"torch {name} {row[name]:.2f} (×{row[name] / row['jax']:.2f})" for name in ("flash", "cudnn") if name in row]
+    return f"{row['frames']:>6} ours {row['jax']:.2f}  {'  '.join(peers)}"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

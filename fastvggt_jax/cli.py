@@ -116,17 +116,17 @@ def demo(
 ) -> None:
     """The whole way without a download: a tiny model of RANDOM weights, whose output therefore means nothing."""
     with one_sentence(output, as_json):
-        from fastvggt_jax.export.atomic import check_output_folder
-
-        check_output_folder(output, overwrite=overwrite, ours=("photos", "tiny-random.safetensors", "reconstruction"))
-        output.mkdir(parents=True, exist_ok=True)
         from fastvggt_jax.demo import write_photos, write_random_checkpoint
+        from fastvggt_jax.export.atomic import output_folder
 
-        photos = photos or [str(path) for path in write_photos(output / "photos")]
-        checkpoint = output / "tiny-random.safetensors"
-        write_random_checkpoint(checkpoint)
-        options = dict(size=280, glb=_has_trimesh(), overwrite=overwrite)
-        report = _run(photos, str(checkpoint), output / "reconstruction", options, cache_dir, silent=quiet or as_json)
+        ours = ("tiny-random.safetensors", "photos/view?.png", "reconstruction/*")
+        with output_folder(output, overwrite=overwrite, ours=ours) as folder:
+            photos = photos or [str(path) for path in write_photos(folder / "photos")]
+            checkpoint = folder / "tiny-random.safetensors"
+            write_random_checkpoint(checkpoint)
+            options = dict(size=280, glb=_has_trimesh())
+            report = _run(photos, str(checkpoint), folder / "reconstruction", options, cache_dir, silent=quiet or as_json)
+        report["output"] = str(output / "reconstruction")
     report["warnings"].insert(0, "these weights are random, so cameras, depth and points are MEANINGLESS")
     _print_report(report, quiet, as_json)
 
@@ -137,11 +137,14 @@ def info(checkpoint: Annotated[Path, typer.Argument(help="A weight file (.safete
     with one_sentence(checkpoint, as_json):
         import math
 
-        from fastvggt_jax.tensor_file import open_safetensors
+        from fastvggt_jax.tensor_file import CheckpointError, open_safetensors
 
         file = open_safetensors(checkpoint)
         metadata = dict(file.metadata() or {})
-        config = json.loads(metadata.pop("config", "{}"))
+        try:
+            config = json.loads(metadata.pop("config", "{}"))
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint} has a config that is no JSON: {error}") from error
         parameters: dict[str, int] = {}
         dtypes = set()
         for name in file.keys():
@@ -175,7 +178,7 @@ def bench(arguments: typer.Context) -> None:
     """Whole-model time and peak memory over frames and sparsity (python -m fastvggt_jax.bench --help)."""
     from fastvggt_jax import bench
 
-    bench.main(arguments.args)
+    raise typer.Exit(bench.main(arguments.args))
 
 
 def _plain(value: Any) -> str:

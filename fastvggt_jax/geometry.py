@@ -13,8 +13,6 @@ import functools
 import jax
 import jax.numpy as jnp
 
-POSE_ENC_DIM = 9  # translation 3, quaternion 4, fov_h, fov_w
-
 # Geometry stays in float32 where matrix units would round to TF32 or bfloat16.
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 

@@ -24,7 +24,7 @@ WHITE = 255
 Source = str | os.PathLike | Sequence[str | os.PathLike]
 
 # What Pillow's decoders raise on files that are damaged, or are no images.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
 
 class ImageError(ValueError):
@@ -233,6 +233,8 @@ def read_rgb(path: str | os.PathLike) -> Image.Image:
             return _to_rgb(image)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path} has more than {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels; make it smaller") from error
     except _DECODE_ERRORS as error:
         raise ImageError(f"{path} is damaged or not an image ({_reason(error)})") from error
 

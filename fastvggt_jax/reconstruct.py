@@ -26,6 +26,7 @@ from fastvggt_jax.sentences import OutOfMemoryError
 from fastvggt_jax.sparsity import Sparsity
 
 OUTPUTS = ("cameras.json", "depth", "points.ply", "scene.glb")
+OURS = ("cameras.json", "depth/*.npz", "depth/*.png", "points.ply", "scene.glb")  # what --overwrite may replace
 Step = Callable[[str], contextlib.AbstractContextManager]
 
 
@@ -62,7 +63,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
     from_pretrained, to_scene and the writers raise, and OutOfMemoryError.
     """
     s = settings
-    check_output_folder(s.output, overwrite=s.overwrite, ours=OUTPUTS)
+    check_output_folder(s.output, overwrite=s.overwrite, ours=OURS)
     check_cloud_options(**s.cloud)
     if s.glb:
         require_trimesh()
@@ -131,7 +132,7 @@ def write_outputs(scene: Scene, s: Settings) -> int:
     cloud = scene.point_cloud(**s.cloud)
     if not len(cloud):
         warnings.warn("no point is left: lower --conf-percentile or raise --edge-filter", stacklevel=2)
-    with output_folder(s.output, overwrite=s.overwrite, ours=OUTPUTS) as folder:
+    with output_folder(s.output, overwrite=s.overwrite, ours=OURS) as folder:
         export.write_cameras(scene, folder / "cameras.json")
         export.write_depth(scene, folder / "depth", original=s.depth_original)
         export.write_ply(cloud, folder / "points.ply")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
+from collections.abc import Collection
 
 SPECIAL_KEYS = ("dense", "official")
 POOLS = ("mean", "max")
@@ -13,7 +15,7 @@ Value = float | tuple[float, ...] | None
 
 @dataclasses.dataclass(frozen=True)
 class Sparsity:
-    """Block-sparse global attention (arXiv 2509.07120; METHOD in the README). Give `sparse_ratio`, `cdf_threshold` or both.
+    """Block-sparse global attention (arXiv 2509.07120; see the README). Give `sparse_ratio`, `cdf_threshold` or both.
 
     Attributes:
       sparse_ratio: ρ in [0, 1], the largest share of key blocks that a query block may drop. A tuple gives one value a layer.
@@ -25,6 +27,8 @@ class Sparsity:
       layers: global layers that are sparse (0-based); None = all. The others are dense.
       pool: "mean" (the paper's) or "max" over the tokens of a block.
       order: "raster" or "hilbert", the order of a frame's patch tokens, hence what a block covers.
+
+    A sparse model can be differentiated forwards, not backwards: its loop over kept blocks has a data-dependent length.
 
     Raises:
       ValueError: a value outside the ranges above, or neither ρ nor τ.
@@ -46,18 +50,18 @@ class Sparsity:
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
             for v in _values(getattr(self, name)):
-                if not 0 <= v <= 1:  # NaN fails too
+                if not isinstance(v, numbers.Real) or not 0 <= v <= 1:  # NaN fails too
                     raise ValueError(f"{name}={v} must lie in [0, 1]")
         for name, options in (("special_keys", SPECIAL_KEYS), ("pool", POOLS), ("order", ORDERS)):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {options}")
-        object.__setattr__(self, "block", tuple(self.block))
-        if len(self.block) != 2 or any(int(b) != b or b < 1 for b in self.block):
+        if not _are_ints(self.block) or len(self.block) != 2 or min(self.block) < 1:
             raise ValueError(f"block={self.block} must be two positive integers (queries, keys)")
+        object.__setattr__(self, "block", tuple(int(b) for b in self.block))
         if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
-            if any(layer < 0 for layer in self.layers):
-                raise ValueError(f"layers={self.layers} must be layer numbers counted from 0")
+            if not _are_ints(self.layers) or min(self.layers, default=0) < 0:
+                raise ValueError(f"layers={self.layers!r} must be a tuple of layer numbers counted from 0")
+            object.__setattr__(self, "layers", tuple(sorted({int(layer) for layer in self.layers})))
 
     def check_depth(self, depth: int) -> None:
         """Raises ValueError if a layer number or a tuple does not fit a model of `depth` global layers."""
@@ -82,6 +86,10 @@ class Sparsity:
 
     def num_kv_blocks(self, patch_tokens: int) -> int:
         return math.ceil(patch_tokens / self.block[1])
+
+
+def _are_ints(values: object) -> bool:
+    return isinstance(values, Collection) and all(isinstance(v, numbers.Integral) for v in values)
 
 
 def _values(value: Value) -> tuple[float, ...]:

@@ -33,6 +33,8 @@ def open_safetensors(path: str | Path) -> safe_open:
         raise IsADirectoryError(f"{path} is a folder, not a weight file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    with open(path, "rb"):  # a permission that is missing gets its own words here, not safetensors' "no such file"
+        pass
     try:
         return safe_open(path, "np")
     except SafetensorError as error:
@@ -118,9 +120,9 @@ def differences(missing: Sequence[str], unexpected: Sequence[str], wrong: Sequen
     """
     shapes = [f"{name} is {list(found)} instead of {list(wanted)}" for name, found, wanted in wrong]
     kinds = (("missing", missing), ("unexpected", unexpected), ("of the wrong shape", shapes))
-    return "; ".join(f"{len(items)} {kind}: {_listed(items)}" for kind, items in kinds if items)
+    return "; ".join(f"{len(items)} {kind}: {listed(items)}" for kind, items in kinds if items)
 
 
-def _listed(items: Sequence[str]) -> str:
+def listed(items: Sequence[str]) -> str:
     more = len(items) - _LISTED
     return ", ".join(items[:_LISTED]) + (f" and {more} more" if more > 0 else "")

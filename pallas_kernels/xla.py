@@ -1,7 +1,8 @@
 """Block-sparse attention in plain XLA that computes only the kept blocks: for CPUs and for GPUs without a kernel of ours.
 
-Query blocks are taken a few at a time; for each, the kept key blocks are gathered a few a step and folded into an online softmax, so the
-largest temporary is some 64 MiB whatever T and S are. The number of steps follows the fullest row of the query blocks at hand.
+Query blocks are taken a few at a time; for each, the kept key blocks are gathered a few a step and folded into an online softmax. The
+largest temporary is some 64 MiB whatever T and S are, besides one copy of K and V cut into blocks. The number of steps follows the fullest
+row of the query blocks at hand.
 """
 
 from __future__ import annotations

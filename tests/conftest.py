@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 if shutil.which("nvidia-smi") is None:  # compiling takes most of the CPU suite's time; optimised code would be run only once
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
@@ -21,6 +22,19 @@ def max_error(x, reference) -> float:
     """max |x - reference| / max |reference|."""
     x, reference = np.asarray(x, np.float64), np.asarray(reference, np.float64)
     return float(np.abs(x - reference).max() / np.abs(reference).max())
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """`-m weights` takes the full-size cases of the GPU too: they are skipped where there is none."""
+    for item in items:
+        if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(scope="session")
+def workdir(tmp_path_factory) -> Path:
+    """Where the 5 GB of full-size weights go: FASTVGGT_WORKDIR, which keeps them, or a temporary folder."""
+    return Path(os.environ.get("FASTVGGT_WORKDIR") or tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="session")

@@ -207,6 +207,48 @@ def test_overwrite_replaces_what_a_run_has_left_and_nothing_else(checkpoint, tmp
     result = run(*args, "--overwrite")
     assert result.exit_code == 2 and "(notes.txt), so --overwrite does not touch it" in result.stderr
     assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").rename(out / "depth" / "notes.txt")
+    result = run(*args, "--overwrite")
+    assert result.exit_code == 2 and "(depth/notes.txt)" in result.stderr
+    assert (out / "depth" / "notes.txt").read_text() == "mine"
+
+
+def test_a_demo_that_fails_leaves_nothing(tmp_path):
+    result = run("demo", tmp_path / "gone.jpg", "-o", tmp_path / "out", "--cache-dir", "none")
+    assert_sentence(result, "gone.jpg", 2, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_replaces_only_a_demo(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "view0.png").write_bytes(b"mine")
+    result = run("demo", "-o", tmp_path, "--overwrite")
+    assert result.exit_code == 2 and "was not written here" in result.stderr
+    assert (tmp_path / "photos" / "view0.png").read_bytes() == b"mine"
+
+
+def test_info_on_a_damaged_config(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({"x": np.zeros(1, np.float32)}, tmp_path / "w.safetensors", {"config": "{oops"})
+    result = run("info", tmp_path / "w.safetensors")
+    assert result.exit_code == 2 and "config that is no JSON" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        (["--config", "gone.json"], "gone.json"),
+        (["--size", 56, 50], "multiples of 14"),
+        (["--sparse-ratio", "foo"], "foo"),
+        (["--sparse-ratio", "1.5"], r"sparse_ratio=1.5 must lie in"),
+    ],
+)
+def test_bench_says_what_is_wrong_with_its_arguments(option, message, capsys):
+    from fastvggt_jax import bench
+
+    assert bench.main([str(o) for o in option]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_full_disk(checkpoint, tmp_path, without_model, monkeypatch):

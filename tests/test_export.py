@@ -21,6 +21,7 @@ from fastvggt_jax.images import ImageTransform
 from fastvggt_jax.scene import PointCloud, Scene
 
 F, H, W = 3, 28, 42
+OLD = "old, by fastvggt_jax"
 DISK_FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -231,11 +232,11 @@ def test_output_folder_appears_whole(tmp_path):
 def test_output_folder_vanishes_on_failure_and_the_old_one_stays(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    (out / "a.txt").write_text("old")
+    (out / "a.txt").write_text(OLD)
     with pytest.raises(OSError, match="No space"), atomic.output_folder(out, overwrite=True, ours=["a.txt"]) as folder:
         (folder / "a.txt").write_text("half")
         raise DISK_FULL
-    assert (out / "a.txt").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (out / "a.txt").read_text() == OLD and [p.name for p in tmp_path.iterdir()] == ["out"]
     with atomic.output_folder(out, overwrite=True, ours=["a.txt"]) as folder:
         (folder / "b.txt").write_text("new")
     assert [p.name for p in out.iterdir()] == ["b.txt"] and [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -244,7 +245,7 @@ def test_output_folder_vanishes_on_failure_and_the_old_one_stays(tmp_path):
 def test_output_folder_puts_the_old_one_back_when_the_rename_fails(tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
-    (out / "a.txt").write_text("old")
+    (out / "a.txt").write_text(OLD)
     real_rename = os.rename
 
     def rename(source, target):
@@ -255,7 +256,7 @@ def test_output_folder_puts_the_old_one_back_when_the_rename_fails(tmp_path, mon
     monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(OSError, match="No space"), atomic.output_folder(out, overwrite=True, ours=["a.txt"]):
         pass
-    assert (out / "a.txt").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (out / "a.txt").read_text() == OLD and [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_output_folder_refuses_what_it_would_lose(tmp_path, monkeypatch):
@@ -263,12 +264,17 @@ def test_output_folder_refuses_what_it_would_lose(tmp_path, monkeypatch):
     out.mkdir()
     with atomic.output_folder(out):  # an empty one will do
         pass
-    (out / "cameras.json").write_text("{}")
+    (out / "cameras.json").write_text(OLD)
     with pytest.raises(FileExistsError, match="out is not empty; give another one, or --overwrite"):
         atomic.check_output_folder(out)
     (out / "holiday.jpg").write_text("precious")
     with pytest.raises(FileExistsError, match=r"not written here \(holiday\.jpg\)"):
         atomic.check_output_folder(out, overwrite=True, ours=["cameras.json"])
+    (out / "holiday.jpg").rename(out / "points.ply")
+    with pytest.raises(FileExistsError, match=r"not written here \(cameras\.json\)"):  # named like ours, but without our name in it
+        (out / "cameras.json").write_text("{}")
+        atomic.check_output_folder(out, overwrite=True, ours=["cameras.json", "points.ply"])
+    (out / "points.ply").rename(out / "holiday.jpg")
     with pytest.raises(NotADirectoryError, match="is a file; give a folder"):
         atomic.check_output_folder(out / "holiday.jpg")
     with pytest.raises(FileExistsError, match="mount point"):

@@ -1,4 +1,4 @@
-"""On an NVIDIA GPU (`pytest -m gpu`): the same functions through cuDNN and bfloat16."""
+"""On an NVIDIA GPU (`pytest -m gpu`; the full size apart: `-m "gpu and not weights"`): the same functions, cuDNN and bfloat16."""
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +50,8 @@ def test_bfloat16_tiny(name):
 
 @pytest.mark.weights
 @pytest.mark.parametrize("name", [n for n in GOLDENS.names() if n.startswith("full")])
-def test_bfloat16_full_size(name, tmp_path_factory):
-    errors = median_errors(name, tmp_path_factory.getbasetemp())
+def test_bfloat16_full_size(name, workdir):
+    errors = median_errors(name, workdir)
     print(name, {k: f"{v:.2e}" for k, v in errors.items()})
     assert max(errors.values()) < MEDIAN, errors
 

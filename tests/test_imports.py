@@ -1,4 +1,4 @@
-"""Who may import whom (README, "Layout"), and what `import fastvggt_jax` pulls."""
+"""Who may import whom (CONTRIBUTING, "Where things are"), and what `import fastvggt_jax` pulls."""
 
 import ast
 import subprocess

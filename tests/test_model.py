@@ -10,6 +10,7 @@ import pytest
 from fastvggt_jax import VGGT, Sparsity
 from fastvggt_jax.models.heads import dpt
 from tests.conftest import TOLERANCE, max_error
+from tests.parity.goldens import load_model
 
 
 @functools.cache
@@ -131,6 +132,7 @@ def test_values_a_layer_are_taken_layer_by_layer(tiny, views):
         (np.zeros((1, 2, 56, 56, 3), np.uint8), "uint8.*floating point"),
         (np.zeros((1, 2, 3, 56, 56), np.float32), "channels-first"),
         (np.zeros((2, 56, 56, 3), np.float32), r"must be \[B, F, H, W, 3\]"),
+        (np.zeros((1, 0, 56, 56, 3), np.float32), "hold no frame"),
     ],
 )
 def test_bad_images_get_one_sentence(tiny, images, message):
@@ -161,9 +163,33 @@ def test_config_round_trips_and_refuses_what_it_does_not_know():
         VGGT.from_config({"aggregator": {"depht": 3}})
 
 
-def test_taps_must_end_with_the_last_layer():
-    with pytest.raises(ValueError, match="taps"):
-        VGGT(depth=30).abstract_params()
+@pytest.mark.parametrize("fields", [{"depth": 30}, {"depth": 4, "taps": (2, 0, 1, 3)}, {"depth": 4, "taps": (3, 1, 2, 3)}])
+def test_taps_must_ascend_to_the_last_layer(fields):
+    with pytest.raises(ValueError, match="taps="):
+        VGGT(**fields).abstract_params()
+
+
+def test_a_small_position_table_still_has_a_tracker():
+    params = VGGT(img_size=98).abstract_params()["params"]
+    assert params["aggregator"]["patch_embed"]["pos_embed"].shape == (1, 50, 1024) and "track_head" in params
+
+
+def test_query_points_of_any_float_type():
+    model, params = load_model("vggt_tiny")
+    images = np.zeros((1, 2, 56, 56, 3), np.float32)
+    points = np.array([[[10.0, 20.0]]])
+    tracks = [model.apply(params, images, points.astype(dtype)).track for dtype in (np.float32, np.float16)]
+    np.testing.assert_array_equal(*tracks)
+
+
+def test_tracker_fixed_adds_a_position_embedding_to_the_track_features():
+    model, params = load_model("vggt_tiny")
+    taps = jax.random.normal(jax.random.key(0), (4, 1, 16, 256))
+    maps = []
+    for uv in (False, True):
+        extractor = model.clone(track_pos_embed=uv).bind(params).track_head.feature_extractor
+        maps.append(extractor(taps, (56, 56), 14))
+    assert max_error(*maps) > 1e-2
 
 
 def test_uv_embedding_enters_the_program_as_small_tables():

@@ -1,6 +1,5 @@
 """Our numbers are the reference's: every golden case, every stage, within its limit. `python -m tests.parity` prints them."""
 
-import os
 from pathlib import Path
 
 import jax
@@ -35,7 +34,6 @@ def test_tiny(name):
 
 @pytest.mark.weights
 @pytest.mark.parametrize("name", FULL)
-def test_full_size(name, tmp_path_factory):
+def test_full_size(name, workdir):
     jax.clear_caches()
-    workdir = os.environ.get("FASTVGGT_WORKDIR")
-    check(name, Path(workdir) if workdir else tmp_path_factory.getbasetemp())
+    check(name, workdir)

@@ -22,7 +22,7 @@ def test_demo_then_the_first_lines_of_python(tmp_path):
         check=True,
     )
     assert "MEANINGLESS" in done.stdout + done.stderr
-    code = re.search(r"```python\n(.*?)```", text, re.S).group(1)
+    code = "".join(re.findall(r"```python\n(.*?)```", text, re.S))  # the later block goes on where the first ends
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
     header = (tmp_path / "points.ply").read_bytes()[:200]
     assert header.startswith(b"ply\nformat binary_little_endian") and b"element vertex 0\n" not in header

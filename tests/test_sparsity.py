@@ -18,7 +18,12 @@ from fastvggt_jax import Sparsity
         ({"sparse_ratio": 0.5, "order": "morton"}, "order='morton'"),
         ({"sparse_ratio": 0.5, "block": (128,)}, "block="),
         ({"sparse_ratio": 0.5, "block": (0, 64)}, "block="),
+        ({"sparse_ratio": 0.5, "block": (16.0, 8.0)}, "block="),
+        ({"sparse_ratio": "0.5"}, "sparse_ratio=0.5 must lie in"),
         ({"sparse_ratio": 0.5, "layers": (-1,)}, "layers="),
+        ({"sparse_ratio": 0.5, "layers": (1.5,)}, "layers="),
+        ({"sparse_ratio": 0.5, "layers": 3}, "layers=3"),
+        ({"sparse_ratio": 0.5, "layers": "0-3"}, "layers="),
     ],
 )
 def test_bad_values_get_one_sentence(fields, message):

@@ -1,10 +1,11 @@
 """Writing that leaves nothing half-written: under a temporary name beside the target, then renamed onto it."""
 
 import contextlib
+import fnmatch
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
@@ -31,7 +32,10 @@ def write_file(path: str | os.PathLike, *parts: bytes | memoryview) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def check_output_folder(path: str | os.PathLike, *, overwrite: bool = False, ours: Collection[str] = ()) -> None:
+OUR_NAME = b"fastvggt_jax"  # what the first entry of `ours` holds near its start: a file of that name alone proves nothing
+
+
+def check_output_folder(path: str | os.PathLike, *, overwrite: bool = False, ours: Sequence[str] = ()) -> None:
     """Raises OSError, in one sentence, if `path` may not be written by output_folder, which see."""
     path = Path(path)
     if path.exists() and not path.is_dir():
@@ -41,7 +45,7 @@ def check_output_folder(path: str | os.PathLike, *, overwrite: bool = False, our
     present = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
     if present and not overwrite:
         raise FileExistsError(f"the output folder {path} is not empty; give another one, or --overwrite to replace it")
-    foreign = [name for name in present if name not in ours]
+    foreign = _foreign(path, ours) if present else []
     if foreign:
         raise FileExistsError(f"the output folder {path} holds what was not written here ({foreign[0]}), so --overwrite does not touch it")
     parent = next(folder for folder in Path(os.path.abspath(path)).parents if folder.exists())
@@ -49,12 +53,23 @@ def check_output_folder(path: str | os.PathLike, *, overwrite: bool = False, our
         raise PermissionError(f"the output folder {path} cannot be made: no permission to write in {parent}")
 
 
+def _foreign(folder: Path, ours: Sequence[str]) -> list[str]:
+    """Files and empty folders, as paths within `folder`, that no run of ours has written."""
+    mark = folder / ours[0] if ours else None
+    if mark is None or not mark.is_file() or OUR_NAME not in mark.read_bytes()[:65536]:
+        return [entry.name for entry in sorted(folder.iterdir())]
+    found = [entry for entry in sorted(folder.rglob("*")) if not entry.is_dir() or entry.is_symlink() or not any(entry.iterdir())]
+    names = [entry.relative_to(folder).as_posix() for entry in found]
+    return [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ours)]
+
+
 @contextlib.contextmanager
-def output_folder(path: str | os.PathLike, *, overwrite: bool = False, ours: Collection[str] = ()) -> Iterator[Path]:
+def output_folder(path: str | os.PathLike, *, overwrite: bool = False, ours: Sequence[str] = ()) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
 
-    An old folder at `path` must be empty, or with `overwrite` hold only entries that are named in `ours`; it is
-    removed only once the new one is in its place. Raises as check_output_folder.
+    An old folder at `path` must be empty, or with `overwrite` hold only files that match the patterns `ours`, of which
+    the first names a file that bears our name; it is removed only once the new one is in its place. Raises as
+    check_output_folder.
     """
     # The folder itself, not a link to it; and "." has no name of its own to put the temporary folder beside.
     path = Path(os.path.realpath(path))

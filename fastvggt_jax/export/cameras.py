@@ -11,7 +11,8 @@ CONVENTIONS = {
     "world_from_cam": "4x4, row by row; x_world = world_from_cam @ [x_cam, 1]; its last column is the camera's centre",
     "world": "about the first camera's frame; the unit is arbitrary, not metres",
     "K": "3x3 in pixels of width x height, the photograph as it is seen (EXIF orientation applied); "
-    "the outer corner of the first pixel is (0, 0), its centre (0.5, 0.5); no distortion",
+    "the outer corner of the first pixel is (0, 0), its centre (0.5, 0.5); no distortion. The points are unprojected as "
+    "upstream does, from the model's whole-numbered pixels, which is half a model pixel off",
     "model": "the image that the model saw: x_model = scale[0] * x + offset[0], and the same in y; "
     "valid = [left, top, right, bottom] of it is photograph, the rest padding",
 }

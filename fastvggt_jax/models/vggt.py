@@ -26,7 +26,7 @@ from fastvggt_jax.sparsity import Sparsity
 
 Array = jax.Array
 HEADS = ("camera", "depth", "point", "track")
-RUN_FIELDS = "dtype"  # the first field of VGGT that does not define weights
+FIRST_RUN_FIELD = "dtype"  # it and the fields after it do not define weights
 
 
 class Aggregator(nn.Module):
@@ -208,24 +208,32 @@ class VGGT(nn.Module):
     @classmethod
     def from_config(cls, config: dict[str, Any], **fields: Any) -> VGGT:
         """From `config()`'s dict or a nested one in upstream's words; `fields` override. Raises ValueError for unknown keys."""
-        return cls(**{**from_official(cls, config, RUN_FIELDS), **fields})
+        return cls(**{**from_official(cls, config, FIRST_RUN_FIELD), **fields})
 
     def config(self) -> dict[str, Any]:
         """The JSON-able fields that define the weights."""
-        return to_json(self, RUN_FIELDS)
+        return to_json(self, FIRST_RUN_FIELD)
 
     def abstract_params(self) -> dict[str, Any]:
         """{"params": tree of jax.ShapeDtypeStruct}, without computing anything."""
-        images = jax.ShapeDtypeStruct((1, 1, self.img_size, self.img_size, 3), jnp.float32)
+        side = -(-max(self.img_size, self.smallest_tracked) // self.patch_size) * self.patch_size
+        images = jax.ShapeDtypeStruct((1, 1, side, side, 3), jnp.float32)
         points = jax.ShapeDtypeStruct((1, 1, 2), jnp.float32) if "track" in self.heads else None
         return jax.eval_shape(self.init, jax.random.key(0), images, points)
+
+    @property
+    def smallest_tracked(self) -> int:
+        """The shortest side of an image, in pixels, of which the tracker's coarsest level still holds something."""
+        return self.track_stride << (self.track_corr_levels - 1)
 
     def setup(self) -> None:
         unknown = set(self.heads) - set(HEADS)
         if unknown:
             raise ValueError(f"heads={self.heads}: {sorted(unknown)} is none of {HEADS}")
-        if self.taps[-1] != self.depth - 1 or len(self.taps) != 4:
-            raise ValueError(f"taps={self.taps} must be four layers, the last one the last of {self.depth}")
+        if len(self.taps) != 4 or list(self.taps) != sorted(set(self.taps)) or self.taps[0] < 0 or self.taps[-1] != self.depth - 1:
+            raise ValueError(f"taps={self.taps} must be four layers in ascending order, the last one the last of {self.depth}")
+        if self.frames_chunk < 1:
+            raise ValueError(f"frames_chunk={self.frames_chunk} must be at least 1")
         self.aggregator = Aggregator(
             self.img_size,
             self.patch_size,
@@ -297,7 +305,7 @@ class VGGT(nn.Module):
             head = self.track_head.feature_extractor
             shape = (H // self.track_stride, W // self.track_stride, self.track_features)
             (maps,) = over_frame_chunks(head, lambda head, taps: (self.logits(head, taps, (H, W)),), taps, (shape,), self.frames_chunk)
-            tracks, out["vis"], out["conf"] = self.track_head.tracker(query_points, maps.reshape(B, F, *shape))
+            tracks, out["vis"], out["conf"] = self.track_head.tracker(query_points.astype(jnp.float32), maps.reshape(B, F, *shape))
             out["track"] = tracks[-1]
         return Prediction(**out)
 
@@ -305,11 +313,10 @@ class VGGT(nn.Module):
         if "track" not in self.heads:
             raise ValueError(f"query_points were given, but the model has no track head: heads={self.heads}")
         B, _, H, W, _ = images.shape
-        if query_points.ndim != 3 or query_points.shape[::2] != (B, 2):
+        if query_points.ndim != 3 or query_points.shape[::2] != (B, 2) or not query_points.shape[1]:
             raise ValueError(f"query_points {query_points.shape} must be [B={B}, Q, 2], pixels (x, y) of frame 0")
-        smallest = self.track_stride << (self.track_corr_levels - 1)
-        if min(H, W) < smallest:
-            raise ValueError(f"images of {H}×{W} are too small to track points in: both sides need {smallest} pixels or more")
+        if min(H, W) < self.smallest_tracked:
+            raise ValueError(f"images of {H}×{W} are too small to track points in: both sides need {self.smallest_tracked} pixels or more")
 
     def logits(self, head: DPTHead, taps: Array, image_size: tuple[int, int]) -> Array:
         return head(taps[:, :, 1 + self.num_register_tokens :], image_size, self.patch_size)
@@ -331,6 +338,8 @@ def check_images(images: Array, patch_size: int) -> None:
     if images.ndim != 5 or images.shape[-1] != 3:
         hint = "; these look channels-first, transpose to NHWC" if images.ndim == 5 and images.shape[2] == 3 else ""
         raise ValueError(f"images {images.shape} must be [B, F, H, W, 3] (channels last){hint}")
+    if not images.shape[0] or not images.shape[1]:
+        raise ValueError(f"images {images.shape} hold no frame: B and F must be at least 1")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images are {images.dtype}, they must be floating point in [0, 1]; divide 8-bit pixels by 255")
     for name, size in zip("HW", images.shape[2:4], strict=True):

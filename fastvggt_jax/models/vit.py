@@ -1,7 +1,8 @@
 """The transformer block that the encoder, the aggregator and the camera head share.
 
-Dtype policy of the whole package: parameters float32 (or bfloat16 where asked), matrix products in `dtype`, everything else float32: the
-residual stream, LayerNorm, QK-norm, RoPE, softmax statistics. So it is in the official demo under autocast.
+Dtype policy of the whole package: parameters float32 (or bfloat16 where asked); matrix products in `dtype`, in which the tapped layers that
+the heads read are kept too; everything else float32: the residual stream, LayerNorm, QK-norm, RoPE, softmax statistics, heads, geometry. So
+it is in the official demo under autocast.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def gelu(x: Array) -> Array:
 class LayerScale(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return x * self.param("gamma", nn.initializers.constant(0.01), x.shape[-1:])
+        return x.astype(jnp.float32) * self.param("gamma", nn.initializers.constant(0.01), x.shape[-1:])
 
 
 class Mlp(nn.Module):

@@ -1,7 +1,7 @@
 """Prints how far every stage of every golden case is from the reference, in units of its noise floor.
 
 python -m tests.parity                                  # the tiny cases
-python -m tests.parity --weights --workdir DIR          # the full-size cases too: 5 GB of pseudo-weights, 24 GB of memory, minutes
+python -m tests.parity --weights --workdir DIR          # the full-size cases too: 5 GB of pseudo-weights, 11 GB of memory, minutes
 python -m tests.parity --reference DIR 'sparse_*'       # other golden files, some cases
 """
 
