@@ -1,6 +1,7 @@
 """What the model must do whatever its weights: who sees whom, symmetries, chunks of frames, heads, bad input."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from fastvggt_jax import VGGT, Sparsity
 from fastvggt_jax.models.heads import dpt
 from tests.conftest import TOLERANCE, max_error
-from tests.parity.goldens import load_model
+from tests.parity.goldens import FOLDER, load_model
 
 
 @functools.cache
@@ -129,6 +130,7 @@ def test_values_a_layer_are_taken_layer_by_layer(tiny, views):
     "images, message",
     [
         (np.zeros((1, 2, 56, 50, 3), np.float32), "W=50 must be a positive multiple of the patch size 14"),
+        (np.zeros((1, 2, 0, 56, 3), np.float32), "H=0 must be a positive multiple"),
         (np.zeros((1, 2, 56, 56, 3), np.uint8), "uint8.*floating point"),
         (np.zeros((1, 2, 3, 56, 56), np.float32), "channels-first"),
         (np.zeros((2, 56, 56, 3), np.float32), r"must be \[B, F, H, W, 3\]"),
@@ -146,10 +148,13 @@ def test_bad_query_points_and_heads(tiny, views):
         model.apply(params, views(2)[None], np.zeros((1, 2, 2), np.float32))
     with pytest.raises(ValueError, match=r"must be \[B=1, Q, 2\]"):
         VGGT().apply({"params": {}}, views(2)[None], np.zeros((1, 2, 3), np.float32))
+    with pytest.raises(ValueError, match=r"must be \[B=1, Q, 2\]"):
+        VGGT().apply({"params": {}}, views(2)[None], np.zeros((2, 2, 2), np.float32))
     with pytest.raises(ValueError, match="depht"):
         model.clone(heads=("depht",)).apply(params, views(2)[None])
     with pytest.raises(ValueError, match="too small to track"):
-        VGGT().apply({"params": {}}, np.zeros((1, 1, 56, 56, 3), np.float32), np.zeros((1, 1, 2), np.float32))
+        VGGT().apply({"params": {}}, np.zeros((1, 1, 126, 56, 3), np.float32), np.zeros((1, 1, 2), np.float32))
+    VGGT().check_query_points(np.zeros((1, 1, 128, 128, 3)), np.zeros((1, 1, 2)))  # the smallest: one pixel at the coarsest level
 
 
 def test_config_round_trips_and_refuses_what_it_does_not_know():
@@ -159,11 +164,17 @@ def test_config_round_trips_and_refuses_what_it_does_not_know():
         VGGT.from_config({"dtype": "float32"})
     with pytest.raises(ValueError, match="rope_freq=50"):
         VGGT.from_config({"aggregator": {"rope_freq": 50}})
+    with pytest.raises(ValueError, match="aa_order.*only.*supported"):
+        VGGT.from_config({"aggregator": {"aa_order": ["global", "frame"]}})
+    with pytest.raises(ValueError, match="camera_head.dim_in=1024 .must be twice embed_dim"):
+        VGGT.from_config({"camera_head": {"dim_in": 1024}})
     with pytest.raises(ValueError, match="aggregator.depht"):
         VGGT.from_config({"aggregator": {"depht": 3}})
 
 
-@pytest.mark.parametrize("fields", [{"depth": 30}, {"depth": 4, "taps": (2, 0, 1, 3)}, {"depth": 4, "taps": (3, 1, 2, 3)}])
+@pytest.mark.parametrize(
+    "fields", [{"depth": 30}, {"depth": 4, "taps": (2, 0, 1, 3)}, {"depth": 4, "taps": (3, 1, 2, 3)}, {"taps": (4, 11, 23)}]
+)
 def test_taps_must_ascend_to_the_last_layer(fields):
     with pytest.raises(ValueError, match="taps="):
         VGGT(**fields).abstract_params()
@@ -174,12 +185,10 @@ def test_a_small_position_table_still_has_a_tracker():
     assert params["aggregator"]["patch_embed"]["pos_embed"].shape == (1, 50, 1024) and "track_head" in params
 
 
-def test_query_points_of_any_float_type():
+def test_query_points_may_be_of_any_float_type():
     model, params = load_model("vggt_tiny")
-    images = np.zeros((1, 2, 56, 56, 3), np.float32)
-    points = np.array([[[10.0, 20.0]]])
-    tracks = [model.apply(params, images, points.astype(dtype)).track for dtype in (np.float32, np.float16)]
-    np.testing.assert_array_equal(*tracks)
+    images, points = (jax.ShapeDtypeStruct(shape, jnp.float16) for shape in ((1, 2, 56, 56, 3), (1, 4, 2)))
+    assert jax.eval_shape(model.apply, params, images, points).track.dtype == jnp.float32
 
 
 def test_tracker_fixed_adds_a_position_embedding_to_the_track_features():
@@ -190,6 +199,11 @@ def test_tracker_fixed_adds_a_position_embedding_to_the_track_features():
         extractor = model.clone(track_pos_embed=uv).bind(params).track_head.feature_extractor
         maps.append(extractor(taps, (56, 56), 14))
     assert max_error(*maps) > 1e-2
+
+
+def test_the_defaults_are_the_released_model():
+    nested = json.loads((FOLDER / "vggt_1b.config.json").read_text())["config"]
+    assert VGGT.from_config(nested) == VGGT()
 
 
 def test_uv_embedding_enters_the_program_as_small_tables():

@@ -57,10 +57,12 @@ def outputs(prediction, stride: int) -> dict[str, np.ndarray]:
         "depth.conf": subsample(prediction.depth_conf),
         "point.world_points": subsample(prediction.world_points),
         "point.conf": subsample(prediction.world_points_conf),
+        "track.coords.3": prediction.track,  # the earlier iterations are the tracker's own
         "track.vis": prediction.vis,
         "track.conf": prediction.conf,
     }
-    mine |= {f"camera.pose_enc.{k}": pose for k, pose in enumerate(prediction.pose_enc_list)}
+    poses = (*prediction.pose_enc_list[:-1], prediction.pose_enc)
+    mine |= {f"camera.pose_enc.{k}": pose for k, pose in enumerate(poses)}
     return {k: np.asarray(v) for k, v in mine.items() if v is not None}
 
 
@@ -95,7 +97,7 @@ def head_stages(stages: dict, name: str, images: np.ndarray) -> dict[str, np.nda
         maps = jnp.moveaxis(maps.reshape(B, F, *maps.shape[1:]), -1, 2)
         mine["track.fmaps"] = maps if name == "vggt_tiny_b1n3_56x84" else maps[..., ::4, ::4]
         tracks = stages["track_head"]["tracker"]["__call__"][0][0]
-        mine |= {f"track.coords.{k}": x for k, x in enumerate(tracks)}
+        mine |= {f"track.coords.{k}": x for k, x in enumerate(tracks[:-1])}
     return {k: np.asarray(v) for k, v in mine.items()}
 
 
@@ -104,7 +106,7 @@ def full_size_stages(stages: dict, frames: int) -> dict[str, np.ndarray]:
     mine = {f"camera.pose_raw.{k}": x for k, x in enumerate(stages["camera_head"]["pose_raw"])}
     if "track_head" in stages:
         tracks = stages["track_head"]["tracker"]["__call__"][0][0]
-        mine |= {f"track.coords.{k}": x for k, x in enumerate(tracks)}
+        mine |= {f"track.coords.{k}": x for k, x in enumerate(tracks[:-1])}
     for i in (4, 11, 17, 23):
         parts = [agg[f"{kind}_blocks"]["__call__"][0][i] for kind in ("frame", "global")]
         x = np.concatenate([np.asarray(p).reshape(1, frames, -1, p.shape[-1]) for p in parts], -1)

@@ -1,0 +1,162 @@
+"""Attention in the model: chunks of queries, who sees the special keys, which layers are sparse, what is rounded to bfloat16."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fastvggt_jax import Sparsity, attention
+from fastvggt_jax.models.rope import apply_rope, patch_positions, rope_tables
+from fastvggt_jax.models.vggt import Aggregator
+from fastvggt_jax.models.vit import Attention, gelu
+from tests.conftest import TOLERANCE, max_error
+
+
+def rounds_to_itself(x) -> float:
+    """Share of float32 values that bfloat16 holds exactly."""
+    x = np.asarray(x)
+    return float((x == x.astype(jnp.bfloat16).astype(np.float32)).mean())
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_dense_attention_in_chunks_of_queries_is_the_same(monkeypatch, rows):
+    """At full size without cuDNN the logits of all queries do not fit, so a few rows are taken at a time."""
+    q, k, v = (jax.random.normal(key, (2, n, 3, 8)) for key, n in zip(jax.random.split(jax.random.key(0), 3), (13, 11, 11), strict=True))
+    whole = attention.dense_attention(q, k, v)
+    logits_of_a_row = 4 * 2 * 3 * 11
+    monkeypatch.setattr(attention, "LOGITS_BYTES", rows * logits_of_a_row)
+    chunked = jax.make_jaxpr(attention.dense_attention)(q, k, v)
+    assert "scan" in str(chunked)
+    assert max_error(attention.dense_attention(q, k, v), whole) < TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize("special_keys, seen", [("dense", [True, True]), ("official", [False, True])])
+def test_special_keys_in_the_last_patch_block_are_dropped_with_it_only_in_official_mode(special_keys, seen):
+    """3 frames of 2 special tokens and 5 patches, blocks of 4 keys: patches fill 3¾ blocks, so one special key completes the last."""
+    frames, special, patches = 3, 2, 5
+    _, _, v = jnp.zeros((3, 1, frames * (special + patches), 1, 8)).at[2].add(1.0)
+    q, k = jnp.ones_like(v), jnp.zeros_like(v)
+    k = k.at[:, special : special + 4].set(1.0)  # the first four patches are the block that every patch query keeps
+    sparsity = Sparsity(sparse_ratio=1.0, block=(4, 4), special_keys=special_keys)
+
+    @jax.jit
+    def attend(v):
+        out, _ = attention.sparse_global_attention(
+            q, k, v, frames=frames, num_special=special, sparsity=sparsity, keep_count=1, max_keep=1, cdf_threshold=None
+        )
+        return attention.split_tokens(out, frames, special)
+
+    base = attend(v)
+    for token, expected in zip((0, 1), seen, strict=True):  # the special tokens of frame 0
+        moved = attend(v.at[:, token].add(1.0))
+        to_special, to_patch = (np.abs(a - b).max((0, 2, 3)) > 1e-3 for a, b in zip(moved, base, strict=True))
+        assert to_special.all() and (to_patch == expected).all(), token
+    to_special, to_patch = (np.abs(a - b).max((0, 2, 3)) > 1e-3 for a, b in zip(attend(v.at[:, -1].add(1.0)), base, strict=True))
+    assert to_special.all() and not to_patch.any()  # a patch of a dropped block
+
+
+@pytest.fixture(scope="module")
+def aggregator():
+    """(Aggregator, params, images): 6 layers at random, of which 4 are tapped."""
+    module = Aggregator(28, 14, 16, 1, 2, 6, 2, 2.0, 1, (1, 2, 4, 5), None, jnp.float32)
+    images = jax.random.uniform(jax.random.key(0), (1, 2, 28, 28, 3))
+    return module, jax.jit(module.init)(jax.random.key(1), images), images
+
+
+def captured(module, params, images):
+    return jax.jit(lambda p, x: module.apply(p, x, capture_intermediates=True, mutable=["intermediates"]))(params, images)
+
+
+def test_taps_are_the_layers_they_name(aggregator):
+    module, params, images = aggregator
+    (taps, camera), state = captured(module, params, images)
+    frame, glob = (state["intermediates"][f"{kind}_blocks"]["__call__"][0] for kind in ("frame", "global"))
+    layers = jnp.concatenate([frame.reshape(6, 1, 2, -1, 16), glob.reshape(6, 1, 2, -1, 16)], -1)
+    np.testing.assert_array_equal(taps, layers[jnp.array(module.taps)])
+    np.testing.assert_array_equal(camera, layers[-1, :, :, 0])
+
+
+def test_layers_that_are_not_named_are_dense(aggregator):
+    module, params, images = aggregator
+    densities = {}
+    for layers in ((), (0, 4)):
+        sparse = module.clone(sparsity=Sparsity(sparse_ratio=1.0, block=(4, 1), layers=layers))
+        state = captured(sparse, params, images)[1]["intermediates"]
+        densities[layers] = np.asarray(state["global_blocks"]["density"][0])
+    few = (1 + 4) / (8 + 4)  # one of 8 patch blocks and the 4 special ones
+    np.testing.assert_allclose(densities[()], [1] * 6)
+    np.testing.assert_allclose(densities[0, 4], [few, 1, 1, 1, few, 1], rtol=1e-6)
+
+
+def test_a_later_layer_may_keep_more_than_the_first(aggregator):
+    module, params, images = aggregator
+    ratios = (1.0, 0.5, 0.0, 1.0, 0.75, 0.25)
+    sparse = module.clone(sparsity=Sparsity(sparse_ratio=ratios, block=(4, 1)))
+    _, state = captured(sparse, params, images)
+    kept = np.array([1, 4, 8, 1, 2, 6])
+    np.testing.assert_allclose(state["intermediates"]["global_blocks"]["density"][0], (kept + 4) / 12, rtol=1e-6)
+    inputs, max_keep = sparse.layer_inputs(8)
+    assert max_keep == 8 and inputs["keep"].tolist() == [0, 4, 8, 0, 2, 6]
+
+
+def test_tau_may_differ_from_layer_to_layer(aggregator):
+    module, params, images = aggregator
+    sparse = module.clone(sparsity=Sparsity(cdf_threshold=(0.0, 1.0, 0.0, 1.0, 0.0, 0.0), block=(4, 1)))
+    _, state = captured(sparse, params, images)
+    few = 5 / 12
+    np.testing.assert_allclose(state["intermediates"]["global_blocks"]["density"][0], [few, 1, few, 1, few, few], rtol=1e-6)
+
+
+def test_a_sparsity_that_does_not_fit_the_depth_is_refused(aggregator):
+    module, params, images = aggregator
+    with pytest.raises(ValueError, match="names layer 6"):
+        jax.eval_shape(module.clone(sparsity=Sparsity(sparse_ratio=0.5, layers=(6,))).apply, params, images)
+
+
+def test_bfloat16_is_for_matrix_products_only(tiny, views):
+    """Residual stream, norms, layer scale and the heads stay float32 to the last bit: nothing of them passes through bfloat16."""
+    model, params = tiny
+    model = model.clone(dtype=jnp.bfloat16, heads=("camera",))
+    params = {"params": {k: params["params"][k] for k in ("aggregator", "camera_head")}}
+    _, state = captured(model, params, views(2)[None])
+    products = {"qkv", "proj", "fc1", "fc2", "attn", "mlp"}
+    seen = set()
+    for path, x in jax.tree_util.tree_leaves_with_path(state["intermediates"]):
+        names = [p.key for p in path if isinstance(p, jax.tree_util.DictKey)]
+        name = names[-2] if names[-1] == "__call__" and len(names) > 1 else names[-1]
+        if names[0] == "aggregator" and (name in products or names[1:-1] == ["patch_embed", "patch_embed"]):
+            assert x.dtype == jnp.bfloat16, names
+        elif x.dtype == jnp.bfloat16:
+            assert names == ["aggregator", "__call__"], names  # the taps; the camera tokens beside them are float32
+        else:
+            assert x.dtype == jnp.float32 and rounds_to_itself(x) < 0.5, names
+        seen.add(name)
+    head, norm = state["intermediates"]["camera_head"], params["params"]["camera_head"]["token_norm"]
+    tokens = np.asarray(state["intermediates"]["aggregator"]["__call__"][0][1], np.float64)
+    tokens = (tokens - tokens.mean(-1, keepdims=True)) / np.sqrt(tokens.var(-1, keepdims=True) + 1e-5)
+    assert max_error(head["token_norm"]["__call__"][0], tokens * norm["scale"] + norm["bias"]) < TOLERANCE["float32"]
+    assert products | {"norm1", "q_norm", "ls1", "frame_blocks", "global_blocks", "trunk", "token_norm"} <= seen
+
+
+def test_queries_and_keys_are_rounded_only_after_rope():
+    given = {}
+
+    def attend(q, k, v):
+        given.update(q=q, k=k, v=v)
+        return v
+
+    module = Attention(2, qk_norm=True, dtype=jnp.bfloat16)
+    x = jax.random.normal(jax.random.key(0), (1, 9, 32))
+    params = module.init(jax.random.key(1), x)
+    rope = rope_tables(patch_positions(3, 3, 0), 16)
+    _, state = module.apply(params, x, rope, attend, capture_intermediates=True, mutable=["intermediates"])
+    for name in "qk":
+        normed = state["intermediates"][f"{name}_norm"]["__call__"][0]
+        assert normed.dtype == jnp.float32
+        np.testing.assert_array_equal(given[name], apply_rope(normed, rope).astype(jnp.bfloat16))
+    assert {x.dtype for x in given.values()} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_gelu_of_bfloat16_is_rounded_once():
+    x = jnp.linspace(-4, 4, 1001).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(gelu(x), gelu(x.astype(jnp.float32)).astype(jnp.bfloat16))

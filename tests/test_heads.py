@@ -1,0 +1,67 @@
+"""What golden numbers do not pin down in the heads: epsilons, what the tracker is told, chunks of frames."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fastvggt_jax import VGGT
+from fastvggt_jax.models.heads.track import Tracker, embed_flow
+from tests.conftest import TOLERANCE, max_error
+
+
+def test_layer_norms_have_upstreams_epsilons():
+    """Trained weights live with them, but activations of unit variance hardly show a wrong one."""
+    norms = {}
+
+    def record(next_fun, args, kwargs, context):
+        if isinstance(context.module, nn.LayerNorm):
+            norms["/".join(context.module.path)] = context.module
+        return next_fun(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        VGGT(encoder_depth=2, depth=4, taps=(0, 1, 2, 3)).abstract_params()
+    small = {path for path, norm in norms.items() if norm.epsilon == 1e-6}
+    assert {path for path, norm in norms.items() if norm.epsilon == 1e-5} == norms.keys() - small
+    encoder = {f"aggregator/patch_embed/{x}" for x in ("blocks/norm1", "blocks/norm2", "norm")}
+    assert small == encoder | {"camera_head/adaln_norm"}
+    names = {path.split("/", 1)[1] for path in norms if path.startswith(("aggregator", "track_head"))}
+    assert {"frame_blocks/attn/q_norm", "global_blocks/norm2", "tracker/fmap_norm", "tracker/updateformer/time_blocks/norm1"} <= names
+    # The fast variance cancels; a norm in bfloat16 would lose what its float32 input holds.
+    assert not any(norm.use_fast_variance for norm in norms.values())
+    aggregator = [norm for path, norm in norms.items() if path.startswith("aggregator")]
+    assert aggregator and all(norm.dtype == jnp.float32 for norm in aggregator)
+
+
+def test_the_tracker_is_told_the_flow_in_feature_pixels_and_twice_in_units_of_max_scale():
+    C, scale, stride = 8, 5, 2
+    tracker = Tracker(2, stride, 2, 1, 16, 1, 2, 2, scale, C)
+    maps = jax.random.normal(jax.random.key(0), (1, 3, 6, 7, C))
+    points = jnp.array([[[3.0, 4.0], [9.5, 1.25]]])
+    (tracks, _, _), state = jax.jit(lambda: tracker.init_with_output(jax.random.key(1), points, maps, mutable=True))()
+    first, second = state["intermediates"]["updateformer"]["update_in"][0]  # [B, Q, F, 3C + 4]
+    told = (second - first)[..., : C + 4]  # in the first iteration the flow is 0; position and frame embeddings cancel
+    flow = ((tracks[0] - tracks[0][:, :1]) / stride).transpose(0, 2, 1, 3)  # [B, Q, F, 2]
+    assert np.abs(flow).max() > 0.1
+    expected = jnp.concatenate([embed_flow(flow, C // 2) - embed_flow(0 * flow, C // 2), flow / scale, flow / scale], -1)
+    assert max_error(told[..., C:], expected[..., C:]) < 20 * TOLERANCE["float32"]
+    assert max_error(told, expected) < 1e-2  # up to 1000 radians a pixel
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_the_track_heads_features_have_a_position_embedding_only_in_the_fixed_checkpoint(fixed):
+    extractor = VGGT(track_pos_embed=fixed).bind({"params": {}}).track_head.feature_extractor
+    assert extractor.uv is fixed
+
+
+@pytest.mark.parametrize("frames, chunk, chunks", [(8, 8, None), (9, 8, (2, 5)), (12, 8, (2, 6)), (5, 4, (2, 3)), (5, 1, (5, 1))])
+def test_chunks_are_as_equal_as_they_can_be(tiny, frames, chunk, chunks):
+    """9 frames, 8 at a time at most: 5 and 5, which computes one frame twice, rather than 8 and 8."""
+    model, params = tiny
+    model = model.clone(heads=("depth",), frames_chunk=chunk)
+    images = jax.ShapeDtypeStruct((1, frames, 28, 28, 3), jnp.float32)
+    forward = lambda p, x: model.apply(p, x, capture_intermediates=True, mutable=["intermediates"])
+    _, state = jax.eval_shape(forward, params, images)
+    logits = state["intermediates"]["depth_head"]["__call__"][0]
+    assert logits.shape[:-3] == (chunks or (frames,))
