@@ -49,12 +49,6 @@ def test_the_tracker_is_told_the_flow_in_feature_pixels_and_twice_in_units_of_ma
     assert max_error(told, expected) < 1e-2  # up to 1000 radians a pixel
 
 
-@pytest.mark.parametrize("fixed", [False, True])
-def test_the_track_heads_features_have_a_position_embedding_only_in_the_fixed_checkpoint(fixed):
-    extractor = VGGT(track_pos_embed=fixed).bind({"params": {}}).track_head.feature_extractor
-    assert extractor.uv is fixed
-
-
 @pytest.mark.parametrize("frames, chunk, chunks", [(8, 8, None), (9, 8, (2, 5)), (12, 8, (2, 6)), (5, 4, (2, 3)), (5, 1, (5, 1))])
 def test_chunks_are_as_equal_as_they_can_be(tiny, frames, chunk, chunks):
     """9 frames, 8 at a time at most: 5 and 5, which computes one frame twice, rather than 8 and 8."""
