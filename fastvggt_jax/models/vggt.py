@@ -6,6 +6,7 @@ turn, 24 times each; four heads read four tapped layers. Letters: B batch, F fra
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -30,7 +31,10 @@ FIRST_RUN_FIELD = "dtype"  # it and the fields after it do not define weights
 
 
 class Aggregator(nn.Module):
-    """Alternating attention. LayerNorm eps 1e-5, QK-norm, RoPE; special tokens: one camera token and the registers, in front."""
+    """Alternating attention. LayerNorm eps 1e-5, QK-norm, RoPE; special tokens: one camera token and the registers, in front.
+
+    The fields are VGGT's of the same names.
+    """
 
     img_size: int
     patch_size: int
@@ -234,20 +238,8 @@ class VGGT(nn.Module):
             raise ValueError(f"taps={self.taps} must be four layers in ascending order, the last one the last of {self.depth}")
         if self.frames_chunk < 1:
             raise ValueError(f"frames_chunk={self.frames_chunk} must be at least 1")
-        self.aggregator = Aggregator(
-            self.img_size,
-            self.patch_size,
-            self.embed_dim,
-            self.encoder_depth,
-            self.encoder_num_heads,
-            self.depth,
-            self.num_heads,
-            self.mlp_ratio,
-            self.num_register_tokens,
-            self.taps,
-            self.sparsity,
-            self.dtype,
-        )
+        shared = [field.name for field in dataclasses.fields(Aggregator) if field.name not in ("parent", "name")]
+        self.aggregator = Aggregator(**{name: getattr(self, name) for name in shared})
         if "camera" in self.heads:
             self.camera_head = CameraHead(self.camera_trunk_depth, self.camera_num_heads, num_iterations=self.camera_iterations)
         if "depth" in self.heads:
