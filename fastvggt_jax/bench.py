@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -196,6 +197,8 @@ def check(args: argparse.Namespace) -> None:
         VGGT.from_config(config.get("config", config))
     if any(side < 14 or side % 14 for side in args.size):
         raise ValueError(f"--size {args.size[0]} {args.size[1]} must be multiples of 14")
+    if args.memory_limit is not None and shutil.which("nvidia-smi") is None:
+        raise ValueError("--memory-limit needs an NVIDIA GPU: it asks nvidia-smi, which is not here, for the whole memory")
     if min(args.frames) < 1 or args.repeats < 1:
         raise ValueError("--frames and --repeats must be at least 1")
     for ratio in args.sparse_ratio:

@@ -241,12 +241,14 @@ def test_info_on_a_damaged_config(tmp_path):
         (["--config", "gone.json"], "gone.json"),
         (["--size", 56, 50], "multiples of 14"),
         (["--sparse-ratio", "foo"], "foo"),
+        (["--memory-limit", 15], "--memory-limit needs an NVIDIA GPU"),
         (["--sparse-ratio", "1.5"], r"sparse_ratio=1.5 must lie in"),
     ],
 )
-def test_bench_says_what_is_wrong_with_its_arguments(option, message, capsys):
+def test_bench_says_what_is_wrong_with_its_arguments(option, message, capsys, monkeypatch):
     from fastvggt_jax import bench
 
+    monkeypatch.setattr(bench.shutil, "which", lambda name: None)
     assert bench.main([str(o) for o in option]) == 2
     assert message in capsys.readouterr().err
 
