@@ -53,7 +53,6 @@ def sparse_global_attention(
     num_special: int,
     sparsity: Sparsity,
     keep_count: Array | int | None,
-    max_keep: int,
     cdf_threshold: Array | float | None,
 ) -> tuple[Array, Array]:
     """Block-sparse attention between the tokens of all frames (METHOD.md; arXiv 2509.07120 §3).
@@ -62,7 +61,7 @@ def sparse_global_attention(
 
     Args:
       q, k, v: [B, F·P, N, H] in model order (each frame: `num_special` special tokens, then its patches), after QK-norm and RoPE.
-      keep_count, max_keep, cdf_threshold: of this layer, see `pallas_kernels.pooled_block_mask`.
+      keep_count, cdf_threshold: of this layer, see `pallas_kernels.pooled_block_mask`.
 
     Returns:
       [B, F·P, N, H], and the density f32[]: the mean of the block mask, the forced special columns included, special queries not.
@@ -79,7 +78,6 @@ def sparse_global_attention(
         q_patch,
         k_patch,
         keep_count=keep_count,
-        max_keep=max_keep,
         cdf_threshold=cdf_threshold,
         block=sparsity.block,
         kv_runs=kv_runs,

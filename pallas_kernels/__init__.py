@@ -2,5 +2,6 @@
 
 from pallas_kernels.api import block_sparse_attention, pooled_block_mask
 from pallas_kernels.block_mask import BlockMask
+from pallas_kernels.tuning import TuningConfig
 
-__all__ = ["BlockMask", "block_sparse_attention", "pooled_block_mask"]
+__all__ = ["BlockMask", "TuningConfig", "block_sparse_attention", "pooled_block_mask"]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from pallas_kernels.block_mask import BlockMask, cdiv
+from pallas_kernels.block_mask import BlockMask
 
 Array = jax.Array
 CDF_SLACK = 1e-5  # the released code compares the cumulative mass with τ + 1e-5
@@ -21,16 +22,15 @@ def pool_blocks(x: Array, block: int, pool: str = "mean") -> Array:
     The last window covers only the tokens it really has.
     """
     B, T, N, H = x.shape
-    blocks = cdiv(T, block)
-    fill = 0.0 if pool == "mean" else -jnp.inf
-    x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, blocks * block - T), (0, 0), (0, 0)), constant_values=fill)
-    x = x.reshape(B, blocks, block, N, H)
-    if pool == "max":
-        pooled = x.max(2)
-    else:
-        sizes = jnp.minimum(block, T - block * jnp.arange(blocks)).astype(jnp.float32)
-        pooled = x.sum(2) / sizes[:, None, None]
-    return pooled.transpose(0, 2, 1, 3)  # [B, N, Tb, H]
+    reduce = jnp.sum if pool == "mean" else jnp.max
+    whole = T // block * block
+    windows = [x[:, :whole].reshape(B, -1, block, N, H), x[:, None, whole:]]
+    # Padding the last window, or fusing the sums with what follows, would make XLA read x on GPUs one number at a time.
+    pooled = [jax.lax.optimization_barrier(reduce(part.astype(jnp.float32), 2)) for part in windows if part.size]
+    pooled = jnp.concatenate(pooled, 1)  # [B, Tb, N, H]
+    if pool == "mean":
+        pooled /= np.minimum(block, T - np.arange(0, T, block, np.float32))[:, None, None]
+    return pooled.transpose(0, 2, 1, 3)
 
 
 def pooled_probabilities(pooled_q: Array, pooled_k: Array) -> Array:

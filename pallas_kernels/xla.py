@@ -1,22 +1,28 @@
-"""Block-sparse attention in plain XLA that computes only the kept blocks: for CPUs and for GPUs without a kernel of ours.
+"""The mask and block-sparse attention in plain XLA: for CPUs, and for GPUs without a kernel of ours.
 
-Query blocks are taken a few at a time; for each, the kept key blocks are gathered a few a step and folded into an online softmax. The
-largest temporary is some 64 MiB whatever T and S are, besides one copy of K and V cut into blocks. The number of steps follows the fullest
-row of the query blocks at hand.
+The mask: pooled scores of a few query blocks at a time, a threshold for each row by bisection, one comparison, bits. Nothing is sorted.
+
+Attention computes only the kept blocks. Query blocks are taken a few at a time; for each, the kept key blocks are gathered a few a step and
+folded into an online softmax. The largest temporary is some 64 MiB whatever T and S are, besides one copy of K and V cut into blocks. The
+number of steps follows the fullest row of the query blocks at hand.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels import reference
-from pallas_kernels.block_mask import BlockMask, cdiv
+from pallas_kernels.block_mask import WORD, BlockMask, cdiv, pack_bits
+from pallas_kernels.thresholds import row_thresholds
 
 Array = jax.Array
 KEYS_PER_STEP = 512
 TEMPORARY_BYTES = 64 * 2**20  # of the score tile of one step
-MASK_ROWS_BYTES = 64 * 2**20  # of the pooled map of the query blocks at hand
+MASK_ROWS_BYTES = 64 * 2**20  # of the pooled scores of the query blocks at hand
 
 
 def pooled_block_mask(
@@ -25,32 +31,65 @@ def pooled_block_mask(
     kv_runs: tuple[int, ...],
     block: tuple[int, int],
     keep_count: int | Array | None,
-    max_keep: int,
     cdf_threshold: float | Array | None,
     pool: str,
+    *,
+    find_thresholds: Callable[[Array, Array | int, Array | float | None], Array] = row_thresholds,
+    row_multiple: int = 1,
+    rows_bytes: int | None = None,
 ) -> BlockMask:
-    """See `api.pooled_block_mask`. The pooled map exists only for a few query blocks at a time."""
-    pooled_q = reference.pool_blocks(q, block[0], pool)
+    """See `api.pooled_block_mask`. Scores exist only for a few query blocks at a time: `rows_bytes` of them, default MASK_ROWS_BYTES.
+
+    With rounding aside, equal scores are all that tells the result from `reference.select_blocks`: blocks that tie at the threshold are
+    kept or dropped together, so ties at the n-th place are all kept, and ties across τ are dropped as one.
+
+    `find_thresholds` does what `row_thresholds` does for scores whose rows are filled with NaN up to a multiple of
+    `row_multiple`: NaN fails every comparison, so that it is neither counted nor kept.
+    """
+    pooled_q = reference.pool_blocks(q, block[0], pool) * q.shape[-1] ** -0.5
     pooled_k = reference.pool_blocks(k, block[1], pool)
     B, N, Tb, H = pooled_q.shape
     Lb = pooled_k.shape[2]
-    forced = sum(cdiv(run, block[1]) for run in kv_runs) - Lb
-    width = (Lb if cdf_threshold is not None else min(max(max_keep, 1), Lb)) + forced
+    Sb = sum(cdiv(run, block[1]) for run in kv_runs)
+    n = 1 if keep_count is None else jnp.clip(keep_count, 1, Lb)
+    pooled_k = jnp.pad(pooled_k, ((0, 0), (0, 0), (0, -Lb % row_multiple), (0, 0)), constant_values=jnp.nan)
 
-    def rows(pooled_rows: Array) -> BlockMask:  # f32[B, N, R, H]
-        p = reference.pooled_probabilities(pooled_rows, pooled_k)
-        kept = reference.select_blocks(p, keep_count, cdf_threshold)
-        kept = jnp.pad(kept, ((0, 0), (0, 0), (0, 0), (0, forced)), constant_values=True)
-        return BlockMask.from_dense(kept, pooled_rows.shape[2] * block[0], kv_runs, block, width)
+    def rows(pooled_rows: Array) -> Array:  # f32[B, N, R, H] -> u32[B, N, R, words]
+        scores = jnp.einsum("bnth,bnsh->bnts", pooled_rows, pooled_k, precision="highest")
+        return pack_bits(scores >= find_thresholds(scores, n, cdf_threshold)[..., None])
 
-    chunk = max(1, min(Tb, MASK_ROWS_BYTES // (4 * B * N * Lb)))
-    chunks = cdiv(Tb, chunk)
-    padded = jnp.pad(pooled_q, ((0, 0), (0, 0), (0, chunks * chunk - Tb), (0, 0)))
-    padded = padded.reshape(B, N, chunks, chunk, H).transpose(2, 0, 1, 3, 4)
-    parts = jax.lax.map(rows, padded)  # each leaf [chunks, B, N, chunk, ...]
-    counts = jnp.moveaxis(parts.kv_num_blocks, 0, 2).reshape(B, N, chunks * chunk)[:, :, :Tb]
-    indices = jnp.moveaxis(parts.kv_indices, 0, 2).reshape(B, N, chunks * chunk, width)[:, :, :Tb]
-    return BlockMask(counts, indices, q.shape[1], kv_runs, block)
+    chunks = cdiv(Tb, max(1, (rows_bytes or MASK_ROWS_BYTES) // (4 * B * N * pooled_k.shape[2])))
+    if chunks == 1:
+        bits = rows(pooled_q)
+    else:
+        chunk = cdiv(Tb, chunks)
+        chunks = cdiv(Tb, chunk)
+        padded = jnp.pad(pooled_q, ((0, 0), (0, 0), (0, chunks * chunk - Tb), (0, 0)))
+        bits = jax.lax.map(rows, padded.reshape(B, N, chunks, chunk, H).transpose(2, 0, 1, 3, 4))  # [chunks, B, N, chunk, words]
+        bits = jnp.moveaxis(bits, 0, 2).reshape(B, N, chunks * chunk, -1)[:, :, :Tb]
+    words = cdiv(Sb, WORD)
+    column = np.arange(words * WORD)
+    forced = np.packbits((column >= Lb) & (column < Sb), bitorder="little").view("<u4")  # blocks past the pooled keys
+    bits = jnp.pad(bits, ((0, 0), (0, 0), (0, 0), (0, words)))[..., :words]
+    return BlockMask.from_bits(bits | forced, q.shape[1], kv_runs, block)
+
+
+def nth_set_bit(bits: Array, before: Array, n: Array) -> Array:
+    """The number of the n-th set bit of each row, counted from 0: u32[..., W], i32[..., W], i32[..., G] -> i32[..., G].
+
+    `before` counts the bits set in earlier words. Where a row has no n-th bit the result means nothing.
+    """
+    word = jnp.sum(before[..., None, :] <= n[..., None], -1) - 1
+    rest = n - jnp.take_along_axis(before, word, -1)
+    now = jnp.take_along_axis(bits, word, -1)
+    bit = jnp.zeros_like(n)
+    for half in (16, 8, 4, 2, 1):
+        low = jax.lax.population_count(now & ((1 << half) - 1)).astype(jnp.int32)
+        upper = rest >= low
+        rest = jnp.where(upper, rest - low, rest)
+        now = jnp.where(upper, now >> half, now)
+        bit = jnp.where(upper, bit + half, bit)
+    return word.astype(jnp.int32) * WORD + bit
 
 
 def _key_blocks(x: Array, mask: BlockMask) -> Array:
@@ -80,18 +119,20 @@ def block_sparse_attention(q: Array, k: Array, v: Array, mask: BlockMask) -> Arr
     q = q.reshape(B, chunks, chunk, block_q, N, H).transpose(1, 0, 4, 2, 3, 5)  # [chunks, B, N, chunk, bq, H]
     counts = jnp.pad(mask.kv_num_blocks, ((0, 0), (0, 0), (0, pad_rows)))
     counts = counts.reshape(B, N, chunks, chunk).transpose(2, 0, 1, 3)
-    width = mask.kv_indices.shape[-1]
-    indices = jnp.pad(mask.kv_indices, ((0, 0), (0, 0), (0, pad_rows), (0, -width % group)))
-    indices = indices.reshape(B, N, chunks, chunk, -1).transpose(2, 0, 1, 3, 4)
+    bits = jnp.pad(mask.kv_bits, ((0, 0), (0, 0), (0, pad_rows), (0, 0)))
+    bits = bits.reshape(B, N, chunks, chunk, -1).transpose(2, 0, 1, 3, 4)
     gather = jax.vmap(jax.vmap(lambda blocks, i: blocks[i]))  # over B and N: [Sb, bk, H], [chunk, group]
 
     def attend(args: tuple[Array, Array, Array]) -> Array:
-        q_tile, count, index = args
+        q_tile, count, bits = args
+        in_word = jax.lax.population_count(bits).astype(jnp.int32)
+        before = jnp.cumsum(in_word, -1) - in_word
 
         def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             top, total, acc = carry
-            now = jax.lax.dynamic_slice_in_dim(index, i * group, group, axis=-1)  # [B, N, chunk, group]
-            slot_used = i * group + jnp.arange(group) < count[..., None]
+            slot = jnp.broadcast_to(i * group + jnp.arange(group), (*count.shape, group))  # of the kept blocks, in order
+            slot_used = slot < count[..., None]
+            now = jnp.where(slot_used, nth_set_bit(bits, before, slot), 0)  # [B, N, chunk, group]
             key_used = slot_used[..., None] & (jnp.arange(block_k) < block_len[now][..., None])
             key_used = key_used.reshape(*count.shape, 1, group * block_k)
             k_now = gather(k_blocks, now).reshape(*count.shape, group * block_k, H)
@@ -110,6 +151,6 @@ def block_sparse_attention(q: Array, k: Array, v: Array, mask: BlockMask) -> Arr
         _, total, acc = jax.lax.fori_loop(0, (count.max() + group - 1) // group, step, start)
         return (acc / jnp.where(total == 0, 1.0, total)[..., None]).astype(v.dtype)
 
-    out = jax.lax.map(attend, (q, counts, indices))  # [chunks, B, N, chunk, bq, H]
+    out = jax.lax.map(attend, (q, counts, bits))  # [chunks, B, N, chunk, bq, H]
     out = out.transpose(1, 0, 3, 4, 2, 5).reshape(B, -1, N, H)
     return out[:, :T]

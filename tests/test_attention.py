@@ -42,7 +42,7 @@ def test_special_keys_in_the_last_patch_block_are_dropped_with_it_only_in_offici
     @jax.jit
     def attend(v):
         out, _ = attention.sparse_global_attention(
-            q, k, v, frames=frames, num_special=special, sparsity=sparsity, keep_count=1, max_keep=1, cdf_threshold=None
+            q, k, v, frames=frames, num_special=special, sparsity=sparsity, keep_count=1, cdf_threshold=None
         )
         return attention.split_tokens(out, frames, special)
 
@@ -95,8 +95,7 @@ def test_a_later_layer_may_keep_more_than_the_first(aggregator):
     _, state = captured(sparse, params, images)
     kept = np.array([1, 4, 8, 1, 2, 6])
     np.testing.assert_allclose(state["intermediates"]["global_blocks"]["density"][0], (kept + 4) / 12, rtol=1e-6)
-    inputs, max_keep = sparse.layer_inputs(8)
-    assert max_keep == 8 and inputs["keep"].tolist() == [0, 4, 8, 0, 2, 6]
+    assert sparse.layer_inputs(8)["keep"].tolist() == [0, 4, 8, 0, 2, 6]
 
 
 def test_tau_may_differ_from_layer_to_layer(aggregator):
@@ -149,9 +148,11 @@ def test_queries_and_keys_are_rounded_only_after_rope():
     x = jax.random.normal(jax.random.key(0), (1, 9, 32))
     params = module.init(jax.random.key(1), x)
     rope = rope_tables(patch_positions(3, 3, 0), 16)
-    _, state = module.apply(params, x, rope, attend, capture_intermediates=True, mutable=["intermediates"])
+    _, state = module.apply(
+        params, x, rope, attend, capture_intermediates=lambda _, method: method == "normalise", mutable=["intermediates"]
+    )
     for name in "qk":
-        normed = state["intermediates"][f"{name}_norm"]["__call__"][0]
+        normed = state["intermediates"][f"{name}_norm"]["normalise"][0]
         assert normed.dtype == jnp.float32
         np.testing.assert_array_equal(given[name], apply_rope(normed, rope).astype(jnp.bfloat16))
     assert {x.dtype for x in given.values()} == {jnp.dtype(jnp.bfloat16)}

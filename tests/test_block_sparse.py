@@ -1,11 +1,11 @@
-"""`pallas_kernels`: the XLA implementation against the definition, on shapes that are awkward on purpose."""
+"""Block-sparse attention: the XLA implementation against the definition, on shapes that are awkward on purpose."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import BlockMask, block_sparse_attention, pooled_block_mask, reference, xla
+from pallas_kernels import BlockMask, block_sparse_attention, xla
 from tests.conftest import TOLERANCE, max_error
 
 
@@ -28,6 +28,7 @@ def random_mask(T, runs, block, B=1, N=2, density=0.4, seed=1):
         (61, (83, 17), (16, 8), 1),  # two runs, both ragged
         (7, (5,), (128, 64), 1),  # less than a block
         (300, (700, 3), (128, 64), 1),
+        (40, (900, 100), (16, 8), 2),  # several words of mask bits
     ],
 )
 def test_xla_agrees_with_the_definition(T, runs, block, B):
@@ -44,16 +45,6 @@ def test_small_temporaries_change_nothing(monkeypatch):
     monkeypatch.setattr(xla, "TEMPORARY_BYTES", 1)  # one query block at a time
     monkeypatch.setattr(xla, "KEYS_PER_STEP", 24)  # three key blocks a step
     assert max_error(block_sparse_attention(q, k, v, mask), whole) < TOLERANCE["float32"]
-
-
-def test_pooled_mask_in_chunks_of_rows_is_the_same(monkeypatch):
-    q, k, _ = qkv(300, 300)
-    select = lambda: pooled_block_mask(q, k, keep_count=5, cdf_threshold=0.3, block=(16, 8), kv_runs=(300, 20)).to_dense()
-    whole = select()
-    monkeypatch.setattr(xla, "MASK_ROWS_BYTES", 1000)
-    np.testing.assert_array_equal(select(), whole)
-    defined = pooled_block_mask(q, k, keep_count=5, cdf_threshold=0.3, block=(16, 8), kv_runs=(300, 20), implementation="reference")
-    np.testing.assert_array_equal(defined.to_dense(), whole)
 
 
 def test_dropped_keys_weigh_nothing():
@@ -102,68 +93,9 @@ def test_bfloat16_rounds_the_weights_and_the_result_but_no_sum(S):
     assert (out == exact.astype(jnp.bfloat16)).mean() > 0.9
 
 
-def test_mask_round_trips_and_counts():
-    mask = random_mask(61, (83, 17), (16, 8))
-    dense = mask.to_dense()
-    again = BlockMask.from_dense(dense, 61, (83, 17), (16, 8))
-    np.testing.assert_array_equal(again.to_dense(), dense)
-    assert float(mask.density) == pytest.approx(float(dense.mean()))
-    assert mask.kv_block_bounds()[10:12] == [(80, 83), (83, 91)]
-    with pytest.raises(ValueError, match="blocks"):
-        BlockMask.from_dense(dense, 61, (100,), (16, 16))
-
-
-def test_the_block_that_crosses_tau_is_dropped_and_one_is_always_kept():
-    from pallas_kernels.reference import select_blocks
-
-    p = jnp.array([0.5, 0.3, 0.15, 0.05])
-    assert select_blocks(p, None, 0.79).tolist() == [True, False, False, False]
-    assert select_blocks(p, None, 0.8).tolist() == [True, True, False, False]  # 0.8 <= 0.8 + 1e-5
-    assert select_blocks(p, None, 0.799995).tolist() == [True, True, False, False]  # the slack is for rounding
-    assert select_blocks(p, None, 0.1).tolist() == [True, False, False, False]
-    assert select_blocks(p, 0, None).tolist() == [True, False, False, False]
-    assert select_blocks(p, 3, 0.5).tolist() == [True, True, True, False]
-
-
-def test_of_equally_probable_blocks_the_first_are_kept():
-    assert reference.select_blocks(jnp.array([0.2, 0.3, 0.2, 0.3, 0.0]), 3, None).tolist() == [True, True, False, True, False]
-
-
-@pytest.mark.parametrize("implementation", ["xla", "reference"])
-def test_special_blocks_are_forced_on(implementation):
-    q, k, _ = qkv(64, 64)
-    separate = pooled_block_mask(q, k, keep_count=1, block=(16, 8), kv_runs=(64, 10), implementation=implementation).to_dense()
-    assert separate.shape[-1] == 8 + 2 and separate[..., 8:].all() and (separate[..., :8].sum(-1) == 1).all()
-
-
-def test_a_row_keeps_as_many_blocks_as_it_is_told():
-    q, k, _ = qkv(64, 64)
-    for implementation in ("xla", "reference"):
-        mask = pooled_block_mask(q, k, keep_count=5, block=(16, 8), implementation=implementation)
-        np.testing.assert_array_equal(mask.to_dense().sum(-1), 5)
-    traced = jax.jit(lambda n: pooled_block_mask(q, k, keep_count=n, max_keep=6, block=(16, 8)))(5)
-    np.testing.assert_array_equal(traced.to_dense(), mask.to_dense())
-    assert pooled_block_mask(q, k, keep_count=1).block == (128, 64)  # the paper's
-
-
-def test_tau_may_keep_every_block():
-    """The list of kept blocks has room for all of them, since how many τ keeps is known only when it runs."""
-    q, k, _ = qkv(64, 64)
-    mask = pooled_block_mask(q, k, keep_count=2, cdf_threshold=1.0, block=(16, 8), kv_runs=(64, 10))
-    assert mask.to_dense().all() and float(mask.density) == 1
-
-
-@pytest.mark.parametrize("pool", ["mean", "max"])
-def test_the_last_block_is_pooled_over_its_own_tokens_only(pool):
-    x = jnp.concatenate([qkv(16, 0)[0], jnp.full((1, 3, 2, 16), -2.0)], 1)
-    np.testing.assert_allclose(reference.pool_blocks(x, 8, pool)[:, :, -1], -2.0)
-
-
 def test_bad_arguments_get_one_sentence():
     q, k, v = qkv(32, 32)
     mask = random_mask(32, (32,), (16, 8))
-    with pytest.raises(ValueError, match="keep_count, cdf_threshold or both"):
-        pooled_block_mask(q, k)
     with pytest.raises(ValueError, match="must be None or one of"):
         block_sparse_attention(q, k, v, mask, implementation="cuda")
     with pytest.raises(ValueError, match="share one dtype"):
@@ -174,7 +106,7 @@ def test_bad_arguments_get_one_sentence():
         block_sparse_attention(q, k[:, :, :1], v[:, :, :1], mask)
     with pytest.raises(ValueError, match=r"the mask is for \(1, 2\) \(batch, heads\), q has \(1, 1\)"):
         block_sparse_attention(q[:, :, :1], k[:, :, :1], v[:, :, :1], mask)
-    with pytest.raises(ValueError, match="pool='avg' must be 'mean' or 'max'"):
-        pooled_block_mask(q, k, keep_count=1, pool="avg")
-    with pytest.raises(ValueError, match="must hold the 32 pooled keys"):
-        pooled_block_mask(q, k, keep_count=1, kv_runs=(16, 16))
+    with pytest.raises(ValueError, match=r"must be \[B, T, N, H\]"):
+        block_sparse_attention(q[0], k, v, mask)
+    with pytest.raises(ValueError, match="must not be empty"):
+        block_sparse_attention(q, k[:, :0], v[:, :0], mask)

@@ -7,7 +7,7 @@ import pytest
 
 from fastvggt_jax import Sparsity
 from fastvggt_jax.attention import dense_attention
-from pallas_kernels import BlockMask, block_sparse_attention
+from pallas_kernels import BlockMask, api, block_sparse_attention, pooled_block_mask
 from tests.conftest import TOLERANCE, max_error
 from tests.parity import run_case
 from tests.parity.goldens import Goldens, images_of, load_model
@@ -79,6 +79,26 @@ def test_block_sparse_attention():
     mask = BlockMask.from_dense(dense, 1000, (1000,), (128, 64))
     exact = block_sparse_attention(*(x.astype(jnp.float32) for x in (q, k, v)), mask, implementation="reference")
     assert max_error(jax.jit(block_sparse_attention)(q, k, v, mask), exact) < 1e-2
+
+
+@pytest.mark.skipif(not api._has_hopper(), reason="needs a Hopper GPU and jax >= 0.11")
+@pytest.mark.parametrize("T", [1000, 65536, 280_000])  # rows of scores in registers and in shared memory
+@pytest.mark.parametrize("cdf_threshold", [None, 0.9])
+def test_the_mask_kernel_keeps_what_xla_keeps(T, cdf_threshold):
+    q, k = (jax.random.normal(key, (1, T, 4, 64), jnp.bfloat16) for key in jax.random.split(jax.random.key(0)))
+    keep = -(-T // 64) // 4
+    ours, theirs = (
+        jax.jit(
+            lambda q, k, n, name=name: pooled_block_mask(
+                q, k, keep_count=n, cdf_threshold=cdf_threshold, kv_runs=(T, 500), implementation=name
+            )
+        )(q, k, keep)
+        for name in ("mosaic_sm90", "xla")
+    )
+    assert (jax.lax.population_count(ours.kv_bits ^ theirs.kv_bits).sum() / theirs.kv_num_blocks.sum()) < 1e-4
+    assert (ours.kv_num_blocks >= keep + 8).all()
+    if cdf_threshold is None:
+        assert (ours.kv_num_blocks == keep + 8).mean() > 0.999  # more only where blocks tie
 
 
 def test_nothing_dropped_is_dense_in_bfloat16():

@@ -32,10 +32,19 @@ def rope_tables(positions: Array, head_dim: int, base: float = 100.0) -> Rope:
     return Rope(jnp.cos(angle), jnp.sin(angle))
 
 
+def rotate(x: Array, swapped: Array, rope: Rope) -> Array:
+    """x·cos + swapped·(±sin): f32[B, T, N, H] ×2 -> f32[B, T, N, H]; `swapped` is `swap_pairs(x)`, by whatever way that came about."""
+    cos = jnp.concatenate([rope.cos, rope.cos], -1)  # [T, 2, H/2]
+    sin = jnp.concatenate([-rope.sin, rope.sin], -1)
+    return x * cos.reshape(-1, 1, x.shape[-1]) + swapped * sin.reshape(-1, 1, x.shape[-1])
+
+
+def swap_pairs(x: Array) -> Array:
+    """[..., H] -> [..., H]. Within each half of the channels, channel j changes places with its partner j + H/4 ("rotate half")."""
+    return x.reshape(*x.shape[:-1], 2, 2, -1)[..., ::-1, :].reshape(x.shape)
+
+
 def apply_rope(x: Array, rope: Rope) -> Array:
-    """[B, T, N, H] -> f32[B, T, N, H]. Within a half, channel j is paired with j + H/4 ("rotate half")."""
-    B, T, N, H = x.shape
-    x = x.astype(jnp.float32).reshape(B, T, N, 2, 2, H // 4)
-    first, second = x[..., 0, :], x[..., 1, :]  # [B, T, N, 2, H/4]
-    cos, sin = rope.cos[:, None], rope.sin[:, None]  # [T, 1, 2, H/4]
-    return jnp.stack([first * cos - second * sin, second * cos + first * sin], -2).reshape(B, T, N, H)
+    """[B, T, N, H] -> f32[B, T, N, H]."""
+    x = x.astype(jnp.float32)
+    return rotate(x, swap_pairs(x), rope)

@@ -84,7 +84,7 @@ class Aggregator(nn.Module):
         rope = rope_tables(positions, D // self.num_heads)
         global_rope = Rope(*(jnp.tile(t, (F, 1, 1)) for t in rope))
 
-        layers, max_keep = self.layer_inputs(F * h * w)
+        layers = self.layer_inputs(F * h * w)
 
         def pair(frame_block: Block, carry: tuple, layer: dict, global_block: Block) -> tuple[tuple, None]:
             x, taps, _ = carry
@@ -93,7 +93,7 @@ class Aggregator(nn.Module):
             def attend(q: Array, k: Array, v: Array) -> Array:
                 if self.sparsity is None:
                     return dense_attention(q, k, v)
-                out, density = self.attend_sparse(q, k, v, F, layer, max_keep)
+                out, density = self.attend_sparse(q, k, v, F, layer)
                 global_block.sow("intermediates", "density", density)
                 return out
 
@@ -117,23 +117,20 @@ class Aggregator(nn.Module):
             taps = taps[:, :, :, np.argsort(order)]
         return taps, camera
 
-    def layer_inputs(self, patch_tokens: int) -> tuple[dict[str, Array], int]:
-        """What the scan hands to each layer: its tap slot and, when sparse, whether it is sparse, its n_ratio and its τ.
-
-        Also the largest n_ratio, which has to be static: it bounds how many blocks a row of the mask lists.
-        """
+    def layer_inputs(self, patch_tokens: int) -> dict[str, Array]:
+        """What the scan hands to each layer: its tap slot and, when sparse, whether it is sparse, its n_ratio and its τ."""
         layers = {"slot": jnp.array([sum(tap < layer for tap in self.taps) for layer in range(self.depth)])}
         if self.sparsity is None:
-            return layers, 0
+            return layers
         self.sparsity.check_depth(self.depth)
         keep = self.sparsity.keep_counts(self.sparsity.num_kv_blocks(patch_tokens), self.depth)
         cdf = self.sparsity.cdf_thresholds(self.depth)
         layers["sparse"] = jnp.array(self.sparsity.is_sparse(self.depth))
         layers |= {} if keep is None else {"keep": jnp.array(keep, jnp.int32)}
         layers |= {} if cdf is None else {"cdf": jnp.array(cdf, jnp.float32)}
-        return layers, max(keep or [0])
+        return layers
 
-    def attend_sparse(self, q: Array, k: Array, v: Array, frames: int, layer: dict, max_keep: int) -> tuple[Array, Array]:
+    def attend_sparse(self, q: Array, k: Array, v: Array, frames: int, layer: dict) -> tuple[Array, Array]:
         """One global layer's attention and its density: sparse, or dense if the layer is not among `Sparsity.layers`."""
 
         def sparse(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
@@ -145,7 +142,6 @@ class Aggregator(nn.Module):
                 num_special=1 + self.num_register_tokens,
                 sparsity=self.sparsity,
                 keep_count=layer.get("keep"),
-                max_keep=max_keep,
                 cdf_threshold=layer.get("cdf"),
             )
 

@@ -41,7 +41,8 @@ def native_params(golden: Golden, prefix: str) -> dict:
 
 
 def captured(module: nn.Module, params: dict, *args, **kwargs):
-    return jax.jit(lambda p, a: module.apply(p, *a, **kwargs, capture_intermediates=True, mutable=["intermediates"]))(params, args)
+    capture = lambda _, method: method in ("__call__", "normalise")
+    return jax.jit(lambda p, a: module.apply(p, *a, **kwargs, capture_intermediates=capture, mutable=["intermediates"]))(params, args)
 
 
 def block(goldens: Goldens, name: str, golden: Golden) -> Golden:
@@ -66,7 +67,7 @@ def block(goldens: Goldens, name: str, golden: Golden) -> Golden:
 def stages_of(state: dict) -> Golden:
     stages = {k: state[k]["__call__"][0] for k in ("norm1", "attn", "norm2", "mlp")}
     if "q_norm" in state["attn"]:
-        stages |= {k: jnp.swapaxes(state["attn"][k]["__call__"][0], 1, 2) for k in ("q_norm", "k_norm")}
+        stages |= {k: jnp.swapaxes(state["attn"][k]["normalise"][0], 1, 2) for k in ("q_norm", "k_norm")}
     return stages
 
 
@@ -78,7 +79,7 @@ def attention(goldens: Goldens, name: str, golden: Golden) -> Golden:
             rope = rope_tables(golden["in.pos"][b], head_dim)
             out, state = captured(Attention(heads, qk_norm=True), params, golden[f"in.x_{suffix}"][b : b + 1], rope)
             state = state["intermediates"]
-            norms = {k: jnp.swapaxes(state[k]["__call__"][0], 1, 2) for k in ("q_norm", "k_norm")}
+            norms = {k: jnp.swapaxes(state[k]["normalise"][0], 1, 2) for k in ("q_norm", "k_norm")}
             parts.append({"out": out, "qkv": state["qkv"]["__call__"][0], **norms})
         mine |= {f"{k}_{suffix}": np.concatenate([p[k] for p in parts]) for k in parts[0]}
     return mine

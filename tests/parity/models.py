@@ -12,7 +12,7 @@ from fastvggt_jax.models.rope import apply_rope, patch_positions, rope_tables
 from pallas_kernels import pooled_block_mask, reference
 from tests.parity.goldens import Goldens, images_of, load_model
 
-CAPTURED = ("__call__", "embed")
+CAPTURED = ("__call__", "embed", "normalise")
 
 
 def sparsity_of(case: dict) -> Sparsity | None:
@@ -127,7 +127,7 @@ def sparse_stages(model, stages: dict, images: np.ndarray) -> dict[str, np.ndarr
         positions = positions[np.r_[0:5, 5 + np.array(hilbert_order(h, w))]]
     mine = {}
     for i in range(model.depth):
-        q, k = (attn[f"{x}_norm"]["__call__"][0][i] for x in "qk")  # [B, F·P, N, H]
+        q, k = (attn[f"{x}_norm"]["normalise"][0][i] for x in "qk")  # [B, F·P, N, H]
         rope = rope_tables(np.tile(positions, (F, 1)), q.shape[-1])
         (_, q), (_, k) = (split_tokens(apply_rope(x, rope), F, 5) for x in (q, k))
         pooled = [reference.pool_blocks(x, b, sparsity.pool) for x, b in zip((q, k), sparsity.block, strict=True)]

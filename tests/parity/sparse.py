@@ -45,8 +45,8 @@ def run(goldens: Goldens, name: str) -> dict[str, np.ndarray]:
         mine[f"mask.{label}"] = mask.to_dense().astype(np.uint8)
         if f"out.{label}" in golden:
             out, _ = jax.jit(
-                lambda q, k, v, selection=selection, sparsity=sparsity, keep=keep: sparse_global_attention(
-                    q, k, v, frames=frames, num_special=special, sparsity=sparsity, **selection, max_keep=max(keep or [0])
+                lambda q, k, v, selection=selection, sparsity=sparsity: sparse_global_attention(
+                    q, k, v, frames=frames, num_special=special, sparsity=sparsity, **selection
                 )
             )(q, k, v)
             mine[f"out.{label}"] = out.swapaxes(1, 2)

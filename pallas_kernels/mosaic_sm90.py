@@ -1,0 +1,448 @@
+"""Block-sparse attention for Hopper GPUs (sm_90a) as one Pallas Mosaic GPU kernel.
+
+How it works. Thread blocks stay on their multiprocessors and take query tiles in turn. In each, one *producer* warpgroup walks the set bits
+of the tile's mask row and gathers the kept key blocks, a step of several blocks at a time, through the copy engine (TMA) into a ring of
+shared-memory stages; one to three *consumer* warpgroups of 64 query rows multiply and exponentiate what lies there:
+
+    producer   bits -> K(i+2), V(i+2) -> K(i+3) ...              waits until a stage is free
+    consumer   S = Q K(i)ᵀ -> P = exp2(S·c - m) -> O += P V(i)   waits until a stage is full
+
+Both products are asynchronous wgmma: while one consumer exponentiates, the tensor cores work for another, and P V(i) runs on while the next
+Q Kᵀ is issued. Barriers count arrivals: a copy arrives when its bytes have landed, a consumer when it has read a stage.
+
+The shift m. Softmax does not depend on m as long as nothing overflows and the largest weights of a row do not vanish. By Cauchy-Schwarz no
+score exceeds m = c·|q|·max|k|, and none lies more than 2m below it; weights are bfloat16, whose exponents reach as far as float32's. Where
+2m stays below `FIXED_SHIFT_RANGE` (QK-normalised heads do, unless their learnt scales are large) no running maximum is needed, nothing is
+ever rescaled, and the consumers save about a seventh of their time. Other tiles, and float16, take the online softmax. Both are exact.
+
+Special cases cost only the steps that have them: the last, partial block of a run of keys, and a last step that is not full, are masked in
+a loop of their own. The copy engine fills with zeros what lies past the end of an array, and every run of keys is an array of its own: so
+a NaN in a key that is not kept is never read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.block_mask import BlockMask, cdiv
+from pallas_kernels.tuning import CONSUMER_REGISTERS, WARPGROUP_ROWS, TuningConfig, lookup
+
+Array = jax.Array
+Ref = Any
+FIXED_SHIFT_RANGE = 96.0  # in powers of two; float32 and bfloat16 have 126 below one, the rest is left to the values
+PRODUCER_REGISTERS = {1: 40, 2: 40, 3: 32}
+NEVER = 2**30
+
+
+def why_not(q: Array, mask: BlockMask, config: TuningConfig | None) -> str | None:
+    """Why this kernel cannot serve these arguments on a Hopper GPU; None if it can."""
+    head_dim, block = q.shape[-1], mask.block
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"it takes bfloat16 and float16, not {q.dtype}"
+    if head_dim > 128:
+        return f"it takes a head_dim of at most 128, not {head_dim}"
+    if block[1] % 8:
+        return f"it takes key blocks of a multiple of 8, not {block[1]}"
+    if config is None:
+        return f"no step of at most 256 keys holds key blocks of {block[1]} at head_dim {head_dim}"
+    return config.why_not(_kernel_head_dim(head_dim), _kernel_block(block))
+
+
+def block_sparse_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: BlockMask,
+    config: TuningConfig | None = None,
+    *,
+    num_blocks: int | None = None,
+    interpret: Any = None,
+) -> Array:
+    """See `api.block_sparse_attention`.
+
+    Args:
+      num_blocks: thread blocks that stay resident; default one a multiprocessor of the first GPU.
+      interpret: `plgpu.InterpretGPUParams` runs the kernel in Pallas' simulator, on a CPU. It knows no `run_state` and no wgmma operand in
+        registers, so there P passes through shared memory and the online softmax adds P V to its accumulator instead of into it.
+
+    Raises:
+      NotImplementedError: see `why_not`.
+    """
+    if config is None:
+        config = lookup(_device().device_kind, _kernel_head_dim(q.shape[-1]), _kernel_block(mask.block))
+    if reason := why_not(q, mask, config):
+        raise NotImplementedError(f"'mosaic_sm90' cannot do this: {reason}")
+    num_blocks = num_blocks or _device().core_count
+
+    @jax.custom_batching.custom_vmap
+    def attend(q: Array, k: Array, v: Array, counts: Array, bits: Array) -> Array:
+        here = BlockMask(counts, bits, mask.q_len, mask.kv_runs, mask.block)
+        return _attend_padded(q, k, v, here, config, num_blocks, interpret)
+
+    @attend.def_vmap
+    def _(size: int, batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
+        arrays = [x if b else jnp.broadcast_to(x, (size, *x.shape)) for x, b in zip(arrays, batched, strict=True)]
+        out = attend(*(x.reshape(-1, *x.shape[2:]) for x in arrays))
+        return out.reshape(size, -1, *out.shape[1:]), True
+
+    return attend(q, k, v, mask.kv_num_blocks, mask.kv_bits)
+
+
+def _attend_padded(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig, num_blocks: int, interpret: Any) -> Array:
+    """Rounds the head dim up to what wgmma takes and query blocks to whole warpgroups, with zeros. Sizes that fit are not copied."""
+    (B, T, N, H), (block_q, block_k) = q.shape, mask.block
+    Tb, rows, extra = mask.num_q_blocks, _kernel_block(mask.block)[0], _kernel_head_dim(H) - H
+    if extra:
+        q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, extra))) for x in (q, k, v))
+    if rows != block_q:
+        q = jnp.pad(q, ((0, 0), (0, Tb * block_q - T), (0, 0), (0, 0))).reshape(B, Tb, block_q, N, -1)
+        q = jnp.pad(q, ((0, 0), (0, 0), (0, rows - block_q), (0, 0), (0, 0))).reshape(B, Tb * rows, N, -1)
+        mask = BlockMask(mask.kv_num_blocks, mask.kv_bits, Tb * rows, mask.kv_runs, (rows, block_k))
+    out = _launch(q, k, v, mask, config, 1 / math.sqrt(H), num_blocks, interpret)
+    if rows != block_q:
+        out = out.reshape(B, Tb, rows, N, -1)[:, :, :block_q].reshape(B, Tb * block_q, N, -1)[:, :T]
+    return out[..., :H]
+
+
+def _kernel_head_dim(head_dim: int) -> int:
+    return cdiv(head_dim, 64) * 64
+
+
+def _kernel_block(block: tuple[int, int]) -> tuple[int, int]:
+    """The block with its queries rounded up to whole warpgroups."""
+    return cdiv(block[0], WARPGROUP_ROWS) * WARPGROUP_ROWS, block[1]
+
+
+def _device() -> jax.Device:
+    return jax.local_devices(backend="gpu")[0]
+
+
+def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig, scale: float, num_blocks: int, interpret: Any) -> Array:
+    B, T, N, H = q.shape
+    runs, block_k = mask.kv_runs, mask.block[1]
+    C, keys, stages = config.warpgroups, config.step_keys, config.stages
+    group = keys // block_k  # key blocks a step
+    rows = WARPGROUP_ROWS * C  # of a query tile
+    tiles = cdiv(T, rows)
+    tiles_per_row = mask.block[0] // rows  # query tiles that share a row of the mask
+    total = B * N * tiles
+    run_blocks = [cdiv(run, block_k) for run in runs]
+    run_first = [sum(run_blocks[:r]) for r in range(len(runs))]
+    partial_runs = [r for r, run in enumerate(runs) if run % block_k]
+    Sb, words = mask.num_kv_blocks, mask.kv_bits.shape[-1]
+    dtype, simulated = q.dtype, interpret is not None
+    scale = scale * math.log2(math.e)  # exponentials are powers of two
+
+    bits = lax.bitcast_convert_type(mask.kv_bits, jnp.int32)
+    info = _row_info(mask, bits, group, [run_first[r] + run_blocks[r] - 1 for r in partial_runs])
+    split = lambda x: jnp.split(x, [sum(runs[: r + 1]) for r in range(len(runs) - 1)], axis=1)
+    k_runs, v_runs = split(k), split(v)
+    k_squares = [jnp.max(jnp.sum(jnp.square(x.astype(jnp.float32)), -1), 1) for x in k_runs]
+    k_norm = scale * jnp.sqrt(jax.tree.reduce(jnp.maximum, k_squares)) * (1 + 1e-3)  # f32[B, N]; a little for rounding
+
+    def kernel(q_ref: Ref, info_ref: Ref, bits_ref: Ref, k_norm_ref: Ref, *refs: Any) -> None:
+        k_refs, v_refs, out_ref = refs[: len(runs)], refs[len(runs) : 2 * len(runs)], refs[2 * len(runs)]
+        (q_smem, out_smem, k_smem, v_smem, p_smem), (q_full, k_full, v_full), (q_free, k_free, v_free) = refs[2 * len(runs) + 1 :]
+        block, wg = lax.axis_index("block"), lax.axis_index("wg")
+        num_items = lax.div(total - block + (num_blocks - 1), num_blocks)
+
+        def locate(item: Array) -> tuple[Array, Array, Array]:
+            """(batch, head, tile) of this block's n-th item. Neighbouring tiles run together and share what L2 holds of K and V."""
+            work = jnp.minimum(block + item * num_blocks, total - 1)
+            head, tile = lax.div(work, tiles), lax.rem(work, tiles)
+            return lax.div(head, N), lax.rem(head, N), tile
+
+        def consume() -> None:
+            plgpu.set_max_registers(CONSUMER_REGISTERS[C], action="increase")
+            columns, per_row = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1)
+            spread = lambda x, like: lax.broadcast_in_dim(x, like.shape, [0])
+
+            def constant(shape: tuple[int, ...], value: float, layout: Any) -> Array:
+                return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
+
+            def read_info(item: Array) -> list[Array]:
+                b, n, tile = locate(item)
+                return [info_ref[b, n, lax.div(tile, tiles_per_row), j] for j in range(2 + len(partial_runs))]
+
+            def attend_tile(item: Array, carry: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
+                done, (count, first_masked, *partial_slots) = carry  # steps done before this tile; the tile's row of `info`
+                b, n, tile = locate(item)
+                next_info = read_info(item + 1)
+                steps = lax.div(count + (group - 1), group)
+                buffer = lax.rem(item, 2)
+                my_q = q_smem.at[buffer, wg]
+                stage = lambda i: lax.rem(done + i, stages)
+
+                def mask_scores(s: Array, i: Array) -> Array:
+                    column = plgpu.broadcasted_iota(jnp.int32, s.shape, 1, layout=columns)
+                    valid = column < (count - i * group) * block_k
+                    for slot, r in zip(partial_slots, partial_runs, strict=True):
+                        start = jnp.clip(slot - i * group, -2, group + 1) * block_k  # out of sight where not in this step
+                        valid = valid & ((column < start + runs[r] % block_k) | (column >= start + block_k))
+                    return jnp.where(valid, s, -jnp.inf)
+
+                def loop(step: Callable[..., Any], carry: Any) -> Any:
+                    cut = jnp.minimum(first_masked, steps)
+                    carry = lax.fori_loop(0, cut, partial(step, masked=False), carry)
+                    return lax.fori_loop(cut, steps, partial(step, masked=True), carry)
+
+                def weights_operand(p: Array) -> Array | Ref:
+                    p = p.astype(dtype)
+                    if not simulated:
+                        return p
+                    p_smem[wg] = p
+                    plgpu.commit_smem()
+                    return p_smem.at[wg]
+
+                def fixed_shift_softmax(bound: Array) -> tuple[Array, Array]:
+                    """Unnormalised output and row sums, with the fixed shift `bound`."""
+
+                    def scope(out_acc: Ref) -> tuple[Array, Array]:
+                        def step(i: Array, row_sum: Array, masked: bool) -> Array:
+                            plgpu.barrier_wait(k_full.at[stage(i)])
+
+                            def scores(s_acc: Ref) -> Array:
+                                plgpu.wgmma(s_acc, my_q, k_smem.at[stage(i)].T)
+                                return s_acc[...]  # waits for this product and for P V of the step before
+
+                            s = pl.run_scoped(scores, plgpu.ACC((WARPGROUP_ROWS, keys)))
+
+                            @pl.when(i > 0)
+                            def _() -> None:
+                                plgpu.barrier_arrive(v_free.at[stage(i - 1)])
+
+                            plgpu.barrier_arrive(k_free.at[stage(i)])
+                            s = mask_scores(s, i) if masked else s
+                            p = jnp.exp2(s * scale - spread(bound, s))
+                            row_sum = row_sum + p.sum(1)
+                            p = weights_operand(p)
+                            plgpu.barrier_wait(v_full.at[stage(i)])
+                            plgpu.wgmma(out_acc, p, v_smem.at[stage(i)])
+                            return row_sum
+
+                        row_sum = loop(step, constant((WARPGROUP_ROWS,), 0.0, per_row))
+                        out = out_acc[...]
+
+                        @pl.when(steps > 0)
+                        def _() -> None:
+                            plgpu.barrier_arrive(v_free.at[stage(steps - 1)])
+
+                        return out, row_sum
+
+                    return pl.run_scoped(scope, plgpu.ACC((WARPGROUP_ROWS, H)))
+
+                def online_softmax() -> tuple[Array, Array]:
+                    """The same with the running maximum as shift."""
+
+                    def step(i: Array, carry: tuple[Array, Array, Array], masked: bool) -> tuple[Array, Array, Array]:
+                        out, top, row_sum = carry
+
+                        @pl.when((i == 0) | simulated)
+                        def _() -> None:
+                            plgpu.barrier_wait(k_full.at[stage(i)])
+
+                        def scores(s_acc: Ref) -> Array:
+                            plgpu.wgmma(s_acc, my_q, k_smem.at[stage(i)].T)
+                            return s_acc[...]
+
+                        s = pl.run_scoped(scores, plgpu.ACC((WARPGROUP_ROWS, keys)))
+                        plgpu.barrier_arrive(k_free.at[stage(i)])
+                        s = mask_scores(s, i) if masked else s
+                        new_top = jnp.maximum(top, s.max(1) * scale)
+                        rescale = jnp.exp2(top - new_top)
+                        p = jnp.exp2(s * scale - spread(new_top, s))
+                        row_sum = row_sum * rescale + p.sum(1)
+                        out = out * spread(rescale, out)
+                        p = weights_operand(p)
+                        if simulated:
+                            plgpu.barrier_wait(v_full.at[stage(i)])
+
+                            def product(out_acc: Ref) -> Array:
+                                plgpu.wgmma(out_acc, p, v_smem.at[stage(i)])
+                                return out_acc[...]
+
+                            out = out + pl.run_scoped(product, plgpu.ACC((WARPGROUP_ROWS, H)))
+                        else:
+                            # All arithmetic before the wait: the tensor cores are another warpgroup's until then.
+                            out, row_sum, new_top, p = lax.optimization_barrier((out, row_sum, new_top, p))
+                            plgpu.barrier_wait(v_full.at[stage(i)])
+
+                            def accumulate(out_acc: Ref) -> None:
+                                plgpu.wgmma(out_acc, p, v_smem.at[stage(i)])
+
+                                @pl.when(i + 1 < steps)
+                                def _() -> None:  # while the product runs
+                                    plgpu.barrier_wait(k_full.at[stage(i + 1)])
+
+                            out = pl.run_state(accumulate)(plgpu.ACC.init(out))
+                        plgpu.barrier_arrive(v_free.at[stage(i)])
+                        return out, new_top, row_sum
+
+                    start = (constant((WARPGROUP_ROWS, H), 0.0, columns), constant((WARPGROUP_ROWS,), -jnp.inf, per_row))
+                    out, _, row_sum = loop(step, (*start, constant((WARPGROUP_ROWS,), 0.0, per_row)))
+                    return out, row_sum
+
+                plgpu.barrier_wait(q_full.at[buffer])
+                if dtype == jnp.bfloat16:
+                    q32 = plgpu.load(my_q, layout=columns).astype(jnp.float32)
+                    bound = lax.sqrt((q32 * q32).sum(1)) * k_norm_ref[b, n]
+                    in_range = 2 * jnp.max(bound) <= FIXED_SHIFT_RANGE  # false for NaN
+                    out, row_sum = lax.cond(in_range, lambda: fixed_shift_softmax(bound), online_softmax)
+                else:
+                    out, row_sum = online_softmax()
+                plgpu.barrier_arrive(q_free.at[buffer])
+                out = out * spread(1.0 / jnp.where(row_sum == 0, 1.0, row_sum), out)  # a row that keeps nothing gives zeros
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                out_smem[wg] = out.astype(dtype)
+                plgpu.commit_smem()
+                first_row = tile * rows + wg * WARPGROUP_ROWS
+                plgpu.copy_smem_to_gmem(out_smem.at[wg], out_ref.at[b, pl.ds(first_row, WARPGROUP_ROWS), n])
+                return done + steps, next_info
+
+            lax.fori_loop(0, num_items, attend_tile, (jnp.int32(0), read_info(jnp.int32(0))))
+            plgpu.wait_smem_to_gmem(0)
+
+        def produce() -> None:
+            plgpu.set_max_registers(PRODUCER_REGISTERS[C], action="decrease")
+
+            def gather(sources: tuple[Ref, ...], smem: Ref, full: Ref, stage: Array, blocks: list[Array], b: Array, n: Array) -> None:
+                for slot, block in enumerate(blocks):
+                    for r, source in enumerate(sources):
+
+                        def issue(slot: int = slot, block: Array = block, r: int = r, source: Ref = source) -> None:
+                            where = pl.ds((block - run_first[r]) * block_k, block_k)
+                            plgpu.copy_gmem_to_smem(source.at[b, where, n], smem.at[stage, pl.ds(slot * block_k, block_k)], full.at[stage])
+
+                        # A block past all runs (a step that is not full) is the last run's: past its end, hence zeros.
+                        in_run = block >= run_first[r] if r else True
+                        if r + 1 < len(sources):
+                            in_run = in_run & (block < run_first[r + 1])
+                        if in_run is True:
+                            issue()
+                        else:
+                            pl.when(in_run)(issue)
+
+            def read_row(item: Array) -> tuple[Array, Array]:
+                b, n, tile = locate(item)
+                row = lax.div(tile, tiles_per_row)
+                return info_ref[b, n, row, 0], bits_ref[b, n, row, 0]
+
+            def feed_tile(item: Array, carry: tuple[Array, tuple[Array, Array]]) -> tuple[Array, tuple[Array, Array]]:
+                done, (count, first_word) = carry
+                b, n, tile = locate(item)
+                row = lax.div(tile, tiles_per_row)
+
+                @pl.when(item >= 2)
+                def _() -> None:
+                    plgpu.barrier_wait(q_free.at[lax.rem(item, 2)])
+
+                for w in range(C):
+                    source = q_ref.at[b, pl.ds(tile * rows + w * WARPGROUP_ROWS, WARPGROUP_ROWS), n]
+                    plgpu.copy_gmem_to_smem(source, q_smem.at[lax.rem(item, 2), w], q_full.at[lax.rem(item, 2)])
+                next_row = read_row(item + 1)
+
+                def step(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+                    index, word = carry  # the word that is being walked, and its bits not yet taken
+                    stage = lax.rem(done + i, stages)
+                    blocks = []
+                    for slot in range(group):
+                        index, word = lax.while_loop(
+                            lambda c: (c[1] == 0) & (c[0] + 1 < words),
+                            lambda c: (c[0] + 1, bits_ref[b, n, row, c[0] + 1]),
+                            (index, word),
+                        )
+                        blocks.append(jnp.where(i * group + slot < count, index * 32 + _lowest_bit(word), Sb))
+                        word = word & (word - 1)
+                    for sources, smem, full, free in ((k_refs, k_smem, k_full, k_free), (v_refs, v_smem, v_full, v_free)):
+
+                        @pl.when(done + i >= stages)
+                        def _(free: Ref = free) -> None:
+                            plgpu.barrier_wait(free.at[stage])
+
+                        gather(sources, smem, full, stage, blocks, b, n)
+                    return index, word
+
+                steps = lax.div(count + (group - 1), group)
+                lax.fori_loop(0, steps, step, (jnp.int32(0), first_word))
+                return done + steps, next_row
+
+            done, _ = lax.fori_loop(0, num_items, feed_tile, (jnp.int32(0), read_row(jnp.int32(0))))
+
+            # Every arrival has been waited for when the block ends.
+            @pl.loop(jnp.maximum(done - stages, 0), done)
+            def _(i: Array) -> None:
+                plgpu.barrier_wait(k_free.at[lax.rem(i, stages)])
+                plgpu.barrier_wait(v_free.at[lax.rem(i, stages)])
+
+            @pl.loop(jnp.maximum(num_items - 2, 0), num_items)
+            def _(item: Array) -> None:
+                plgpu.barrier_wait(q_free.at[lax.rem(item, 2)])
+
+        pl.when(wg < C)(consume)
+        pl.when(wg == C)(produce)
+
+    def entry(*refs: Ref) -> None:
+        # The layout that wgmma reads: rows of 64 elements (128 bytes), swizzled.
+        transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+        smem = lambda *shape: plgpu.SMEM(shape, dtype, transforms=transforms)
+        barriers = lambda arrivals, number: plgpu.Barrier(num_arrivals=arrivals, num_barriers=number)
+        pl.run_scoped(
+            lambda *scratch: kernel(*refs, *scratch),
+            (
+                smem(2, C, WARPGROUP_ROWS, H),
+                smem(C, WARPGROUP_ROWS, H),
+                smem(stages, keys, H),
+                smem(stages, keys, H),
+                smem(C, WARPGROUP_ROWS, keys) if simulated else None,
+            ),
+            (barriers(C, 2), barriers(group, stages), barriers(group, stages)),  # full
+            (barriers(C, 2), barriers(C, stages), barriers(C, stages)),  # free
+            collective_axes="wg",
+        )
+
+    q = _pad_to_8(q)
+    out = plgpu.kernel(
+        entry,
+        out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        grid=(num_blocks,),
+        grid_names=("block",),
+        num_threads=C + 1,
+        thread_name="wg",
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+        **({"interpret": interpret} if simulated else {}),
+    )(q, info, bits, k_norm, *map(_pad_to_8, k_runs), *map(_pad_to_8, v_runs))
+    return out[:, :T]
+
+
+def _row_info(mask: BlockMask, bits: Array, group: int, partial_blocks: list[int]) -> Array:
+    """i32[B, N, Tb, 2 + len(partial_blocks)]: a row's number of kept blocks, its first step that needs masking, and where in the row's list
+    each of `partial_blocks` stands (`NEVER` if it is not kept)."""
+    counts = mask.kv_num_blocks
+    first_masked = jnp.where(counts % group == 0, NEVER, counts // group)
+    slots = []
+    for block in partial_blocks:
+        word, bit = divmod(block, 32)
+        from_here = bits[..., word:].at[..., 0].set(lax.shift_right_logical(bits[..., word], jnp.int32(bit)))
+        slot = counts - jnp.sum(lax.population_count(from_here), -1)
+        slots.append(jnp.where(from_here[..., 0] & 1 == 1, slot, NEVER))
+        first_masked = jnp.minimum(first_masked, slots[-1] // group)
+    return jnp.stack([counts, first_masked, *slots], -1).astype(jnp.int32)
+
+
+def _lowest_bit(word: Array) -> Array:
+    """Number of the lowest set bit of an i32; -1 for zero."""
+    return 31 - lax.clz(word & -word)
+
+
+def _pad_to_8(x: Array) -> Array:
+    """Rows of zeros up to a multiple of 8, which the copy engine's tiles need; XLA writes them with whatever makes x."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, 0)))

@@ -1,0 +1,197 @@
+"""The Hopper kernel of block-sparse attention against the definition: in Pallas' simulator on a CPU, and on the GPU (`-m gpu`)."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import BlockMask, TuningConfig, api, block_sparse_attention, reference
+from pallas_kernels.tuning import heuristic, search_space
+
+mosaic = pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="Pallas Mosaic GPU needs jax >= 0.11")
+hopper = [pytest.mark.gpu, pytest.mark.skipif(not api._has_hopper(), reason="needs a Hopper GPU and jax >= 0.11")]
+
+# |out - reference| / rms(reference) at the quantiles 0.5, 0.99 and 1, against float32 arithmetic on the same rounded inputs. What is left
+# is the rounding of the weights P and of the output: 2^-9 (bfloat16) and 2^-12 (float16) of a value.
+QUANTILES = (0.5, 0.99, 1.0)
+TOLERANCE = {"bfloat16": (3e-3, 1.2e-2, 8e-2), "float16": (4e-4, 1.5e-3, 1e-2)}
+
+
+def errors(out, exact) -> np.ndarray:
+    out, exact = np.asarray(out, np.float64), np.asarray(exact, np.float64)
+    return np.quantile(np.abs(out - exact) / np.sqrt(np.mean(exact**2)), QUANTILES)
+
+
+def assert_close(out, exact):
+    limits = TOLERANCE[str(out.dtype)]
+    found = errors(out, exact)
+    assert (found <= limits).all(), f"{found} > {limits}"
+
+
+def make(T, runs, block, H=64, B=1, N=2, density=0.4, dtype=jnp.bfloat16, scale=1.0, seed=0):
+    """q, k, v and a random mask, some of whose rows keep a single block."""
+    keys = jax.random.split(jax.random.key(seed), 5)
+    S = sum(runs)
+    q, k, v = (jax.random.normal(key, (B, n, N, H)).astype(dtype) for key, n in zip(keys[:3], (T, S, S), strict=True))
+    blocks = (-(-T // block[0]), sum(-(-r // block[1]) for r in runs))
+    dense = jax.random.bernoulli(keys[3], density, (B, N, *blocks)).at[:, :, ::3].set(False)
+    one = jax.random.randint(keys[4], (B, N, blocks[0], 1), 0, blocks[1])
+    dense = jnp.put_along_axis(dense, one, True, axis=-1, inplace=False)
+    return (q * scale).astype(dtype), k, v, BlockMask.from_dense(dense, T, runs, block)
+
+
+def exact_attention(q, k, v, mask):
+    return reference.block_sparse_attention(*(x.astype(jnp.float32) for x in (q, k, v)), mask)
+
+
+# ---- in the simulator: every barrier, copy and product of the kernel, with the race detector on
+
+
+@mosaic
+@pytest.mark.parametrize(
+    "T, runs, block, config, options",
+    [
+        (300, (300, 70), (128, 64), TuningConfig(2, 192, 3), {}),  # two runs, ragged tails, several tiles a block
+        (300, (300, 70), (128, 64), TuningConfig(2, 128, 2), {"scale": 12.0}),  # scores out of the fixed shift's range: online softmax
+        (200, (330,), (64, 128), TuningConfig(1, 128, 2), {"H": 128, "B": 2, "N": 1}),
+        (150, (150,), (48, 16), TuningConfig(1, 64, 3), {"dtype": jnp.float16, "H": 40}),  # padded blocks and head dim
+    ],
+)
+def test_simulated(T, runs, block, config, options):
+    import jax.experimental.pallas.mosaic_gpu as plgpu
+
+    from pallas_kernels import mosaic_sm90
+
+    q, k, v, mask = make(T, runs, block, **options)
+    simulator = plgpu.InterpretGPUParams(detect_races=True)
+    run = jax.jit(partial(mosaic_sm90.block_sparse_attention, config=config, num_blocks=2, interpret=simulator))
+    assert_close(run(q, k, v, mask), exact_attention(q, k, v, mask))
+    assert not races_found()
+
+
+def races_found() -> bool:
+    from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
+
+    return gpu_callbacks.get_races().races_found
+
+
+@mosaic
+def test_simulated_nan_of_a_dropped_block_is_never_seen():
+    """Also where the partial last block of the first run is followed by a second run that is dropped."""
+    import jax.experimental.pallas.mosaic_gpu as plgpu
+
+    from pallas_kernels import mosaic_sm90
+
+    q, k, v, _ = make(128, (100, 60), (128, 64))
+    mask = BlockMask.from_dense(jnp.ones((1, 2, 1, 3), bool).at[..., 2].set(False), 128, (100, 60), (128, 64))
+    exact = exact_attention(q, k, v, mask)
+    simulator = plgpu.InterpretGPUParams(detect_races=True)
+    run = partial(mosaic_sm90.block_sparse_attention, config=TuningConfig(2, 128, 2), num_blocks=1, interpret=simulator)
+    assert_close(run(q, k.at[:, 100:].set(jnp.nan), v.at[:, 100:].set(jnp.nan), mask), exact)
+
+
+# ---- on the GPU
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    return jax.jit(block_sparse_attention, static_argnames=("implementation", "config"))
+
+
+def run_all(cases):
+    """[(arguments, config)] -> outputs of the kernel."""
+    # One after the other: Mosaic GPU compiles on one thread only.
+    return [jax.jit(partial(block_sparse_attention, implementation="mosaic_sm90", config=config))(*a) for a, config in cases]
+
+
+GRANULARITIES = [(128, 64), (192, 64), (64, 64), (256, 64), (128, 128), (128, 32), (128, 192), (384, 128), (32, 16), (100, 8)]
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("H, block", [(64, (128, 64)), (64, (192, 64)), (64, (128, 128)), (128, (128, 64))])
+class TestConfigs:
+    pytestmark = hopper
+
+    def test_every_config_of_the_search_space_computes_the_same(self, H, block, dtype):
+        arguments = make(1999, (1999, 70), block, H=H, dtype=dtype, B=2)
+        exact = exact_attention(*arguments)
+        for out in run_all([(arguments, config) for config in search_space(H, block)]):
+            assert_close(out, exact)
+
+
+class TestOnTheGpu:
+    pytestmark = hopper
+
+    @pytest.mark.parametrize("block", GRANULARITIES)
+    def test_granularities(self, block):
+        cases = [make(1111, runs, block, dtype=dtype) for runs in ((1111,), (1111, 37)) for dtype in (jnp.bfloat16, jnp.float16)]
+        for out, arguments in zip(run_all([(case, None) for case in cases]), cases, strict=True):
+            assert_close(out, exact_attention(*arguments))
+
+    @pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 1.0])
+    @pytest.mark.parametrize("T, runs", [(1, (1,)), (63, (5,)), (128, (64,)), (1024, (1024,)), (1000, (3000, 1)), (2049, (513, 300))])
+    def test_shapes_and_densities(self, T, runs, density):
+        cases = [make(T, runs, (128, 64), density=density, scale=scale) for scale in (1.0, 12.0)]
+        for out, arguments in zip(run_all([(case, None) for case in cases]), cases, strict=True):
+            assert_close(out, exact_attention(*arguments))
+
+    def test_an_all_true_mask_is_dense_attention(self, kernel):
+        q, k, v, mask = make(1500, (1500,), (128, 64), density=1.0)
+        mask = BlockMask.from_dense(jnp.ones(mask.to_dense().shape, bool), 1500, (1500,), (128, 64))
+        exact = jax.nn.dot_product_attention(*(x.astype(jnp.float32) for x in (q, k, v)), implementation="xla")
+        assert_close(kernel(q, k, v, mask, implementation="mosaic_sm90"), exact)
+
+    def test_nan_of_dropped_blocks_is_never_seen(self, kernel):
+        q, k, v, mask = make(1000, (1000, 60), (128, 64))
+        dropped = jnp.repeat(~mask.to_dense()[0].any((0, 1)), 64)
+        mask = BlockMask.from_dense(mask.to_dense().at[..., 3:5].set(False).at[..., 16].set(False), 1000, (1000, 60), (128, 64))
+        exact = exact_attention(q, k, v, mask)
+        dropped = jnp.zeros(1060, bool).at[192:320].set(True).at[1000:].set(True)
+        poison = lambda x: jnp.where(dropped[:, None, None], jnp.nan, x)
+        assert_close(kernel(q, poison(k), poison(v), mask, implementation="mosaic_sm90"), exact)
+
+    def test_the_second_run_is_bit_equal(self, kernel):
+        arguments = make(4000, (4000, 60), (128, 64), N=16)
+        first, second = (kernel(*arguments, implementation="mosaic_sm90") for _ in range(2))
+        np.testing.assert_array_equal(np.asarray(first, np.float32), np.asarray(second, np.float32))
+
+    def test_every_element_is_written(self):
+        arguments = make(1000, (1000,), (128, 64))
+        step = jax.jit(lambda poison, *a: block_sparse_attention(*a, implementation="mosaic_sm90"), donate_argnums=0, keep_unused=True)
+        poison = jnp.full((1, 1000, 2, 64), jnp.nan, jnp.bfloat16)
+        where = poison.unsafe_buffer_pointer()
+        out = step(poison, *arguments)
+        assert out.unsafe_buffer_pointer() == where  # the output took the poisoned buffer
+        assert_close(out, exact_attention(*arguments))
+
+    def test_vmap_is_a_loop(self, kernel):
+        cases = [make(500, (500, 20), (128, 64), seed=seed) for seed in range(3)]
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *cases)
+        batched = jax.vmap(partial(block_sparse_attention, implementation="mosaic_sm90"))(*stacked)
+        for out, arguments in zip(batched, cases, strict=True):
+            np.testing.assert_array_equal(*(np.asarray(x, np.float32) for x in (out, kernel(*arguments, implementation="mosaic_sm90"))))
+
+    def test_rows_that_keep_nothing_give_zeros(self, kernel):
+        q, k, v, mask = make(300, (300,), (128, 64))
+        mask = BlockMask.from_dense(mask.to_dense().at[:, :, 1].set(False), 300, (300,), (128, 64))
+        out = kernel(q, k, v, mask, implementation="mosaic_sm90")
+        assert not out[:, 128:256].any()
+        assert out[:, :128].any()
+
+
+# ---- the choice of a config
+
+
+def test_a_config_that_does_not_fit_says_why():
+    assert "query rows" in TuningConfig(3, 128, 2).why_not(64, (128, 64))
+    assert "multiple" in TuningConfig(2, 128, 2).why_not(64, (128, 96))
+    assert "shared memory" in TuningConfig(2, 256, 4).why_not(64, (128, 64))
+    assert "registers" in TuningConfig(3, 256, 2).why_not(64, (192, 64))
+
+
+@pytest.mark.parametrize("block", GRANULARITIES)
+def test_the_heuristic_is_in_the_search_space(block):
+    rounded = (-(-block[0] // 64) * 64, block[1])
+    assert heuristic(64, rounded) in search_space(64, rounded)
