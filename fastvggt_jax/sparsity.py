@@ -28,7 +28,7 @@ class Sparsity:
       pool: "mean" (the paper's) or "max" over the tokens of a block.
       order: "raster" or "hilbert", the order of a frame's patch tokens, hence what a block covers.
 
-    A sparse model can be differentiated forwards, not backwards: its loop over kept blocks has a data-dependent length.
+    A sparse model has no gradient: the method is for inference. Differentiating one raises NotImplementedError.
 
     Raises:
       ValueError: a value outside the ranges above, or neither ρ nor τ.

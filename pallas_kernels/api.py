@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 Array = jax.Array
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 IMPLEMENTATIONS = ("mosaic_sm90", "xla", "reference")  # in the order in which they are tried
 
 
 @cache
-def _has_hopper() -> bool:
+def has_hopper() -> bool:
     """Whether our Pallas Mosaic GPU kernels can run: jax >= 0.11, and a GPU of compute capability 9.x is the default backend."""
     if jax.__version_info__ < (0, 11) or jax.default_backend() != "gpu":
         return False
@@ -34,7 +35,7 @@ def _has_hopper() -> bool:
 
 def _hopper_kernels(module: str) -> ModuleType:
     """pallas_kernels.`module`, imported here because it needs jax >= 0.11. NotImplementedError where it cannot run."""
-    if not _has_hopper():
+    if not has_hopper():
         needs = "jax >= 0.11 and a Hopper GPU (compute capability 9.x) as the default backend"
         raise NotImplementedError(f"'mosaic_sm90' needs {needs}; this is jax {jax.__version__} on {jax.default_backend()!r}")
     try:
@@ -44,8 +45,20 @@ def _hopper_kernels(module: str) -> ModuleType:
 
 
 @cache
-def _log_once(operation: str, implementation: str) -> None:
-    log.info("%s: implementation %r", operation, implementation)
+def _logged(operation: str, implementation: str) -> set[str]:
+    """What has been said of this choice."""
+    return set()
+
+
+def _log_once(operation: str, implementation: str, why_not_faster: str) -> None:
+    said = _logged(operation, implementation)
+    if why_not_faster in said:
+        return
+    said.add(why_not_faster)
+    if implementation == "xla" and jax.default_backend() == "gpu":
+        log.warning("%s: implementation 'xla', which is slow on a GPU: %s", operation, why_not_faster)
+    else:
+        log.info("%s: implementation %r", operation, implementation)
 
 
 def _dispatch(operation: str, implementation: str | None, run: Callable[[str], Result]) -> Result:
@@ -54,13 +67,14 @@ def _dispatch(operation: str, implementation: str | None, run: Callable[[str], R
         if implementation not in IMPLEMENTATIONS:
             raise ValueError(f"{implementation=} must be None or one of {IMPLEMENTATIONS}")
         return run(implementation)
+    why_not = ""
     for name in IMPLEMENTATIONS:
         try:
             result = run(name)
         except NotImplementedError as reason:
-            log.debug("%s: %s", operation, reason)
+            why_not = str(reason)
         else:
-            _log_once(operation, name)
+            _log_once(operation, name, why_not)
             return result
     raise AssertionError("'xla' serves everything")
 
@@ -149,11 +163,12 @@ def block_sparse_attention(
       config: how "mosaic_sm90" runs; it may change the speed only. The others have nothing to tune.
 
     Returns:
-      [B, T, N, H] in q's dtype; statistics are float32. Zeros for a query block that keeps nothing.
+      [B, T, N, H] in q's dtype; statistics are float32. Under jit, zeros for a query block that keeps nothing.
 
     Raises:
-      ValueError: shapes that do not fit together or are empty, or an unknown implementation.
-      NotImplementedError: the named implementation cannot run here or cannot do this.
+      ValueError: shapes that do not fit together or are empty, another dtype, an unknown implementation; a query block that keeps nothing,
+        where the mask is not traced.
+      NotImplementedError: the named implementation cannot run here or cannot do this; a derivative, unless "reference" is named.
     """
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or (k.shape[0], *k.shape[2:]) != (q.shape[0], *q.shape[2:]):
         raise ValueError(f"q {q.shape}, k {k.shape} and v {v.shape} must be [B, T, N, H], [B, S, N, H] and [B, S, N, H]")
@@ -161,11 +176,13 @@ def block_sparse_attention(
         raise ValueError(f"q {q.shape} and k {k.shape} must not be empty")
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q, k and v must share one dtype, not {q.dtype}, {k.dtype}, {v.dtype}")
-    if (block_mask.q_len, block_mask.kv_len) != (q.shape[1], k.shape[1]):
-        lengths = f"{block_mask.q_len}×{block_mask.kv_len}"
-        raise ValueError(f"the mask is for {lengths} tokens, q and k have {q.shape[1]}×{k.shape[1]}")
-    if block_mask.kv_num_blocks.shape[:2] != (q.shape[0], q.shape[2]):
-        raise ValueError(f"the mask is for {block_mask.kv_num_blocks.shape[:2]} (batch, heads), q has {(q.shape[0], q.shape[2])}")
+    if q.dtype not in DTYPES:
+        raise ValueError(f"q, k and v must be float32, bfloat16 or float16, not {q.dtype}")
+    if max(q.shape[1], k.shape[1]) >= 2**31:
+        raise ValueError(f"{q.shape[1]} queries and {k.shape[1]} keys are too many: their numbers are 32-bit integers")
+    _check_mask(block_mask, q, k)
+    if implementation != "reference":
+        q, k, v = (_forward_only(x) for x in (q, k, v))
 
     def run(name: str) -> Array:
         if name == "mosaic_sm90":
@@ -173,3 +190,30 @@ def block_sparse_attention(
         return (xla if name == "xla" else reference).block_sparse_attention(q, k, v, block_mask)
 
     return _dispatch("block_sparse_attention", implementation, run)
+
+
+def _check_mask(mask: BlockMask, q: Array, k: Array) -> None:
+    if (mask.q_len, mask.kv_len) != (q.shape[1], k.shape[1]):
+        raise ValueError(f"the mask is for {mask.q_len}×{mask.kv_len} tokens, q and k have {q.shape[1]}×{k.shape[1]}")
+    if mask.kv_num_blocks.shape[:2] != (q.shape[0], q.shape[2]):
+        raise ValueError(f"the mask is for {mask.kv_num_blocks.shape[:2]} (batch, heads), q has {(q.shape[0], q.shape[2])}")
+    rows = (q.shape[0], q.shape[2], mask.num_q_blocks)
+    expected = (*rows, cdiv(mask.num_kv_blocks, 32))
+    if mask.kv_num_blocks.shape != rows or mask.kv_bits.shape != expected:
+        found = f"kv_num_blocks {mask.kv_num_blocks.shape} and kv_bits {mask.kv_bits.shape}"
+        raise ValueError(f"the mask has {found}; blocks of {mask.block[0]}×{mask.block[1]} make it {rows} and {expected}")
+    if not isinstance(mask.kv_num_blocks, jax.core.Tracer) and (mask.kv_num_blocks == 0).any():
+        b, n, row = (int(i[0]) for i in jnp.nonzero(mask.kv_num_blocks == 0, size=1))
+        raise ValueError(f"query block {row} of head {n} in batch element {b} keeps no key block; every one must keep at least one")
+
+
+@jax.custom_jvp
+def _forward_only(x: Array) -> Array:
+    return x
+
+
+@_forward_only.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> None:
+    raise NotImplementedError(
+        "block-sparse attention has no gradient, it is for inference: differentiate a dense model, or use implementation='reference'"
+    )

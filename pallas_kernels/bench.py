@@ -36,7 +36,14 @@ TORCH_FLEX = "PyTorch FlexAttention, 128×128"
 SPARSE, DENSE = {"ours": (MASK, KERNEL, SUM), "torch": (TORCH_FLEX,)}, {"jax": (JAX_CUDNN, JAX_MGPU), "torch": (TORCH_FLASH, TORCH_CUDNN)}
 
 FLEX_BLOCK = 128
-MGPU_TILINGS = ((64, 256, 2), (64, 128, 2), (64, 128, 4), (64, 64, 4), (128, 64, 4))  # block_q, block_kv, max_concurrent_steps
+MGPU_TILINGS = (
+    (64, 256, 2),
+    (64, 128, 2),
+    (64, 128, 4),
+    (64, 64, 4),
+    (128, 64, 4),
+    (128, 128, 2),
+)  # block_q, block_kv, max_concurrent_steps
 PART_LIMIT_S = 300  # for all rows of one process; a kernel that hangs ends there
 PACKAGES = ("jax", "jaxlib", "nvidia-cudnn-cu13", "torch", "triton")
 

@@ -91,6 +91,14 @@ class BlockMask:
             raise ValueError(f"mask has {mask.shape[-2:]} blocks, but {q_len=} {kv_runs=} {block=} make {expected}")
         return result
 
+    @classmethod
+    def full(cls, batch: int, heads: int, q_len: int, kv_runs: tuple[int, ...], block: tuple[int, int]) -> BlockMask:
+        """Nothing dropped."""
+        blocks = cdiv(q_len, block[0]), sum(cdiv(run, block[1]) for run in kv_runs)
+        row = pack_bits(jnp.ones(blocks[1], bool))
+        counts = jnp.full((batch, heads, blocks[0]), blocks[1], jnp.int32)
+        return cls(counts, jnp.broadcast_to(row, (*counts.shape, *row.shape)), q_len, tuple(kv_runs), tuple(block))
+
     def to_dense(self) -> Array:
         """bool[B, N, Tb, Sb], True = computed."""
         bits = self.kv_bits[..., None] >> jnp.arange(WORD, dtype=jnp.uint32) & 1

@@ -135,6 +135,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
     tiles = cdiv(T, rows)
     tiles_per_row = mask.block[0] // rows  # query tiles that share a row of the mask
     total = B * N * tiles
+    rounds = cdiv(total, num_blocks)
     run_blocks = [cdiv(run, block_k) for run in runs]
     run_first = [sum(run_blocks[:r]) for r in range(len(runs))]
     partial_runs = [r for r, run in enumerate(runs) if run % block_k]
@@ -144,22 +145,32 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
 
     bits = lax.bitcast_convert_type(mask.kv_bits, jnp.int32)
     info = _row_info(mask, bits, group, [run_first[r] + run_blocks[r] - 1 for r in partial_runs])
+    # The longest tiles of a head first: a thread block's share is fixed, and so comes out even where rows keep different numbers of blocks.
+    order = jnp.argsort(-jnp.repeat(mask.kv_num_blocks, tiles_per_row, -1)[..., :tiles], -1).astype(jnp.int32)
     split = lambda x: jnp.split(x, [sum(runs[: r + 1]) for r in range(len(runs) - 1)], axis=1)
     k_runs, v_runs = split(k), split(v)
     k_squares = [jnp.max(jnp.sum(jnp.square(x.astype(jnp.float32)), -1), 1) for x in k_runs]
     k_norm = scale * jnp.sqrt(jax.tree.reduce(jnp.maximum, k_squares)) * (1 + 1e-3)  # f32[B, N]; a little for rounding
 
-    def kernel(q_ref: Ref, info_ref: Ref, bits_ref: Ref, k_norm_ref: Ref, *refs: Any) -> None:
+    def kernel(q_ref: Ref, order_ref: Ref, info_ref: Ref, bits_ref: Ref, k_norm_ref: Ref, *refs: Any) -> None:
         k_refs, v_refs, out_ref = refs[: len(runs)], refs[len(runs) : 2 * len(runs)], refs[2 * len(runs)]
         (q_smem, out_smem, k_smem, v_smem, p_smem), (q_full, k_full, v_full), (q_free, k_free, v_free) = refs[2 * len(runs) + 1 :]
         block, wg = lax.axis_index("block"), lax.axis_index("wg")
-        num_items = lax.div(total - block + (num_blocks - 1), num_blocks)
 
-        def locate(item: Array) -> tuple[Array, Array, Array]:
-            """(batch, head, tile) of this block's n-th item. Neighbouring tiles run together and share what L2 holds of K and V."""
-            work = jnp.minimum(block + item * num_blocks, total - 1)
-            head, tile = lax.div(work, tiles), lax.rem(work, tiles)
-            return lax.div(head, N), lax.rem(head, N), tile
+        def position(item: Array | int) -> Array:
+            """Of this block's n-th tile in the order of work. Rounds run to and fro: what one gives unevenly the next evens."""
+            return item * num_blocks + jnp.where(lax.rem(item, 2) == 1, num_blocks - 1 - block, block)
+
+        num_items = rounds - jnp.where(position(jnp.int32(rounds - 1)) < total, 0, 1)
+
+        def head_of(item: Array) -> tuple[Array, Array, Array]:
+            """(batch, head, place in the head's order). One head after another, to share what L2 holds of its K and V."""
+            work = jnp.minimum(position(item), total - 1)
+            head = lax.div(work, tiles)
+            return lax.div(head, N), lax.rem(head, N), lax.rem(work, tiles)
+
+        def tile_of(item: Array) -> Array:
+            return order_ref[head_of(item)]
 
         def consume() -> None:
             plgpu.set_max_registers(CONSUMER_REGISTERS[C], action="increase")
@@ -169,14 +180,15 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
             def constant(shape: tuple[int, ...], value: float, layout: Any) -> Array:
                 return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
 
-            def read_info(item: Array) -> list[Array]:
-                b, n, tile = locate(item)
+            def read_info(item: Array, tile: Array) -> list[Array]:
+                b, n, _ = head_of(item)
                 return [info_ref[b, n, lax.div(tile, tiles_per_row), j] for j in range(2 + len(partial_runs))]
 
-            def attend_tile(item: Array, carry: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
-                done, (count, first_masked, *partial_slots) = carry  # steps done before this tile; the tile's row of `info`
-                b, n, tile = locate(item)
-                next_info = read_info(item + 1)
+            def attend_tile(item: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+                # Steps done before this tile; this tile and the next; this tile's row of `info`. Read early, so that nothing waits for it.
+                done, tile, next_tile, (count, first_masked, *partial_slots) = carry
+                b, n, _ = head_of(item)
+                next_info, second_next_tile = read_info(item + 1, next_tile), tile_of(item + 2)
                 steps = lax.div(count + (group - 1), group)
                 buffer = lax.rem(item, 2)
                 my_q = q_smem.at[buffer, wg]
@@ -306,9 +318,10 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                 plgpu.commit_smem()
                 first_row = tile * rows + wg * WARPGROUP_ROWS
                 plgpu.copy_smem_to_gmem(out_smem.at[wg], out_ref.at[b, pl.ds(first_row, WARPGROUP_ROWS), n])
-                return done + steps, next_info
+                return done + steps, next_tile, second_next_tile, next_info
 
-            lax.fori_loop(0, num_items, attend_tile, (jnp.int32(0), read_info(jnp.int32(0))))
+            first, second = tile_of(jnp.int32(0)), tile_of(jnp.int32(1))
+            lax.fori_loop(0, num_items, attend_tile, (jnp.int32(0), first, second, read_info(jnp.int32(0), first)))
             plgpu.wait_smem_to_gmem(0)
 
         def produce() -> None:
@@ -331,14 +344,14 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                         else:
                             pl.when(in_run)(issue)
 
-            def read_row(item: Array) -> tuple[Array, Array]:
-                b, n, tile = locate(item)
+            def read_row(item: Array, tile: Array) -> tuple[Array, Array]:
+                b, n, _ = head_of(item)
                 row = lax.div(tile, tiles_per_row)
                 return info_ref[b, n, row, 0], bits_ref[b, n, row, 0]
 
-            def feed_tile(item: Array, carry: tuple[Array, tuple[Array, Array]]) -> tuple[Array, tuple[Array, Array]]:
-                done, (count, first_word) = carry
-                b, n, tile = locate(item)
+            def feed_tile(item: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+                done, tile, next_tile, (count, first_word) = carry
+                b, n, _ = head_of(item)
                 row = lax.div(tile, tiles_per_row)
 
                 @pl.when(item >= 2)
@@ -348,7 +361,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                 for w in range(C):
                     source = q_ref.at[b, pl.ds(tile * rows + w * WARPGROUP_ROWS, WARPGROUP_ROWS), n]
                     plgpu.copy_gmem_to_smem(source, q_smem.at[lax.rem(item, 2), w], q_full.at[lax.rem(item, 2)])
-                next_row = read_row(item + 1)
+                next_row, second_next_tile = read_row(item + 1, next_tile), tile_of(item + 2)
 
                 def step(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
                     index, word = carry  # the word that is being walked, and its bits not yet taken
@@ -373,9 +386,10 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
 
                 steps = lax.div(count + (group - 1), group)
                 lax.fori_loop(0, steps, step, (jnp.int32(0), first_word))
-                return done + steps, next_row
+                return done + steps, next_tile, second_next_tile, next_row
 
-            done, _ = lax.fori_loop(0, num_items, feed_tile, (jnp.int32(0), read_row(jnp.int32(0))))
+            first, second = tile_of(jnp.int32(0)), tile_of(jnp.int32(1))
+            done, *_ = lax.fori_loop(0, num_items, feed_tile, (jnp.int32(0), first, second, read_row(jnp.int32(0), first)))
 
             # Every arrival has been waited for when the block ends.
             @pl.loop(jnp.maximum(done - stages, 0), done)
@@ -419,7 +433,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
         thread_name="wg",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         **({"interpret": interpret} if simulated else {}),
-    )(q, info, bits, k_norm, *map(_pad_to_8, k_runs), *map(_pad_to_8, v_runs))
+    )(q, order, info, bits, k_norm, *map(_pad_to_8, k_runs), *map(_pad_to_8, v_runs))
     return out[:, :T]
 
 

@@ -104,7 +104,7 @@ def _key_blocks(x: Array, mask: BlockMask) -> Array:
 
 
 def block_sparse_attention(q: Array, k: Array, v: Array, mask: BlockMask) -> Array:
-    """See `api.block_sparse_attention`. Not differentiable in reverse mode (its loop has a data-dependent length)."""
+    """See `api.block_sparse_attention`."""
     B, T, N, H = q.shape
     block_q, block_k = mask.block
     Tb, Sb = mask.num_q_blocks, mask.num_kv_blocks

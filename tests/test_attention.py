@@ -9,6 +9,7 @@ from fastvggt_jax import Sparsity, attention
 from fastvggt_jax.models.rope import apply_rope, patch_positions, rope_tables
 from fastvggt_jax.models.vggt import Aggregator
 from fastvggt_jax.models.vit import Attention, gelu
+from pallas_kernels import block_sparse_attention
 from tests.conftest import TOLERANCE, max_error
 
 
@@ -161,3 +162,28 @@ def test_queries_and_keys_are_rounded_only_after_rope():
 def test_gelu_of_bfloat16_is_rounded_once():
     x = jnp.linspace(-4, 4, 1001).astype(jnp.bfloat16)
     np.testing.assert_array_equal(gelu(x), gelu(x.astype(jnp.float32)).astype(jnp.bfloat16))
+
+
+def test_long_sequences_take_the_kernel_and_keep_their_gradient(monkeypatch):
+    """On a Hopper GPU; here plain XLA stands in for the kernel and for cuDNN."""
+    taken = []
+
+    def kernel(*args, implementation):
+        taken.append(implementation)
+        return block_sparse_attention(*args, implementation="xla")
+
+    monkeypatch.setattr(attention, "has_hopper", lambda: True)
+    monkeypatch.setattr(attention, "KERNEL_TOKENS", 40)
+    monkeypatch.setattr(attention, "block_sparse_attention", kernel)
+    monkeypatch.setattr(attention, "_cudnn_attention", lambda *qkv: jax.nn.dot_product_attention(*qkv))
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (jax.random.normal(key, (1, n, 2, 64), jnp.bfloat16) for key, n in zip(keys, (50, 60, 60), strict=True))
+    exact = lambda q: jax.nn.dot_product_attention(q, k, v)
+    ours = lambda q: attention.dense_attention(q, k, v)
+    assert max_error(ours(q), exact(q)) < TOLERANCE["bfloat16"]
+    assert taken == ["mosaic_sm90"]
+    total = lambda f: lambda q: f(q).astype(jnp.float32).sum()
+    assert max_error(jax.grad(total(ours))(q), jax.grad(total(exact))(q)) < TOLERANCE["bfloat16"]
+    assert taken == ["mosaic_sm90"]
+    ours(q[:, :30])  # too short
+    assert taken == ["mosaic_sm90"]

@@ -194,8 +194,8 @@ def test_a_block_is_pooled_over_its_own_tokens_only(pool, T):
 
 @pytest.mark.parametrize("implementation", ["xla", pytest.param("mosaic_sm90", marks=needs_jax_011)])
 def test_no_gradient_passes(implementation, monkeypatch):
-    """A sparse model can be differentiated forwards, with kernels too, which have no derivative."""
-    monkeypatch.setattr(api, "_has_hopper", lambda: True)
+    """The mask is a choice: what differentiates around it is not asked for a derivative of it."""
+    monkeypatch.setattr(api, "has_hopper", lambda: True)
     q, k = queries_and_keys(64)
     options = {"keep_count": 2, "cdf_threshold": 0.3, "block": (16, 8), "implementation": implementation}
     differentiate = lambda: jax.jvp(lambda q: pooled_block_mask(q, k, **options).density, (q,), (q,))
@@ -228,8 +228,8 @@ def test_bad_arguments_get_one_sentence():
 
 
 def test_a_named_implementation_never_becomes_another(caplog, monkeypatch):
-    monkeypatch.setattr(api, "_has_hopper", lambda: False)
-    api._log_once.cache_clear()
+    monkeypatch.setattr(api, "has_hopper", lambda: False)
+    api._logged.cache_clear()
     q, k = queries_and_keys(32)
     with pytest.raises(NotImplementedError, match="'mosaic_sm90' needs jax >= 0.11 and a Hopper GPU"):
         pooled_block_mask(q, k, keep_count=1, implementation="mosaic_sm90")
@@ -271,7 +271,7 @@ def test_the_kernel_makes_the_same_mask(monkeypatch):
     """Through the public function, as if there were a Hopper GPU: a batch, two runs, chunks of rows, traced values of two layers."""
     from pallas_kernels import mosaic_mask
 
-    monkeypatch.setattr(api, "_has_hopper", lambda: True)
+    monkeypatch.setattr(api, "has_hopper", lambda: True)
     monkeypatch.setattr(mosaic_mask, "SCORES_BYTES", 2 * 2 * 2 * 256 * 4)  # two rows of batch and heads
     q, k = queries_and_keys(61, 83, B=2)
 
@@ -307,3 +307,16 @@ def test_too_long_rows_are_refused():
     assert mosaic_mask.row_multiple(57344) == 1024
     with pytest.raises(NotImplementedError, match="takes at most 57344 key blocks, not 57345"):
         mosaic_mask.row_multiple(57345)
+
+
+def test_a_gpu_without_the_kernel_says_so_once(caplog, monkeypatch):
+    monkeypatch.setattr(api, "has_hopper", lambda: False)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    api._logged.cache_clear()
+    q, k = queries_and_keys(32)
+    for _ in range(2):
+        pooled_block_mask(q, k, keep_count=1)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "implementation 'xla', which is slow on a GPU: 'mosaic_sm90' needs" in record.getMessage()
+    api._logged.cache_clear()

@@ -1,5 +1,7 @@
 """Block-sparse attention: the XLA implementation against the definition, on shapes that are awkward on purpose."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +64,9 @@ def test_a_row_without_keys_gives_zeros():
     empty = jnp.ones((1, 2, 2, 4), bool).at[0, 1, 0].set(False)
     mask = BlockMask.from_dense(empty, 32, (32,), (16, 8))
     for implementation in ("xla", "reference"):
-        out = np.asarray(block_sparse_attention(q, k, v, mask, implementation=implementation))
+        with pytest.raises(ValueError, match="query block 0 of head 1 in batch element 0 keeps no key block"):
+            block_sparse_attention(q, k, v, mask, implementation=implementation)
+        out = np.asarray(jax.jit(block_sparse_attention, static_argnames="implementation")(q, k, v, mask, implementation=implementation))
         assert (out[0, :16, 1] == 0).all() and np.isfinite(out).all() and (out[0, 16:, 1] != 0).any()
 
 
@@ -108,5 +112,36 @@ def test_bad_arguments_get_one_sentence():
         block_sparse_attention(q[:, :, :1], k[:, :, :1], v[:, :, :1], mask)
     with pytest.raises(ValueError, match=r"must be \[B, T, N, H\]"):
         block_sparse_attention(q[0], k, v, mask)
+    with pytest.raises(ValueError, match="must not be empty"):
+        block_sparse_attention(q[:, :0], k, v, mask)
+    with pytest.raises(ValueError, match="must be float32, bfloat16 or float16, not int32"):
+        block_sparse_attention(*(x.astype(jnp.int32) for x in (q, k, v)), mask)
+    with pytest.raises(ValueError, match=r"blocks of 8×8 make it \(1, 2, 4\) and \(1, 2, 4, 1\)"):
+        block_sparse_attention(q, k, v, dataclasses.replace(mask, block=(8, 8)))
+
+
+def test_lengths_beyond_32_bits_are_refused():
+    long = jax.ShapeDtypeStruct((1, 2**31, 1, 64), jnp.bfloat16)
+    mask = jax.eval_shape(lambda: BlockMask.full(1, 1, 2**31, (2**31,), (2**20, 2**20)))
+    with pytest.raises(ValueError, match="are too many"):
+        jax.eval_shape(block_sparse_attention, long, long, long, mask)
+
+
+@pytest.mark.parametrize("differentiate", [jax.grad, lambda f: lambda x: jax.jvp(f, (x,), (x,))])
+def test_a_derivative_is_refused_in_one_sentence(differentiate):
+    q, k, v = qkv(32, 32)
+    mask = random_mask(32, (32,), (16, 8))
+    with pytest.raises(NotImplementedError, match="block-sparse attention has no gradient"):
+        differentiate(lambda k: block_sparse_attention(q, k, v, mask).sum())(k)
+    attend = lambda k: block_sparse_attention(q, k, v, mask, implementation="reference").sum()
+    assert jnp.isfinite(jax.grad(attend)(k)).all()
+
+
+def test_a_full_mask_drops_nothing():
+    q, k, v = qkv(61, 100)
+    mask = BlockMask.full(1, 2, 61, (83, 17), (16, 8))
+    assert mask.density == 1
+    np.testing.assert_array_equal(mask.to_dense(), True)
+    assert max_error(block_sparse_attention(q, k, v, mask), jax.nn.dot_product_attention(q, k, v)) < TOLERANCE["float32"]
     with pytest.raises(ValueError, match="must not be empty"):
         block_sparse_attention(q, k[:, :0], v[:, :0], mask)

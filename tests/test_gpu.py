@@ -81,7 +81,7 @@ def test_block_sparse_attention():
     assert max_error(jax.jit(block_sparse_attention)(q, k, v, mask), exact) < 1e-2
 
 
-@pytest.mark.skipif(not api._has_hopper(), reason="needs a Hopper GPU and jax >= 0.11")
+@pytest.mark.skipif(not api.has_hopper(), reason="needs a Hopper GPU and jax >= 0.11")
 @pytest.mark.parametrize("T", [1000, 65536, 280_000])  # rows of scores in registers and in shared memory
 @pytest.mark.parametrize("cdf_threshold", [None, 0.9])
 def test_the_mask_kernel_keeps_what_xla_keeps(T, cdf_threshold):

@@ -11,7 +11,7 @@ from pallas_kernels import BlockMask, TuningConfig, api, block_sparse_attention,
 from pallas_kernels.tuning import heuristic, search_space
 
 mosaic = pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="Pallas Mosaic GPU needs jax >= 0.11")
-hopper = [pytest.mark.gpu, pytest.mark.skipif(not api._has_hopper(), reason="needs a Hopper GPU and jax >= 0.11")]
+hopper = [pytest.mark.gpu, pytest.mark.skipif(not api.has_hopper(), reason="needs a Hopper GPU and jax >= 0.11")]
 
 # |out - reference| / rms(reference) at the quantiles 0.5, 0.99 and 1, against float32 arithmetic on the same rounded inputs. What is left
 # is the rounding of the weights P and of the output: 2^-9 (bfloat16) and 2^-12 (float16) of a value.
