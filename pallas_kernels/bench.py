@@ -24,6 +24,7 @@ from importlib import metadata
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from pallas_kernels import block_sparse_attention, pooled_block_mask, shapes
 from pallas_kernels.shapes import Workload
@@ -83,6 +84,7 @@ def ours_rows(args: argparse.Namespace, work: Workload) -> Iterator[Row]:
     T, S, implementation = work.patches, work.kv_len, args.implementation
     choices = [f"{implementation=}"] if implementation else _log_messages()
     q, k, v = random_qkv(T, S, work, args.dtype)
+    q = q * jnp.asarray(args.q_scale, q.dtype)
     patch_k = k[:, :T]  # an argument of its own, as the model has it: cutting it out of k is no part of the mask
     for asked in args.density:
         keep_count = max(1, round(asked * math.ceil(T / args.block[1])))
@@ -206,6 +208,7 @@ def run_part(part: str, args: argparse.Namespace, work: Workload) -> list[Row]:
     """All rows of one part, measured in a process of its own; those that it did not get to carry the reason."""
     shared = ["--repeats", args.repeats, "--dtype", args.dtype, "--block", *args.block, "--density", *args.density]
     shared += ["--implementation", args.implementation] if args.implementation else []
+    shared += ["--q-scale", args.q_scale]
     command = [sys.executable, "-m", "pallas_kernels.bench", "--part", part, "--shapes", work.name, *map(str, shared)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PART_LIMIT_S)
@@ -256,6 +259,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="timed regions, of which the median counts")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--implementation", metavar="NAME", help="of ours; default: the first that serves")
+    parser.add_argument("--q-scale", type=float, default=1.0, help="factor on ours' q: 12 leaves the range of the kernel's fixed shift")
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
     parser.add_argument("--skip-peers", action="store_true", help="ours only")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
@@ -290,6 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
     versions = installed_versions()
     if not args.json:
         setting = f"{args.dtype} · blocks {args.block[0]}×{args.block[1]}" + (" · peers skipped" if args.skip_peers else "")
+        setting += f" · q × {args.q_scale:g}" if args.q_scale != 1 else ""
         print(f"{device} · {setting} · {', '.join(map(' '.join, versions.items()))}", flush=True)
     failed = False
     for work in workloads:
