@@ -8,7 +8,7 @@ import pytest
 from fastvggt_jax import Sparsity, attention
 from fastvggt_jax.models.rope import apply_rope, patch_positions, rope_tables
 from fastvggt_jax.models.vggt import Aggregator
-from fastvggt_jax.models.vit import Attention, gelu
+from fastvggt_jax.models.vit import Attention, HeadNorm, gelu
 from pallas_kernels import block_sparse_attention
 from tests.conftest import TOLERANCE, max_error
 
@@ -157,6 +157,21 @@ def test_queries_and_keys_are_rounded_only_after_rope():
         assert normed.dtype == jnp.float32
         np.testing.assert_array_equal(given[name], apply_rope(normed, rope).astype(jnp.bfloat16))
     assert {x.dtype for x in given.values()} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_head_norm_is_layer_norm_then_rope():
+    """Tokens of small variance around a large mean, which E[x²] - E[x]² in float32 would lose; in 16 bits their rounding does."""
+    rope = rope_tables(patch_positions(3, 3, 0), 32)
+    small = 30 + 1e-2 * jax.random.normal(jax.random.key(0), (1, 9, 2, 32))
+    for x, limit in ((small, 1e-3), (jax.random.normal(jax.random.key(1), small.shape, jnp.bfloat16), 1e-5)):
+        module = HeadNorm()
+        params = module.init(jax.random.key(2), x, rope)
+        params = jax.tree.map(lambda p: p + jax.random.uniform(jax.random.key(3), p.shape), params)
+        x64 = np.asarray(x, np.float64)
+        centred = x64 - x64.mean(-1, keepdims=True)
+        normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * params["params"]["scale"] + params["params"]["bias"]
+        exact = apply_rope(jnp.asarray(normed, jnp.float32), rope)
+        assert max_error(module.apply(params, x, rope), exact) < limit
 
 
 def test_gelu_of_bfloat16_is_rounded_once():

@@ -8,6 +8,7 @@ import pytest
 
 from fastvggt_jax import VGGT
 from fastvggt_jax.models.heads.track import Tracker, embed_flow
+from fastvggt_jax.models.vit import HeadNorm
 from tests.conftest import TOLERANCE, max_error
 
 
@@ -16,7 +17,7 @@ def test_layer_norms_have_upstreams_epsilons():
     norms = {}
 
     def record(next_fun, args, kwargs, context):
-        if isinstance(context.module, nn.LayerNorm):
+        if isinstance(context.module, (nn.LayerNorm, HeadNorm)):
             norms["/".join(context.module.path)] = context.module
         return next_fun(*args, **kwargs)
 
@@ -28,9 +29,10 @@ def test_layer_norms_have_upstreams_epsilons():
     assert small == encoder | {"camera_head/adaln_norm"}
     names = {path.split("/", 1)[1] for path in norms if path.startswith(("aggregator", "track_head"))}
     assert {"frame_blocks/attn/q_norm", "global_blocks/norm2", "tracker/fmap_norm", "tracker/updateformer/time_blocks/norm1"} <= names
-    # The fast variance cancels; a norm in bfloat16 would lose what its float32 input holds.
-    assert not any(norm.use_fast_variance for norm in norms.values())
-    aggregator = [norm for path, norm in norms.items() if path.startswith("aggregator")]
+    # The fast variance cancels; a norm in bfloat16 would lose what its float32 input holds. HeadNorm has a test of its own.
+    layer_norms = {path: norm for path, norm in norms.items() if isinstance(norm, nn.LayerNorm)}
+    assert not any(norm.use_fast_variance for norm in layer_norms.values())
+    aggregator = [norm for path, norm in layer_norms.items() if path.startswith("aggregator")]
     assert aggregator and all(norm.dtype == jnp.float32 for norm in aggregator)
 
 

@@ -52,12 +52,14 @@ class Mlp(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """LayerNorm over the head dim (eps 1e-5 wherever upstream has it), then RoPE: [B, T, N, H] -> f32[B, T, N, H].
+    """LayerNorm over the head dim (eps 1e-5 wherever upstream has it) and then RoPE: [B, T, N, H] -> f32[B, T, N, H].
 
     Written for two passes over x, where XLA would make four, two of them over a float32 copy: the statistics end behind a barrier, and the
     rotation's partner channels are normalised where they are read. In 16 bits the variance is E[x²] - E[x]²: in float32 its cancellation
     loses less than the rounding of x already has.
     """
+
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Array, rope: Rope | None) -> Array:
@@ -67,7 +69,7 @@ class HeadNorm(nn.Module):
         x = x.astype(jnp.float32)
         mean = x.mean(-1, keepdims=True)
         variance = jnp.maximum(jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean), 0) if one_pass else x.var(-1, keepdims=True)
-        mean, factor = jax.lax.optimization_barrier((mean, jax.lax.rsqrt(variance + 1e-5)))
+        mean, factor = jax.lax.optimization_barrier((mean, jax.lax.rsqrt(variance + self.epsilon)))
         normed = self.normalise(x, mean, factor * scale, bias)
         if rope is None:
             return normed
