@@ -1,9 +1,9 @@
 """Official PyTorch checkpoint -> native weight file.
 
-    python -m convert.convert_weights IN OUT [--model vggt] [--config FILE.json] [--variant auto] [--dtype float32]
+    python -m convert.convert_weights IN OUT [--model vggt|pi3] [--config FILE.json] [--variant auto] [--dtype float32]
 
-IN is a .safetensors file, a .pt file (needs the extra torch) or a hub repository such as facebook/VGGT-1B (needs the
-extra hub). The conversion is strict: a tensor that is missing, unexpected or misshaped ends it before anything is
+IN is a .safetensors file, a .pt file (needs the extra torch) or a hub repository such as facebook/VGGT-1B or yyfz233/Pi3
+(needs the extra hub). The conversion is strict: a tensor that is missing, unexpected or misshaped ends it before anything is
 written. It streams: memory holds one official tensor at a time, whatever the size of the model.
 """
 
@@ -17,16 +17,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from convert import hub, vggt
+from convert import hub, pi3, vggt
 from convert.rules import make_plan
 from convert.sources import Source, open_source
 from fastvggt_jax.checkpoint import abstract_tensors, native_metadata
+from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.vggt import HEADS, VGGT
 from fastvggt_jax.tensor_file import CheckpointError, listed, write_safetensors
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
-_PI3_KEY = r"(?:point|conf|camera)_decoder\..+"  # recognised, so that the refusal can say what it is
-_NO_PI3 = "π³ checkpoints cannot be converted by this version yet"
+MODELS = {"vggt": (VGGT, vggt), "pi3": (Pi3, pi3)}
+DEFAULT_SIZES = {"vggt": "VGGT-1B", "pi3": "the released π³"}
+Network = VGGT | Pi3
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("source", metavar="IN", help="a .safetensors or .pt file, or a hub repository (OWNER/NAME)")
     parser.add_argument("target", metavar="OUT", type=Path, help="the native weight file to write (.safetensors)")
     parser.add_argument("--model", choices=("vggt", "pi3"), help="what IN is; by default recognised from its keys")
-    parser.add_argument("--config", type=Path, metavar="FILE.json", help="sizes of the model if it is not VGGT-1B")
+    parser.add_argument("--config", type=Path, metavar="FILE.json", help="sizes of the model if they are not the released one's")
     parser.add_argument(
         "--variant",
         choices=("auto", "1b", "tracker-fixed"),
@@ -71,25 +73,26 @@ def convert(
     Raises ValueError (CheckpointError), ImportError, OSError and its kinds, each with one sentence; then `target` is
     as it was before.
     """
-    if model == "pi3":
-        raise ValueError(_NO_PI3)
     _check_target(target, overwrite)
     repository = source if hub.is_repository(source) else None
     path = hub.fetch(repository) if repository else Path(source)
     checkpoint = open_source(path)
     if target.exists() and target.samefile(path):
         raise ValueError(f"{target} is the checkpoint itself: write to another file")
-    if model is None:
-        _recognise(checkpoint)
+    model = _recognise(checkpoint, model)
+    cls, table = MODELS[model]
     origin = f"{repository}/{path.name}" if repository else path.name
 
-    network = _build(checkpoint, config)
-    network, reason = _choose_variant(network, variant, origin, config)
+    network, reason = _build(cls, checkpoint, config), ""
+    if cls is VGGT:
+        network, reason = _choose_variant(network, variant, origin, config)
+    elif variant != "auto":
+        raise ValueError(f"--variant {variant} is of VGGT, {path} is a π³ checkpoint")
     wanted = _abstract(network, config)
     try:
-        plan = make_plan(checkpoint.shapes, wanted, vggt.RULES, vggt.IGNORE)
+        plan = make_plan(checkpoint.shapes, wanted, table.RULES, table.IGNORE)
     except CheckpointError as error:
-        sizes = f"the sizes of {config}" if config else "the sizes of VGGT-1B, assumed for want of --config FILE.json"
+        sizes = f"the sizes of {config}" if config else f"the sizes of {DEFAULT_SIZES[model]}, assumed for want of --config FILE.json"
         raise CheckpointError(f"{path} does not fit {sizes}: {error}") from error
 
     odd = [f"{key} ({checkpoint.dtypes[key]})" for t in plan.targets for key in t.keys if checkpoint.dtypes[key] not in FLOATS]
@@ -103,19 +106,22 @@ def convert(
         lambda name: targets[name].chunks(checkpoint.read, jnp.dtype(dtype)),
         native_metadata(network, origin, hub.licence_of(repository)),
     )
-    _report_source(checkpoint, network, config, reason)
+    _report_source(checkpoint, network, config or DEFAULT_SIZES[model], reason)
     for key, why in plan.ignored:
         print(f"ignored   {key}: {why}")
     print(f"wrote     {target}: {_count(t.shape for t in plan.targets)}, {dtype}, {size / 1e9:.2f} GB")
     print(f"licence   of the weights: {hub.licence_of(repository)}")
 
 
-def _report_source(checkpoint: Source, network: VGGT, config: Path | None, reason: str) -> None:
-    absent = [head for head in HEADS if head not in network.heads]
-    heads = (", ".join(network.heads) or "none") + (f" (not in it: {', '.join(absent)})" if absent else "")
+def _report_source(checkpoint: Source, network: Network, sizes: Path | str, reason: str) -> None:
     dtypes = ", ".join(sorted(set(checkpoint.dtypes.values())))
     print(f"read      {checkpoint.path}: {_count(checkpoint.shapes.values())}, {dtypes}")
-    print(f"model     {type(network).__name__}, sizes of {config or 'VGGT-1B'}; heads: {heads}")
+    if isinstance(network, Pi3):
+        print(f"model     Pi3, sizes of {sizes}")
+        return
+    absent = [head for head in HEADS if head not in network.heads]
+    heads = (", ".join(network.heads) or "none") + (f" (not in it: {', '.join(absent)})" if absent else "")
+    print(f"model     VGGT, sizes of {sizes}; heads: {heads}")
     if "track" in network.heads:
         name, effect = ("tracker-fixed", "with") if network.track_pos_embed else ("1b", "without")
         print(f"variant   {name}, track features {effect} position embedding ({reason})")
@@ -133,40 +139,45 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise FileNotFoundError(f"the folder {target.parent} does not exist")
 
 
-def _recognise(checkpoint: Source) -> None:
-    """Raises CheckpointError, saying what it is instead, unless the checkpoint is a VGGT by its keys."""
+def _recognise(checkpoint: Source, asked: str | None) -> str:
+    """A name of MODELS, by the keys. CheckpointError where they are those of neither, or of another model than the one asked for."""
     path, keys = checkpoint.path, list(checkpoint.shapes)
-    if any(re.fullmatch(vggt.KEY, key) for key in keys):
-        return
-    if any(re.fullmatch(_PI3_KEY, key) for key in keys):
-        raise CheckpointError(f"{path} is a π³ checkpoint; {_NO_PI3}")
+    found = [name for name, (_, table) in MODELS.items() if any(re.fullmatch(table.KEY, key) for key in keys)]
     if any("/" in key for key in keys):
         raise CheckpointError(f"{path} is a native weight file already, not an official checkpoint")
-    found = f"{', '.join(keys[:3])}, ..." if keys else "nothing"
-    raise CheckpointError(f"{path} is not a VGGT checkpoint: it holds {found} and no aggregator.*")
+    if asked and found and asked not in found:
+        raise CheckpointError(
+            f"{path} is a checkpoint of {' and '.join(found)}, not of {asked}: leave --model out or give --model {found[0]}"
+        )
+    if asked or found:
+        return asked or found[0]
+    shown = f"{', '.join(keys[:3])}, ..." if keys else "nothing"
+    raise CheckpointError(f"{path} is neither a VGGT nor a π³ checkpoint: it holds {shown}, no aggregator.* and no point_decoder.*")
 
 
-def _build(checkpoint: Source, config: Path | None) -> VGGT:
-    """The model of the given sizes, with those of its heads that the checkpoint has keys of."""
-    network = VGGT()
+def _build(cls: type[Network], checkpoint: Source, config: Path | None) -> Network:
+    """The model of the given sizes; VGGT with those of its heads that the checkpoint has keys of."""
+    network = cls()
     if config is not None:
         try:
             data = json.loads(config.read_text())
-            network = VGGT.from_config(data.get("config", data))
+            network = cls.from_config(data.get("config", data))
         except OSError as error:
             raise FileNotFoundError(f"{config}: cannot be read ({error.strerror})") from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{config} is not the configuration of a VGGT as JSON: {error}") from error
+            raise ValueError(f"{config} is not the configuration of a {cls.__name__} as JSON: {error}") from error
+    if cls is not VGGT:
+        return network
     present = tuple(h for h in network.heads if any(key.startswith(f"{h}_head.") for key in checkpoint.shapes))
     return network.clone(heads=present)
 
 
-def _abstract(network: VGGT, config: Path | None) -> dict[str, jax.ShapeDtypeStruct]:
+def _abstract(network: Network, config: Path | None) -> dict[str, jax.ShapeDtypeStruct]:
     try:
         return abstract_tensors(network)
     except (TypeError, ValueError, ArithmeticError) as error:  # numbers that make no network, such as a width of 0
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{config} does not describe a working VGGT: {reason}") from error
+        raise ValueError(f"{config} does not describe a working {type(network).__name__}: {reason}") from error
 
 
 def _choose_variant(network: VGGT, variant: str, origin: str, config: Path | None) -> tuple[VGGT, str]:

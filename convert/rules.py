@@ -33,11 +33,13 @@ class Rule:
     members become one target, joined on a new first axis in the order of that index.
     target: the native name; `{group}` stands for the text of a group of the pattern, its '.' turned into '/'.
     transform: a name of TRANSFORMS.
+    every: the members of the stack are this many indices apart: 2 for a stack of the even or of the odd ones.
     """
 
     pattern: str
     target: str
     transform: str = "keep"
+    every: int = 1
 
     def __post_init__(self):
         if self.transform not in TRANSFORMS:
@@ -159,7 +161,7 @@ def _route(source, rules, ignore):
             raise ValueError(f"{key} matches more than one rule: {' and '.join(patterns)}")
         if hits:
             rule, name, match = hits[0]
-            index = int(match[LAYER]) if LAYER in match.groupdict() else None
+            index = int(match[LAYER]) // rule.every if LAYER in match.groupdict() else None
             members = routes.setdefault(name, {})
             if index in members or (members and (index is None or None in members)):
                 other = members[index][0] if index in members else next(iter(members.values()))[0]
@@ -174,9 +176,9 @@ def _route(source, rules, ignore):
 
 def _neighbour(members, index: int) -> str:
     """The official name of layer `index` of a stack, spelled after a member that is there."""
-    match, _ = next(iter(members.values()))
+    match, rule = next(iter(members.values()))
     start, end = match.span(LAYER)
-    return f"{match.string[:start]}{index}{match.string[end:]}"
+    return f"{match.string[:start]}{index * rule.every + int(match[LAYER]) % rule.every}{match.string[end:]}"
 
 
 def _official_shape(shape: tuple[int, ...], rule: Rule) -> tuple[int, ...]:

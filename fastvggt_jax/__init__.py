@@ -9,6 +9,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "Pi3": "fastvggt_jax.models.pi3",
     "VGGT": "fastvggt_jax.models.vggt",
     "Prediction": "fastvggt_jax.models.prediction",
     "Sparsity": "fastvggt_jax.sparsity",
@@ -16,7 +17,7 @@ _HOME = {
     "load_images": "fastvggt_jax.images",
     "to_scene": "fastvggt_jax.scene",
 }
-__all__ = ["VGGT", "Prediction", "Sparsity", "export", "from_pretrained", "load_images", "to_scene"]
+__all__ = ["VGGT", "Pi3", "Prediction", "Sparsity", "export", "from_pretrained", "load_images", "to_scene"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """The one native weight file: safetensors, '/'-joined parameter names, its metadata naming model, config and source.
 
-Metadata: format "fastvggt_jax", format_version, model (class name), config (JSON, what `VGGT.from_config` takes),
+Metadata: format "fastvggt_jax", format_version, model (class name), config (JSON, what the model's `from_config` takes),
 source (where the weights come from), license (what holds for them).
 """
 
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.vggt import VGGT
 from fastvggt_jax.tensor_file import CheckpointError, compare_shapes, open_safetensors, write_safetensors
 
@@ -23,7 +24,7 @@ FORMAT_VERSION = 1  # of the names and layouts of parameters; a file of a newer 
 UNKNOWN = "unknown, see the source"
 
 _CONVERT = "convert it first: python -m convert.convert_weights"
-_CLASSES: dict[str, type[nn.Module]] = {"VGGT": VGGT}
+_CLASSES: dict[str, type[nn.Module]] = {"VGGT": VGGT, "Pi3": Pi3}
 
 
 def abstract_tensors(model: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
@@ -79,8 +80,8 @@ def from_pretrained(
 
     dtype: None keeps the stored dtype (float32 unless converted otherwise) and the model's own policy for computing;
     float32 or bfloat16 casts the parameters on load and becomes the model's `dtype`, that of its matrix products.
-    heads: the heads to load, out of "camera", "depth", "point", "track"; None means all in the file. The tensors of
-    the others are not read. module_fields: further fields of the model, such as `sparsity`.
+    heads: the heads of a VGGT to load, out of "camera", "depth", "point", "track"; None means all in the file. The
+    tensors of the others are not read. module_fields: further fields of the model, such as `sparsity`.
     Tensors are read one by one, so the host holds no second copy.
 
     Returns (model, params) for `model.apply(params, images)`.
@@ -99,6 +100,8 @@ def from_pretrained(
     if text:
         raise CheckpointError(f"{path_or_name} does not fit its model {type(model).__name__}: {text}")
     names = list(wanted)
+    if heads is not None and isinstance(model, Pi3):
+        raise ValueError(f"{path_or_name} is a π³, whose heads belong together: leave `heads` out (`fastvggt reconstruct` runs VGGT only)")
     if heads is not None:
         absent = [head for head in heads if head not in model.heads]
         if absent:

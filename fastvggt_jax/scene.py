@@ -113,6 +113,8 @@ def to_scene(prediction: "Prediction", images: Images, *, points_from: Literal["
     """
     if points_from not in ("depth", "point_head"):
         raise ValueError(f"points_from must be 'depth' or 'point_head', not {points_from!r}")
+    if prediction.camera_poses is not None:
+        raise ValueError("a π³ prediction cannot become a scene yet: take points, conf and camera_poses from it")
     if prediction.pose_enc is None:
         raise ValueError("a scene needs cameras: run the model with its camera head on")
     if points_from == "point_head" and prediction.world_points is None:

@@ -16,11 +16,12 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from convert import convert_weights, hub, vggt
+from convert import convert_weights, hub, pi3, vggt
 from convert.convert_weights import main
 from convert.rules import make_plan
 from convert.sources import open_source
 from fastvggt_jax.checkpoint import abstract_tensors, from_pretrained, native_metadata
+from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.vggt import VGGT
 from fastvggt_jax.tensor_file import CheckpointError
 from tests import make_checkpoint
@@ -51,6 +52,21 @@ def test_every_key_of_the_released_model_is_accounted_for(full_size):
     numbers = sum(math.prod(t.shape) for t in plan.targets)
     assert numbers == 1_256_537_516 - 1024  # the manifest's count less mask_token
     assert full_size["aggregator/frame_blocks/attn/qkv/kernel"].shape == (24, 1024, 3072)
+
+
+def test_every_key_of_the_released_pi3_is_accounted_for():
+    full_size = abstract_tensors(Pi3())
+    plan = make_plan(manifest_shapes("pi3"), full_size, pi3.RULES, pi3.IGNORE)
+    assert sorted(key for key, _ in plan.ignored) == ["image_mean", "image_std"]
+    used = [key for target in plan.targets for key in target.keys]
+    assert len(used) == len(set(used)) == 1210 - 2
+    assert sum(math.prod(t.shape) for t in plan.targets) == 958_696_738 - 6
+    blocks = {t.name: t.keys for t in plan.targets}["decoder/global_blocks/attn/qkv/kernel"]
+    assert blocks == tuple(f"decoder.{i}.attn.qkv.weight" for i in range(1, 36, 2))
+    source = manifest_shapes("pi3")
+    del source["decoder.7.norm1.weight"]
+    with pytest.raises(CheckpointError, match=r"^1 missing: decoder\.7\.norm1\.weight$"):
+        make_plan(source, full_size, pi3.RULES, pi3.IGNORE)
 
 
 @pytest.mark.parametrize("key", ["camera_head.token_norm.bias", "aggregator.frame_blocks.7.mlp.fc1.weight"])
@@ -232,15 +248,16 @@ def test_other_sizes_need_a_config(camera_only, tmp_path, capsys):
 def test_other_models_are_refused(tmp_path, capsys):
     out = tmp_path / "out.safetensors"
     save_file({"point_decoder.projects.weight": np.zeros((2, 2), np.float32)}, tmp_path / "pi3.safetensors")
-    assert "pi3.safetensors is a π³ checkpoint; π³ checkpoints cannot be converted by this version yet" in refused(
-        capsys, tmp_path / "pi3.safetensors", out
+    assert "pi3.safetensors is a checkpoint of pi3, not of vggt: leave --model out or give --model pi3" in refused(
+        capsys, tmp_path / "pi3.safetensors", out, "--model", "vggt"
     )
+    assert "does not fit the sizes of the released π³" in refused(capsys, tmp_path / "pi3.safetensors", out)
+    assert "--variant 1b is of VGGT" in refused(capsys, tmp_path / "pi3.safetensors", out, "--variant", "1b")
+    save_file({"aggregator.camera_token": np.zeros((2, 2), np.float32)}, tmp_path / "vggt.safetensors")
+    assert "vggt.safetensors is a checkpoint of vggt, not of pi3" in refused(capsys, tmp_path / "vggt.safetensors", out, "--model", "pi3")
     save_file({"layer1.0.conv1.weight": np.zeros((2, 2), np.float32)}, tmp_path / "resnet.safetensors")
-    assert "is not a VGGT checkpoint: it holds layer1.0.conv1.weight, ... and no aggregator.*" in refused(
+    assert "is neither a VGGT nor a π³ checkpoint: it holds layer1.0.conv1.weight, ..., no aggregator.*" in refused(
         capsys, tmp_path / "resnet.safetensors", out
-    )
-    assert "error: π³ checkpoints cannot be converted by this version yet" in refused(
-        capsys, tmp_path / "resnet.safetensors", out, "--model", "pi3"
     )
     assert "does not fit the sizes" in refused(capsys, tmp_path / "resnet.safetensors", out, "--model", "vggt", "--config", TINY)
     save_file({"aggregator/camera_token": np.zeros((2, 2), np.float32)}, tmp_path / "native.safetensors")

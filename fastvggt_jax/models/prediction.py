@@ -21,7 +21,11 @@ class Prediction:
       world_points: [B, F, H, W, 3] in the coordinates of the first camera.
       world_points_conf: [B, F, H, W] confidence of `world_points`, > 1.
       track: [B, F, Q, 2] where the query points of frame 0 are seen, pixels (x, y).
-      vis: [B, F, Q] probability that the point is visible. conf: [B, F, Q] probability that the track is right.
+      vis: [B, F, Q] probability that the point is visible.
+      conf: VGGT: [B, F, Q] probability that the track is right. π³: [B, F, H, W, 1] confidence of the points, a logit.
+      points: [B, F, H, W, 3] in π³'s own world; no camera is at its origin.
+      local_points: [B, F, H, W, 3] the same in each camera's coordinates, OpenCV axes; the last is the depth.
+      camera_poses: [B, F, 4, 4] world_from_cam.
     """
 
     pose_enc: Array | None = None
@@ -33,3 +37,6 @@ class Prediction:
     track: Array | None = None
     vis: Array | None = None
     conf: Array | None = None
+    points: Array | None = None
+    local_points: Array | None = None
+    camera_poses: Array | None = None

@@ -12,16 +12,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from fastvggt_jax.attention import dense_attention, hilbert_order, sparse_global_attention
+from fastvggt_jax.models.alternating import alternate
 from fastvggt_jax.models.config import from_official, to_json
 from fastvggt_jax.models.dinov2 import DinoV2
 from fastvggt_jax.models.heads.camera import CameraHead
 from fastvggt_jax.models.heads.dpt import DPTHead, activate_depth, activate_points, over_frame_chunks
 from fastvggt_jax.models.heads.track import Tracker
 from fastvggt_jax.models.prediction import Prediction
-from fastvggt_jax.models.rope import Rope, patch_positions, rope_tables
 from fastvggt_jax.models.vit import Block
 from fastvggt_jax.sparsity import Sparsity
 
@@ -68,87 +66,17 @@ class Aggregator(nn.Module):
         return jnp.concatenate([special, patches.reshape(B, F, -1, self.embed_dim)], 2)
 
     def __call__(self, images: Array) -> tuple[Array, Array]:
-        """f32[B, F, H, W, 3] -> the tapped layers, dtype[taps, B, F, P, 2D], and the last camera tokens, f32[B, F, 2D].
-
-        A layer's output is the frame block's beside the global block's.
-        """
-        x = self.embed(images)
-        B, F, P, D = x.shape
-        h, w = (s // self.patch_size for s in images.shape[2:4])
-        num_special = 1 + self.num_register_tokens
-        positions = patch_positions(h, w, num_special)
-        order = None
-        if self.sparsity is not None and self.sparsity.order == "hilbert":
-            order = np.array([*range(num_special), *(num_special + i for i in hilbert_order(h, w))])
-            x, positions = x[:, :, order], positions[order]
-        rope = rope_tables(positions, D // self.num_heads)
-        global_rope = Rope(*(jnp.tile(t, (F, 1, 1)) for t in rope))
-
-        layers = self.layer_inputs(F * h * w)
-
-        def pair(frame_block: Block, carry: tuple, layer: dict, global_block: Block) -> tuple[tuple, None]:
-            x, taps, _ = carry
-            frame_out = frame_block(x.reshape(B * F, P, D), rope).reshape(B, F, P, D)
-
-            def attend(q: Array, k: Array, v: Array) -> Array:
-                if self.sparsity is None:
-                    return dense_attention(q, k, v)
-                out, density = self.attend_sparse(q, k, v, F, layer)
-                global_block.sow("intermediates", "density", density)
-                return out
-
-            x = global_block(frame_out.reshape(B, F * P, D), global_rope, attend).reshape(B, F, P, D)
-            both = jnp.concatenate([frame_out, x], -1)
-            # Every layer writes into the slot of the next tap; the tapped layer writes last.
-            taps = jax.lax.dynamic_update_index_in_dim(taps, both.astype(taps.dtype), layer["slot"], 0)
-            return (x, taps, both[:, :, 0]), None
-
-        scan = nn.scan(
-            pair,
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
-            length=self.depth,
+        """f32[B, F, H, W, 3] -> the tapped layers, dtype[taps, B, F, P, 2D], and the last camera tokens, f32[B, F, 2D]."""
+        return alternate(
+            self.frame_blocks,
+            self.global_blocks,
+            self.embed(images),
+            grid=(images.shape[2] // self.patch_size, images.shape[3] // self.patch_size),
+            num_special=1 + self.num_register_tokens,
+            taps=self.taps,
+            sparsity=self.sparsity,
+            dtype=self.dtype,
         )
-        taps = jnp.zeros((len(self.taps), B, F, P, 2 * D), self.dtype)
-        carry = (x, taps, jnp.zeros((B, F, 2 * D), jnp.float32))
-        (_, taps, camera), _ = scan(self.frame_blocks, carry, layers, self.global_blocks)
-        if order is not None:
-            taps = taps[:, :, :, np.argsort(order)]
-        return taps, camera
-
-    def layer_inputs(self, patch_tokens: int) -> dict[str, Array]:
-        """What the scan hands to each layer: its tap slot and, when sparse, whether it is sparse, its n_ratio and its τ."""
-        layers = {"slot": jnp.array([sum(tap < layer for tap in self.taps) for layer in range(self.depth)])}
-        if self.sparsity is None:
-            return layers
-        self.sparsity.check_depth(self.depth)
-        keep = self.sparsity.keep_counts(self.sparsity.num_kv_blocks(patch_tokens), self.depth)
-        cdf = self.sparsity.cdf_thresholds(self.depth)
-        layers["sparse"] = jnp.array(self.sparsity.is_sparse(self.depth))
-        layers |= {} if keep is None else {"keep": jnp.array(keep, jnp.int32)}
-        layers |= {} if cdf is None else {"cdf": jnp.array(cdf, jnp.float32)}
-        return layers
-
-    def attend_sparse(self, q: Array, k: Array, v: Array, frames: int, layer: dict) -> tuple[Array, Array]:
-        """One global layer's attention and its density: sparse, or dense if the layer is not among `Sparsity.layers`."""
-
-        def sparse(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-            return sparse_global_attention(
-                q,
-                k,
-                v,
-                frames=frames,
-                num_special=1 + self.num_register_tokens,
-                sparsity=self.sparsity,
-                keep_count=layer.get("keep"),
-                cdf_threshold=layer.get("cdf"),
-            )
-
-        if self.sparsity.layers is None:
-            return sparse(q, k, v)
-        dense = lambda q, k, v: (dense_attention(q, k, v), jnp.float32(1))
-        return jax.lax.cond(layer["sparse"], sparse, dense, q, k, v)
 
 
 class TrackHead(nn.Module):

@@ -8,6 +8,7 @@ it is in the official demo under autocast.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -101,28 +102,30 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x += ls1·attn(norm1 x); x += ls2·mlp(norm2 x). `norm_eps` differs by site: encoder 1e-6, aggregator and camera trunk 1e-5."""
+    """x += ls1·attn(norm1 x); x += ls2·mlp(norm2 x). `norm_eps` differs by site: 1e-5 in VGGT's aggregator and camera trunk, else 1e-6."""
 
     num_heads: int
     norm_eps: float
     mlp_ratio: float = 4.0
     qk_norm: bool = False
+    layer_scale: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, rope: Rope | None = None, attend: Attend = dense_attention) -> Array:
         """f32[B, T, D] -> f32[B, T, D]."""
+        scaled = lambda name, y: LayerScale(name=name)(y) if self.layer_scale else y
         D = x.shape[-1]
         y = Attention(self.num_heads, self.qk_norm, self.dtype, name="attn")(layer_norm(self.norm_eps, "norm1")(x), rope, attend)
-        x = x + LayerScale(name="ls1")(y)
+        x = x + scaled("ls1", y)
         y = Mlp(int(D * self.mlp_ratio), D, self.dtype, name="mlp")(layer_norm(self.norm_eps, "norm2")(x))
-        return x + LayerScale(name="ls2")(y)
+        return x + scaled("ls2", y)
 
 
-def scan_blocks(block: nn.Module, depth: int, x: Array) -> Array:
-    """Applies `depth` blocks in turn. `block`'s parameters get a leading layer axis; one block is compiled, not `depth`."""
+def scan_blocks(block: nn.Module, depth: int, x: Array, *args: Any) -> Array:
+    """Applies `depth` blocks in turn, each to (x, *args). Their parameters get a leading layer axis; one block is compiled, not `depth`."""
     scan = nn.scan(
-        lambda block, x, _: (block(x), None),
+        lambda block, x, _: (block(x, *args), None),
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
         length=depth,

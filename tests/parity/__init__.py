@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.parity import layers, models, pipeline, sparse
+from tests.parity import layers, models, pi3, pipeline, sparse
 from tests.parity.goldens import Goldens
 
 
@@ -18,4 +18,6 @@ def run_case(goldens: Goldens, name: str, workdir: Path | None = None) -> dict[s
         return sparse.run(goldens, name)
     if name in pipeline.CASES:
         return pipeline.CASES[name](goldens)
+    if "pi3" in name:
+        return pi3.run(goldens, name, workdir)
     return models.run(goldens, name, workdir)

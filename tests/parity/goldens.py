@@ -35,7 +35,7 @@ class Goldens:
         self.floors = json.loads((self.folder / "noise_floor.json").read_text())
 
     def names(self) -> list[str]:
-        return sorted(path.stem for path in self.folder.glob("*.safetensors") if "pi3" not in path.stem)
+        return sorted(path.stem for path in self.folder.glob("*.safetensors"))
 
     def load(self, name: str) -> dict[str, np.ndarray]:
         return load_file(self.folder / f"{name}.safetensors")

@@ -14,6 +14,7 @@ from convert.rules import TRANSFORMS
 from fastvggt_jax.models.dinov2 import resize_pos_embed
 from fastvggt_jax.models.heads import dpt, track
 from fastvggt_jax.models.heads.camera import activate_pose
+from fastvggt_jax.models.heads.pi3 import PixelShuffleHead, PoseHead, nearest_rotation
 from fastvggt_jax.models.rope import apply_rope, rope_tables
 from fastvggt_jax.models.vit import Attention, Block, gelu
 from tests.parity.goldens import Goldens, load_model
@@ -46,10 +47,12 @@ def captured(module: nn.Module, params: dict, *args, **kwargs):
 
 
 def block(goldens: Goldens, name: str, golden: Golden) -> Golden:
-    eps, qk_norm, has_rope = {
-        "layer_block_dino": (1e-6, False, False),
-        "layer_block_aggregator": (1e-5, True, True),
-        "layer_block_camera_trunk": (1e-5, False, False),
+    eps, qk_norm, has_rope, layer_scale = {
+        "layer_block_dino": (1e-6, False, False, True),
+        "layer_block_aggregator": (1e-5, True, True, True),
+        "layer_block_camera_trunk": (1e-5, False, False, True),
+        "layer_block_pi3_decoder": (1e-6, True, True, True),
+        "layer_block_pi3_head": (1e-6, False, True, False),
     }[name]
     params, mine = native_params(golden, "w."), {}
     for suffix in ("", "_small"):
@@ -58,7 +61,7 @@ def block(goldens: Goldens, name: str, golden: Golden) -> Golden:
         parts = []
         for b in range(len(x)):
             rope = rope_tables(golden["in.pos"][b], 32) if has_rope else None
-            out, state = captured(Block(2, eps, qk_norm=qk_norm), params, x[b : b + 1], rope)
+            out, state = captured(Block(2, eps, qk_norm=qk_norm, layer_scale=layer_scale), params, x[b : b + 1], rope)
             parts.append({"out": out, **stages_of(state["intermediates"])})
         mine |= {f"{k}{suffix}": np.concatenate([p[k] for p in parts]) for k in parts[0]}
     return {k: v for k, v in mine.items() if k not in ("q_norm_small", "k_norm_small")}
@@ -92,6 +95,18 @@ def rope2d(goldens: Goldens, name: str, golden: Golden) -> Golden:
         parts = [apply_rope(q[b : b + 1], rope_tables(golden[f"in.pos_d{d}"][b], d)) for b in range(len(q))]
         mine[f"out_d{d}"] = np.concatenate(parts).swapaxes(1, 2)
     return mine
+
+
+def pi3_heads(goldens: Goldens, name: str, golden: Golden) -> Golden:
+    mine = {}
+    for channels in (1, 3):
+        params = native_params(golden, f"w.lin{channels}.")
+        mine[f"lin{channels}"] = PixelShuffleHead(channels, 14).apply(params, golden[f"in.lin{channels}"], (2, 3))
+    renamed = {re.sub(r"(res_conv|more_mlps)\.(\d)", r"\1_\2", key): value for key, value in golden.items()}
+    mine["cam.t"], mine["cam.rot9"] = PoseHead().apply(native_params(renamed, "w.cam."), golden["in.cam"])
+    pose = np.tile(np.eye(4, dtype=np.float32), (len(mine["cam.t"]), 1, 1))
+    pose[:, :3, :3], pose[:, :3, 3] = nearest_rotation(mine["cam.rot9"].reshape(-1, 3, 3)), mine["cam.t"]
+    return mine | {"cam.pose": pose, "svd": nearest_rotation(golden["in.svd"].reshape(-1, 3, 3))}
 
 
 def pos_embed(goldens: Goldens, name: str, golden: Golden) -> Golden:
@@ -240,5 +255,6 @@ CASES = {
     "layer_camera_head": camera_head,
     "layer_dpt_heads": dpt_heads,
     "layer_functions": functions,
+    "layer_pi3_heads": pi3_heads,
     "layer_tracker": tracker,
 }

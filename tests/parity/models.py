@@ -40,13 +40,14 @@ def run(goldens: Goldens, name: str, workdir=None) -> dict[str, np.ndarray]:
         lambda p, x, q: model.apply(p, x, q, capture_intermediates=lambda _, method: method in CAPTURED, mutable=["intermediates"])
     )(params, images, points)
     stages = state["intermediates"]
+    grid = tuple(side // model.patch_size for side in images.shape[2:4])
     mine = outputs(prediction, case["pixel_stride"])
     if name.startswith("full"):
         mine |= full_size_stages(stages, images.shape[1])
-        return mine | (sparse_stages(model, stages, images) if model.sparsity is not None else {})
-    mine |= backbone_stages(model, stages, images) | head_stages(stages, name, images)
+    else:
+        mine |= backbone_stages(model, stages, images) | head_stages(stages, name, images)
     if model.sparsity is not None:
-        mine |= sparse_stages(model, stages, images)
+        mine |= global_masks(model, stages["aggregator"]["global_blocks"]["attn"], images.shape[1], *grid)
     return mine
 
 
@@ -66,18 +67,19 @@ def outputs(prediction, stride: int) -> dict[str, np.ndarray]:
     return {k: np.asarray(v) for k, v in mine.items() if v is not None}
 
 
+def encoder_stages(encoder: dict) -> dict[str, np.ndarray]:
+    mine = {"enc.tokens_in": encoder["embed"][0], "enc.patch_tokens": encoder["__call__"][0]}
+    return mine | {f"enc.block.{i}": x for i, x in enumerate(encoder["blocks"]["__call__"][0])}
+
+
 def backbone_stages(model, stages: dict, images: np.ndarray) -> dict[str, np.ndarray]:
     B, F, H, W, _ = images.shape
     agg = stages["aggregator"]
-    encoder = agg["patch_embed"]
     h, w = H // model.patch_size, W // model.patch_size
-    mine = {
-        "enc.tokens_in": encoder["embed"][0],
-        "enc.patch_tokens": encoder["__call__"][0],
+    mine = encoder_stages(agg["patch_embed"]) | {
         "agg.tokens_in": agg["embed"][0].reshape(B * F, -1, model.embed_dim),
         "agg.pos": np.tile(patch_positions(h, w, 5), (B * F, 1, 1)),
     }
-    mine |= {f"enc.block.{i}": x for i, x in enumerate(encoder["blocks"]["__call__"][0])}
     for kind in ("frame", "global"):
         layers = agg[f"{kind}_blocks"]["__call__"][0]
         mine |= {f"agg.{kind}.{i}": x.reshape(B, F, -1, model.embed_dim) for i, x in enumerate(layers)}
@@ -116,12 +118,9 @@ def full_size_stages(stages: dict, frames: int) -> dict[str, np.ndarray]:
     return {k: np.asarray(v) for k, v in mine.items()}
 
 
-def sparse_stages(model, stages: dict, images: np.ndarray) -> dict[str, np.ndarray]:
+def global_masks(model, attn: dict, F: int, h: int, w: int) -> dict[str, np.ndarray]:
     """Pooled probabilities and masks of each global layer, from the layer's own q and k."""
-    B, F, H, W, _ = images.shape
     sparsity = model.sparsity
-    h, w = H // model.patch_size, W // model.patch_size
-    attn = stages["aggregator"]["global_blocks"]["attn"]
     positions = patch_positions(h, w, 5)
     if sparsity.order == "hilbert":
         positions = positions[np.r_[0:5, 5 + np.array(hilbert_order(h, w))]]

@@ -1,0 +1,43 @@
+"""yyfz233/Pi3: which official key becomes which parameter. Names as in `convert.vggt`; of the decoder's blocks the even ones attend within
+a frame, the odd ones across frames, and each kind is a stack of its own.
+"""
+
+import dataclasses
+
+from convert.rules import Rule, conv, linear, norm
+
+KEY = r"(?:point|conf|camera)_decoder\..+"  # the keys by which a checkpoint is known to be a π³
+
+_STACKS = (r"(?P<stack>(?:encoder|point_decoder|conf_decoder|camera_decoder)\.blocks)\.(?P<layer>\d+)\.", "{stack}")
+_FRAME = (r"decoder\.(?P<layer>\d*[02468])\.", "decoder/frame_blocks")
+_GLOBAL = (r"decoder\.(?P<layer>\d*[13579])\.", "decoder/global_blocks")
+
+
+def _block(path: str, target: str, every: int = 1) -> list[Rule]:
+    rules = (
+        *norm(path + r"(?P<name>norm[12]|attn\.[qk]_norm)", target + "/{name}"),
+        *linear(path + r"(?P<name>attn\.(?:qkv|proj)|mlp\.fc[12])", target + "/{name}"),
+        Rule(path + r"(?P<name>ls[12]\.gamma)", target + "/{name}"),
+    )
+    return [dataclasses.replace(rule, every=every) for rule in rules]
+
+
+RULES = (
+    *_block(*_STACKS),
+    *_block(*_FRAME, every=2),
+    *_block(*_GLOBAL, every=2),
+    Rule("register_token", "register_token"),
+    Rule(r"encoder\.(?P<name>cls_token|pos_embed|register_tokens)", "encoder/{name}"),
+    *conv(r"encoder\.patch_embed\.proj", "encoder/patch_embed/proj"),
+    *norm(r"encoder\.norm", "encoder/norm"),
+    *linear(r"(?P<name>(?:point|conf|camera)_decoder\.(?:projects|linear_out))", "{name}"),
+    *linear(r"(?P<name>(?:point|conf)_head\.proj)", "{name}"),
+    *linear(r"camera_head\.res_conv\.(?P<index>[01])\.(?P<name>res_conv[123])", "camera_head/res_conv_{index}/{name}"),
+    *linear(r"camera_head\.more_mlps\.(?P<index>[02])", "camera_head/more_mlps_{index}"),
+    *linear(r"camera_head\.(?P<name>fc_t|fc_rot)", "camera_head/{name}"),
+)
+
+IGNORE = {
+    r"image_(?:mean|std)": "the constants of ImageNet, which the encoder has",
+    r"encoder\.mask_token": "it serves masked training only; no output depends on it",
+}

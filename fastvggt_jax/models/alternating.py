@@ -1,0 +1,117 @@
+"""Alternating attention, the backbone that VGGT and π³ share: blocks within each frame and across all frames in turn, scanned in pairs."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fastvggt_jax.attention import dense_attention, hilbert_order, sparse_global_attention
+from fastvggt_jax.models.rope import Rope, patch_positions, rope_tables
+from fastvggt_jax.models.vit import Block
+from fastvggt_jax.sparsity import Sparsity
+
+Array = jax.Array
+
+
+def alternate(
+    frame_blocks: Block,
+    global_blocks: Block,
+    x: Array,
+    *,
+    grid: tuple[int, int],
+    num_special: int,
+    taps: tuple[int, ...],
+    sparsity: Sparsity | None,
+    dtype: jnp.dtype,
+) -> tuple[Array, Array]:
+    """Applies `taps[-1] + 1` pairs of a frame and a global block, whose parameters get a leading layer axis.
+
+    Args:
+      x: f32[B, F, P, D], each frame's `num_special` special tokens, then its patches in raster order.
+      grid: (h, w), the patches of a frame.
+      taps: pairs whose output is kept, in ascending order; the last pair is the last of them.
+      sparsity: of the global blocks; None = dense. Its density is sown by `global_blocks`, f32[pairs].
+      dtype: of the taps.
+
+    Returns:
+      dtype[taps, B, F, P, 2D], the frame block's output beside the global block's; and f32[B, F, 2D], the same of the last pair's first
+      token.
+    """
+    B, F, P, D = x.shape
+    positions, order = patch_positions(*grid, num_special), None
+    if sparsity is not None and sparsity.order == "hilbert":
+        order = np.array([*range(num_special), *(num_special + i for i in hilbert_order(*grid))])
+        x, positions = x[:, :, order], positions[order]
+    rope = rope_tables(positions, D // global_blocks.num_heads)
+    global_rope = Rope(*(jnp.tile(t, (F, 1, 1)) for t in rope))
+    depth = taps[-1] + 1
+    layers = {"slot": jnp.array([sum(tap < layer for tap in taps) for layer in range(depth)])}
+    if sparsity is not None:
+        layers |= _layer_sparsity(sparsity, depth, F * grid[0] * grid[1])
+
+    def pair(frame_block: Block, carry: tuple, layer: dict, global_block: Block) -> tuple[tuple, None]:
+        x, tapped, _ = carry
+        frame_out = frame_block(x.reshape(B * F, P, D), rope).reshape(B, F, P, D)
+
+        def attend(q: Array, k: Array, v: Array) -> Array:
+            if sparsity is None:
+                return dense_attention(q, k, v)
+            out, density = _attend_sparse(q, k, v, F, num_special, sparsity, layer)
+            global_block.sow("intermediates", "density", density)
+            return out
+
+        x = global_block(frame_out.reshape(B, F * P, D), global_rope, attend).reshape(B, F, P, D)
+        both = jnp.concatenate([frame_out, x], -1)
+        # Every layer writes into the slot of the next tap; the tapped layer writes last.
+        tapped = jax.lax.dynamic_update_index_in_dim(tapped, both.astype(tapped.dtype), layer["slot"], 0)
+        return (x, tapped, both[:, :, 0]), None
+
+    scan = nn.scan(
+        pair,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast),
+        length=depth,
+    )
+    tapped = jnp.zeros((len(taps), B, F, P, 2 * D), dtype)
+    carry = (x, tapped, jnp.zeros((B, F, 2 * D), jnp.float32))
+    (_, tapped, first), _ = scan(frame_blocks, carry, layers, global_blocks)
+    if order is not None:
+        tapped = tapped[:, :, :, np.argsort(order)]
+    return tapped, first
+
+
+def _layer_sparsity(sparsity: Sparsity, depth: int, patch_tokens: int) -> dict[str, Array]:
+    """What the scan hands to each layer: whether it is sparse, its n_ratio and its τ."""
+    sparsity.check_depth(depth)
+    keep = sparsity.keep_counts(sparsity.num_kv_blocks(patch_tokens), depth)
+    cdf = sparsity.cdf_thresholds(depth)
+    layers = {"sparse": jnp.array(sparsity.is_sparse(depth))}
+    layers |= {} if keep is None else {"keep": jnp.array(keep, jnp.int32)}
+    layers |= {} if cdf is None else {"cdf": jnp.array(cdf, jnp.float32)}
+    return layers
+
+
+def _attend_sparse(
+    q: Array, k: Array, v: Array, frames: int, num_special: int, sparsity: Sparsity, layer: dict[str, Array]
+) -> tuple[Array, Array]:
+    """One global layer's attention and its density: sparse, or dense if the layer is not among `Sparsity.layers`."""
+
+    def sparse(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+        return sparse_global_attention(
+            q,
+            k,
+            v,
+            frames=frames,
+            num_special=num_special,
+            sparsity=sparsity,
+            keep_count=layer.get("keep"),
+            cdf_threshold=layer.get("cdf"),
+        )
+
+    if sparsity.layers is None:
+        return sparse(q, k, v)
+    dense = lambda q, k, v: (dense_attention(q, k, v), jnp.float32(1))
+    return jax.lax.cond(layer["sparse"], sparse, dense, q, k, v)
