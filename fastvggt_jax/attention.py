@@ -30,7 +30,10 @@ def _has_cudnn_attention() -> bool:
 
 
 def dense_attention(q: Array, k: Array, v: Array) -> Array:
-    """softmax(q kᵀ / sqrt(H)) v: [B, T, N, H], [B, S, N, H] ×2 -> [B, T, N, H]. Memory grows with T + S, not with T·S."""
+    """softmax(q kᵀ / sqrt(H)) v: [B, T, N, H], [B, S, N, H] ×2 -> [B, T, N, H].
+
+    Memory grows with T + S, not with T·S, but for a bit for every 8,192 pairs where the kernel serves.
+    """
     if _use_kernel(q, k):
         return _kernel_attention(q, k, v)
     if _has_cudnn_attention() and q.dtype in (jnp.bfloat16, jnp.float16):

@@ -13,18 +13,19 @@ Q Kᵀ is issued. Barriers count arrivals: a copy arrives when its bytes have la
 The shift m. Softmax does not depend on m as long as nothing overflows and the largest weights of a row do not vanish. By Cauchy-Schwarz no
 score exceeds m = c·|q|·max|k|, and none lies more than 2m below it; weights are bfloat16, whose exponents reach as far as float32's. Where
 2m stays below `FIXED_SHIFT_RANGE` (QK-normalised heads do, unless their learnt scales are large) no running maximum is needed, nothing is
-ever rescaled, and the consumers save about a seventh of their time. Other tiles, and float16, take the online softmax. Both are exact.
+ever rescaled, and the consumers save about a seventh of their time. Other tiles, and float16, take the online softmax. Both are exact;
+only values of v below 2^-30 may be lost to underflow where the bound is far from the scores.
 
-Special cases cost only the steps that have them: the last, partial block of a run of keys, and a last step that is not full, are masked in
-a loop of their own. The copy engine fills with zeros what lies past the end of an array, and every run of keys is an array of its own: so
-a NaN in a key that is not kept is never read.
+Special cases cost little: from the step on that holds the last, partial block of a run of keys or is not full, scores are masked, in a loop
+of its own. The copy engine fills with zeros what lies past the end of an array, and every run of keys is an array of its own: so
+a NaN in a key that is not kept never enters a product.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -128,7 +129,7 @@ def _device() -> jax.Device:
 
 def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig, scale: float, num_blocks: int, interpret: Any) -> Array:
     B, T, N, H = q.shape
-    runs, block_k = mask.kv_runs, mask.block[1]
+    runs, block_k = tuple(run for run in mask.kv_runs if run), mask.block[1]  # an empty run has no block
     C, keys, stages = config.warpgroups, config.step_keys, config.stages
     group = keys // block_k  # key blocks a step
     rows = WARPGROUP_ROWS * C  # of a query tile
@@ -149,12 +150,15 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
     order = jnp.argsort(-jnp.repeat(mask.kv_num_blocks, tiles_per_row, -1)[..., :tiles], -1).astype(jnp.int32)
     split = lambda x: jnp.split(x, [sum(runs[: r + 1]) for r in range(len(runs) - 1)], axis=1)
     k_runs, v_runs = split(k), split(v)
+    # Only bfloat16 has the range for the fixed shift.
     k_squares = [jnp.max(jnp.sum(jnp.square(x.astype(jnp.float32)), -1), 1) for x in k_runs]
     k_norm = scale * jnp.sqrt(jax.tree.reduce(jnp.maximum, k_squares)) * (1 + 1e-3)  # f32[B, N]; a little for rounding
 
     def kernel(q_ref: Ref, order_ref: Ref, info_ref: Ref, bits_ref: Ref, k_norm_ref: Ref, *refs: Any) -> None:
         k_refs, v_refs, out_ref = refs[: len(runs)], refs[len(runs) : 2 * len(runs)], refs[2 * len(runs)]
-        (q_smem, out_smem, k_smem, v_smem, p_smem), (q_full, k_full, v_full), (q_free, k_free, v_free) = refs[2 * len(runs) + 1 :]
+        (q_smem, out_smem, k_smem, v_smem, bound_smem, p_smem), (q_full, k_full, v_full), (q_free, k_free, v_free) = refs[
+            2 * len(runs) + 1 :
+        ]
         block, wg = lax.axis_index("block"), lax.axis_index("wg")
 
         def position(item: Array | int) -> Array:
@@ -307,15 +311,19 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                 if dtype == jnp.bfloat16:
                     q32 = plgpu.load(my_q, layout=columns).astype(jnp.float32)
                     bound = lax.sqrt((q32 * q32).sum(1)) * k_norm_ref[b, n]
-                    in_range = 2 * jnp.max(bound) <= FIXED_SHIFT_RANGE  # false for NaN
+                    # Mosaic's own reduction to a scalar goes through memory that all warpgroups share, at one and the same time here.
+                    bound_smem[wg] = bound
+                    plgpu.commit_smem()
+                    largest = reduce(jnp.maximum, [bound_smem[wg, r] for r in range(WARPGROUP_ROWS)])
+                    in_range = 2 * largest <= FIXED_SHIFT_RANGE  # false for NaN
                     out, row_sum = lax.cond(in_range, lambda: fixed_shift_softmax(bound), online_softmax)
                 else:
                     out, row_sum = online_softmax()
-                plgpu.barrier_arrive(q_free.at[buffer])
                 out = out * spread(1.0 / jnp.where(row_sum == 0, 1.0, row_sum), out)  # a row that keeps nothing gives zeros
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                 out_smem[wg] = out.astype(dtype)
-                plgpu.commit_smem()
+                plgpu.commit_smem()  # also orders the reads of q before the copy that overwrites it
+                plgpu.barrier_arrive(q_free.at[buffer])
                 first_row = tile * rows + wg * WARPGROUP_ROWS
                 plgpu.copy_smem_to_gmem(out_smem.at[wg], out_ref.at[b, pl.ds(first_row, WARPGROUP_ROWS), n])
                 return done + steps, next_tile, second_next_tile, next_info
@@ -416,6 +424,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                 smem(C, WARPGROUP_ROWS, H),
                 smem(stages, keys, H),
                 smem(stages, keys, H),
+                plgpu.SMEM((C, WARPGROUP_ROWS), jnp.float32),
                 smem(C, WARPGROUP_ROWS, keys) if simulated else None,
             ),
             (barriers(C, 2), barriers(group, stages), barriers(group, stages)),  # full

@@ -9,7 +9,7 @@ from functools import cache
 from importlib import resources
 
 SHARED_MEMORY_BYTES = 227 * 1024  # what a block may use on Hopper
-BARRIER_BYTES = 1024  # set aside for barriers and reductions
+OTHER_BYTES = 3 * 1024  # set aside for barriers, reductions and the bounds of the rows
 WARPGROUP_ROWS = 64  # of a wgmma instruction
 # Registers a thread of a consumer may own, by the number of consumer warpgroups; the producer keeps 40, beside three consumers 32.
 # 65,536 registers an SM / 128 threads = 512 for all warpgroups together.
@@ -48,7 +48,7 @@ class TuningConfig:
 
     def shared_memory_bytes(self, head_dim: int) -> int:
         """Two buffers of queries and one of outputs for every consumer, and the stages of K and V; 16-bit elements."""
-        return 2 * head_dim * (3 * WARPGROUP_ROWS * self.warpgroups + 2 * self.stages * self.step_keys) + BARRIER_BYTES
+        return 2 * head_dim * (3 * WARPGROUP_ROWS * self.warpgroups + 2 * self.stages * self.step_keys) + OTHER_BYTES
 
     def accumulator_registers(self, head_dim: int) -> int:
         """32-bit registers a thread: 64 × step_keys scores, the same as 16-bit weights, and 64 × head_dim outputs over 128 threads."""

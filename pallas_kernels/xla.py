@@ -56,7 +56,10 @@ def pooled_block_mask(
 
     def rows(pooled_rows: Array) -> Array:  # f32[B, N, R, H] -> u32[B, N, R, words]
         scores = jnp.einsum("bnth,bnsh->bnts", pooled_rows, pooled_k, precision="highest")
-        return pack_bits(scores >= find_thresholds(scores, n, cdf_threshold)[..., None])
+        kept = scores >= find_thresholds(scores, n, cdf_threshold)[..., None]
+        # A NaN among the queries scores nothing: keep every block, so that it shows in the output.
+        lost = jnp.isnan(pooled_rows).any(-1, keepdims=True) & (np.arange(scores.shape[-1]) < Lb)
+        return pack_bits(kept | lost)
 
     chunks = cdiv(Tb, max(1, (rows_bytes or MASK_ROWS_BYTES) // (4 * B * N * pooled_k.shape[2])))
     if chunks == 1:

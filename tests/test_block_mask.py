@@ -203,6 +203,15 @@ def test_no_gradient_passes(implementation, monkeypatch):
     assert density > 0 and slope == 0
 
 
+def test_a_nan_among_the_queries_keeps_everything():
+    """... of its block, so that it shows in the output instead of turning into zeros."""
+    q, k = queries_and_keys(64)
+    clean = pooled_block_mask(q, k, keep_count=1, block=(16, 8), kv_runs=(64, 5))
+    mask = pooled_block_mask(q.at[0, 20, 1, 0].set(jnp.nan), k, keep_count=1, block=(16, 8), kv_runs=(64, 5))
+    assert mask.to_dense()[0, 1, 1].all()
+    np.testing.assert_array_equal(mask.to_dense().at[0, 1, 1].set(False), clean.to_dense().at[0, 1, 1].set(False))
+
+
 def test_bad_arguments_get_one_sentence():
     q, k = queries_and_keys(32)
     for arguments, message in (

@@ -70,6 +70,13 @@ def test_a_row_without_keys_gives_zeros():
         assert (out[0, :16, 1] == 0).all() and np.isfinite(out).all() and (out[0, 16:, 1] != 0).any()
 
 
+def test_a_mask_may_be_closed_over():
+    q, k, v = qkv(32, 32)
+    mask = random_mask(32, (32,), (16, 8))
+    closed = jax.jit(lambda q: block_sparse_attention(q, k, v, mask))(q)
+    np.testing.assert_array_equal(closed, jax.jit(block_sparse_attention)(q, k, v, mask))
+
+
 def test_large_scores_do_not_overflow():
     q, k, v = qkv(32, 32)
     mask = random_mask(32, (32,), (16, 8), density=1.0)

@@ -43,6 +43,16 @@ def make(T, runs, block, H=64, B=1, N=2, density=0.4, dtype=jnp.bfloat16, scale=
     return (q * scale).astype(dtype), k, v, BlockMask.from_dense(dense, T, runs, block)
 
 
+def without_rows(mask, rows):
+    """The mask with query blocks that keep nothing."""
+    return BlockMask.from_dense(mask.to_dense().at[:, :, rows].set(False), mask.q_len, mask.kv_runs, mask.block)
+
+
+def half_out_of_range(q):
+    """Every other 64 rows of q so large that one warpgroup of a tile leaves the range of the fixed shift, the other not."""
+    return jnp.where((jnp.arange(q.shape[1]) // 64 % 2 == 1)[:, None, None], 30 * q, q)
+
+
 def exact_attention(q, k, v, mask):
     return reference.block_sparse_attention(*(x.astype(jnp.float32) for x in (q, k, v)), mask)
 
@@ -80,6 +90,23 @@ def races_found() -> bool:
 
 
 @mosaic
+def test_simulated_tiles_one_after_another():
+    """Rows that keep nothing among others, and warpgroups of one tile in and out of the fixed shift's range."""
+    import jax.experimental.pallas.mosaic_gpu as plgpu
+
+    from pallas_kernels import mosaic_sm90
+
+    q, k, v, mask = make(640, (200, 0, 30), (128, 64), N=1)
+    q, mask = half_out_of_range(q), without_rows(mask, jnp.array([1, 2]))
+    simulator = plgpu.InterpretGPUParams(detect_races=True)
+    run = jax.jit(partial(mosaic_sm90.block_sparse_attention, config=TuningConfig(2, 64, 2), num_blocks=1, interpret=simulator))
+    out = run(q, k, v, mask)
+    assert_close(out, exact_attention(q, k, v, mask))
+    assert not out[:, 128:384].any()
+    assert not races_found()
+
+
+@mosaic
 def test_simulated_nan_of_a_dropped_block_is_never_seen():
     """Also where the partial last block of the first run is followed by a second run that is dropped."""
     import jax.experimental.pallas.mosaic_gpu as plgpu
@@ -92,6 +119,7 @@ def test_simulated_nan_of_a_dropped_block_is_never_seen():
     simulator = plgpu.InterpretGPUParams(detect_races=True)
     run = partial(mosaic_sm90.block_sparse_attention, config=TuningConfig(2, 128, 2), num_blocks=1, interpret=simulator)
     assert_close(run(q, k.at[:, 100:].set(jnp.nan), v.at[:, 100:].set(jnp.nan), mask), exact)
+    assert not races_found()
 
 
 # ---- on the GPU
@@ -103,9 +131,11 @@ def kernel():
 
 
 def run_all(cases):
-    """[(arguments, config)] -> outputs of the kernel."""
+    """[(arguments, config)] -> outputs of the kernel, by few thread blocks, so that each takes several tiles."""
+    from pallas_kernels import mosaic_sm90
+
     # One after the other: Mosaic GPU compiles on one thread only.
-    return [jax.jit(partial(block_sparse_attention, implementation="mosaic_sm90", config=config))(*a) for a, config in cases]
+    return [jax.jit(partial(mosaic_sm90.block_sparse_attention, config=config, num_blocks=3))(*a) for a, config in cases]
 
 
 GRANULARITIES = [(128, 64), (192, 64), (64, 64), (256, 64), (128, 128), (128, 32), (128, 192), (384, 128), (32, 16), (100, 8)]
@@ -117,7 +147,8 @@ class TestConfigs:
     pytestmark = hopper
 
     def test_every_config_of_the_search_space_computes_the_same(self, H, block, dtype):
-        arguments = make(1999, (1999, 70), block, H=H, dtype=dtype, B=2)
+        q, k, v, mask = make(1999, (1999, 70), block, H=H, dtype=dtype, B=2)
+        arguments = half_out_of_range(q), k, v, without_rows(mask, 3)
         exact = exact_attention(*arguments)
         for out in run_all([(arguments, config) for config in search_space(H, block)]):
             assert_close(out, exact)
@@ -147,7 +178,6 @@ class TestOnTheGpu:
 
     def test_nan_of_dropped_blocks_is_never_seen(self, kernel):
         q, k, v, mask = make(1000, (1000, 60), (128, 64))
-        dropped = jnp.repeat(~mask.to_dense()[0].any((0, 1)), 64)
         mask = BlockMask.from_dense(mask.to_dense().at[..., 3:5].set(False).at[..., 16].set(False), 1000, (1000, 60), (128, 64))
         exact = exact_attention(q, k, v, mask)
         dropped = jnp.zeros(1060, bool).at[192:320].set(True).at[1000:].set(True)
@@ -155,7 +185,8 @@ class TestOnTheGpu:
         assert_close(kernel(q, poison(k), poison(v), mask, implementation="mosaic_sm90"), exact)
 
     def test_the_second_run_is_bit_equal(self, kernel):
-        arguments = make(4000, (4000, 60), (128, 64), N=16)
+        q, *others = make(9000, (9000, 60), (128, 64), N=16)
+        arguments = (half_out_of_range(q), *others)
         first, second = (kernel(*arguments, implementation="mosaic_sm90") for _ in range(2))
         np.testing.assert_array_equal(np.asarray(first, np.float32), np.asarray(second, np.float32))
 

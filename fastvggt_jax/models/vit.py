@@ -56,7 +56,7 @@ class HeadNorm(nn.Module):
     """LayerNorm over the head dim (eps 1e-5 wherever upstream has it) and then RoPE: [B, T, N, H] -> f32[B, T, N, H].
 
     Written for two passes over x, where XLA would make four, two of them over a float32 copy: the statistics end behind a barrier, and the
-    rotation's partner channels are normalised where they are read. In 16 bits the variance is E[x²] - E[x]²: in float32 its cancellation
+    rotation's partner channels are normalised where they are read. Of bfloat16 the variance is E[x²] - E[x]²: in float32 its cancellation
     loses less than the rounding of x already has.
     """
 
@@ -66,7 +66,7 @@ class HeadNorm(nn.Module):
     def __call__(self, x: Array, rope: Rope | None) -> Array:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:]).astype(jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:]).astype(jnp.float32)
-        one_pass = x.dtype in (jnp.bfloat16, jnp.float16)
+        one_pass = x.dtype == jnp.bfloat16
         x = x.astype(jnp.float32)
         mean = x.mean(-1, keepdims=True)
         variance = jnp.maximum(jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean), 0) if one_pass else x.var(-1, keepdims=True)
