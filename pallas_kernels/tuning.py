@@ -9,7 +9,7 @@ from functools import cache
 from importlib import resources
 
 SHARED_MEMORY_BYTES = 227 * 1024  # what a block may use on Hopper
-OTHER_BYTES = 3 * 1024  # set aside for barriers, reductions and the bounds of the rows
+OTHER_BYTES = 3 * 1024 + 256  # the bounds of the rows, Mosaic's scratch for reductions, barriers
 WARPGROUP_ROWS = 64  # of a wgmma instruction
 # Registers a thread of a consumer may own, by the number of consumer warpgroups; the producer keeps 40, beside three consumers 32.
 # 65,536 registers an SM / 128 threads = 512 for all warpgroups together.
