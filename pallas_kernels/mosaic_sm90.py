@@ -150,7 +150,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
     order = jnp.argsort(-jnp.repeat(mask.kv_num_blocks, tiles_per_row, -1)[..., :tiles], -1).astype(jnp.int32)
     split = lambda x: jnp.split(x, [sum(runs[: r + 1]) for r in range(len(runs) - 1)], axis=1)
     k_runs, v_runs = split(k), split(v)
-    # Only bfloat16 has the range for the fixed shift.
+    # For the fixed shift, which float16 has no range for: there it is computed and not read.
     k_squares = [jnp.max(jnp.sum(jnp.square(x.astype(jnp.float32)), -1), 1) for x in k_runs]
     k_norm = scale * jnp.sqrt(jax.tree.reduce(jnp.maximum, k_squares)) * (1 + 1e-3)  # f32[B, N]; a little for rounding
 
