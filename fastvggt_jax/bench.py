@@ -1,6 +1,7 @@
 """Whole-model time and peak memory over frames × sparsity, beside PyTorch's attention at the same shapes.
 
     python -m fastvggt_jax.bench --frames 1 10 50 100 --sparse-ratio dense 0.75
+    python -m fastvggt_jax.bench --model pi3 --only model --frames 100 200
 
 Weights and images are random: the time does not depend on them, nor does a dense model's; which blocks a sparse model keeps does, but with
 `--sparse-ratio` alone their number does not. Each row runs in a process of its own, so its peak memory is its own.
@@ -27,10 +28,12 @@ import jax
 import jax.numpy as jnp
 
 from fastvggt_jax.demo import random_params
+from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.vggt import HEADS, VGGT
 from fastvggt_jax.sparsity import Sparsity
 
 GIB = 2**30
+MODELS = {"vggt": VGGT, "pi3": Pi3}
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -38,13 +41,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     frames, ratio = args.frames[0], args.sparse_ratio[0]
     sparsity = None if ratio == "dense" else Sparsity(sparse_ratio=float(ratio), cdf_threshold=args.cdf_threshold)
     config = json.loads(Path(args.config).read_text()) if args.config else {}
-    model = VGGT.from_config(config.get("config", config), heads=tuple(args.heads), sparsity=sparsity)
+    model = MODELS[args.model].from_config(config.get("config", config), sparsity=sparsity)
+    if args.model == "vggt":
+        model = model.clone(heads=tuple(args.heads))
     if args.dtype:
         model = model.clone(dtype=jnp.dtype(args.dtype))
-    params = random_params(model, dtype=jnp.dtype(args.param_dtype))
+    with jax.default_prng_impl("rbg"):  # compiles in a tenth of the time
+        params = random_params(model, dtype=jnp.dtype(args.param_dtype))
     height, width = args.size
     images = jax.random.uniform(jax.random.key(1), (1, frames, height, width, 3))
-    points = jnp.full((1, 256, 2), height / 2, jnp.float32) if "track" in args.heads else None
+    points = jnp.full((1, 256, 2), height / 2, jnp.float32) if args.model == "vggt" and "track" in args.heads else None
     jax.block_until_ready((params, images))
     start = time.perf_counter()
     step = jax.jit(model.apply).lower(params, images, points).compile()
@@ -60,6 +66,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     program = step.memory_analysis()
     needs = program.argument_size_in_bytes + program.output_size_in_bytes + program.temp_size_in_bytes
     return {
+        "model": args.model,
         "frames": frames,
         "size": [height, width],
         "sparse_ratio": ratio,
@@ -143,13 +150,14 @@ def _gpu_memory_gib() -> float:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fastvggt_jax.bench", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="vggt", choices=MODELS)
     parser.add_argument("--frames", type=int, nargs="+", default=[1, 10, 50, 100])
     parser.add_argument("--sparse-ratio", nargs="+", default=["dense", "0.75"], help="'dense' or ρ")
     parser.add_argument("--cdf-threshold", type=float, help="τ")
     parser.add_argument("--size", type=int, nargs=2, default=[518, 518], metavar=("H", "W"))
-    parser.add_argument("--heads", nargs="*", default=["camera", "depth", "point"], choices=HEADS)
+    parser.add_argument("--heads", nargs="*", default=["camera", "depth", "point"], choices=HEADS, help="of VGGT; π³ has one set")
     parser.add_argument("--dtype", help="of the backbone's matrix products (bfloat16)")
-    parser.add_argument("--config", metavar="FILE.json", help="sizes of another model than VGGT-1B")
+    parser.add_argument("--config", metavar="FILE.json", help="sizes of a model other than the released one")
     parser.add_argument("--param-dtype", default="float32")
     parser.add_argument("--memory-limit", type=float, metavar="GIB", help="JAX may allocate no more than this")
     parser.add_argument("--repeats", type=int, default=3)
@@ -171,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     say = (lambda text: None) if args.json else print
-    shared = ["--heads", *args.heads, "--size", *map(str, args.size), "--repeats", str(args.repeats)]
+    shared = ["--model", args.model, "--heads", *args.heads, "--size", *map(str, args.size), "--repeats", str(args.repeats)]
     shared += ["--param-dtype", args.param_dtype] + (["--dtype", args.dtype] if args.dtype else [])
     shared += ["--config", args.config] if args.config else []
     shared += ["--cdf-threshold", str(args.cdf_threshold)] if args.cdf_threshold is not None else []
@@ -194,7 +202,7 @@ def check(args: argparse.Namespace) -> None:
     """Raises ValueError or OSError for what every row would fail on."""
     if args.config:
         config = json.loads(Path(args.config).read_text())
-        VGGT.from_config(config.get("config", config))
+        MODELS[args.model].from_config(config.get("config", config))
     if any(side < 14 or side % 14 for side in args.size):
         raise ValueError(f"--size {args.size[0]} {args.size[1]} must be multiples of 14")
     if args.memory_limit is not None and shutil.which("nvidia-smi") is None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from fastvggt_jax.checkpoint import save_params
 from fastvggt_jax.export.atomic import write_file
+from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.vggt import VGGT
 
 TINY = dict(
@@ -73,13 +74,14 @@ def write_random_checkpoint(path: Path, seed: int = 0, **fields: Any) -> None:
     save_params(path, random_params(model, seed), model, source=f"random numbers, seed {seed}", license="none needed")
 
 
-def random_params(model: VGGT, seed: int = 0, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
+def random_params(model: VGGT | Pi3, seed: int = 0, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
     """{"params": tree of arrays}, drawn so that activations neither die nor grow; `model.init` starts the tokens and the
     layer scales so near 0 that all cameras and depths would come out alike."""
     specs = flax.traverse_util.flatten_dict(model.abstract_params()["params"], sep="/")
     keys = jax.random.split(jax.random.key(seed), len(specs))
     out = {name: _draw(name, spec.shape, key, dtype) for (name, spec), key in zip(specs.items(), keys, strict=True)}
-    if "camera" in model.heads:  # upright cameras that differ little: four iterations add up the last layer's output
+    if isinstance(model, VGGT) and "camera" in model.heads:
+        # Upright cameras that differ little: four iterations add up the last layer's output.
         last = "camera_head/pose_branch/fc2"
         out[f"{last}/kernel"] *= 0.02
         out[f"{last}/bias"] = jnp.array([0, 0, 0, 0, 0, 0, 0.25, 0.2, 0.25], dtype)

@@ -16,15 +16,14 @@ score exceeds m = c·|q|·max|k|, and none lies more than 2m below it; weights a
 ever rescaled, and the consumers save about a seventh of their time. Other tiles, and float16, take the online softmax. Both are exact;
 only values of v below 2^-30 may be lost to underflow where the bound is far from the scores.
 
-Special cases cost little: from the step on that holds the last, partial block of a run of keys or is not full, scores are masked, in a loop
-of its own. The copy engine fills with zeros what lies past the end of an array, and every run of keys is an array of its own: so
-a NaN in a key that is not kept never enters a product.
+Special cases cost little: a step is masked only if it holds the last, partial block of a run of keys or is not full. The copy engine fills
+with zeros what lies past the end of an array, and every run of keys is an array of its own: so a NaN in a key that is not kept never enters
+a product.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any
 
@@ -145,7 +144,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
     scale = scale * math.log2(math.e)  # exponentials are powers of two
 
     bits = lax.bitcast_convert_type(mask.kv_bits, jnp.int32)
-    info = _row_info(mask, bits, group, [run_first[r] + run_blocks[r] - 1 for r in partial_runs])
+    info = _row_info(mask, bits, [run_first[r] + run_blocks[r] - 1 for r in partial_runs])
     # The longest tiles of a head first: a thread block's share is fixed, and so comes out even where rows keep different numbers of blocks.
     order = jnp.argsort(-jnp.repeat(mask.kv_num_blocks, tiles_per_row, -1)[..., :tiles], -1).astype(jnp.int32)
     split = lambda x: jnp.split(x, [sum(runs[: r + 1]) for r in range(len(runs) - 1)], axis=1)
@@ -156,7 +155,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
 
     def kernel(q_ref: Ref, order_ref: Ref, info_ref: Ref, bits_ref: Ref, k_norm_ref: Ref, *refs: Any) -> None:
         k_refs, v_refs, out_ref = refs[: len(runs)], refs[len(runs) : 2 * len(runs)], refs[2 * len(runs)]
-        (q_smem, out_smem, k_smem, v_smem, bound_smem, p_smem), (q_full, k_full, v_full), (q_free, k_free, v_free) = refs[
+        (q_smem, out_smem, k_smem, v_smem, bound_smem, column_smem, p_smem), (q_full, k_full, v_full), (q_free, k_free, v_free) = refs[
             2 * len(runs) + 1 :
         ]
         block, wg = lax.axis_index("block"), lax.axis_index("wg")
@@ -186,11 +185,11 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
 
             def read_info(item: Array, tile: Array) -> list[Array]:
                 b, n, _ = head_of(item)
-                return [info_ref[b, n, lax.div(tile, tiles_per_row), j] for j in range(2 + len(partial_runs))]
+                return [info_ref[b, n, lax.div(tile, tiles_per_row), j] for j in range(1 + len(partial_runs))]
 
             def attend_tile(item: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
                 # Steps done before this tile; this tile and the next; this tile's row of `info`. Read early, so that nothing waits for it.
-                done, tile, next_tile, (count, first_masked, *partial_slots) = carry
+                done, tile, next_tile, (count, *partial_slots) = carry
                 b, n, _ = head_of(item)
                 next_info, second_next_tile = read_info(item + 1, next_tile), tile_of(item + 2)
                 steps = lax.div(count + (group - 1), group)
@@ -199,17 +198,19 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                 stage = lambda i: lax.rem(done + i, stages)
 
                 def mask_scores(s: Array, i: Array) -> Array:
-                    column = plgpu.broadcasted_iota(jnp.int32, s.shape, 1, layout=columns)
+                    column = plgpu.load(column_smem.at[wg], layout=columns.reduce(0))
                     valid = column < (count - i * group) * block_k
                     for slot, r in zip(partial_slots, partial_runs, strict=True):
                         start = jnp.clip(slot - i * group, -2, group + 1) * block_k  # out of sight where not in this step
                         valid = valid & ((column < start + runs[r] % block_k) | (column >= start + block_k))
-                    return jnp.where(valid, s, -jnp.inf)
+                    return jnp.where(lax.broadcast_in_dim(valid, s.shape, [1]), s, -jnp.inf)
 
-                def loop(step: Callable[..., Any], carry: Any) -> Any:
-                    cut = jnp.minimum(first_masked, steps)
-                    carry = lax.fori_loop(0, cut, partial(step, masked=False), carry)
-                    return lax.fori_loop(cut, steps, partial(step, masked=True), carry)
+                masked_steps = [jnp.where(lax.rem(count, group) == 0, NEVER, steps - 1), *(lax.div(slot, group) for slot in partial_slots)]
+
+                def mask_where_needed(s: Array, i: Array) -> Array:
+                    if simulated:  # which waits for ever where only some warpgroups take a branch that loads
+                        return mask_scores(s, i)
+                    return lax.cond(reduce(jnp.logical_or, [i == step for step in masked_steps]), partial(mask_scores, i=i), lambda s: s, s)
 
                 def weights_operand(p: Array) -> Array | Ref:
                     p = p.astype(dtype)
@@ -223,7 +224,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                     """Unnormalised output and row sums, with the fixed shift `bound`."""
 
                     def scope(out_acc: Ref) -> tuple[Array, Array]:
-                        def step(i: Array, row_sum: Array, masked: bool) -> Array:
+                        def step(i: Array, row_sum: Array) -> Array:
                             plgpu.barrier_wait(k_full.at[stage(i)])
 
                             def scores(s_acc: Ref) -> Array:
@@ -237,7 +238,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                                 plgpu.barrier_arrive(v_free.at[stage(i - 1)])
 
                             plgpu.barrier_arrive(k_free.at[stage(i)])
-                            s = mask_scores(s, i) if masked else s
+                            s = mask_where_needed(s, i)
                             p = jnp.exp2(s * scale - spread(bound, s))
                             row_sum = row_sum + p.sum(1)
                             p = weights_operand(p)
@@ -245,7 +246,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                             plgpu.wgmma(out_acc, p, v_smem.at[stage(i)])
                             return row_sum
 
-                        row_sum = loop(step, constant((WARPGROUP_ROWS,), 0.0, per_row))
+                        row_sum = lax.fori_loop(0, steps, step, constant((WARPGROUP_ROWS,), 0.0, per_row))
                         out = out_acc[...]
 
                         @pl.when(steps > 0)
@@ -259,7 +260,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                 def online_softmax() -> tuple[Array, Array]:
                     """The same with the running maximum as shift."""
 
-                    def step(i: Array, carry: tuple[Array, Array, Array], masked: bool) -> tuple[Array, Array, Array]:
+                    def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
                         out, top, row_sum = carry
 
                         @pl.when((i == 0) | simulated)
@@ -272,7 +273,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
 
                         s = pl.run_scoped(scores, plgpu.ACC((WARPGROUP_ROWS, keys)))
                         plgpu.barrier_arrive(k_free.at[stage(i)])
-                        s = mask_scores(s, i) if masked else s
+                        s = mask_where_needed(s, i)
                         new_top = jnp.maximum(top, s.max(1) * scale)
                         rescale = jnp.exp2(top - new_top)
                         p = jnp.exp2(s * scale - spread(new_top, s))
@@ -304,7 +305,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                         return out, new_top, row_sum
 
                     start = (constant((WARPGROUP_ROWS, H), 0.0, columns), constant((WARPGROUP_ROWS,), -jnp.inf, per_row))
-                    out, _, row_sum = loop(step, (*start, constant((WARPGROUP_ROWS,), 0.0, per_row)))
+                    out, _, row_sum = lax.fori_loop(0, steps, step, (*start, constant((WARPGROUP_ROWS,), 0.0, per_row)))
                     return out, row_sum
 
                 plgpu.barrier_wait(q_full.at[buffer])
@@ -328,6 +329,9 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                 plgpu.copy_smem_to_gmem(out_smem.at[wg], out_ref.at[b, pl.ds(first_row, WARPGROUP_ROWS), n])
                 return done + steps, next_tile, second_next_tile, next_info
 
+            # Column numbers, to be read where scores are masked: computed there, they would be hoisted and take the loop's registers.
+            column_smem[wg] = plgpu.broadcasted_iota(jnp.int32, (keys,), 0, layout=columns.reduce(0))
+            plgpu.commit_smem()
             first, second = tile_of(jnp.int32(0)), tile_of(jnp.int32(1))
             lax.fori_loop(0, num_items, attend_tile, (jnp.int32(0), first, second, read_info(jnp.int32(0), first)))
             plgpu.wait_smem_to_gmem(0)
@@ -336,21 +340,31 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
             plgpu.set_max_registers(PRODUCER_REGISTERS[C], action="decrease")
 
             def gather(sources: tuple[Ref, ...], smem: Ref, full: Ref, stage: Array, blocks: list[Array], b: Array, n: Array) -> None:
-                for slot, block in enumerate(blocks):
-                    for r, source in enumerate(sources):
+                def copy(r: int, slot: int) -> None:
+                    where = pl.ds((blocks[slot] - run_first[r]) * block_k, block_k)
+                    plgpu.copy_gmem_to_smem(sources[r].at[b, where, n], smem.at[stage, pl.ds(slot * block_k, block_k)], full.at[stage])
 
-                        def issue(slot: int = slot, block: Array = block, r: int = r, source: Ref = source) -> None:
-                            where = pl.ds((block - run_first[r]) * block_k, block_k)
-                            plgpu.copy_gmem_to_smem(source.at[b, where, n], smem.at[stage, pl.ds(slot * block_k, block_k)], full.at[stage])
+                def copy_all(r: int) -> None:
+                    for slot in range(group):
+                        copy(r, slot)
 
-                        # A block past all runs (a step that is not full) is the last run's: past its end, hence zeros.
-                        in_run = block >= run_first[r] if r else True
-                        if r + 1 < len(sources):
-                            in_run = in_run & (block < run_first[r + 1])
-                        if in_run is True:
-                            issue()
-                        else:
-                            pl.when(in_run)(issue)
+                if len(sources) == 1:
+                    copy_all(0)
+                    return
+
+                # A block past all runs (a step that is not full) is the last run's: past its end, hence zeros.
+                ends = [*run_first[1:], Sb + 1]
+                in_run = lambda block, r: (block >= run_first[r]) & (block < ends[r])
+                # Blocks ascend, so the first and the last tell whether one run holds them all: in nearly every step the first one does.
+                whole = [in_run(blocks[0], r) & in_run(blocks[-1], r) for r in range(len(sources))]
+                for r in range(len(sources)):
+                    pl.when(whole[r])(partial(copy_all, r))
+
+                @pl.when(~reduce(jnp.logical_or, whole))
+                def _() -> None:
+                    for slot in range(group):
+                        for r in range(len(sources)):
+                            pl.when(in_run(blocks[slot], r))(partial(copy, r, slot))
 
             def read_row(item: Array, tile: Array) -> tuple[Array, Array]:
                 b, n, _ = head_of(item)
@@ -425,6 +439,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                 smem(stages, keys, H),
                 smem(stages, keys, H),
                 plgpu.SMEM((C, WARPGROUP_ROWS), jnp.float32),
+                plgpu.SMEM((C, keys), jnp.int32),
                 smem(C, WARPGROUP_ROWS, keys) if simulated else None,
             ),
             (barriers(C, 2), barriers(group, stages), barriers(group, stages)),  # full
@@ -446,19 +461,19 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
     return out[:, :T]
 
 
-def _row_info(mask: BlockMask, bits: Array, group: int, partial_blocks: list[int]) -> Array:
-    """i32[B, N, Tb, 2 + len(partial_blocks)]: a row's number of kept blocks, its first step that needs masking, and where in the row's list
-    each of `partial_blocks` stands (`NEVER` if it is not kept)."""
+def _row_info(mask: BlockMask, bits: Array, partial_blocks: list[int]) -> Array:
+    """i32[B, N, Tb, 1 + len(partial_blocks)]: how many blocks a row keeps, and where in its list each of `partial_blocks` stands.
+
+    `NEVER` stands for a block that is not kept.
+    """
     counts = mask.kv_num_blocks
-    first_masked = jnp.where(counts % group == 0, NEVER, counts // group)
     slots = []
     for block in partial_blocks:
         word, bit = divmod(block, 32)
         from_here = bits[..., word:].at[..., 0].set(lax.shift_right_logical(bits[..., word], jnp.int32(bit)))
         slot = counts - jnp.sum(lax.population_count(from_here), -1)
         slots.append(jnp.where(from_here[..., 0] & 1 == 1, slot, NEVER))
-        first_masked = jnp.minimum(first_masked, slots[-1] // group)
-    return jnp.stack([counts, first_masked, *slots], -1).astype(jnp.int32)
+    return jnp.stack([counts, *slots], -1).astype(jnp.int32)
 
 
 def _lowest_bit(word: Array) -> Array:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 from safetensors.numpy import load_file
 
 from fastvggt_jax import geometry
@@ -49,3 +50,42 @@ def test_inverting_twice_gives_the_same_transform():
 def test_depth_without_its_last_axis_is_refused():
     with pytest.raises(ValueError, match=r"\[\.\.\., H, W, 1\], not \[2, 4, 6\]"):
         geometry.unproject_depth(np.ones((2, 4, 6)), np.eye(3), np.eye(4)[:3])
+
+
+def exact_rotation(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest rotation by LAPACK's SVD in float64, and s2 ± s3 relative to s1, by which errors grow."""
+    u, s, vt = np.linalg.svd(matrix.astype(np.float64))
+    sign = np.linalg.det(u @ vt)
+    u[..., 2] *= sign[..., None]
+    return u @ vt, (s[..., 1] + sign * s[..., 2]) / s[..., 0]
+
+
+@pytest.mark.parametrize("kind", ["any", "a rotation", "a reflection", "nearly flat", "tiny", "huge"])
+def test_the_nearest_rotation_is_that_of_an_exact_svd(kind):
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(2000, 3, 3))
+    if kind in ("a rotation", "a reflection"):
+        matrix = exact_rotation(matrix)[0] @ np.diag([1, 2, 3] if kind == "a reflection" else [1, 1, 1])
+        matrix = -matrix if kind == "a reflection" else matrix
+    elif kind == "nearly flat":
+        matrix[..., 2] = matrix[..., 0] + matrix[..., 1] + 1e-7 * rng.normal(size=(2000, 3))
+    else:
+        matrix = matrix * {"any": 1, "tiny": 1e-30, "huge": 1e30}[kind]
+    matrix = matrix.astype(np.float32)
+    found, (exact, gap) = np.asarray(jax.jit(geometry.nearest_rotation)(matrix)), exact_rotation(matrix)
+    assert (np.abs(found - exact).max((1, 2)) * gap).max() < 2e-6
+    np.testing.assert_allclose(found @ found.swapaxes(1, 2), np.tile(np.eye(3), (2000, 1, 1)), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.det(found), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("matrix", [np.zeros((3, 3)), np.ones((3, 3)), np.diag([0, 0, 2.0]), np.diag([0, -1.0, 0])])
+def test_a_matrix_without_one_nearest_rotation_gives_one_all_the_same(matrix):
+    found = np.asarray(geometry.nearest_rotation(matrix))
+    np.testing.assert_allclose(found @ found.T, np.eye(3), atol=1e-5)
+    assert abs(np.linalg.det(found) - 1) < 1e-5
+    assert abs(np.trace(found.T @ matrix) - np.linalg.svd(matrix)[1].sum()) < 1e-5
+
+
+def test_the_nearest_rotation_has_a_derivative_also_where_singular_values_coincide():
+    for matrix in (np.eye(3), np.random.default_rng(0).normal(size=(3, 3))):
+        check_grads(geometry.nearest_rotation, (jnp.asarray(matrix, jnp.float32),), order=1, eps=1e-2, atol=2e-3, rtol=2e-3)

@@ -10,7 +10,7 @@ import pytest
 
 from fastvggt_jax import Pi3, Sparsity
 from fastvggt_jax.checkpoint import from_pretrained, save_params
-from fastvggt_jax.models.heads.pi3 import nearest_rotation
+from fastvggt_jax.models.heads.pi3 import decode_rotation
 from fastvggt_jax.scene import to_scene
 from tests.conftest import TOLERANCE, max_error
 from tests.parity.goldens import FOLDER, load_model
@@ -74,14 +74,14 @@ def test_points_are_the_local_ones_seen_from_the_world(tiny, views):
     assert (out.local_points[..., 2] > 0).all()
 
 
-def test_the_nearest_rotation_ignores_the_length_of_rows():
+def test_the_rotation_ignores_the_length_of_rows():
     """... and flips the least certain axis of a reflection; a row of zeros is no NaN."""
     angle = np.float32(0.3)
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]], np.float32)
-    assert max_error(nearest_rotation(turn * np.array([[1e-3], [5], [1e4]], np.float32)), turn) < 1e-5
-    found = np.asarray(nearest_rotation(turn * np.array([1, 1, -1], np.float32)))
+    assert max_error(decode_rotation(turn * np.array([[1e-3], [5], [1e4]], np.float32)), turn) < 1e-5
+    found = np.asarray(decode_rotation(turn * np.array([1, 1, -1], np.float32)))
     assert abs(np.linalg.det(found) - 1) < 1e-5
-    assert np.isfinite(nearest_rotation(jnp.asarray(turn).at[2].set(0))).all()
+    assert np.isfinite(decode_rotation(jnp.asarray(turn).at[2].set(0))).all()
 
 
 def test_config_is_read_in_upstreams_words():

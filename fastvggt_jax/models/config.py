@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,22 +117,41 @@ def _field_value(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _weight_fields(cls: type, stop: str) -> list[str]:
+FIRST_RUN_FIELD = "dtype"  # it and the fields after it say how a model is run; those before it define its weights
+
+
+class Configured:
+    """A model whose fields before `dtype` are its configuration."""
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], **fields: Any) -> Self:
+        """From `config()`'s dict or a nested one in upstream's words; `fields` override.
+
+        Raises:
+          ValueError: names every key that is unknown, or whose value is not the one that the architecture has.
+        """
+        nested = any(isinstance(value, dict) for value in config.values())
+        return cls(**{**(_from_official if nested else _from_fields)(cls, config), **fields})
+
+    def config(self) -> dict[str, Any]:
+        """The fields that define the weights, as JSON values."""
+        values = {name: getattr(self, name) for name in _weight_fields(type(self))}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _weight_fields(cls: type) -> list[str]:
     names = [field.name for field in dataclasses.fields(cls)]
-    return names[: names.index(stop)]
+    return names[: names.index(FIRST_RUN_FIELD)]
 
 
-def from_official(cls: type, config: dict[str, Any], stop: str) -> dict[str, Any]:
-    """Field values of `cls` from a nested config or from the flat dict that `to_json` writes (its fields before `stop`).
+def _from_fields(cls: type, config: dict[str, Any]) -> dict[str, Any]:
+    unknown = sorted(set(config) - set(_weight_fields(cls)))
+    if unknown:
+        raise ValueError(f"config has keys that {cls.__name__} does not: {', '.join(unknown)}")
+    return {key: _field_value(value) for key, value in config.items()}
 
-    Raises:
-      ValueError: names every key that is unknown, or whose value is not the one that the architecture has.
-    """
-    if not any(isinstance(value, dict) for value in config.values()):
-        unknown = sorted(set(config) - set(_weight_fields(cls, stop)))
-        if unknown:
-            raise ValueError(f"config has keys that {cls.__name__} does not: {', '.join(unknown)}")
-        return {key: _field_value(value) for key, value in config.items()}
+
+def _from_official(cls: type, config: dict[str, Any]) -> dict[str, Any]:
     flat, official = _flatten(config), OFFICIAL[cls.__name__]
     known = official.fields | official.constants | official.halved
     wrong = [f"unknown key {key}" for key in flat if key not in known and key not in official.twice_width]
@@ -155,9 +174,3 @@ def from_official(cls: type, config: dict[str, Any], stop: str) -> dict[str, Any
     if wrong:
         raise ValueError(f"config does not describe a {cls.__name__}: {'; '.join(wrong)}")
     return {field: _field_value(value) for field, value in found.items()}
-
-
-def to_json(model: Any, stop: str) -> dict[str, Any]:
-    """The model's fields before `stop`, as JSON values."""
-    values = {name: getattr(model, name) for name in _weight_fields(type(model), stop)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

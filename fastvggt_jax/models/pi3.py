@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from fastvggt_jax.models.alternating import alternate
-from fastvggt_jax.models.config import from_official, to_json
+from fastvggt_jax.models.config import Configured
 from fastvggt_jax.models.dinov2 import DinoV2
 from fastvggt_jax.models.heads.dpt import over_frame_chunks
-from fastvggt_jax.models.heads.pi3 import FrameDecoder, PixelShuffleHead, PoseHead, activate_points, nearest_rotation
+from fastvggt_jax.models.heads.pi3 import FrameDecoder, PixelShuffleHead, PoseHead, activate_points, decode_rotation
 from fastvggt_jax.models.prediction import Prediction
 from fastvggt_jax.models.rope import patch_positions, rope_tables
 from fastvggt_jax.models.vggt import check_images
@@ -25,7 +25,6 @@ from fastvggt_jax.models.vit import Block
 from fastvggt_jax.sparsity import Sparsity
 
 Array = jax.Array
-FIRST_RUN_FIELD = "dtype"  # it and the fields after it do not define weights
 
 
 class Decoder(nn.Module):
@@ -44,7 +43,7 @@ class Decoder(nn.Module):
         return alternate(self.frame_blocks, self.global_blocks, x, dtype=self.dtype, **how)[0][0]
 
 
-class Pi3(nn.Module):
+class Pi3(Configured, nn.Module):
     """The fields are the configuration, their defaults the released π³; a tiny model is the same class with smaller numbers.
 
     Those before `dtype` define the weights (`config()`); the rest only how they are run:
@@ -74,15 +73,6 @@ class Pi3(nn.Module):
     dtype: Any = jnp.bfloat16
     sparsity: Sparsity | None = None
     frames_chunk: int = 8
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], **fields: Any) -> Pi3:
-        """From `config()`'s dict or a nested one in upstream's words; `fields` override. Raises ValueError for unknown keys."""
-        return cls(**{**from_official(cls, config, FIRST_RUN_FIELD), **fields})
-
-    def config(self) -> dict[str, Any]:
-        """The JSON-able fields that define the weights."""
-        return to_json(self, FIRST_RUN_FIELD)
 
     def abstract_params(self) -> dict[str, Any]:
         """{"params": tree of jax.ShapeDtypeStruct}, without computing anything."""
@@ -137,7 +127,7 @@ class Pi3(nn.Module):
             self, lambda self, tokens: self.heads(tokens[0], grid), tokens, ((H, W, 3), (H, W, 1), (3,), (9,)), self.frames_chunk
         )
         local = activate_points(raw).reshape(B, F, H, W, 3)
-        rotation = nearest_rotation(matrix.reshape(B, F, 3, 3))
+        rotation = decode_rotation(matrix.reshape(B, F, 3, 3))
         translation = translation.reshape(B, F, 3)
         points = jnp.einsum("bfij,bfhwj->bfhwi", rotation, local, precision="highest") + translation[:, :, None, None]
         upper = jnp.concatenate([rotation, translation[..., None]], -1)

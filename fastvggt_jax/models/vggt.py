@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fastvggt_jax.models.alternating import alternate
-from fastvggt_jax.models.config import from_official, to_json
+from fastvggt_jax.models.config import Configured
 from fastvggt_jax.models.dinov2 import DinoV2
 from fastvggt_jax.models.heads.camera import CameraHead
 from fastvggt_jax.models.heads.dpt import DPTHead, activate_depth, activate_points, over_frame_chunks
@@ -25,7 +25,6 @@ from fastvggt_jax.sparsity import Sparsity
 
 Array = jax.Array
 HEADS = ("camera", "depth", "point", "track")
-FIRST_RUN_FIELD = "dtype"  # it and the fields after it do not define weights
 
 
 class Aggregator(nn.Module):
@@ -90,7 +89,7 @@ class TrackHead(nn.Module):
         self.tracker = Tracker(**self.tracker_args)
 
 
-class VGGT(nn.Module):
+class VGGT(Configured, nn.Module):
     """The fields are the configuration, their defaults the released VGGT-1B; a tiny model is the same class with smaller numbers.
 
     Those up to `track_pos_embed` define the weights (`config()`); the rest only how they are run:
@@ -132,15 +131,6 @@ class VGGT(nn.Module):
     dtype: Any = jnp.bfloat16
     sparsity: Sparsity | None = None
     frames_chunk: int = 8
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], **fields: Any) -> VGGT:
-        """From `config()`'s dict or a nested one in upstream's words; `fields` override. Raises ValueError for unknown keys."""
-        return cls(**{**from_official(cls, config, FIRST_RUN_FIELD), **fields})
-
-    def config(self) -> dict[str, Any]:
-        """The JSON-able fields that define the weights."""
-        return to_json(self, FIRST_RUN_FIELD)
 
     def abstract_params(self) -> dict[str, Any]:
         """{"params": tree of jax.ShapeDtypeStruct}, without computing anything."""

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fastvggt_jax.geometry import nearest_rotation
 from fastvggt_jax.models.rope import Rope
 from fastvggt_jax.models.vit import Block, scan_blocks
 
@@ -68,16 +69,10 @@ class PoseHead(nn.Module):
         return nn.Dense(3, name="fc_t")(x), nn.Dense(9, name="fc_rot")(x)
 
 
-def nearest_rotation(matrix: Array) -> Array:
-    """The rotation nearest to `matrix` with its rows normalised (eps 1e-12): f32[..., 3, 3] -> f32[..., 3, 3].
-
-    M = U S Vᵀ gives R = U diag(1, 1, det(U Vᵀ)) Vᵀ.
-    """
+def decode_rotation(matrix: Array) -> Array:
+    """The rotation nearest to `matrix` with its rows normalised (eps 1e-12): f32[..., 3, 3] -> f32[..., 3, 3]."""
     norm = jnp.sqrt(jnp.sum(jnp.square(matrix), -1, keepdims=True))
-    u, _, vt = jnp.linalg.svd(matrix / jnp.maximum(norm, 1e-12))
-    sign = jnp.linalg.det(jnp.matmul(u, vt, precision="highest"))
-    u = u.at[..., :, 2].multiply(sign[..., None])
-    return jnp.matmul(u, vt, precision="highest")
+    return nearest_rotation(matrix / jnp.maximum(norm, 1e-12))
 
 
 def activate_points(raw: Array) -> Array:
