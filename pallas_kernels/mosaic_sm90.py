@@ -16,14 +16,15 @@ score exceeds m = c·|q|·max|k|, and none lies more than 2m below it; weights a
 ever rescaled, and the consumers save about a seventh of their time. Other tiles, and float16, take the online softmax. Both are exact;
 only values of v below 2^-30 may be lost to underflow where the bound is far from the scores.
 
-Special cases cost little: a step is masked only if it holds the last, partial block of a run of keys or is not full. The copy engine fills
-with zeros what lies past the end of an array, and every run of keys is an array of its own: so a NaN in a key that is not kept never enters
-a product.
+Special cases cost little: from the step on that holds the last, partial block of a run of keys or is not full, scores are masked, in a loop
+of its own. The copy engine fills with zeros what lies past the end of an array, and every run of keys is an array of its own: so
+a NaN in a key that is not kept never enters a product.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any
 
@@ -144,7 +145,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
     scale = scale * math.log2(math.e)  # exponentials are powers of two
 
     bits = lax.bitcast_convert_type(mask.kv_bits, jnp.int32)
-    info = _row_info(mask, bits, [run_first[r] + run_blocks[r] - 1 for r in partial_runs])
+    info = _row_info(mask, bits, group, [run_first[r] + run_blocks[r] - 1 for r in partial_runs])
     # The longest tiles of a head first: a thread block's share is fixed, and so comes out even where rows keep different numbers of blocks.
     order = jnp.argsort(-jnp.repeat(mask.kv_num_blocks, tiles_per_row, -1)[..., :tiles], -1).astype(jnp.int32)
     split = lambda x: jnp.split(x, [sum(runs[: r + 1]) for r in range(len(runs) - 1)], axis=1)
@@ -185,11 +186,11 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
 
             def read_info(item: Array, tile: Array) -> list[Array]:
                 b, n, _ = head_of(item)
-                return [info_ref[b, n, lax.div(tile, tiles_per_row), j] for j in range(1 + len(partial_runs))]
+                return [info_ref[b, n, lax.div(tile, tiles_per_row), j] for j in range(2)]
 
             def attend_tile(item: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
                 # Steps done before this tile; this tile and the next; this tile's row of `info`. Read early, so that nothing waits for it.
-                done, tile, next_tile, (count, *partial_slots) = carry
+                done, tile, next_tile, (count, first_masked) = carry
                 b, n, _ = head_of(item)
                 next_info, second_next_tile = read_info(item + 1, next_tile), tile_of(item + 2)
                 steps = lax.div(count + (group - 1), group)
@@ -197,7 +198,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                 my_q = q_smem.at[buffer, wg]
                 stage = lambda i: lax.rem(done + i, stages)
 
-                def mask_scores(s: Array, i: Array) -> Array:
+                def mask_scores(s: Array, i: Array, partial_slots: list[Array]) -> Array:
                     column = plgpu.load(column_smem.at[wg], layout=columns.reduce(0))
                     valid = column < (count - i * group) * block_k
                     for slot, r in zip(partial_slots, partial_runs, strict=True):
@@ -205,12 +206,12 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                         valid = valid & ((column < start + runs[r] % block_k) | (column >= start + block_k))
                     return jnp.where(lax.broadcast_in_dim(valid, s.shape, [1]), s, -jnp.inf)
 
-                masked_steps = [jnp.where(lax.rem(count, group) == 0, NEVER, steps - 1), *(lax.div(slot, group) for slot in partial_slots)]
-
-                def mask_where_needed(s: Array, i: Array) -> Array:
-                    if simulated:  # which waits for ever where only some warpgroups take a branch that loads
-                        return mask_scores(s, i)
-                    return lax.cond(reduce(jnp.logical_or, [i == step for step in masked_steps]), partial(mask_scores, i=i), lambda s: s, s)
+                def loop(step: Callable[..., Any], carry: Any) -> Any:
+                    cut = jnp.minimum(first_masked, steps)
+                    carry = lax.fori_loop(0, cut, partial(step, partial_slots=None), carry)
+                    # Read here, to leave the registers to the loop above.
+                    slots = [info_ref[b, n, lax.div(tile, tiles_per_row), 2 + j] for j in range(len(partial_runs))]
+                    return lax.fori_loop(cut, steps, partial(step, partial_slots=slots), carry)
 
                 def weights_operand(p: Array) -> Array | Ref:
                     p = p.astype(dtype)
@@ -224,7 +225,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                     """Unnormalised output and row sums, with the fixed shift `bound`."""
 
                     def scope(out_acc: Ref) -> tuple[Array, Array]:
-                        def step(i: Array, row_sum: Array) -> Array:
+                        def step(i: Array, row_sum: Array, partial_slots: list[Array] | None) -> Array:
                             plgpu.barrier_wait(k_full.at[stage(i)])
 
                             def scores(s_acc: Ref) -> Array:
@@ -238,7 +239,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                                 plgpu.barrier_arrive(v_free.at[stage(i - 1)])
 
                             plgpu.barrier_arrive(k_free.at[stage(i)])
-                            s = mask_where_needed(s, i)
+                            s = s if partial_slots is None else mask_scores(s, i, partial_slots)
                             p = jnp.exp2(s * scale - spread(bound, s))
                             row_sum = row_sum + p.sum(1)
                             p = weights_operand(p)
@@ -246,7 +247,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                             plgpu.wgmma(out_acc, p, v_smem.at[stage(i)])
                             return row_sum
 
-                        row_sum = lax.fori_loop(0, steps, step, constant((WARPGROUP_ROWS,), 0.0, per_row))
+                        row_sum = loop(step, constant((WARPGROUP_ROWS,), 0.0, per_row))
                         out = out_acc[...]
 
                         @pl.when(steps > 0)
@@ -260,7 +261,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                 def online_softmax() -> tuple[Array, Array]:
                     """The same with the running maximum as shift."""
 
-                    def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+                    def step(i: Array, carry: tuple[Array, Array, Array], partial_slots: list[Array] | None) -> tuple[Array, Array, Array]:
                         out, top, row_sum = carry
 
                         @pl.when((i == 0) | simulated)
@@ -273,7 +274,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
 
                         s = pl.run_scoped(scores, plgpu.ACC((WARPGROUP_ROWS, keys)))
                         plgpu.barrier_arrive(k_free.at[stage(i)])
-                        s = mask_where_needed(s, i)
+                        s = s if partial_slots is None else mask_scores(s, i, partial_slots)
                         new_top = jnp.maximum(top, s.max(1) * scale)
                         rescale = jnp.exp2(top - new_top)
                         p = jnp.exp2(s * scale - spread(new_top, s))
@@ -305,7 +306,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                         return out, new_top, row_sum
 
                     start = (constant((WARPGROUP_ROWS, H), 0.0, columns), constant((WARPGROUP_ROWS,), -jnp.inf, per_row))
-                    out, _, row_sum = lax.fori_loop(0, steps, step, (*start, constant((WARPGROUP_ROWS,), 0.0, per_row)))
+                    out, _, row_sum = loop(step, (*start, constant((WARPGROUP_ROWS,), 0.0, per_row)))
                     return out, row_sum
 
                 plgpu.barrier_wait(q_full.at[buffer])
@@ -461,19 +462,19 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
     return out[:, :T]
 
 
-def _row_info(mask: BlockMask, bits: Array, partial_blocks: list[int]) -> Array:
-    """i32[B, N, Tb, 1 + len(partial_blocks)]: how many blocks a row keeps, and where in its list each of `partial_blocks` stands.
-
-    `NEVER` stands for a block that is not kept.
-    """
+def _row_info(mask: BlockMask, bits: Array, group: int, partial_blocks: list[int]) -> Array:
+    """i32[B, N, Tb, 2 + len(partial_blocks)]: a row's number of kept blocks, its first step that needs masking, and where in the row's list
+    each of `partial_blocks` stands (`NEVER` if it is not kept)."""
     counts = mask.kv_num_blocks
+    first_masked = jnp.where(counts % group == 0, NEVER, counts // group)
     slots = []
     for block in partial_blocks:
         word, bit = divmod(block, 32)
         from_here = bits[..., word:].at[..., 0].set(lax.shift_right_logical(bits[..., word], jnp.int32(bit)))
         slot = counts - jnp.sum(lax.population_count(from_here), -1)
         slots.append(jnp.where(from_here[..., 0] & 1 == 1, slot, NEVER))
-    return jnp.stack([counts, *slots], -1).astype(jnp.int32)
+        first_masked = jnp.minimum(first_masked, slots[-1] // group)
+    return jnp.stack([counts, first_masked, *slots], -1).astype(jnp.int32)
 
 
 def _lowest_bit(word: Array) -> Array:
