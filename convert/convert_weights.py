@@ -145,6 +145,10 @@ def _recognise(checkpoint: Source, asked: str | None) -> str:
     found = [name for name, (_, table) in MODELS.items() if any(re.fullmatch(table.KEY, key) for key in keys)]
     if any("/" in key for key in keys):
         raise CheckpointError(f"{path} is a native weight file already, not an official checkpoint")
+    if any(re.fullmatch(pi3.PI3X_KEY, key) for key in keys):
+        raise CheckpointError(
+            f"{path} is a checkpoint of Pi3X, another model than π³, with other heads and inputs: convert one of yyfz233/Pi3"
+        )
     if asked and found and asked not in found:
         raise CheckpointError(
             f"{path} is a checkpoint of {' and '.join(found)}, not of {asked}: leave --model out or give --model {found[0]}"

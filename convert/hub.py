@@ -28,6 +28,7 @@ KNOWN = {
         "vggt_1B_commercial.pt",
         "VGGT Commercial License (commercial use allowed on its terms; see huggingface.co/facebook/VGGT-1B-Commercial)",
     ),
+    "yyfz233/Pi3": Repository("model.safetensors", "academic use only, for commercial use ask the authors (github.com/yyfz/Pi3, README)"),
     "facebook/VGGT_tracker_fixed": Repository("model_tracker_fixed_e20.pt", UNKNOWN_LICENCE),
 }
 

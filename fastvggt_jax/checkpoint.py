@@ -101,7 +101,7 @@ def from_pretrained(
         raise CheckpointError(f"{path_or_name} does not fit its model {type(model).__name__}: {text}")
     names = list(wanted)
     if heads is not None and isinstance(model, Pi3):
-        raise ValueError(f"{path_or_name} is a π³, whose heads belong together: leave `heads` out (`fastvggt reconstruct` runs VGGT only)")
+        raise ValueError(f"{path_or_name} is a π³, whose heads belong together: leave `heads` out")
     if heads is not None:
         absent = [head for head in heads if head not in model.heads]
         if absent:
@@ -110,6 +110,11 @@ def from_pretrained(
         names = [name for name in names if not name.startswith(left_out)]
         model = model.clone(heads=tuple(head for head in model.heads if head in heads))
     return model, {"params": _read(file, names, dtype)}
+
+
+def read_model(path: str | Path) -> nn.Module:
+    """The model of a native weight file, without its parameters. Raises as `from_pretrained`."""
+    return _open(path)[1]
 
 
 def _read(file, names: Iterable[str], dtype) -> dict[str, Any]:

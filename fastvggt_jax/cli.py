@@ -21,7 +21,7 @@ from fastvggt_jax.sentences import one_sentence
 
 app = typer.Typer(
     name="fastvggt",
-    help="VGGT in JAX: photographs of a scene to cameras, depth and a point cloud.",
+    help="VGGT and π³ in JAX: photographs of a scene to cameras, depth and a point cloud.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -57,10 +57,16 @@ def reconstruct(
     checkpoint: Annotated[str, typer.Option("-c", "--checkpoint", help="A converted weight file (.safetensors).")],
     output: Output,
     mode: Annotated[
-        Literal["crop", "pad", "square"],
-        typer.Option(help="crop: full width, what is higher than --size is cut off; pad, square: all, in a square."),
-    ] = "crop",
-    size: Annotated[int, typer.Option(help="Width of what the model sees, in pixels, a multiple of 14.")] = 518,
+        Literal["crop", "pad", "square", "area"] | None,
+        typer.Option(
+            help="crop (VGGT's default): full width, what is higher than --size is cut off; pad, square: all, in a square; "
+            "area (π³'s default): all, in the proportions of the first."
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Width of what the model sees, in pixels, a multiple of 14 (518); area: of a square of as many pixels (505)."),
+    ] = None,
     sparse_ratio: Annotated[
         float | None, typer.Option(help="Block-sparse global attention: share of blocks that may be dropped, 0 to 1.")
     ] = None,
@@ -75,8 +81,9 @@ def reconstruct(
         typer.Option(help="Of the backbone's matrix products; auto: bfloat16, but float32 on a CPU."),
     ] = "auto",
     points_from: Annotated[
-        Literal["depth", "point_head"], typer.Option(help="Points from depth and cameras, or from the point head.")
-    ] = "depth",
+        Literal["depth", "point_head"] | None,
+        typer.Option(help="VGGT: points from depth and cameras (default), or from the point head."),
+    ] = None,
     conf_percentile: Annotated[float, typer.Option(help="Drop the points less confident than this percentile; 0 keeps all.")] = 25.0,
     edge_filter: Annotated[
         float | None, typer.Option(help="Drop points at depth jumps larger than this share of the depth, such as 0.03.")

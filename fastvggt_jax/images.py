@@ -1,19 +1,22 @@
 """Photographs in, model pixels out, and for every photograph the transform back to its own pixels.
 
-The pixels equal upstream's (vggt/utils/load_fn.py) bit for bit, with these differences, all on purpose: the EXIF
-orientation is applied (upstream ignores it and feeds such photographs sideways), alpha of every kind is composited on
-white (upstream does so for RGBA only), 16-bit grey is scaled instead of clipped, and a strip so thin that its height
-would round to no patch at all gets one row of patches.
+The pixels equal upstream's (VGGT: vggt/utils/load_fn.py; π³, mode "area": pi3/utils/basic.py) bit for bit, with these
+differences, all on purpose: the EXIF orientation is applied (upstream ignores it and feeds such photographs sideways),
+VGGT's alpha of every kind is composited on white (upstream does so for RGBA only; π³ drops it), 16-bit grey is scaled
+instead of clipped, and a strip so thin that its height would round to no patch at all gets one row of patches.
 """
 
+import contextlib
 import dataclasses
 import glob
 import importlib.util
+import math
 import os
 import re
 import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,8 @@ from PIL import Image, ImageOps
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif")
 WHITE = 255
+WIDTH = 518  # pixels, by default
+AREA = 255_000  # pixels of an image with mode "area", by default
 Source = str | os.PathLike | Sequence[str | os.PathLike]
 
 # What Pillow's decoders raise on files that are damaged, or are no images.
@@ -130,30 +135,38 @@ class Images:
     skipped: tuple[tuple[str, str], ...] = ()
 
 
-def load_images(source: Source, *, mode: str = "crop", size: int = 518, patch_size: int = 14, skip_bad: bool = False) -> Images:
+def load_images(source: Source, *, mode: str = "crop", size: int | None = None, patch_size: int = 14, skip_bad: bool = False) -> Images:
     """Load photographs for the model.
 
     source: a folder, a file, a glob pattern ("photos/*.jpg"), or a list of these. A folder (not its subfolders) and a
       pattern give JPEG, PNG, WebP, BMP, TIFF and HEIC (needs pillow-heif, extra `heic`) in natural order, 2 before
       10; a list keeps its order. The first photograph is VGGT's reference frame.
-    mode: "crop": width `size`, height to proportion (rounded to patches), what is higher than `size` is cut off above
-      and below. "pad": the longer side `size`, white around to a square. "square": as upstream's COLMAP demo, black
-      around to a square. Photographs that come out in different sizes are padded with white to the largest.
-    size: pixels, a multiple of patch_size; 518 is what VGGT was trained with.
+    mode: a model's own is its `image_mode`. "crop", VGGT's: width `size`, height to proportion (rounded to patches), what
+      is higher than `size` is cut off above and below. "pad": the longer side `size`, white around to a square. "square":
+      as upstream's COLMAP demo, black around to a square. Photographs that come out in different sizes are padded with
+      white to the largest. "area", π³'s: all are stretched to one size, in the proportions of the first and of
+      about as many pixels as a square of `size`.
+    size: pixels, a multiple of patch_size (but for "area"); by default 518, what VGGT was trained with, and for "area"
+      upstream's 255,000 pixels in all, a square of 505.
     skip_bad: go on without unreadable photographs, and list them in `skipped`.
 
     Raises FileNotFoundError (nothing there), ImageError (no images; one is unreadable), ValueError (mode, size).
     """
-    if mode not in _MODES:
-        raise ValueError(f"mode must be one of {', '.join(_MODES)}, not {mode!r}")
-    if size < patch_size or size % patch_size:
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    if size is not None and (size < patch_size or (size % patch_size and mode != "area")):
         nearest = max(patch_size, round(size / patch_size) * patch_size)
         raise ValueError(f"size must be a positive multiple of {patch_size}, not {size}; the nearest is {nearest}")
     paths = find_images(source)
+    if mode == "area":
+        limit = AREA if size is None else size**2
+        fit = partial(_fit_area, target=_area_target(paths, limit, patch_size))
+    else:
+        fit = partial(_FITS[mode], size=size or WIDTH, patch=patch_size)
     loaded, names, skipped = [], [], []
     # Pillow decodes and resizes outside the GIL.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = pool.map(lambda path: _load_or_error(path, _MODES[mode], size, patch_size), paths)
+        results = pool.map(lambda path: _load_or_error(path, fit, alpha=mode != "area"), paths)
         for path, name, result in zip(paths, _names(paths), results, strict=True):
             if not isinstance(result, ImageError):
                 loaded.append(result)
@@ -207,15 +220,15 @@ def _names(paths: list[Path]) -> list[str]:
     return names
 
 
-def _load_or_error(path: Path, fit: Callable, size: int, patch: int):
+def _load_or_error(path: Path, fit: Callable, alpha: bool):
     try:
-        return fit(read_rgb(path), size, patch)
+        return fit(read_rgb(path, alpha=alpha))
     except ImageError as error:
         return error
 
 
-def read_rgb(path: str | os.PathLike) -> Image.Image:
-    """The photograph upright (EXIF orientation applied) as 8-bit RGB, transparency on white.
+def read_rgb(path: str | os.PathLike, *, alpha: bool = True) -> Image.Image:
+    """The photograph upright (EXIF orientation applied) as 8-bit RGB, transparency on white or, without `alpha`, ignored.
 
     Raises ImageError naming the file if it is damaged, no image, or of a kind without a defined 8-bit form.
     """
@@ -230,7 +243,7 @@ def read_rgb(path: str | os.PathLike) -> Image.Image:
         with Image.open(path) as image:
             image.load()
             image = ImageOps.exif_transpose(image)
-            return _to_rgb(image)
+            return _to_rgb(image, alpha)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
     except Image.DecompressionBombError as error:
@@ -244,20 +257,20 @@ def _reason(error: Exception) -> str:
     return "unknown file format" if isinstance(error, Image.UnidentifiedImageError) else str(error).rstrip(".")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, alpha: bool) -> Image.Image:
     if image.mode == "F":
         raise ImageError("floating-point images have no fixed white; save it with 8 bits a channel")
     if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip at 255 instead of scaling
         values = np.asarray(image)
         image = Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8))
-    if image.has_transparency_data:
+    if alpha and image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (WHITE,) * 4), image)
     return image.convert("RGB")
 
 
-def _resized(image: Image.Image, width: int, height: int) -> np.ndarray:
-    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))  # u8[height, width, 3]
+def _resized(image: Image.Image, width: int, height: int, how: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
+    return np.asarray(image.resize((width, height), how))  # u8[height, width, 3]
 
 
 def _proportional(length: int, scale: float, patch: int) -> int:
@@ -293,7 +306,34 @@ def _fit_square(image: Image.Image, size: int, patch: int) -> tuple[np.ndarray, 
     return _resized(canvas, size, size), ImageTransform(w, h, size, size, scale, scale, left * scale, top * scale)
 
 
-_MODES = {"crop": _fit_crop, "pad": _fit_pad, "square": _fit_square}
+_FITS = {"crop": _fit_crop, "pad": _fit_pad, "square": _fit_square}
+MODES = (*_FITS, "area")
+
+
+def area_size(width: int, height: int, limit: int, patch: int) -> tuple[int, int]:
+    """π³'s size (width, height) for photographs like this one: as many whole patches as `limit` pixels hold, about in proportion."""
+    scale = math.sqrt(limit / (width * height))
+    columns, rows = max(1, round(width * scale / patch)), max(1, round(height * scale / patch))
+    while columns * rows * patch**2 > limit and columns * rows > 1:
+        if rows == 1 or (columns > 1 and columns / rows > width / height):
+            columns -= 1
+        else:
+            rows -= 1
+    return columns * patch, rows * patch
+
+
+def _area_target(paths: list[Path], limit: int, patch: int) -> tuple[int, int]:
+    """The size that all photographs get: of the first that can be read. If none can, loading them will say so."""
+    for path in paths:
+        with contextlib.suppress(ImageError):
+            return area_size(*read_rgb(path, alpha=False).size, limit, patch)
+    return patch, patch
+
+
+def _fit_area(image: Image.Image, target: tuple[int, int]) -> tuple[np.ndarray, ImageTransform]:
+    (w, h), (width, height) = image.size, target
+    transform = ImageTransform(w, h, width, height, width / w, height / h, 0.0, 0.0)
+    return _resized(image, width, height, Image.Resampling.LANCZOS), transform
 
 
 def _pad_white(pixels: np.ndarray, t: ImageTransform, width: int, height: int) -> tuple[np.ndarray, ImageTransform]:

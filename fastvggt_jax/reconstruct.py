@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastvggt_jax import export
-from fastvggt_jax.checkpoint import from_pretrained
+from fastvggt_jax.checkpoint import from_pretrained, read_model
 from fastvggt_jax.export.atomic import check_output_folder, output_folder
 from fastvggt_jax.export.glb import require_trimesh
 from fastvggt_jax.images import Images, load_images
+from fastvggt_jax.models.vggt import VGGT
 from fastvggt_jax.scene import Scene, check_cloud_options, to_scene
 from fastvggt_jax.sentences import OutOfMemoryError
 from fastvggt_jax.sparsity import Sparsity
@@ -37,11 +38,11 @@ class Settings:
     photos: tuple[str, ...]
     checkpoint: str
     output: Path
-    mode: str = "crop"
-    size: int = 518
+    mode: str | None = None  # None: the model's own
+    size: int | None = None
     sparsity: Sparsity | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    points_from: Literal["depth", "point_head"] = "depth"
+    points_from: Literal["depth", "point_head"] | None = None
     conf_percentile: float | None = None
     edge_filter: float | None = None
     voxel: float | None = None
@@ -67,12 +68,18 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
     check_cloud_options(**s.cloud)
     if s.glb:
         require_trimesh()
+    model = read_model(s.checkpoint)
+    mode = s.mode or model.image_mode
+    heads = None
+    if isinstance(model, VGGT):
+        heads = ("camera", "depth", "point") if s.points_from == "point_head" else ("camera", "depth")
+    elif s.points_from == "depth":
+        raise ValueError(f"--points-from depth is VGGT's, and {s.checkpoint} is a π³: its points come from its point head")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         with step("load photographs"):
-            images = load_images(s.photos, mode=s.mode, size=s.size, skip_bad=s.skip_bad)
+            images = load_images(s.photos, mode=mode, size=s.size, patch_size=model.patch_size, skip_bad=s.skip_bad)
         with step("load weights"), memory_errors(images):
-            heads = ("camera", "depth") if s.points_from == "depth" else ("camera", "depth", "point")
             model, params = from_pretrained(s.checkpoint, heads=heads, sparsity=s.sparsity)
             # The dtype of the matrix products; parameters stay as they are stored.
             model = model.clone(dtype=compute_dtype(s.dtype))
@@ -87,11 +94,12 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
         "files": [name for name in OUTPUTS if s.glb or name != "scene.glb"],
         "photographs": list(images.names),
         "skipped": [{"file": file, "reason": reason} for file, reason in images.skipped],
-        "size": {"width": images.pixels.shape[2], "height": images.pixels.shape[1], "mode": s.mode},
+        "size": {"width": images.pixels.shape[2], "height": images.pixels.shape[1], "mode": mode},
         "points": points,
+        "intrinsics": scene.intrinsics,
         "model": {
             "class": type(model).__name__,
-            "heads": list(model.heads),
+            "heads": list(model.heads) if heads else None,
             "parameters": parameters,
             "dtype": jnp.dtype(model.dtype).name,
             "density": density,

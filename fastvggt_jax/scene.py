@@ -1,25 +1,27 @@
 """`Scene`: what a model has found out about photographs, in numpy, the same for every model; and its point cloud.
 
 Everything that is written to disk or measured starts from a Scene. Conventions as in geometry.py: OpenCV axes,
-`cam_from_world` [R | t], K in model pixels. The world is the first camera's frame and its unit is arbitrary: VGGT's
-reconstructions are not metric.
+`cam_from_world` [R | t], K in model pixels. The world is the first camera's frame, about (VGGT) or exactly (π³, whose own
+world is no camera's), and its unit is arbitrary: neither model's reconstructions are metric.
 """
 
 import dataclasses
 import warnings
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
 
 from fastvggt_jax import geometry
 from fastvggt_jax.images import Images, ImageTransform
+from fastvggt_jax.intrinsics import fit_intrinsics
 
 if TYPE_CHECKING:  # neutral to the model: any object with these fields will do
     from fastvggt_jax.models.prediction import Prediction
 
 # The camera head ends in a relu and has no upper bound, but a field of view of 0 or of half a turn has no K.
 FOV_LIMITS = np.deg2rad((1.0, 175.0))
+LOOSE_FIT = 0.02  # of the longer side: a mean error of a recovered K beyond it is worth a warning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Scene:
     K: f32[F, 3, 3] in model pixels. cam_from_world: f32[F, 3, 4].
     points: f32[F, H, W, 3] in the world. points_conf: f32[F, H, W]; larger is surer, the scale is the model's.
     depth: f32[F, H, W] along the camera's z. depth_conf: f32[F, H, W]. Both None if the model has no depth.
+    intrinsics: where K comes from: "predicted" by the model, or "recovered" from its points (see intrinsics.py).
     """
 
     names: tuple[str, ...]
@@ -55,6 +58,7 @@ class Scene:
     points_conf: np.ndarray
     depth: np.ndarray | None = None
     depth_conf: np.ndarray | None = None
+    intrinsics: Literal["predicted", "recovered"] = "predicted"
 
     @property
     def world_from_cam(self) -> np.ndarray:
@@ -104,57 +108,116 @@ class Scene:
         return np.einsum("fhwi,fi->fhw", self.points, row[:, :3]) + row[:, None, None, 3]
 
 
-def to_scene(prediction: "Prediction", images: Images, *, points_from: Literal["depth", "point_head"] = "depth") -> Scene:
+def to_scene(prediction: "Prediction", images: Images, *, points_from: Literal["depth", "point_head"] | None = None) -> Scene:
     """The Scene of a prediction's first batch element, made from `images.pixels[None]`.
 
-    points_from: "depth" unprojects the depth with the cameras, which upstream recommends as more accurate;
-      "point_head" takes the point head's, which are also taken if the depth head is off.
+    points_from: of VGGT. "depth", the default, unprojects the depth with the cameras, which upstream recommends as more
+      accurate; "point_head" takes the point head's, which are also taken if the depth head is off. π³ has only its point
+      head: points_conf are the sigmoids of its logits, depth the points' z, and K is recovered from the points.
     Raises ValueError if the heads needed are off, the prediction is not of these images, or a camera is not finite.
     """
-    if points_from not in ("depth", "point_head"):
+    if points_from not in (None, "depth", "point_head"):
         raise ValueError(f"points_from must be 'depth' or 'point_head', not {points_from!r}")
-    if prediction.camera_poses is not None:
-        raise ValueError("a π³ prediction cannot become a scene yet: take points, conf and camera_poses from it")
+    make = _scene_of_pi3 if prediction.camera_poses is not None else _scene_of_vggt
+    return make(prediction, images, points_from)
+
+
+def _scene_of_vggt(prediction: "Prediction", images: Images, points_from: str | None) -> Scene:
     if prediction.pose_enc is None:
         raise ValueError("a scene needs cameras: run the model with its camera head on")
     if points_from == "point_head" and prediction.world_points is None:
         raise ValueError("points_from='point_head' needs the point head: run the model with it on")
     if prediction.depth is None and prediction.world_points is None:
         raise ValueError("a scene needs points: run the model with its depth head or its point head on")
-    frames, height, width, _ = images.pixels.shape
-    dense = prediction.depth if prediction.depth is not None else prediction.world_points
-    if dense.shape[1:4] != images.pixels.shape[:3] or prediction.pose_enc.shape[1] != frames:
-        raise ValueError(
-            f"the prediction is of {prediction.pose_enc.shape[1]} images of {dense.shape[3]}x{dense.shape[2]} pixels, "
-            f"but {frames} of {width}x{height} were given"
-        )
+    height, width = images.pixels.shape[1:3]
+    _check_same_images(prediction.depth if prediction.depth is not None else prediction.world_points, prediction.pose_enc, images)
     pose_enc = np.asarray(prediction.pose_enc[0], np.float32)
-    for name, pose in zip(images.names, pose_enc, strict=True):
-        if not np.isfinite(pose).all() or not pose[3:7].any():
-            raise ValueError(f"the model's camera for {name} is not finite; the checkpoint is damaged or not its own")
+    _check_cameras(np.isfinite(pose_enc).all(-1) & pose_enc[:, 3:7].any(-1), images)
     cam_from_world, K = _cameras(pose_enc, height, width)
     depth = depth_conf = None
     if prediction.depth is not None:
         depth = np.asarray(prediction.depth[0, ..., 0])
         depth_conf = np.asarray(prediction.depth_conf[0])
-    if points_from == "depth" and depth is not None:
+    if points_from != "point_head" and depth is not None:
         points, points_conf = _unproject(depth, K, cam_from_world), depth_conf
     else:
         points = np.asarray(prediction.world_points[0])
         points_conf = np.asarray(prediction.world_points_conf[0])
+    return _scene(images, K=K, cam_from_world=cam_from_world, points=points, points_conf=points_conf, depth=depth, depth_conf=depth_conf)
+
+
+def _scene_of_pi3(prediction: "Prediction", images: Images, points_from: str | None) -> Scene:
+    if points_from == "depth":
+        raise ValueError("points_from='depth' is VGGT's: π³'s depth is the z of its points")
+    _check_same_images(prediction.local_points, prediction.camera_poses, images)
+    poses = np.asarray(prediction.camera_poses[0], np.float64)
+    _check_cameras(np.isfinite(poses).all((1, 2)), images)
+    first_from_cam = np.linalg.inv(poses[0]) @ poses  # π³'s own world is any; ours is the first camera's frame
+    cam_from_first = np.linalg.inv(first_from_cam)[:, :3].astype(np.float32)
+    local = np.asarray(prediction.local_points[0])
+    # A frame at a time: the points of hundreds of views are gigabytes.
+    points = np.stack([p @ m[:3, :3].T + m[:3, 3] for p, m in zip(local, first_from_cam.astype(np.float32), strict=True)])
+    conf = 1 / (1 + np.exp(-np.asarray(prediction.conf[0, ..., 0])))
+    K = _recovered_intrinsics(local, conf, images)
+    return _scene(
+        images,
+        K=K,
+        cam_from_world=cam_from_first,
+        points=points,
+        points_conf=conf,
+        depth=local[..., 2],
+        depth_conf=conf,
+        intrinsics="recovered",
+    )
+
+
+def _scene(images: Images, points: np.ndarray, points_conf: np.ndarray, **fields: Any) -> Scene:
     on_photo = np.stack([t.valid_mask() for t in images.transforms])
     return Scene(
         names=images.names,
         transforms=images.transforms,
         colors=np.rint(images.pixels * 255).astype(np.uint8),
         valid=on_photo & np.isfinite(points).all(-1) & np.isfinite(points_conf),
-        K=K,
-        cam_from_world=cam_from_world,
         points=points,
         points_conf=points_conf,
-        depth=depth,
-        depth_conf=depth_conf,
+        **fields,
     )
+
+
+def _check_same_images(dense: jax.Array, cameras: jax.Array, images: Images) -> None:
+    frames, height, width, _ = images.pixels.shape
+    if dense.shape[1:4] != images.pixels.shape[:3] or cameras.shape[1] != frames:
+        raise ValueError(
+            f"the prediction is of {cameras.shape[1]} images of {dense.shape[3]}x{dense.shape[2]} pixels, "
+            f"but {frames} of {width}x{height} were given"
+        )
+
+
+def _check_cameras(usable: np.ndarray, images: Images) -> None:
+    for name, fine in zip(images.names, usable, strict=True):
+        if not fine:
+            raise ValueError(f"the model's camera for {name} is not finite; the checkpoint is damaged or not its own")
+
+
+def _recovered_intrinsics(local_points: np.ndarray, conf: np.ndarray, images: Images) -> np.ndarray:
+    """K f32[F, 3, 3] in model pixels; where no pinhole camera sees the points, one whose focal length is the longer side."""
+    height, width = images.pixels.shape[1:3]
+    side = max(height, width)
+    found, guessed, loose = [], 0, 0
+    for points, weights, transform in zip(local_points, conf, images.transforms, strict=True):
+        K, error = fit_intrinsics(points, weights * transform.valid_mask())
+        fov = 2 * np.arctan2((width / 2, height / 2), (K[0, 0], K[1, 1]))
+        if not ((fov >= FOV_LIMITS[0]) & (fov <= FOV_LIMITS[1])).all():  # NaN too
+            K, guessed = np.array([[side, 0, width / 2], [0, side, height / 2], [0, 0, 1]]), guessed + 1
+        elif error > LOOSE_FIT * side:
+            loose += 1
+        found.append(K)
+    if guessed:
+        warnings.warn(f"no pinhole camera sees the points of {guessed} of {len(found)} photographs; their K is a guess", stacklevel=4)
+    if loose:
+        where = f"lie more than {LOOSE_FIT:.0%} of the image from where the recovered K sees them"
+        warnings.warn(f"the points of {loose} of {len(found)} photographs {where}", stacklevel=4)
+    return np.stack(found).astype(np.float32)
 
 
 def _cameras(pose_enc: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,8 +15,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fastvggt_jax import cli, reconstruct
-from fastvggt_jax.demo import write_photos, write_random_checkpoint
+from fastvggt_jax.checkpoint import save_params
+from fastvggt_jax.demo import random_params, write_photos, write_random_checkpoint
 from fastvggt_jax.export import atomic
+from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.prediction import Prediction
 from fastvggt_jax.sentences import OutOfMemoryError
 
@@ -28,6 +30,15 @@ FILES = ["cameras.json", "depth", "points.ply", "scene.glb"]
 def checkpoint(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     write_random_checkpoint(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pi3_checkpoint(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "pi3.safetensors"
+    fields = dict(img_size=98, embed_dim=64, encoder_depth=2, encoder_num_heads=2, depth=2, num_heads=2)
+    model = Pi3(**fields, head_embed_dim=64, head_depth=1, head_num_heads=2, head_out_dim=64, camera_out_dim=32)
+    save_params(path, random_params(model), model)
     return path
 
 
@@ -110,6 +121,20 @@ def test_other_options_and_one_photograph(checkpoint, tmp_path):
     assert report["model"]["heads"] == ["camera", "depth", "point"] and report["model"]["dtype"] == "bfloat16"
     with np.load(tmp_path / "out" / "depth" / "portrait_61x133.npz") as npz:
         assert npz["depth"].shape == (133, 61) and npz["valid"].all()
+
+
+def test_pi3_writes_the_same_files(pi3_checkpoint, tmp_path):
+    result = run(*reconstruct_args(pi3_checkpoint, tmp_path / "out", "--json", "--sparse-ratio", 0.5))
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES
+    assert report["model"]["class"] == "Pi3" and report["model"]["heads"] is None and len(report["model"]["density"]) == 2
+    assert report["size"] == {"width": 70, "height": 42, "mode": "area"}  # 56² pixels in the first photograph's proportions
+    assert report["intrinsics"] == "recovered"
+    assert json.loads((tmp_path / "out" / "cameras.json").read_text())["intrinsics"].startswith("recovered, not predicted: fitted")
+    result = run(*reconstruct_args(pi3_checkpoint, tmp_path / "no", "--points-from", "depth"))
+    assert result.exit_code
+    assert "--points-from depth is VGGT's" in result.stderr and not (tmp_path / "no").exists()
 
 
 def test_sparse_attention_reports_its_density(checkpoint, tmp_path):

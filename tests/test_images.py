@@ -47,6 +47,25 @@ def test_pixels_equal_upstream(key):
     assert hashlib.sha256(nchw.tobytes()).hexdigest() == CASE["full"][key]["sha256_of_uint8_NCHW"]
 
 
+@pytest.mark.parametrize("key", [k for k in CASE["full"] if k.startswith("pi3.")])
+def test_pixels_equal_those_of_pi3(key):
+    limit = int(key.split(".")[1].removeprefix("limit"))
+    size = None if limit == fi.AREA else int(limit**0.5)
+    images = load_images([PHOTOS / name for name in CASE["pi3_sorted"]], mode="area", size=size)
+    nchw = np.ascontiguousarray(np.rint(images.pixels * 255).astype(np.uint8).transpose(0, 3, 1, 2))
+    assert list(nchw.shape) == CASE["full"][key]["shape"]
+    np.testing.assert_array_equal(nchw[..., 3::7, 2::7], GOLDEN[key])
+    assert hashlib.sha256(nchw.tobytes()).hexdigest() == CASE["full"][key]["sha256_of_uint8_NCHW"]
+    for t in images.transforms:  # every photograph fills the image, each by its own scales
+        np.testing.assert_allclose(t.to_model([[t.original_width, t.original_height]]), [[images.pixels.shape[2], images.pixels.shape[1]]])
+
+
+def test_the_size_for_an_area_equals_upstream():
+    for width, height, limit, *target in GOLDEN["pi3.resize_rule"].astype(int).tolist():
+        assert fi.area_size(width, height, limit, 14) == tuple(target)
+    assert fi.area_size(1, 10_000, 200, 14) == (14, 14)
+
+
 def test_square_corners_equal_upstream():
     images = load_images([PHOTOS / f"{name}.png" for name in CASE["groups"]["all_mixed"]], mode="square", size=266)
     for t, (x1, y1, x2, y2, w, h) in zip(images.transforms, GOLDEN["vggt.square266.coords"], strict=True):
@@ -271,5 +290,5 @@ def test_bad_arguments(tmp_path):
         load_images(tmp_path, size=500)
     with pytest.raises(ValueError, match="not 0; the nearest is 14"):
         load_images(tmp_path, size=0)
-    with pytest.raises(ValueError, match="crop, pad, square, not 'stretch'"):
+    with pytest.raises(ValueError, match="crop, pad, square, area, not 'stretch'"):
         load_images(tmp_path, mode="stretch")

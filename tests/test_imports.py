@@ -14,6 +14,7 @@ ROLES = {  # path prefix -> role; the longest prefix wins
     "fastvggt_jax/sparsity": "sparsity",
     "fastvggt_jax/models": "models",
     "fastvggt_jax/geometry": "geometry",
+    "fastvggt_jax/intrinsics": "geometry",
     "fastvggt_jax/images": "images",
     "fastvggt_jax/tensor_file": "tensor_file",
     "fastvggt_jax/checkpoint": "checkpoint",

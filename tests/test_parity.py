@@ -22,7 +22,7 @@ def check(name: str, workdir: Path | None = None) -> None:
     rows = GOLDENS.rows(name, mine)
     bad = [f"{stage}: {error:.3g} > {limit:g}" for stage, error, limit in rows if not error <= limit]
     assert not bad, f"{name}: {'; '.join(bad)}"
-    missing = [k for k in GOLDENS.missing(name, mine) if k not in UNUSED and not k.startswith("pi3.")]
+    missing = [k for k in GOLDENS.missing(name, mine) if k not in UNUSED]
     assert not missing, f"{name}: not computed: {missing}"
     assert rows
 

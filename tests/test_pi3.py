@@ -11,7 +11,6 @@ import pytest
 from fastvggt_jax import Pi3, Sparsity
 from fastvggt_jax.checkpoint import from_pretrained, save_params
 from fastvggt_jax.models.heads.pi3 import decode_rotation
-from fastvggt_jax.scene import to_scene
 from tests.conftest import TOLERANCE, max_error
 from tests.parity.goldens import FOLDER, load_model
 
@@ -107,8 +106,6 @@ def test_bad_input_gets_one_sentence(tiny, views, tmp_path):
         model.apply(params, np.zeros((1, 1, 56, 57, 3), np.float32))
     with pytest.raises(ValueError, match="frames_chunk=0 must be at least 1"):
         model.clone(frames_chunk=0).apply(params, views(1)[None])
-    with pytest.raises(ValueError, match="cannot become a scene yet"):
-        to_scene(jitted(model)(params, views(1)[None]), None)
     path = tmp_path / "pi3.safetensors"
     save_params(path, params, model)
     loaded, again = from_pretrained(path)

@@ -54,7 +54,7 @@ def test_points_come_from_depth_and_cameras(scene):
     np.testing.assert_array_equal(scene.points_conf, prediction.depth_conf[0])
     np.testing.assert_array_equal(scene.depth, prediction.depth[0, ..., 0])
     np.testing.assert_array_equal(scene.colors, np.rint(images_of().pixels * 255))
-    assert all(isinstance(getattr(scene, f.name), np.ndarray | tuple) for f in dataclasses.fields(scene))
+    assert all(isinstance(getattr(scene, f.name), np.ndarray | tuple | str) for f in dataclasses.fields(scene))
 
 
 def test_points_come_from_the_point_head_when_asked_or_alone():
@@ -210,3 +210,67 @@ def test_nothing_valid_gives_an_empty_cloud(scene):
     empty = dataclasses.replace(scene, valid=np.zeros_like(scene.valid))
     cloud = empty.point_cloud(conf_percentile=50, edge_filter=0.1, voxel=0.1, limit=5)
     assert cloud.xyz.shape == (0, 3) and cloud.rgb.shape == (0, 3) and cloud.conf.shape == (0,)
+
+
+# ---- from π³
+
+
+def pi3_prediction_of(K, **fields) -> Prediction:
+    """Points that K sees where their pixels are, and cameras in a world that none of them is the origin of."""
+    rng = np.random.default_rng(2)
+    v, u = np.mgrid[:H, :W] + 0.5
+    rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(K).T
+    local = rays * rng.uniform(1, 5, (F, H, W, 1))
+    poses = np.tile(np.eye(4), (F, 1, 1))
+    poses[:, :3, :3] = geometry.quat_xyzw_to_rotation(rng.normal(size=(F, 4)))
+    poses[:, :3, 3] = rng.normal(size=(F, 3))
+    points = np.einsum("fij,fhwj->fhwi", poses[:, :3, :3], local) + poses[:, None, None, :3, 3]
+    everything = dict(points=points, local_points=local, camera_poses=poses, conf=rng.normal(size=(F, H, W, 1))) | fields
+    return Prediction(**{k: jnp.asarray(v, jnp.float32)[None] for k, v in everything.items()})
+
+
+PI3_K = np.array([[40.0, 0, 20], [0, 50, 15], [0, 0, 1]])
+
+
+def test_a_pi3_prediction_becomes_a_scene_like_any_other():
+    prediction = pi3_prediction_of(PI3_K)
+    scene = to_scene(prediction, images_of())
+    assert scene.intrinsics == "recovered"
+    np.testing.assert_allclose(scene.K, np.tile(PI3_K, (F, 1, 1)), rtol=1e-4)
+    np.testing.assert_allclose(scene.cam_from_world[0], np.eye(4)[:3], atol=1e-6)  # the world is the first camera's frame
+    first = np.asarray(prediction.camera_poses[0, 0], np.float64)
+    expected = (np.asarray(prediction.points[0]) - first[:3, 3]) @ first[:3, :3]
+    np.testing.assert_allclose(scene.points, expected, atol=1e-5)
+    in_cam = np.einsum("fij,fhwj->fhwi", scene.cam_from_world[..., :3], scene.points) + scene.cam_from_world[:, None, None, :, 3]
+    np.testing.assert_allclose(in_cam, prediction.local_points[0], atol=1e-5)
+    np.testing.assert_array_equal(scene.depth, prediction.local_points[0, ..., 2])
+    np.testing.assert_allclose(scene.points_conf, 1 / (1 + np.exp(-np.asarray(prediction.conf[0, ..., 0]))), rtol=1e-6)
+    assert not scene.valid[:, :, :LEFT].any()
+
+
+def test_padding_has_no_part_in_recovered_intrinsics():
+    prediction = pi3_prediction_of(PI3_K)
+    padded = prediction.local_points.at[..., :LEFT, 0].set(77)
+    scene = to_scene(prediction.replace(local_points=padded), images_of())
+    np.testing.assert_allclose(scene.K, np.tile(PI3_K, (F, 1, 1)), rtol=1e-4)
+
+
+def test_points_that_no_camera_sees_get_a_guessed_k_and_a_warning():
+    prediction = pi3_prediction_of(PI3_K)
+    mirrored = prediction.local_points.at[:, 1, ..., 0].multiply(-1)
+    with pytest.warns(UserWarning, match="no pinhole camera sees the points of 1 of 3 photographs"):
+        scene = to_scene(prediction.replace(local_points=mirrored), images_of())
+    np.testing.assert_allclose(scene.K[1], [[W, 0, W / 2], [0, W, H / 2], [0, 0, 1]])
+    scattered = prediction.local_points.at[:, 2, ..., :2].add(np.random.default_rng(3).normal(size=(1, H, W, 2)))
+    with pytest.warns(UserWarning, match="the points of 1 of 3 photographs lie more than 2%"):
+        to_scene(prediction.replace(local_points=scattered), images_of())
+
+
+def test_what_a_pi3_scene_cannot_be():
+    prediction = pi3_prediction_of(PI3_K)
+    with pytest.raises(ValueError, match="points_from='depth' is VGGT's"):
+        to_scene(prediction, images_of(), points_from="depth")
+    with pytest.raises(ValueError, match="the prediction is of 3 images of 42x28 pixels, but 2"):
+        to_scene(prediction, images_of(frames=2))
+    with pytest.raises(ValueError, match="the model's camera for 1.jpg is not finite"):
+        to_scene(prediction.replace(camera_poses=prediction.camera_poses.at[:, 1, 0, 0].set(jnp.nan)), images_of())

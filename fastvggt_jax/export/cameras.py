@@ -9,13 +9,19 @@ from fastvggt_jax.scene import Scene
 CONVENTIONS = {
     "axes": "OpenCV: x right, y down, z into the scene",
     "world_from_cam": "4x4, row by row; x_world = world_from_cam @ [x_cam, 1]; its last column is the camera's centre",
-    "world": "about the first camera's frame; the unit is arbitrary, not metres",
+    "world": "the first camera's frame, about (VGGT) or exactly (π³); the unit is arbitrary, not metres",
     "K": "3x3 in pixels of width x height, the photograph as it is seen (EXIF orientation applied); "
-    "the outer corner of the first pixel is (0, 0), its centre (0.5, 0.5); no distortion. The points are unprojected as "
+    "the outer corner of the first pixel is (0, 0), its centre (0.5, 0.5); no distortion. VGGT's points are unprojected as "
     "upstream does, from the model's whole-numbered pixels, which is half a model pixel off",
     "model": "the image that the model saw: x_model = scale[0] * x + offset[0], and the same in y; "
     "valid = [left, top, right, bottom] of it is photograph, the rest padding",
 }
+
+
+RECOVERED = (
+    "recovered, not predicted: fitted to the model's points in camera coordinates by least squares, reweighted to the smallest sum of "
+    "distances in the image"
+)
 
 
 def write_cameras(scene: Scene, path: str | os.PathLike) -> None:
@@ -40,5 +46,6 @@ def write_cameras(scene: Scene, path: str | os.PathLike) -> None:
                 "model": model,
             }
         )
-    content = {"format": "fastvggt_jax cameras", "format_version": 1, "conventions": CONVENTIONS, "images": images}
+    source = {"intrinsics": RECOVERED if scene.intrinsics == "recovered" else scene.intrinsics}
+    content = {"format": "fastvggt_jax cameras", "format_version": 1, **source, "conventions": CONVENTIONS, "images": images}
     write_file(path, json.dumps(content, indent=1, allow_nan=False).encode())

@@ -7,7 +7,7 @@ frame is special: permuting the frames permutes the output. Letters: B batch, F 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -55,6 +55,7 @@ class Pi3(Configured, nn.Module):
       frames_chunk: how many frames the heads take at a time.
     """
 
+    image_mode: ClassVar[str] = "area"  # of `load_images`: how upstream sizes photographs for this model
     img_size: int = 518  # the square image that the position table was made for; any multiple of patch_size runs
     patch_size: int = 14
     embed_dim: int = 1024

@@ -7,7 +7,7 @@ turn, 24 times each; four heads read four tapped layers. Letters: B batch, F fra
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -100,6 +100,7 @@ class VGGT(Configured, nn.Module):
       frames_chunk: how many frames the dense heads take at a time.
     """
 
+    image_mode: ClassVar[str] = "crop"  # of `load_images`: how upstream sizes photographs for this model
     img_size: int = 518  # the square image that the position table was made for; any multiple of patch_size runs
     patch_size: int = 14
     embed_dim: int = 1024

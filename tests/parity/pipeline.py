@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from fastvggt_jax import geometry
-from fastvggt_jax.images import load_images
+from fastvggt_jax.images import Images, area_size, load_images
 from tests.parity.goldens import Goldens
 
 
@@ -31,12 +31,20 @@ def geometry_case(goldens: Goldens) -> dict[str, np.ndarray]:
 
 
 def preprocess(goldens: Goldens) -> dict[str, np.ndarray]:
-    """Upstream's image loading, as 8-bit pixels at the golden's subsample; π³'s rule is not here yet."""
+    """Upstream's image loading, as 8-bit pixels at the golden's subsample."""
     groups, mine = goldens.case("preprocess")["groups"], {}
     for key in goldens.load("preprocess"):
-        if not key.startswith("vggt."):
+        if key == "pi3.resize_rule":
+            rows = goldens.load("preprocess")[key]
+            mine[key] = np.array([[w, h, limit, *area_size(w, h, limit, 14)] for w, h, limit, *_ in rows.tolist()], rows.dtype)
             continue
-        _, mode, group = key.split(".")
+        model, mode, group = key.split(".")
+        if model == "pi3":
+            photos = [goldens.folder / "images" / name for name in goldens.case("preprocess")["pi3_sorted"]]
+            side = int(int(mode.removeprefix("limit")) ** 0.5)
+            images = load_images(photos, mode="area", size=side if side**2 == int(mode.removeprefix("limit")) else None)
+            mine[key] = subsample(images)
+            continue
         square = mode.startswith("square")
         names = groups["all_mixed" if square else group]
         photos = [goldens.folder / "images" / f"{name}.png" for name in names]
@@ -46,9 +54,13 @@ def preprocess(goldens: Goldens) -> dict[str, np.ndarray]:
             corners = [t.to_model([(0, 0), wh]).ravel() for t, wh in zip(images.transforms, sizes, strict=True)]
             mine[key] = np.concatenate([corners, sizes], -1).astype(np.float32)
             continue
-        pixels = np.round(images.pixels * 255).astype(np.uint8)
-        mine[key] = np.moveaxis(pixels, -1, 1)[..., 3::7, 2::7]
+        mine[key] = subsample(images)
     return mine
+
+
+def subsample(images: Images) -> np.ndarray:
+    pixels = np.round(images.pixels * 255).astype(np.uint8)
+    return np.moveaxis(pixels, -1, 1)[..., 3::7, 2::7]
 
 
 CASES = {"geometry": geometry_case, "preprocess": preprocess}
