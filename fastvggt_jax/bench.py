@@ -31,6 +31,7 @@ from fastvggt_jax.demo import random_params
 from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.vggt import HEADS, VGGT
 from fastvggt_jax.sparsity import Sparsity
+from pallas_kernels.timing import jax_ms, torch_ms
 
 GIB = 2**30
 MODELS = {"vggt": VGGT, "pi3": Pi3}
@@ -94,8 +95,7 @@ def torch_attention_ms(frames: int, size: tuple[int, int], repeats: int) -> dict
     result = {}
     for name, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION)):
         with sdpa_kernel(backend):
-            run = lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v)  # noqa: B023, E731
-            result[name] = _cuda_ms(torch, run, repeats)
+            result[name] = torch_ms(torch, lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v), repeats=repeats)  # noqa: B023
     return result
 
 
@@ -105,22 +105,7 @@ def jax_attention_ms(frames: int, size: tuple[int, int], repeats: int) -> float:
 
     tokens = frames * (5 + size[0] // 14 * (size[1] // 14))
     q, k, v = (jax.random.normal(key, (1, tokens, 16, 64), jnp.bfloat16) for key in jax.random.split(jax.random.key(0), 3))
-    attend = jax.jit(lambda q, k, v: jax.lax.fori_loop(0, repeats, lambda _, x: dense_attention(x, k, v), q))
-    jax.block_until_ready(attend(q, k, v))
-    start = time.perf_counter()
-    jax.block_until_ready(attend(q, k, v))
-    return 1e3 * (time.perf_counter() - start) / repeats
-
-
-def _cuda_ms(torch: Any, run: Any, repeats: int) -> float:
-    run()
-    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for _ in range(repeats):
-        run()
-    stop.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(stop) / repeats
+    return jax_ms(dense_attention, q, k, v, repeats=repeats)
 
 
 def attention_row(args: argparse.Namespace) -> dict[str, Any]:

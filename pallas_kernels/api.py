@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import reference, xla
-from pallas_kernels.block_mask import BlockMask, cdiv
+from pallas_kernels.block_mask import WORD, BlockMask, cdiv
 
 if TYPE_CHECKING:
     from pallas_kernels.tuning import TuningConfig
@@ -46,16 +46,7 @@ def _hopper_kernels(module: str) -> ModuleType:
 
 
 @cache
-def _logged(operation: str, implementation: str) -> set[str]:
-    """What has been said of this choice."""
-    return set()
-
-
 def _log_once(operation: str, implementation: str, why_not_faster: str) -> None:
-    said = _logged(operation, implementation)
-    if why_not_faster in said:
-        return
-    said.add(why_not_faster)
     if implementation == "xla" and jax.default_backend() == "gpu":
         log.warning("%s: implementation 'xla', which is slow on a GPU: %s", operation, why_not_faster)
     else:
@@ -199,7 +190,7 @@ def _check_mask(mask: BlockMask, q: Array, k: Array) -> None:
     if mask.kv_num_blocks.shape[:2] != (q.shape[0], q.shape[2]):
         raise ValueError(f"the mask is for {mask.kv_num_blocks.shape[:2]} (batch, heads), q has {(q.shape[0], q.shape[2])}")
     rows = (q.shape[0], q.shape[2], mask.num_q_blocks)
-    expected = (*rows, cdiv(mask.num_kv_blocks, 32))
+    expected = (*rows, cdiv(mask.num_kv_blocks, WORD))
     if mask.kv_num_blocks.shape != rows or mask.kv_bits.shape != expected:
         found = f"kv_num_blocks {mask.kv_num_blocks.shape} and kv_bits {mask.kv_bits.shape}"
         raise ValueError(f"the mask has {found}; blocks of {mask.block[0]}×{mask.block[1]} make it {rows} and {expected}")

@@ -253,7 +253,7 @@ def installed_versions() -> dict[str, str]:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pallas_kernels.bench", description=__doc__.split("\n")[0])
     known = f"TOKENSxHEADSxHEAD_DIM or one of {', '.join(shapes.WORKLOADS)}"
-    parser.add_argument("--shapes", nargs="+", default=["square_65536", "square_137216"], metavar="NAME", help=known)
+    parser.add_argument("--shapes", nargs="+", default=["square_65536", "square_137216", "vggt_100_518x518"], metavar="NAME", help=known)
     parser.add_argument("--density", type=float, nargs="+", default=[1.0, 0.5, 0.25, 0.1], help="share of the key blocks that are kept")
     parser.add_argument("--block", type=int, nargs=2, default=[128, 64], metavar=("Q", "K"), help="queries and keys of a block of ours")
     parser.add_argument("--repeats", type=int, default=5, help="timed regions, of which the median counts")

@@ -34,7 +34,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.block_mask import BlockMask, cdiv
+from pallas_kernels.block_mask import WORD, BlockMask, cdiv
 from pallas_kernels.tuning import CONSUMER_REGISTERS, WARPGROUP_ROWS, TuningConfig, lookup
 
 Array = jax.Array
@@ -396,7 +396,7 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                             lambda c: (c[0] + 1, bits_ref[b, n, row, c[0] + 1]),
                             (index, word),
                         )
-                        blocks.append(jnp.where(i * group + slot < count, index * 32 + _lowest_bit(word), Sb))
+                        blocks.append(jnp.where(i * group + slot < count, index * WORD + _lowest_bit(word), Sb))
                         word = word & (word - 1)
                     for sources, smem, full, free in ((k_refs, k_smem, k_full, k_free), (v_refs, v_smem, v_full, v_free)):
 
@@ -469,7 +469,7 @@ def _row_info(mask: BlockMask, bits: Array, group: int, partial_blocks: list[int
     first_masked = jnp.where(counts % group == 0, NEVER, counts // group)
     slots = []
     for block in partial_blocks:
-        word, bit = divmod(block, 32)
+        word, bit = divmod(block, WORD)
         from_here = bits[..., word:].at[..., 0].set(lax.shift_right_logical(bits[..., word], jnp.int32(bit)))
         slot = counts - jnp.sum(lax.population_count(from_here), -1)
         slots.append(jnp.where(from_here[..., 0] & 1 == 1, slot, NEVER))

@@ -238,7 +238,7 @@ def test_bad_arguments_get_one_sentence():
 
 def test_a_named_implementation_never_becomes_another(caplog, monkeypatch):
     monkeypatch.setattr(api, "has_hopper", lambda: False)
-    api._logged.cache_clear()
+    api._log_once.cache_clear()
     q, k = queries_and_keys(32)
     with pytest.raises(NotImplementedError, match="'mosaic_sm90' needs jax >= 0.11 and a Hopper GPU"):
         pooled_block_mask(q, k, keep_count=1, implementation="mosaic_sm90")
@@ -321,11 +321,11 @@ def test_too_long_rows_are_refused():
 def test_a_gpu_without_the_kernel_says_so_once(caplog, monkeypatch):
     monkeypatch.setattr(api, "has_hopper", lambda: False)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    api._logged.cache_clear()
+    api._log_once.cache_clear()
     q, k = queries_and_keys(32)
     for _ in range(2):
         pooled_block_mask(q, k, keep_count=1)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "implementation 'xla', which is slow on a GPU: 'mosaic_sm90' needs" in record.getMessage()
-    api._logged.cache_clear()
+    api._log_once.cache_clear()
