@@ -14,7 +14,7 @@ from convert.rules import TRANSFORMS
 from fastvggt_jax.models.dinov2 import resize_pos_embed
 from fastvggt_jax.models.heads import dpt, track
 from fastvggt_jax.models.heads.camera import activate_pose
-from fastvggt_jax.models.heads.pi3 import PixelShuffleHead, PoseHead, nearest_rotation
+from fastvggt_jax.models.heads.pi3 import PixelShuffleHead, PoseHead, decode_rotation
 from fastvggt_jax.models.rope import apply_rope, rope_tables
 from fastvggt_jax.models.vit import Attention, Block, gelu
 from tests.parity.goldens import Goldens, load_model
@@ -105,8 +105,8 @@ def pi3_heads(goldens: Goldens, name: str, golden: Golden) -> Golden:
     renamed = {re.sub(r"(res_conv|more_mlps)\.(\d)", r"\1_\2", key): value for key, value in golden.items()}
     mine["cam.t"], mine["cam.rot9"] = PoseHead().apply(native_params(renamed, "w.cam."), golden["in.cam"])
     pose = np.tile(np.eye(4, dtype=np.float32), (len(mine["cam.t"]), 1, 1))
-    pose[:, :3, :3], pose[:, :3, 3] = nearest_rotation(mine["cam.rot9"].reshape(-1, 3, 3)), mine["cam.t"]
-    return mine | {"cam.pose": pose, "svd": nearest_rotation(golden["in.svd"].reshape(-1, 3, 3))}
+    pose[:, :3, :3], pose[:, :3, 3] = decode_rotation(mine["cam.rot9"].reshape(-1, 3, 3)), mine["cam.t"]
+    return mine | {"cam.pose": pose, "svd": decode_rotation(golden["in.svd"].reshape(-1, 3, 3))}
 
 
 def pos_embed(goldens: Goldens, name: str, golden: Golden) -> Golden:

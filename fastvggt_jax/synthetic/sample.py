@@ -1,0 +1,110 @@
+"""A random world photographed along a random path, with all that is true of it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from fastvggt_jax.synthetic.path import cam_from_world, project, random_path, rays, sees
+from fastvggt_jax.synthetic.render import shade
+from fastvggt_jax.synthetic.world import World, random_world
+
+Array = jax.Array
+SPLITS = {"train": 0, "validation": 1, "test": 2}
+SUPERSAMPLING = 2  # rays a pixel and side, for the colour; the depth is that of the pixel's own ray
+
+
+@flax.struct.dataclass
+class Sample:
+    """F photographs of H×W pixels and their truth.
+
+    Pixel coordinates are VGGT's: the ray of column u and row v goes through (u, v) of K, as in `geometry.unproject_depth`.
+    """
+
+    images: Array  # f32[F, H, W, 3] in [0, 1], of 8 bits
+    depth: Array  # f32[F, H, W, 1] along the camera's z; 0 where there is only sky
+    valid: Array  # bool[F, H, W], False for the sky
+    world_points: Array  # f32[F, H, W, 3]; 0 for the sky
+    K: Array  # f32[3, 3], of all views
+    world_from_cam: Array  # f32[F, 4, 4]
+    cam_from_world: Array  # f32[F, 3, 4]
+    world: World
+
+
+def sample(
+    split: str, index: int | Array, *, frames: int, height: int = 224, width: int = 224, supersampling: int = SUPERSAMPLING
+) -> Sample:
+    """Scene number `index` of a split; the same numbers for the same arguments. ValueError for an unknown split."""
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
+    key = jax.random.fold_in(jax.random.key(SPLITS[split]), index)
+    return photograph(key, frames=frames, height=height, width=width, supersampling=supersampling)
+
+
+@partial(jax.jit, static_argnames=("frames", "height", "width", "supersampling"))
+def photograph(key: Array, *, frames: int, height: int, width: int, supersampling: int) -> Sample:
+    """The scene of a key."""
+    of_world, of_path, of_camera = jax.random.split(key, 3)
+    world = random_world(of_world)
+    K, path = random_path(of_path, world, frames, height, width)
+    v, u = jnp.meshgrid(jnp.arange(height, dtype=jnp.float32), jnp.arange(width, dtype=jnp.float32), indexing="ij")
+
+    def colors(pose: Array, du: Array, dv: Array) -> tuple[Array, Array, Array]:
+        origin, direction = rays(K, pose, u + du, v + dv)
+        length = jnp.linalg.norm(direction, axis=-1, keepdims=True)
+        color, t = shade(world, origin, direction / length)
+        known = jnp.isfinite(t)
+        return color, jnp.where(known, t / length[..., 0], 0), origin + jnp.where(known, t / length[..., 0], 0)[..., None] * direction
+
+    def view(pose: Array) -> tuple[Array, Array, Array]:
+        offsets = (jnp.arange(supersampling) + 0.5) / supersampling - 0.5
+        du, dv = (x.ravel() for x in jnp.meshgrid(offsets, offsets))
+        color = jax.lax.map(lambda d: colors(pose, *d)[0], (du, dv)).mean(0)
+        _, depth, points = colors(pose, 0.0, 0.0)
+        return color, depth, points
+
+    linear, depth, points = jax.lax.map(view, path)
+    return Sample(
+        images=_develop(of_camera, linear),
+        depth=depth[..., None],
+        valid=depth > 0,
+        world_points=jnp.where((depth > 0)[..., None], points, 0),
+        K=K,
+        world_from_cam=path,
+        cam_from_world=cam_from_world(path),
+        world=world,
+    )
+
+
+def _develop(key: Array, linear: Array) -> Array:
+    """Linear colours to 8-bit pixels: exposure by the mean, its jitter, white balance, the sRGB curve about, noise."""
+    frames = linear.shape[0]
+    of_scene, of_frame, of_balance, of_noise, of_strength = jax.random.split(key, 5)
+    exposure = 0.28 / jnp.maximum(linear.mean(), 1e-3) * jnp.exp(0.25 * jax.random.normal(of_scene))
+    exposure *= jnp.exp(0.06 * jax.random.normal(of_frame, (frames, 1, 1, 1)))
+    balance = jnp.exp(0.04 * jax.random.normal(of_balance, (frames, 1, 1, 3)))
+    noise = jax.random.uniform(of_strength, (), maxval=0.02) * jax.random.normal(of_noise, linear.shape)
+    pixels = jnp.clip(linear * exposure * balance, 0, 1) ** (1 / 2.2) + noise
+    return jnp.round(jnp.clip(pixels, 0, 1) * 255) / 255
+
+
+def tracks(scene: Sample, query_points: Array) -> tuple[Array, Array]:
+    """Where the points seen at pixels (u, v) of the first view are in every view.
+
+    Args:
+      query_points: f32[Q, 2], whole pixels of the first view.
+
+    Returns:
+      Pixels f32[F, Q, 2] and bool[F, Q], whether the point is seen there; never, for the sky.
+    """
+    u, v = jnp.moveaxis(jnp.round(query_points).astype(jnp.int32), -1, 0)
+    height, width = scene.depth.shape[1:3]
+    points, known = scene.world_points[0, v, u], scene.valid[0, v, u]
+
+    def view(pose: Array) -> tuple[Array, Array]:
+        return project(scene.K, pose, points)[0], sees(scene.world, scene.K, pose, points, height, width) & known
+
+    return jax.lax.map(view, scene.world_from_cam)
