@@ -145,7 +145,7 @@ def _recognise(checkpoint: Source, asked: str | None) -> str:
     found = [name for name, (_, table) in MODELS.items() if any(re.fullmatch(table.KEY, key) for key in keys)]
     if any("/" in key for key in keys):
         raise CheckpointError(f"{path} is a native weight file already, not an official checkpoint")
-    if any(re.fullmatch(pi3.PI3X_KEY, key) for key in keys):
+    if "pi3" in found and any(re.fullmatch(pi3.PI3X_KEY, key) for key in keys):
         raise CheckpointError(
             f"{path} is a checkpoint of Pi3X, another model than π³, with other heads and inputs: convert one of yyfz233/Pi3"
         )

@@ -7,7 +7,7 @@ import dataclasses
 from convert.rules import Rule, conv, linear, norm
 
 KEY = r"(?:point|conf|camera)_decoder\..+"  # the keys by which a checkpoint is known to be a π³
-PI3X_KEY = r"metric_(?:token|head|decoder).*|depth_encoder\..+"  # which only Pi3X has, a later model with other heads
+PI3X_KEY = r"metric_token|metric_(?:head|decoder)\..+|depth_encoder\..+"  # which only Pi3X has, a later model with other heads
 
 _STACKS = (r"(?P<stack>(?:encoder|point_decoder|conf_decoder|camera_decoder)\.blocks)\.(?P<layer>\d+)\.", "{stack}")
 _FRAME = (r"decoder\.(?P<layer>\d*[02468])\.", "decoder/frame_blocks")

@@ -170,6 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     shared += ["--cdf-threshold", str(args.cdf_threshold)] if args.cdf_threshold is not None else []
     failed = False
     if args.only != "attention":
+        say(f"{args.model}, {args.size[0]}×{args.size[1]}")
         say(f"{'frames':>6} {'attention':>9} {'seconds':>8} {'ms/frame':>8} {'compile s':>9} {'needs GiB':>9} {'peak GiB':>8}")
         for frames in args.frames:
             for ratio in args.sparse_ratio:

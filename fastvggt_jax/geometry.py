@@ -73,22 +73,35 @@ def nearest_rotation(matrix: jax.Array) -> jax.Array:
     is what makes det U = 1. Elementwise throughout, so a batch costs the GPU a few microseconds. Where M has rank 1 or 0, more than one
     rotation is nearest, and one of them is returned. Differentiable also where singular values coincide, as a rotation's own do.
     """
-    u, v, _ = _special_svd(jnp.asarray(matrix, jnp.float32))
+    u, v = _special_svd(jnp.asarray(matrix, jnp.float32))
     return _einsum("...ij,...kj->...ik", u, v)
 
 
 @nearest_rotation.defjvp
 def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """dR = U W Vᵀ with W = (X - Xᵀ) / (s_i + s_j), X = Uᵀ dM V."""
-    u, v, s = _special_svd(jnp.asarray(primals[0], jnp.float32))
-    x = _einsum("...ji,...jk,...kl->...il", u, tangents[0], v)
-    sums = s[..., :, None] + s[..., None, :]
-    w = jnp.where(sums > 0, x - jnp.swapaxes(x, -1, -2), 0) / jnp.where(sums > 0, sums, 1)
-    return _einsum("...ij,...kj->...ik", u, v), _einsum("...ij,...jk,...lk->...il", u, w, v)
+    """dR = R [ω]×, where P = Rᵀ M is symmetric and (tr(P) 1 - P) ω is the axial vector of Rᵀ dM - dMᵀ R."""
+    matrix, tangent = (jnp.asarray(x, jnp.float32) for x in (primals[0], tangents[0]))
+    rotation = nearest_rotation(matrix)
+    scale = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(matrix), (-2, -1), keepdims=True), jnp.finfo(jnp.float32).tiny))
+    p = _einsum("...ji,...jk->...ik", rotation, matrix / scale)
+    p = (p + jnp.swapaxes(p, -1, -2)) / 2
+    skew = _einsum("...ji,...jk->...ik", rotation, tangent / scale)
+    skew = skew - jnp.swapaxes(skew, -1, -2)
+    axial = jnp.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], -1)
+    system = jnp.trace(p, axis1=-2, axis2=-1)[..., None, None] * jnp.eye(3, dtype=jnp.float32) - p
+    rows = [system[..., i, :] for i in range(3)]
+    adjugate = jnp.stack([jnp.cross(rows[1], rows[2]), jnp.cross(rows[2], rows[0]), jnp.cross(rows[0], rows[1])], -1)
+    determinant = (rows[0] * adjugate[..., 0]).sum(-1)
+    unique = determinant > 1e-12  # elsewhere R is not the only nearest rotation, and no derivative exists
+    x, y, z = jnp.moveaxis(_einsum("...ij,...j->...i", adjugate, axial) / jnp.where(unique, determinant, jnp.inf)[..., None], -1, 0)
+    zero = jnp.zeros_like(x)
+    turn = jnp.stack([jnp.stack([zero, -z, y], -1), jnp.stack([z, zero, -x], -1), jnp.stack([-y, x, zero], -1)], -2)
+    return rotation, _einsum("...ij,...jk->...ik", rotation, turn)
 
 
-def _special_svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(U, V, s) with M = U diag(s) Vᵀ and det U = det V = 1; the smallest of s carries the sign of det M. No order."""
+@jax.jit
+def _special_svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(U, V) with M = U S Vᵀ and det U = det V = 1; the smallest value of S carries the sign of det M."""
 
     def sweep(_: int, columns: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         a, v = columns
@@ -105,21 +118,19 @@ def _special_svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     largest = jnp.max(jnp.abs(matrix), (-2, -1), keepdims=True)
     scale = jnp.where(largest > 0, largest, 1)  # so that no square over- or underflows
     a = jnp.moveaxis(matrix / scale, (-1, -2), (0, 1))  # [column, row, ...]
-    eye = jnp.broadcast_to(jnp.eye(3).reshape(3, 3, *[1] * (a.ndim - 2)), a.shape)
+    eye = jnp.broadcast_to(jnp.eye(3, dtype=matrix.dtype).reshape(3, 3, *[1] * (a.ndim - 2)), a.shape)
     a, v = jax.lax.fori_loop(0, _SWEEPS, sweep, (a, eye))
 
     order = jnp.argsort(-(a**2).sum(1), 0)  # the longest first
     a, v = (jnp.take_along_axis(x, order[:, None], 0) for x in (a, v))
     odd = jnp.where((jnp.cross(v[0], v[1], axis=0) * v[2]).sum(0) < 0, -1, 1)
     a, v = (x.at[2].multiply(odd) for x in (a, v))  # det V = 1 in this order too
-    unit = lambda axis: jnp.broadcast_to(jnp.eye(3)[axis].reshape(3, *[1] * (a.ndim - 2)), a[0].shape)
+    unit = lambda axis: jnp.broadcast_to(jnp.eye(3, dtype=matrix.dtype)[axis].reshape(3, *[1] * (a.ndim - 2)), a[0].shape)
     x = _normalise(a[0], unit(0))
     beside = jnp.where(jnp.abs(x[0]) < 0.9, unit(0), unit(1))  # any direction but x
     y = _normalise(a[1] - (a[1] * x).sum(0) * x, _normalise(jnp.cross(x, beside, axis=0), unit(1)))
     u = jnp.stack([x, y, jnp.cross(x, y, axis=0)])
-    s = (u * a).sum(1)
-    back = lambda x: jnp.moveaxis(x, (0, 1), (-1, -2))
-    return back(u), back(v), jnp.moveaxis(s, 0, -1) * scale[..., 0]
+    return jnp.moveaxis(u, (0, 1), (-1, -2)), jnp.moveaxis(v, (0, 1), (-1, -2))
 
 
 def _normalise(x: jax.Array, otherwise: jax.Array) -> jax.Array:

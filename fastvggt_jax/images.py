@@ -3,7 +3,8 @@
 The pixels equal upstream's (VGGT: vggt/utils/load_fn.py; π³, mode "area": pi3/utils/basic.py) bit for bit, with these
 differences, all on purpose: the EXIF orientation is applied (upstream ignores it and feeds such photographs sideways),
 VGGT's alpha of every kind is composited on white (upstream does so for RGBA only; π³ drops it), 16-bit grey is scaled
-instead of clipped, and a strip so thin that its height would round to no patch at all gets one row of patches.
+instead of clipped, and a strip so thin that its height would round to no patch at all gets one row of patches. A folder
+is read in natural order (upstream's is that of characters), which decides what is first.
 """
 
 import contextlib
@@ -154,7 +155,9 @@ def load_images(source: Source, *, mode: str = "crop", size: int | None = None, 
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
-    if size is not None and (size < patch_size or (size % patch_size and mode != "area")):
+    if size is not None and mode == "area" and size < patch_size:
+        raise ValueError(f"size must be at least {patch_size}, not {size}")
+    if size is not None and mode != "area" and (size < patch_size or size % patch_size):
         nearest = max(patch_size, round(size / patch_size) * patch_size)
         raise ValueError(f"size must be a positive multiple of {patch_size}, not {size}; the nearest is {nearest}")
     paths = find_images(source)
@@ -313,9 +316,10 @@ MODES = (*_FITS, "area")
 def area_size(width: int, height: int, limit: int, patch: int) -> tuple[int, int]:
     """π³'s size (width, height) for photographs like this one: as many whole patches as `limit` pixels hold, about in proportion."""
     scale = math.sqrt(limit / (width * height))
+    wanted = (width * scale) / (height * scale)  # the last digit decides where it equals a ratio of patches
     columns, rows = max(1, round(width * scale / patch)), max(1, round(height * scale / patch))
     while columns * rows * patch**2 > limit and columns * rows > 1:
-        if rows == 1 or (columns > 1 and columns / rows > width / height):
+        if rows == 1 or (columns > 1 and columns / rows > wanted):
             columns -= 1
         else:
             rows -= 1

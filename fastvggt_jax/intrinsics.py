@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-SAMPLES = 20_000  # pixels of a frame that are looked at
+SAMPLES = 20_000  # pixels of a frame that are looked at, at most
 ITERATIONS = 20
 SMALLEST_ERROR = 1e-6  # of x/z; keeps the weight of a perfect point finite
 
@@ -23,11 +23,11 @@ def fit_intrinsics(local_points: np.ndarray, weights: np.ndarray) -> tuple[np.nd
       weights: f32[H, W], how much each point counts; 0 for not at all.
 
     Returns:
-      K f64[3, 3] in pixels, the outer corner of the first one being (0, 0); and the weighted mean distance, in pixels, between where K sees
-      the points and their pixels. K is NaN if fewer than three points count, or no camera sees them.
+      K f64[3, 3] in pixels, the outer corner of the first one being (0, 0); and the weighted median distance, in pixels, between where K
+      sees the points and their pixels. K is NaN if fewer than three points count, or no camera sees them.
     """
     height, width, _ = local_points.shape
-    step = max(1, int(np.sqrt(height * width / SAMPLES)))
+    step = max(1, int(np.ceil(np.sqrt(height * width / SAMPLES))))
     grid = (slice(step // 2, None, step),) * 2
     points, w = local_points[grid].reshape(-1, 3).astype(np.float64), weights[grid].reshape(-1).astype(np.float64)
     v, u = np.meshgrid(np.arange(height)[grid[0]] + 0.5, np.arange(width)[grid[1]] + 0.5, indexing="ij")
@@ -40,11 +40,13 @@ def fit_intrinsics(local_points: np.ndarray, weights: np.ndarray) -> tuple[np.nd
     for _ in range(ITERATIONS):
         (slope_x, at_x), (slope_y, at_y) = _line(u, x, now), _line(v, y, now)
         now = w / np.maximum(np.hypot(slope_x * u + at_x - x, slope_y * v + at_y - y), SMALLEST_ERROR)
-    if not min(slope_x, slope_y) > 0:  # NaN too
+    if not (slope_x > 0 and slope_y > 0):  # NaN too
         return np.full((3, 3), np.nan), np.nan
     K = np.array([[1 / slope_x, 0, -at_x / slope_x], [0, 1 / slope_y, -at_y / slope_y], [0, 0, 1]])
     error = np.hypot(K[0, 0] * x + K[0, 2] - u, K[1, 1] * y + K[1, 2] - v)
-    return K, float(np.average(error, weights=w))
+    order = np.argsort(error)
+    half = np.searchsorted(np.cumsum(w[order]), w.sum() / 2)
+    return K, float(error[order][half])
 
 
 def _line(u: np.ndarray, x: np.ndarray, w: np.ndarray) -> tuple[float, float]:

@@ -96,7 +96,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
         "skipped": [{"file": file, "reason": reason} for file, reason in images.skipped],
         "size": {"width": images.pixels.shape[2], "height": images.pixels.shape[1], "mode": mode},
         "points": points,
-        "intrinsics": scene.intrinsics,
+        "intrinsics": list(scene.intrinsics),
         "model": {
             "class": type(model).__name__,
             "heads": list(model.heads) if heads else None,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # neutral to the model: any object with these fields will do
 
 # The camera head ends in a relu and has no upper bound, but a field of view of 0 or of half a turn has no K.
 FOV_LIMITS = np.deg2rad((1.0, 175.0))
-LOOSE_FIT = 0.02  # of the longer side: a mean error of a recovered K beyond it is worth a warning
+LOOSE_FIT = 0.02  # of the longer side: a median error of a recovered K beyond it is worth a warning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Scene:
     K: f32[F, 3, 3] in model pixels. cam_from_world: f32[F, 3, 4].
     points: f32[F, H, W, 3] in the world. points_conf: f32[F, H, W]; larger is surer, the scale is the model's.
     depth: f32[F, H, W] along the camera's z. depth_conf: f32[F, H, W]. Both None if the model has no depth.
-    intrinsics: where K comes from: "predicted" by the model, or "recovered" from its points (see intrinsics.py).
+    intrinsics: one a photograph, where its K comes from: "predicted" by the model, "recovered" from its points (see
+      intrinsics.py), or "guessed", since no camera could be fitted to them.
     """
 
     names: tuple[str, ...]
@@ -56,9 +57,9 @@ class Scene:
     cam_from_world: np.ndarray
     points: np.ndarray
     points_conf: np.ndarray
+    intrinsics: tuple[Literal["predicted", "recovered", "guessed"], ...]
     depth: np.ndarray | None = None
     depth_conf: np.ndarray | None = None
-    intrinsics: Literal["predicted", "recovered"] = "predicted"
 
     @property
     def world_from_cam(self) -> np.ndarray:
@@ -143,31 +144,40 @@ def _scene_of_vggt(prediction: "Prediction", images: Images, points_from: str | 
     else:
         points = np.asarray(prediction.world_points[0])
         points_conf = np.asarray(prediction.world_points_conf[0])
-    return _scene(images, K=K, cam_from_world=cam_from_world, points=points, points_conf=points_conf, depth=depth, depth_conf=depth_conf)
+    return _scene(
+        images,
+        K=K,
+        cam_from_world=cam_from_world,
+        points=points,
+        points_conf=points_conf,
+        depth=depth,
+        depth_conf=depth_conf,
+        intrinsics=("predicted",) * len(K),
+    )
 
 
 def _scene_of_pi3(prediction: "Prediction", images: Images, points_from: str | None) -> Scene:
     if points_from == "depth":
         raise ValueError("points_from='depth' is VGGT's: π³'s depth is the z of its points")
     _check_same_images(prediction.local_points, prediction.camera_poses, images)
-    poses = np.asarray(prediction.camera_poses[0], np.float64)
+    poses = np.asarray(prediction.camera_poses, np.float64)[0]
     _check_cameras(np.isfinite(poses).all((1, 2)), images)
     first_from_cam = np.linalg.inv(poses[0]) @ poses  # π³'s own world is any; ours is the first camera's frame
     cam_from_first = np.linalg.inv(first_from_cam)[:, :3].astype(np.float32)
-    local = np.asarray(prediction.local_points[0])
+    local = np.asarray(prediction.local_points)[0]  # indexed here, since a GPU would make a copy first
     # A frame at a time: the points of hundreds of views are gigabytes.
     points = np.stack([p @ m[:3, :3].T + m[:3, 3] for p, m in zip(local, first_from_cam.astype(np.float32), strict=True)])
-    conf = 1 / (1 + np.exp(-np.asarray(prediction.conf[0, ..., 0])))
-    K = _recovered_intrinsics(local, conf, images)
+    conf = 0.5 + 0.5 * np.tanh(np.asarray(prediction.conf)[0, ..., 0] / 2)  # the sigmoid, without overflow
+    K, intrinsics = _recovered_intrinsics(local, conf, images)
     return _scene(
         images,
         K=K,
         cam_from_world=cam_from_first,
         points=points,
         points_conf=conf,
-        depth=local[..., 2],
+        depth=local[..., 2].copy(),  # a view would keep all of `local`
         depth_conf=conf,
-        intrinsics="recovered",
+        intrinsics=intrinsics,
     )
 
 
@@ -199,25 +209,33 @@ def _check_cameras(usable: np.ndarray, images: Images) -> None:
             raise ValueError(f"the model's camera for {name} is not finite; the checkpoint is damaged or not its own")
 
 
-def _recovered_intrinsics(local_points: np.ndarray, conf: np.ndarray, images: Images) -> np.ndarray:
-    """K f32[F, 3, 3] in model pixels; where no pinhole camera sees the points, one whose focal length is the longer side."""
+def _recovered_intrinsics(local_points: np.ndarray, conf: np.ndarray, images: Images) -> tuple[np.ndarray, tuple[str, ...]]:
+    """K f32[F, 3, 3] in model pixels, and whether it was "recovered" or "guessed": the longer side of the photograph as focal length."""
     height, width = images.pixels.shape[1:3]
-    side = max(height, width)
-    found, guessed, loose = [], 0, 0
-    for points, weights, transform in zip(local_points, conf, images.transforms, strict=True):
-        K, error = fit_intrinsics(points, weights * transform.valid_mask())
+    found, how, loose = [], [], []
+    for name, points, weights, t in zip(images.names, local_points, conf, images.transforms, strict=True):
+        K, error = fit_intrinsics(points, weights * t.valid_mask())
         fov = 2 * np.arctan2((width / 2, height / 2), (K[0, 0], K[1, 1]))
-        if not ((fov >= FOV_LIMITS[0]) & (fov <= FOV_LIMITS[1])).all():  # NaN too
-            K, guessed = np.array([[side, 0, width / 2], [0, side, height / 2], [0, 0, 1]]), guessed + 1
-        elif error > LOOSE_FIT * side:
-            loose += 1
+        fits = ((fov >= FOV_LIMITS[0]) & (fov <= FOV_LIMITS[1])).all()  # False for NaN
+        if not fits:
+            focal, (cx, cy) = max(t.original_width, t.original_height), t.to_model((t.original_width / 2, t.original_height / 2))
+            K = np.array([[focal * t.scale_x, 0, cx], [0, focal * t.scale_y, cy], [0, 0, 1]])
+        elif error > LOOSE_FIT * max(height, width):
+            loose.append(name)
         found.append(K)
+        how.append("recovered" if fits else "guessed")
+    guessed = [name for name, kind in zip(images.names, how, strict=True) if kind == "guessed"]
     if guessed:
-        warnings.warn(f"no pinhole camera sees the points of {guessed} of {len(found)} photographs; their K is a guess", stacklevel=4)
+        warnings.warn(f"no pinhole camera could be fitted to the points of {_some(guessed)}: K is a guess there", stacklevel=4)
     if loose:
         where = f"lie more than {LOOSE_FIT:.0%} of the image from where the recovered K sees them"
-        warnings.warn(f"the points of {loose} of {len(found)} photographs {where}", stacklevel=4)
-    return np.stack(found).astype(np.float32)
+        warnings.warn(f"half of the points or more of {_some(loose)} {where}", stacklevel=4)
+    return np.stack(found).astype(np.float32), tuple(how)
+
+
+def _some(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _cameras(pose_enc: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

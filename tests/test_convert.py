@@ -256,6 +256,8 @@ def test_other_models_are_refused(tmp_path, capsys):
     tensors = {key: np.zeros((2, 2), np.float32) for key in ("point_decoder.projects.weight", "metric_token", "conf_head.uv.weight")}
     save_file(tensors, tmp_path / "pi3x.safetensors")
     assert "pi3x.safetensors is a checkpoint of Pi3X, another model than π³" in refused(capsys, tmp_path / "pi3x.safetensors", out)
+    save_file({"depth_encoder.proj.weight": np.zeros((2, 2), np.float32)}, tmp_path / "other.safetensors")
+    assert "is neither a VGGT nor a π³ checkpoint" in refused(capsys, tmp_path / "other.safetensors", out)
     save_file({"aggregator.camera_token": np.zeros((2, 2), np.float32)}, tmp_path / "vggt.safetensors")
     assert "vggt.safetensors is a checkpoint of vggt, not of pi3" in refused(capsys, tmp_path / "vggt.safetensors", out, "--model", "pi3")
     save_file({"layer1.0.conv1.weight": np.zeros((2, 2), np.float32)}, tmp_path / "resnet.safetensors")

@@ -44,6 +44,7 @@ def scene() -> Scene:
         points_conf=depth + 1,
         depth=depth,
         depth_conf=depth + 1,
+        intrinsics=("predicted", "recovered", "guessed"),
     )
 
 
@@ -56,6 +57,7 @@ def test_cameras_json_projects_points_onto_the_original_photographs(scene, tmp_p
     assert content["format"] == "fastvggt_jax cameras" and content["format_version"] == 1
     assert "OpenCV" in content["conventions"]["axes"]
     assert [image["name"] for image in content["images"]] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert [image["intrinsics"] for image in content["images"]] == ["predicted", "recovered", "guessed"]
     v, u = 9, 20
     for i, image in enumerate(content["images"]):
         assert (image["width"], image["height"]) == (60, 60)

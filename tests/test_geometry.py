@@ -63,18 +63,18 @@ def exact_rotation(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("kind", ["any", "a rotation", "a reflection", "nearly flat", "tiny", "huge"])
 def test_the_nearest_rotation_is_that_of_an_exact_svd(kind):
     rng = np.random.default_rng(0)
-    matrix = rng.normal(size=(2000, 3, 3))
+    matrix = rng.normal(size=(50_000, 3, 3))
     if kind in ("a rotation", "a reflection"):
         matrix = exact_rotation(matrix)[0] @ np.diag([1, 2, 3] if kind == "a reflection" else [1, 1, 1])
         matrix = -matrix if kind == "a reflection" else matrix
     elif kind == "nearly flat":
-        matrix[..., 2] = matrix[..., 0] + matrix[..., 1] + 1e-7 * rng.normal(size=(2000, 3))
+        matrix[..., 2] = matrix[..., 0] + matrix[..., 1] + 1e-7 * rng.normal(size=(50_000, 3))
     else:
         matrix = matrix * {"any": 1, "tiny": 1e-30, "huge": 1e30}[kind]
     matrix = matrix.astype(np.float32)
     found, (exact, gap) = np.asarray(jax.jit(geometry.nearest_rotation)(matrix)), exact_rotation(matrix)
     assert (np.abs(found - exact).max((1, 2)) * gap).max() < 2e-6
-    np.testing.assert_allclose(found @ found.swapaxes(1, 2), np.tile(np.eye(3), (2000, 1, 1)), atol=1e-5)
+    np.testing.assert_allclose(found @ found.swapaxes(1, 2), np.tile(np.eye(3), (50_000, 1, 1)), atol=1e-5)
     np.testing.assert_allclose(np.linalg.det(found), 1, atol=1e-5)
 
 
@@ -86,6 +86,12 @@ def test_a_matrix_without_one_nearest_rotation_gives_one_all_the_same(matrix):
     assert abs(np.trace(found.T @ matrix) - np.linalg.svd(matrix)[1].sum()) < 1e-5
 
 
-def test_the_nearest_rotation_has_a_derivative_also_where_singular_values_coincide():
+def test_the_nearest_rotation_has_derivatives_also_where_singular_values_coincide():
     for matrix in (np.eye(3), np.random.default_rng(0).normal(size=(3, 3))):
-        check_grads(geometry.nearest_rotation, (jnp.asarray(matrix, jnp.float32),), order=1, eps=1e-2, atol=2e-3, rtol=2e-3)
+        check_grads(jax.jit(geometry.nearest_rotation), (jnp.asarray(matrix, jnp.float32),), order=2, eps=1e-2, atol=3e-3, rtol=3e-3)
+
+
+@pytest.mark.parametrize("matrix", [np.zeros((3, 3)), np.diag([0, 0, 2.0]), np.diag([1, 1, -1.0])])
+def test_where_there_is_no_derivative_it_is_finite(matrix):
+    gradient = jax.grad(lambda m: (geometry.nearest_rotation(m) * jnp.arange(9.0).reshape(3, 3)).sum())(jnp.asarray(matrix, jnp.float32))
+    assert np.isfinite(gradient).all()

@@ -64,6 +64,17 @@ def test_the_size_for_an_area_equals_upstream():
     for width, height, limit, *target in GOLDEN["pi3.resize_rule"].astype(int).tolist():
         assert fi.area_size(width, height, limit, 14) == tuple(target)
     assert fi.area_size(1, 10_000, 200, 14) == (14, 14)
+    assert fi.area_size(396, 407, 255_000, 14) == (490, 518)  # 36:37 exactly, where upstream's rounding errors decide
+
+
+def test_an_area_is_sized_by_the_first_photograph_that_can_be_read(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    photo(tmp_path / "b.png", 100, 50)
+    photo(tmp_path / "c.png", 50, 100)
+    images = load_images(tmp_path, mode="area", size=140, skip_bad=True)
+    assert images.pixels.shape == (2, 98, 196, 3)
+    with pytest.raises(ValueError, match="size must be at least 14, not 5"):
+        load_images(tmp_path, mode="area", size=5)
 
 
 def test_square_corners_equal_upstream():

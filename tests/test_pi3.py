@@ -80,7 +80,9 @@ def test_the_rotation_ignores_the_length_of_rows():
     assert max_error(decode_rotation(turn * np.array([[1e-3], [5], [1e4]], np.float32)), turn) < 1e-5
     found = np.asarray(decode_rotation(turn * np.array([1, 1, -1], np.float32)))
     assert abs(np.linalg.det(found) - 1) < 1e-5
-    assert np.isfinite(decode_rotation(jnp.asarray(turn).at[2].set(0))).all()
+    flat = jnp.asarray(turn).at[2].set(0)
+    assert np.isfinite(decode_rotation(flat)).all()
+    assert np.isfinite(jax.grad(lambda m: decode_rotation(m)[0, 1])(flat)).all()
 
 
 def test_config_is_read_in_upstreams_words():

@@ -1,6 +1,7 @@
 """From a prediction to a scene, and from a scene to a point cloud."""
 
 import dataclasses
+import warnings
 
 import jax.numpy as jnp
 import numpy as np
@@ -235,7 +236,7 @@ PI3_K = np.array([[40.0, 0, 20], [0, 50, 15], [0, 0, 1]])
 def test_a_pi3_prediction_becomes_a_scene_like_any_other():
     prediction = pi3_prediction_of(PI3_K)
     scene = to_scene(prediction, images_of())
-    assert scene.intrinsics == "recovered"
+    assert scene.intrinsics == ("recovered",) * F
     np.testing.assert_allclose(scene.K, np.tile(PI3_K, (F, 1, 1)), rtol=1e-4)
     np.testing.assert_allclose(scene.cam_from_world[0], np.eye(4)[:3], atol=1e-6)  # the world is the first camera's frame
     first = np.asarray(prediction.camera_poses[0, 0], np.float64)
@@ -258,12 +259,40 @@ def test_padding_has_no_part_in_recovered_intrinsics():
 def test_points_that_no_camera_sees_get_a_guessed_k_and_a_warning():
     prediction = pi3_prediction_of(PI3_K)
     mirrored = prediction.local_points.at[:, 1, ..., 0].multiply(-1)
-    with pytest.warns(UserWarning, match="no pinhole camera sees the points of 1 of 3 photographs"):
+    with pytest.warns(UserWarning, match="no pinhole camera could be fitted to the points of 1.jpg: K is a guess there"):
         scene = to_scene(prediction.replace(local_points=mirrored), images_of())
-    np.testing.assert_allclose(scene.K[1], [[W, 0, W / 2], [0, W, H / 2], [0, 0, 1]])
+    assert scene.intrinsics == ("recovered", "guessed", "recovered")
+    np.testing.assert_allclose(scene.K_original(1), [[56, 0, 28], [0, 56, 28], [0, 0, 1]])  # square pixels in the photograph
     scattered = prediction.local_points.at[:, 2, ..., :2].add(np.random.default_rng(3).normal(size=(1, H, W, 2)))
-    with pytest.warns(UserWarning, match="the points of 1 of 3 photographs lie more than 2%"):
+    with pytest.warns(UserWarning, match="half of the points or more of 2.jpg lie more than 2%"):
         to_scene(prediction.replace(local_points=scattered), images_of())
+
+
+@pytest.mark.parametrize("lens", [(5000, 1, "guessed"), (1, 5000, "guessed"), (40, 60, "recovered")])
+def test_a_field_of_view_that_no_lens_has_is_not_believed(lens):
+    fx, fy, expected = lens
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scene = to_scene(pi3_prediction_of(np.array([[fx, 0, 20], [0, fy, 15], [0, 0, 1]])), images_of())
+    assert scene.intrinsics == (expected,) * F
+
+
+@pytest.mark.filterwarnings("error")
+def test_confidence_decides_which_points_recover_the_camera():
+    prediction, other = pi3_prediction_of(PI3_K), pi3_prediction_of(PI3_K * np.array([[2], [1], [1]]))
+    left = np.arange(W) < 2 * W // 3  # the larger part, but not trusted
+    mixed = jnp.where(left[:, None], other.local_points, prediction.local_points)
+    conf = jnp.broadcast_to(jnp.where(left, -120.0, 5.0)[:, None], prediction.conf.shape)
+    scene = to_scene(prediction.replace(local_points=mixed, conf=conf), images_of())
+    np.testing.assert_allclose(scene.K, np.tile(PI3_K, (F, 1, 1)), rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_few_points_near_the_camera_are_no_reason_to_warn():
+    prediction = pi3_prediction_of(PI3_K)
+    near = prediction.local_points.at[..., ::9, ::9, 2].multiply(1e-3)
+    scene = to_scene(prediction.replace(local_points=near), images_of())
+    np.testing.assert_allclose(scene.K, np.tile(PI3_K, (F, 1, 1)), rtol=1e-3)
 
 
 def test_what_a_pi3_scene_cannot_be():

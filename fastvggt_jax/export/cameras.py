@@ -13,15 +13,11 @@ CONVENTIONS = {
     "K": "3x3 in pixels of width x height, the photograph as it is seen (EXIF orientation applied); "
     "the outer corner of the first pixel is (0, 0), its centre (0.5, 0.5); no distortion. VGGT's points are unprojected as "
     "upstream does, from the model's whole-numbered pixels, which is half a model pixel off",
+    "intrinsics": "where K comes from: predicted by the model; recovered, that is fitted to the model's points in camera coordinates by "
+    "least squares, reweighted to the smallest sum of distances; or guessed, where that failed",
     "model": "the image that the model saw: x_model = scale[0] * x + offset[0], and the same in y; "
     "valid = [left, top, right, bottom] of it is photograph, the rest padding",
 }
-
-
-RECOVERED = (
-    "recovered, not predicted: fitted to the model's points in camera coordinates by least squares, reweighted to the smallest sum of "
-    "distances in the image"
-)
 
 
 def write_cameras(scene: Scene, path: str | os.PathLike) -> None:
@@ -42,10 +38,10 @@ def write_cameras(scene: Scene, path: str | os.PathLike) -> None:
                 "width": t.original_width,
                 "height": t.original_height,
                 "K": scene.K_original(i).tolist(),
+                "intrinsics": scene.intrinsics[i],
                 "world_from_cam": pose.tolist(),
                 "model": model,
             }
         )
-    source = {"intrinsics": RECOVERED if scene.intrinsics == "recovered" else scene.intrinsics}
-    content = {"format": "fastvggt_jax cameras", "format_version": 1, **source, "conventions": CONVENTIONS, "images": images}
+    content = {"format": "fastvggt_jax cameras", "format_version": 1, "conventions": CONVENTIONS, "images": images}
     write_file(path, json.dumps(content, indent=1, allow_nan=False).encode())

@@ -71,8 +71,8 @@ class PoseHead(nn.Module):
 
 def decode_rotation(matrix: Array) -> Array:
     """The rotation nearest to `matrix` with its rows normalised (eps 1e-12): f32[..., 3, 3] -> f32[..., 3, 3]."""
-    norm = jnp.sqrt(jnp.sum(jnp.square(matrix), -1, keepdims=True))
-    return nearest_rotation(matrix / jnp.maximum(norm, 1e-12))
+    squares = jnp.sum(jnp.square(matrix), -1, keepdims=True)
+    return nearest_rotation(matrix / jnp.sqrt(jnp.maximum(squares, 1e-24)))  # clamped before the root, whose derivative at 0 is infinite
 
 
 def activate_points(raw: Array) -> Array:
