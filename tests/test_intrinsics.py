@@ -42,6 +42,14 @@ def test_what_has_no_weight_does_not_count():
     np.testing.assert_allclose(fit_intrinsics(points, weights)[0], K, rtol=1e-5)
 
 
+def test_a_heavy_minority_outweighs_a_light_majority():
+    light = np.random.default_rng(2).random((70, 100)) < 0.6
+    points = np.where(light[..., None], points_seen_by(K * np.array([[1.5], [1.2], [1]])), points_seen_by(K))
+    found, error = fit_intrinsics(points, np.where(light, 0.2, 1))
+    np.testing.assert_allclose(found, K, rtol=1e-3)
+    assert error < 0.1
+
+
 def test_large_images_are_sampled():
     np.testing.assert_allclose(fit_intrinsics(points_seen_by(K, 600, 500), np.ones((600, 500)))[0], K, rtol=1e-5)
 

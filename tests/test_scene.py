@@ -53,6 +53,7 @@ def test_points_come_from_depth_and_cameras(scene):
     expected = geometry.unproject_depth(prediction.depth[0], K, cam_from_world)
     np.testing.assert_allclose(scene.points, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(scene.points_conf, prediction.depth_conf[0])
+    assert scene.intrinsics == ("predicted",) * F
     np.testing.assert_array_equal(scene.depth, prediction.depth[0, ..., 0])
     np.testing.assert_array_equal(scene.colors, np.rint(images_of().pixels * 255))
     assert all(isinstance(getattr(scene, f.name), np.ndarray | tuple | str) for f in dataclasses.fields(scene))
@@ -268,7 +269,7 @@ def test_points_that_no_camera_sees_get_a_guessed_k_and_a_warning():
         to_scene(prediction.replace(local_points=scattered), images_of())
 
 
-@pytest.mark.parametrize("lens", [(5000, 1, "guessed"), (1, 5000, "guessed"), (40, 60, "recovered")])
+@pytest.mark.parametrize("lens", [(5000, 1, "guessed"), (1, 5000, "guessed"), (2000, 60, "recovered"), (40, 2000, "guessed")])
 def test_a_field_of_view_that_no_lens_has_is_not_believed(lens):
     fx, fy, expected = lens
     with warnings.catch_warnings():
