@@ -20,6 +20,8 @@ ROLES = {  # path prefix -> role; the longest prefix wins
     "fastvggt_jax/checkpoint": "checkpoint",
     "fastvggt_jax/scene": "scene",
     "fastvggt_jax/export": "export",
+    "fastvggt_jax/synthetic": "synthetic",
+    "fastvggt_jax/train": "train",
     "fastvggt_jax": "app",  # cli, bench, demo and what only they use
     "convert": "convert",
 }
@@ -34,6 +36,8 @@ MAY_IMPORT = {
     "checkpoint": {"models", "tensor_file"},
     "scene": {"geometry", "images"},
     "export": {"scene", "geometry", "images"},
+    "synthetic": {"geometry", "export"},
+    "train": {"models", "geometry", "synthetic", "checkpoint"},
     "convert": {"models", "checkpoint", "tensor_file"},
     "app": {"attention", "sparsity", "models", "geometry", "images", "tensor_file", "checkpoint", "scene", "export", "kernels"},
 }

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from fastvggt_jax import geometry
 from fastvggt_jax.synthetic import sample, shapes, tracks
@@ -114,3 +115,13 @@ def test_noise_is_smooth_and_hashes_are_even():
     assert abs(np.corrcoef(values[1:], values[:-1])[0, 1]) < 0.03
     p = jax.random.uniform(jax.random.key(0), (1000, 3), maxval=9.0)
     assert np.abs(noise(p, jnp.int32(1)) - noise(p + 1e-3, jnp.int32(1))).max() < 0.01
+
+
+def test_a_contact_sheet_is_written(tmp_path, capsys):
+    from fastvggt_jax.synthetic.__main__ import main
+
+    assert main([str(tmp_path / "sheet.png"), "--scenes", "2", "--frames", "3", "--size", "48", "64"]) == 0
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (4 * 64, 2 * 48)
+    assert main([str(tmp_path / "sheet.txt")]) == 2
+    assert "sheet.txt must end in .jpg or .png" in capsys.readouterr().err

@@ -1,0 +1,56 @@
+"""A contact sheet: a row of views of each of several scenes, and their depth.
+
+python -m fastvggt_jax.synthetic docs/synthetic.jpg --split train --scenes 8
+"""
+
+import argparse
+import io
+import sys
+
+import numpy as np
+from PIL import Image
+
+from fastvggt_jax.export.atomic import write_file
+from fastvggt_jax.export.colors import colorize
+from fastvggt_jax.synthetic import SPLITS, sample
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fastvggt_jax.synthetic", description=__doc__.split("\n")[0])
+    parser.add_argument("output", help="the picture to write (.jpg, .png)")
+    parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first scene")
+    parser.add_argument("--scenes", type=int, default=8)
+    parser.add_argument("--frames", type=int, default=4)
+    parser.add_argument("--size", type=int, nargs=2, default=[120, 160], metavar=("H", "W"))
+    args = parser.parse_args(arguments)
+    form = Image.registered_extensions().get("." + args.output.rpartition(".")[2].lower())
+    if form not in ("JPEG", "PNG"):
+        print(f"error: {args.output} must end in .jpg or .png", file=sys.stderr)
+        return 2
+    if args.scenes < 1 or args.frames < 1 or min(args.size) < 8:
+        print("error: --scenes and --frames must be at least 1, --size at least 8 8", file=sys.stderr)
+        return 2
+    rows = []
+    for index in range(args.first, args.first + args.scenes):
+        scene = sample(args.split, index, frames=args.frames, height=args.size[0], width=args.size[1])
+        views = np.rint(np.asarray(scene.images) * 255).astype(np.uint8)
+        rows.append(np.concatenate([*views, _depth_picture(np.asarray(scene.depth[0, ..., 0]))], 1))
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate(rows)).save(buffer, format=form, quality=85)
+    write_file(args.output, buffer.getbuffer())
+    return 0
+
+
+def _depth_picture(depth: np.ndarray) -> np.ndarray:
+    """u8[H, W, 3]: light near, dark far, black for the sky."""
+    known = depth > 0
+    logs = np.log(np.where(known, depth, 1))
+    near, far = np.percentile(logs[known], [2, 98]) if known.any() else (0, 1)
+    picture = colorize((far - logs) / max(far - near, 1e-6))
+    picture[~known] = 0
+    return picture
+
+
+if __name__ == "__main__":
+    sys.exit(main())

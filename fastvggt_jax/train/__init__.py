@@ -1,0 +1,1 @@
+"""Training of VGGT on scenes whose truth is known."""

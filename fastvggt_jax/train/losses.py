@@ -1,0 +1,130 @@
+"""VGGT's training loss (arXiv 2503.11651 §3.4; upstream's training/loss.py and its default configuration), for cameras, depth and points.
+
+The paper's Huber loss on cameras is L1 upstream, "more stable". Its depth and point losses are upstream three terms each: the
+error weighted by the predicted confidence, the error alone, and the error of spatial differences at four scales (the paper's gradient; for
+points upstream's default compares normals instead).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from fastvggt_jax.geometry import encode_pose
+from fastvggt_jax.models.prediction import Prediction
+
+Array = jax.Array
+CAMERA, DEPTH, POINT = 5.0, 1.0, 1.0  # weights of the parts
+FIELD_OF_VIEW = 0.5  # weight within the camera's part
+STAGE_DECAY = 0.6  # of the camera head's iterations, from the last one back
+LOG_CONFIDENCE = 0.2  # α: what high confidence is worth
+SCALES = 4
+LARGEST_ERROR = 100.0  # of a translation or a spatial difference; what is beyond has no gradient
+TINY = 1e-8
+
+
+@flax.struct.dataclass
+class Truth:
+    """What a batch of scenes really looks like, in the coordinates of each scene's first camera and in units of its mean point distance.
+
+    Attributes:
+      pose_enc: f32[B, F, 9]. depth: f32[B, F, H, W, 1]. world_points: f32[B, F, H, W, 3]. valid: bool[B, F, H, W].
+      scale: f32[B], the mean distance of valid points from the first camera, in the unit that the scene came in.
+    """
+
+    pose_enc: Array
+    depth: Array
+    world_points: Array
+    valid: Array
+    scale: Array
+
+
+def normalise(cam_from_world: Array, K: Array, depth: Array, world_points: Array, valid: Array) -> Truth:
+    """Truth from f32[B, F, 3, 4], f32[B, F, 3, 3], f32[B, F, H, W, 1], f32[B, F, H, W, 3] and bool[B, F, H, W] in any coordinates.
+
+    A scene without a valid point keeps its unit.
+    """
+    height, width = depth.shape[2:4]
+    R, t = cam_from_world[..., :3], cam_from_world[..., 3]
+    einsum = partial(jnp.einsum, precision="highest")
+    rotation = einsum("bfij,bkj->bfik", R, R[:, 0])
+    translation = t - einsum("bfij,bj->bfi", rotation, t[:, 0])
+    points = einsum("bij,bfhwj->bfhwi", R[:, 0], world_points) + t[:, 0, None, None, None]
+    mask = valid[..., None]
+    distance = jnp.linalg.norm(jnp.where(mask, points, 1.0), axis=-1)
+    count = valid.sum((1, 2, 3))
+    scale = jnp.where(count > 0, jnp.where(valid, distance, 0).sum((1, 2, 3)) / jnp.maximum(count, 1), 1.0)
+    divide = lambda x: x / scale.reshape(-1, *[1] * (x.ndim - 1))
+    from_first = jnp.concatenate([rotation, divide(translation)[..., None]], -1)
+    return Truth(
+        pose_enc=encode_pose(from_first, K, height, width),
+        depth=jnp.where(mask, divide(depth), 0),
+        world_points=jnp.where(mask, divide(points), 0),
+        valid=valid,
+        scale=scale,
+    )
+
+
+def loss(prediction: Prediction, truth: Truth) -> tuple[Array, dict[str, Array]]:
+    """The weighted sum f32[] over the heads that are on, and its parts by name, unweighted."""
+    total, parts = jnp.float32(0), {}
+    if prediction.pose_enc_list is not None:
+        camera = camera_loss(prediction.pose_enc_list, truth.pose_enc)
+        parts |= camera
+        total += CAMERA * (camera["translation"] + camera["rotation"] + FIELD_OF_VIEW * camera["field of view"])
+    for name, weight, values, conf, target in (
+        ("depth", DEPTH, prediction.depth, prediction.depth_conf, truth.depth),
+        ("point", POINT, prediction.world_points, prediction.world_points_conf, truth.world_points),
+    ):
+        if values is not None:
+            dense = dense_loss(values, conf, target, truth.valid)
+            parts |= {f"{name} {key}": value for key, value in dense.items()}
+            total += weight * sum(dense.values())
+    return total, parts
+
+
+def camera_loss(pose_enc_list: tuple[Array, ...], target: Array) -> dict[str, Array]:
+    """Mean absolute errors of pose encodings f32[B, F, 9] over the iterations, the later ones weighing more."""
+    errors = jnp.abs(jnp.stack(pose_enc_list) - target)  # [iterations, B, F, 9]
+    decay = STAGE_DECAY ** jnp.arange(len(errors))[::-1] / len(errors)
+    mean = lambda x: (decay * x.mean((1, 2, 3))).sum()
+    return {
+        "translation": mean(jnp.minimum(errors[..., :3], LARGEST_ERROR)),
+        "rotation": mean(errors[..., 3:7]),
+        "field of view": mean(errors[..., 7:]),
+    }
+
+
+def dense_loss(values: Array, conf: Array, target: Array, valid: Array) -> dict[str, Array]:
+    """Of f32[B, F, H, W, C] with confidence f32[B, F, H, W] where `valid`; each a mean over the valid pixels, 0 if there are none."""
+    difference = jnp.where(valid[..., None], values - target, 0)
+    error = _norm(difference)
+    weighted = error * conf - LOG_CONFIDENCE * jnp.log(conf)
+    steps = [2**scale for scale in range(SCALES)]
+    gradient = sum(_gradient(difference[..., ::s, ::s, :], valid[..., ::s, ::s], conf[..., ::s, ::s]) for s in steps) / SCALES
+    return {"confidence": _mean(weighted, valid), "error": _mean(error, valid), "gradient": gradient}
+
+
+def _gradient(difference: Array, valid: Array, conf: Array) -> Array:
+    """How much the error changes between neighbours that are both valid, weighted by confidence as the error itself; a mean a channel."""
+    total = jnp.float32(0)
+    for axis in (-3, -2):
+        n = difference.shape[axis]
+        after, before = (jax.lax.slice_in_dim(difference, a, b, axis=axis) for a, b in ((1, n), (0, n - 1)))
+        both = jnp.logical_and(*(jax.lax.slice_in_dim(valid, a, b, axis=axis + 1) for a, b in ((1, n), (0, n - 1))))
+        weight = jax.lax.slice_in_dim(conf, 1, n, axis=axis + 1)
+        change = jnp.minimum(jnp.abs(after - before), LARGEST_ERROR).mean(-1)
+        total += jnp.where(both, change * weight - LOG_CONFIDENCE * jnp.log(weight), 0).sum()
+    return total / jnp.maximum(valid.sum(), 1)
+
+
+def _mean(x: Array, valid: Array) -> Array:
+    return jnp.where(valid, x, 0).sum() / jnp.maximum(valid.sum(), 1)
+
+
+def _norm(x: Array) -> Array:
+    """|x| along the last axis, with a finite derivative at 0."""
+    return jnp.sqrt(jnp.square(x).sum(-1) + TINY**2)

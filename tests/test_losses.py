@@ -1,0 +1,120 @@
+"""The training loss: what it does not depend on, what it is zero for, and what it prefers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fastvggt_jax import geometry
+from fastvggt_jax.models.prediction import Prediction
+from fastvggt_jax.train import losses
+
+B, F, H, W = 2, 3, 16, 24
+
+
+def scenes(rotation=None, translation=0.0, scale=1.0):
+    """Arguments of `normalise`; the same scenes in a world that is turned, moved and scaled."""
+    rng = np.random.default_rng(0)
+    pose = np.concatenate([rng.normal(size=(B, F, 7)), np.full((B, F, 2), 1.0)], -1)
+    cam_from_world, K = geometry.decode_pose(pose, H, W)
+    depth = rng.uniform(1, 4, (B, F, H, W, 1)).astype(np.float32)
+    points = np.asarray(geometry.unproject_depth(depth, K, cam_from_world))
+    valid = rng.random((B, F, H, W)) < 0.8
+    cam_from_world = np.asarray(cam_from_world, np.float64)
+    R = np.eye(3) if rotation is None else rotation
+    moved = scale * points @ R.T + translation  # x' = s R x + t, so R_i x + t_i = (R_i Rᵀ x' - R_i Rᵀ t) / s + t_i
+    turned = cam_from_world[..., :3] @ R.T
+    shift = scale * cam_from_world[..., 3] - turned @ np.broadcast_to(translation, 3)
+    cameras = np.concatenate([turned, shift[..., None]], -1)
+    return [jnp.asarray(x, jnp.float32) for x in (cameras, K, scale * depth, moved)] + [jnp.asarray(valid)]
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return losses.normalise(*scenes())
+
+
+def perfect(truth, conf=2.0) -> Prediction:
+    confidence = jnp.full((B, F, H, W), conf)
+    return Prediction(
+        pose_enc_list=(truth.pose_enc,) * 4,
+        depth=truth.depth,
+        depth_conf=confidence,
+        world_points=truth.world_points,
+        world_points_conf=confidence,
+    )
+
+
+def test_truth_does_not_depend_on_the_world_it_came_in(truth):
+    rotation = np.asarray(geometry.quat_xyzw_to_rotation(np.array([0.3, -0.5, 0.1, 0.8])), np.float64)
+    moved = losses.normalise(*scenes(rotation, np.array([3.0, -2, 5]), 7.0))
+    for name in ("pose_enc", "depth", "world_points"):
+        np.testing.assert_allclose(getattr(moved, name), getattr(truth, name), atol=2e-5, err_msg=name)
+    np.testing.assert_allclose(moved.scale, 7 * truth.scale, rtol=1e-5)
+
+
+def test_truth_is_in_the_first_camera_and_in_units_of_its_mean_distance(truth):
+    np.testing.assert_allclose(truth.pose_enc[:, 0, :7], np.tile([0, 0, 0, 0, 0, 0, 1], (B, 1)), atol=1e-6)
+    distance = np.linalg.norm(truth.world_points, axis=-1)
+    for b in range(B):
+        assert abs(distance[b][np.asarray(truth.valid)[b]].mean() - 1) < 1e-5
+    cam_from_world, K = geometry.decode_pose(truth.pose_enc, H, W)
+    points = np.asarray(geometry.unproject_depth(truth.depth, K, cam_from_world))
+    valid = np.asarray(truth.valid)
+    np.testing.assert_allclose(points[valid], np.asarray(truth.world_points)[valid], atol=1e-5)
+
+
+def test_a_perfect_prediction_has_only_the_reward_for_confidence(truth):
+    _, parts = losses.loss(perfect(truth), truth)
+    for name, value in parts.items():
+        expected = -losses.LOG_CONFIDENCE * np.log(2) if name.endswith("confidence") else 0
+        if not name.endswith("gradient"):
+            assert abs(value - expected) < 1e-5, name
+    assert set(parts) == {
+        *("translation", "rotation", "field of view"),
+        *(f"{head} {part}" for head in ("depth", "point") for part in ("confidence", "error", "gradient")),
+    }
+
+
+def test_what_is_not_valid_has_no_influence(truth):
+    spoilt = perfect(truth)
+    bad = ~truth.valid
+    spoilt = spoilt.replace(depth=jnp.where(bad[..., None], 1e6, spoilt.depth), depth_conf=jnp.where(bad, 77.0, spoilt.depth_conf))
+    value = lambda p: losses.loss(p, truth)[1]
+    clean, dirty = value(perfect(truth)), value(spoilt)
+    for name in ("depth confidence", "depth error"):
+        np.testing.assert_allclose(dirty[name], clean[name], atol=1e-6)
+    gradient = jax.grad(lambda d: losses.loss(spoilt.replace(depth=d), truth)[0])(spoilt.depth)
+    assert not np.asarray(gradient)[np.asarray(bad)].any()
+
+
+@pytest.mark.parametrize("error", [0.02, 0.5])
+def test_the_best_confidence_is_inverse_to_the_error(truth, error):
+    wrong = perfect(truth).replace(depth=truth.depth + error)
+    confs = np.geomspace(0.1, 100, 200)
+    values = jax.vmap(lambda c: losses.loss(wrong.replace(depth_conf=jnp.full((B, F, H, W), c)), truth)[1]["depth confidence"])(confs)
+    assert abs(confs[np.argmin(values)] / (losses.LOG_CONFIDENCE / error) - 1) < 0.05
+
+
+def test_steps_in_the_error_cost_more_than_a_constant_one(truth):
+    stripes = jnp.where(jnp.arange(W) % 2 == 0, 0.1, -0.1)[:, None]
+    smooth, rough = (losses.loss(perfect(truth).replace(depth=truth.depth + e), truth)[1] for e in (jnp.float32(0.1), stripes))
+    np.testing.assert_allclose(smooth["depth error"], rough["depth error"], rtol=1e-4)
+    assert rough["depth gradient"] > smooth["depth gradient"] + 0.02
+
+
+def test_later_iterations_of_the_camera_head_weigh_more(truth):
+    def wrong_in(iteration):
+        poses = [truth.pose_enc + (0.1 if i == iteration else 0.0) for i in range(4)]
+        return losses.loss(perfect(truth).replace(pose_enc_list=tuple(poses)), truth)[0]
+
+    base = losses.loss(perfect(truth), truth)[0]
+    costs = [wrong_in(i) - base for i in range(4)]
+    np.testing.assert_allclose(np.array(costs[1:]) / np.array(costs[:-1]), 1 / 0.6, rtol=1e-2)
+    np.testing.assert_allclose(costs[3], 5.0 * (0.1 + 0.1 + 0.5 * 0.1) / 4, rtol=1e-3)
+
+
+def test_gradients_are_finite_where_the_prediction_is_perfect_and_where_nothing_is_valid(truth):
+    for t in (truth, losses.normalise(*scenes()[:4], jnp.zeros((B, F, H, W), bool))):
+        gradient = jax.grad(lambda p, t=t: losses.loss(p, t)[0])(perfect(t))
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
