@@ -120,7 +120,7 @@ def test_noise_is_smooth_and_hashes_are_even():
 def test_a_contact_sheet_is_written(tmp_path, capsys):
     from fastvggt_jax.synthetic.__main__ import main
 
-    assert main([str(tmp_path / "sheet.png"), "--scenes", "2", "--frames", "3", "--size", "48", "64"]) == 0
+    assert main([str(tmp_path / "sheet.png"), "--scenes", "2", "--frames", "3", "--size", "48", "64", "--supersampling", "1"]) == 0
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (4 * 64, 2 * 48)
     assert main([str(tmp_path / "sheet.txt")]) == 2

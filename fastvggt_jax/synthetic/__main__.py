@@ -13,6 +13,7 @@ from PIL import Image
 from fastvggt_jax.export.atomic import write_file
 from fastvggt_jax.export.colors import colorize
 from fastvggt_jax.synthetic import SPLITS, sample
+from fastvggt_jax.synthetic.sample import SUPERSAMPLING
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,17 +24,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scenes", type=int, default=8)
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--size", type=int, nargs=2, default=[120, 160], metavar=("H", "W"))
+    parser.add_argument("--supersampling", type=int, default=SUPERSAMPLING, help="rays a pixel and side")
     args = parser.parse_args(arguments)
     form = Image.registered_extensions().get("." + args.output.rpartition(".")[2].lower())
     if form not in ("JPEG", "PNG"):
         print(f"error: {args.output} must end in .jpg or .png", file=sys.stderr)
         return 2
-    if args.scenes < 1 or args.frames < 1 or min(args.size) < 8:
-        print("error: --scenes and --frames must be at least 1, --size at least 8 8", file=sys.stderr)
+    if min(args.scenes, args.frames, args.supersampling) < 1 or min(args.size) < 8:
+        print("error: --scenes, --frames and --supersampling must be at least 1, --size at least 8 8", file=sys.stderr)
         return 2
     rows = []
     for index in range(args.first, args.first + args.scenes):
-        scene = sample(args.split, index, frames=args.frames, height=args.size[0], width=args.size[1])
+        height, width = args.size
+        scene = sample(args.split, index, frames=args.frames, height=height, width=width, supersampling=args.supersampling)
         views = np.rint(np.asarray(scene.images) * 255).astype(np.uint8)
         rows.append(np.concatenate([*views, _depth_picture(np.asarray(scene.depth[0, ..., 0]))], 1))
     buffer = io.BytesIO()
