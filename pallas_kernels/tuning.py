@@ -47,8 +47,10 @@ class TuningConfig:
         return None
 
     def shared_memory_bytes(self, head_dim: int) -> int:
-        """Two buffers of queries and one of outputs for every consumer, and the stages of K and V; 16-bit elements."""
-        return 2 * head_dim * (3 * WARPGROUP_ROWS * self.warpgroups + 2 * self.stages * self.step_keys) + OTHER_BYTES
+        """Two buffers of queries and one of outputs for every consumer, and the stages of K and V, 16-bit elements; a step's column
+        numbers for every consumer, 32-bit."""
+        tiles = 2 * head_dim * (3 * WARPGROUP_ROWS * self.warpgroups + 2 * self.stages * self.step_keys)
+        return tiles + 4 * self.warpgroups * self.step_keys + OTHER_BYTES
 
     def accumulator_registers(self, head_dim: int) -> int:
         """32-bit registers a thread: 64 × step_keys scores, the same as 16-bit weights, and 64 × head_dim outputs over 128 threads."""

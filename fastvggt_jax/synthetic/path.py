@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fastvggt_jax.geometry import intrinsics, invert_se3
+from fastvggt_jax.geometry import intrinsics
 from fastvggt_jax.synthetic.render import first_hit
 from fastvggt_jax.synthetic.world import OUTDOORS, World, height_of_ground
 
@@ -14,7 +14,7 @@ CANDIDATES = 8  # paths that are drawn; the best is taken
 PROBE = 12  # rays a side by which paths are judged
 CLEARANCE = 0.35  # no surface is nearer than this, times the world's scale
 ENOUGH_OVERLAP = 0.6  # more does not make a path better
-SAME_DEPTH = 0.05  # relative
+SAME_POINT = 0.01  # a surface nearer by more than this share of the distance stands before the point
 
 
 def random_path(key: Array, world: World, frames: int, height: int, width: int) -> tuple[Array, Array]:
@@ -28,11 +28,20 @@ def random_path(key: Array, world: World, frames: int, height: int, width: int) 
     return K, paths[jnp.argmax(scores)]
 
 
-def rays(K: Array, world_from_cam: Array, u: Array, v: Array) -> tuple[Array, Array]:
-    """(origins, directions with z = 1 in the camera) f32[..., 3] in the world through pixels (u, v)."""
+def rays(K: Array, world_from_cam: Array, u: Array, v: Array) -> tuple[Array, Array, Array]:
+    """Origins and unit directions f32[..., 3] in the world through pixels (u, v), and the depth f32[...] that a unit of each reaches."""
     in_cam = jnp.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], jnp.ones_like(u)], -1)
-    direction = jnp.einsum("ij,...j->...i", world_from_cam[:3, :3], in_cam, precision="highest")
-    return jnp.broadcast_to(world_from_cam[:3, 3], direction.shape), direction
+    length = jnp.linalg.norm(in_cam, axis=-1)
+    direction = jnp.einsum("ij,...j->...i", world_from_cam[:3, :3], in_cam, precision="highest") / length[..., None]
+    return jnp.broadcast_to(world_from_cam[:3, 3], direction.shape), direction, 1 / length
+
+
+def look(world: World, K: Array, world_from_cam: Array, u: Array, v: Array) -> tuple[Array, Array, Array]:
+    """What pixels (u, v) show: points f32[..., 3], their distances and depths f32[...]; for the sky the camera's centre, inf and 0."""
+    origin, direction, forward = rays(K, world_from_cam, u, v)
+    distance, _ = first_hit(world, origin, direction)
+    reach = jnp.where(jnp.isfinite(distance), distance, 0)
+    return origin + reach[..., None] * direction, distance, reach * forward
 
 
 def project(K: Array, world_from_cam: Array, points: Array) -> tuple[Array, Array]:
@@ -50,7 +59,7 @@ def sees(world: World, K: Array, world_from_cam: Array, points: Array, height: i
     to_point = points - world_from_cam[:3, 3]
     distance = jnp.linalg.norm(to_point, axis=-1)
     t, _ = first_hit(world, jnp.broadcast_to(world_from_cam[:3, 3], points.shape), to_point / jnp.maximum(distance, 1e-6)[..., None])
-    return inside & (t > distance * (1 - SAME_DEPTH / 5) - 1e-3)
+    return inside & (t > distance * (1 - SAME_POINT) - 1e-3)
 
 
 def _draw(key: Array, world: World, frames: int) -> Array:
@@ -108,20 +117,9 @@ def _score(world: World, K: Array, path: Array, height: int, width: int) -> Arra
     v, u = jnp.meshgrid(jnp.linspace(0, height - 1, PROBE), jnp.linspace(0, width - 1, PROBE), indexing="ij")
     scale = jnp.where(world.outdoors, OUTDOORS, 1.0)
 
-    def look(world_from_cam: Array) -> tuple[Array, Array, Array]:
-        origin, direction = rays(K, world_from_cam, u, v)
-        length = jnp.linalg.norm(direction, axis=-1, keepdims=True)
-        t, _ = first_hit(world, origin, direction / length)
-        known = jnp.isfinite(t)
-        return origin + jnp.where(known, t, 0)[..., None] * direction / length, known, jnp.where(known, t, jnp.inf)
-
-    points, known, distance = jax.lax.map(look, path)
+    points, distance, _ = jax.lax.map(lambda pose: look(world, K, pose, u, v), path)
+    known = jnp.isfinite(distance)
     clear = distance.min((1, 2)) > CLEARANCE * scale
     seen = jax.lax.map(lambda x: sees(world, K, x[0], x[1], height, width), (path[:-1], points[1:])) & known[1:]
     overlap = (seen.sum((1, 2)) / jnp.maximum(known[1:].sum((1, 2)), 1)).min(initial=1.0)
     return jnp.minimum(overlap, ENOUGH_OVERLAP) - jnp.where(clear.all(), 0, 1) - jnp.where(known.mean((1, 2)).min() < 0.4, 1, 0)
-
-
-def cam_from_world(world_from_cam: Array) -> Array:
-    """f32[..., 3, 4]."""
-    return invert_se3(world_from_cam)[..., :3, :]

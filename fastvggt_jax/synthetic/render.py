@@ -108,8 +108,8 @@ def _surface(world: World, point: Array, hit: Array) -> tuple[Array, Array]:
     return normal, albedo(where, facing, m.pattern, m.scale, m.seed, m.colors)
 
 
-def shade(world: World, origin: Array, direction: Array) -> tuple[Array, Array]:
-    """Linear colour f32[..., 3] and distance f32[...] (inf for the sky) along unit directions f32[..., 3]."""
+def shade(world: World, origin: Array, direction: Array) -> Array:
+    """Linear colour f32[..., 3] along unit directions f32[..., 3]."""
     t, hit = first_hit(world, origin, direction)
     point = origin + jnp.where(hit == SKY, 0, t)[..., None] * direction
     normal, color = _surface(world, point, hit)
@@ -126,4 +126,4 @@ def shade(world: World, origin: Array, direction: Array) -> tuple[Array, Array]:
     clouds = fractal_noise(direction * jnp.array([3.0, 3.0, 9.0]), jnp.int32(5) + world.surfaces.seed[0], 4)[..., None]
     high = jnp.clip(direction[..., 2:] * 2, 0, 1)
     sky = world.sky[0] + high * (world.sky[1] - world.sky[0]) + 0.6 * jnp.maximum(clouds - 0.55, 0)
-    return jnp.where((hit == SKY)[..., None], sky, lit), jnp.where(hit == SKY, jnp.inf, t)
+    return jnp.where((hit == SKY)[..., None], sky, lit)

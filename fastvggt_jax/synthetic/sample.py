@@ -8,7 +8,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from fastvggt_jax.synthetic.path import cam_from_world, project, random_path, rays, sees
+from fastvggt_jax.geometry import invert_se3
+from fastvggt_jax.synthetic.path import look, project, random_path, rays, sees
 from fastvggt_jax.synthetic.render import shade
 from fastvggt_jax.synthetic.world import World, random_world
 
@@ -52,19 +53,15 @@ def photograph(key: Array, *, frames: int, height: int, width: int, supersamplin
     K, path = random_path(of_path, world, frames, height, width)
     v, u = jnp.meshgrid(jnp.arange(height, dtype=jnp.float32), jnp.arange(width, dtype=jnp.float32), indexing="ij")
 
-    def colors(pose: Array, du: Array, dv: Array) -> tuple[Array, Array, Array]:
-        origin, direction = rays(K, pose, u + du, v + dv)
-        length = jnp.linalg.norm(direction, axis=-1, keepdims=True)
-        color, t = shade(world, origin, direction / length)
-        known = jnp.isfinite(t)
-        return color, jnp.where(known, t / length[..., 0], 0), origin + jnp.where(known, t / length[..., 0], 0)[..., None] * direction
-
     def view(pose: Array) -> tuple[Array, Array, Array]:
+        def color(offset: tuple[Array, Array]) -> Array:
+            origin, direction, _ = rays(K, pose, u + offset[0], v + offset[1])
+            return shade(world, origin, direction)
+
         offsets = (jnp.arange(supersampling) + 0.5) / supersampling - 0.5
         du, dv = (x.ravel() for x in jnp.meshgrid(offsets, offsets))
-        color = jax.lax.map(lambda d: colors(pose, *d)[0], (du, dv)).mean(0)
-        _, depth, points = colors(pose, 0.0, 0.0)
-        return color, depth, points
+        points, _, depth = look(world, K, pose, u, v)
+        return jax.lax.map(color, (du, dv)).mean(0), depth, points
 
     linear, depth, points = jax.lax.map(view, path)
     return Sample(
@@ -74,7 +71,7 @@ def photograph(key: Array, *, frames: int, height: int, width: int, supersamplin
         world_points=jnp.where((depth > 0)[..., None], points, 0),
         K=K,
         world_from_cam=path,
-        cam_from_world=cam_from_world(path),
+        cam_from_world=invert_se3(path)[:, :3],
         world=world,
     )
 

@@ -16,9 +16,8 @@ FLAT = 1e-9
 
 def box(origin: Array, direction: Array) -> Array:
     """The cube [-1, 1]³."""
-    inverse = 1 / jnp.where(jnp.abs(direction) < FLAT, FLAT, direction)
-    first, second = (-1 - origin) * inverse, (1 - origin) * inverse
-    enter, leave = jnp.minimum(first, second).max(-1), jnp.maximum(first, second).min(-1)
+    low, high = _slab(origin, direction)
+    enter, leave = low.max(-1), high.min(-1)
     return jnp.where(enter <= leave, _in_front(enter, leave), jnp.inf)
 
 
@@ -31,7 +30,7 @@ def cylinder(origin: Array, direction: Array) -> Array:
     """Radius 1 about z, |z| <= 1, with both ends closed."""
     (ox, oy, oz), (dx, dy, dz) = (jnp.moveaxis(x, -1, 0) for x in (origin, direction))
     enter, leave = _roots(dx**2 + dy**2, ox * dx + oy * dy, ox**2 + oy**2 - 1)
-    low, high = _slab(oz, dz, -1.0, 1.0)
+    low, high = _slab(oz, dz)
     enter, leave = jnp.maximum(enter, low), jnp.minimum(leave, high)
     return jnp.where(enter <= leave, _in_front(enter, leave), jnp.inf)
 
@@ -77,9 +76,10 @@ def _roots(a: Array, half_b: Array, c: Array) -> tuple[Array, Array]:
     return jnp.where(root >= 0, jnp.minimum(first, second), jnp.inf), jnp.where(root >= 0, jnp.maximum(first, second), -jnp.inf)
 
 
-def _slab(origin: Array, direction: Array, low: float, high: float) -> tuple[Array, Array]:
+def _slab(origin: Array, direction: Array) -> tuple[Array, Array]:
+    """Where a coordinate enters and leaves [-1, 1]."""
     inverse = 1 / jnp.where(jnp.abs(direction) < FLAT, FLAT, direction)
-    first, second = (low - origin) * inverse, (high - origin) * inverse
+    first, second = (-1 - origin) * inverse, (1 - origin) * inverse
     return jnp.minimum(first, second), jnp.maximum(first, second)
 
 

@@ -103,7 +103,7 @@ def _hills(key: Array, outdoors: Array) -> Array:
     wave = jax.random.normal(b, (4, 2)) * jnp.array([[0.06], [0.12], [0.25], [0.5]])
     amplitude = jax.random.uniform(a, (4, 1), maxval=jnp.array([[0.9], [0.5], [0.2], [0.07]]))
     phase = jax.random.uniform(c, (4, 1), maxval=2 * jnp.pi)
-    return jnp.where(outdoors, 1, 0) * jnp.array([1, 0, 0, 0.0]) * amplitude + jnp.concatenate([jnp.zeros((4, 1)), wave, phase], -1)
+    return jnp.concatenate([jnp.where(outdoors, amplitude, 0), wave, phase], -1)
 
 
 def _layout(key: Array, room: Array, hills: Array, outdoors: Array) -> tuple[Array, Array, Array]:
