@@ -60,21 +60,19 @@ def rotation_to_quat_xyzw(rotation: jax.Array) -> jax.Array:
     return jnp.where(quat[..., 3:] < 0, -quat, quat)
 
 
-_SWEEPS = 8  # of Jacobi rotations over the three pairs of columns; float32 needs four or five
-_PAIRS = ((0, 1), (0, 2), (1, 2))
-
-
 @jax.custom_jvp
 def nearest_rotation(matrix: jax.Array) -> jax.Array:
     """The rotation R that maximises tr(Rᵀ M), the nearest in the Frobenius norm: f32[..., 3, 3] -> f32[..., 3, 3].
 
-    With M = U S Vᵀ, R = U diag(1, 1, det(U Vᵀ)) Vᵀ (Kabsch 1976). One-sided Jacobi (Hestenes 1958) turns pairs of columns of M until
-    all are orthogonal: M V = U S with det V = 1. The shortest column counts least and is not used: the cross product of the other two
-    is what makes det U = 1. Elementwise throughout, so a batch costs the GPU a few microseconds. Where M has rank 1 or 0, more than one
-    rotation is nearest, and one of them is returned. Differentiable also where singular values coincide, as a rotation's own do.
+    With M = U S Vᵀ, R = U diag(1, 1, det(U Vᵀ)) Vᵀ (Kabsch 1976). Where M has rank 1 or 0, more than one rotation is nearest, and one of
+    them is returned. Differentiable also where singular values coincide, as a rotation's own do: the SVD's derivative is not used.
     """
-    u, v = _special_svd(jnp.asarray(matrix, jnp.float32))
-    return _einsum("...ij,...kj->...ik", u, v)
+    matrix = jnp.asarray(matrix, jnp.float32)
+    largest = jnp.max(jnp.abs(matrix), (-2, -1), keepdims=True)
+    u, _, vt = jnp.linalg.svd(matrix / jnp.where(largest > 0, largest, 1))
+    sign = jnp.where(jnp.linalg.det(u) * jnp.linalg.det(vt) < 0, -1.0, 1.0)
+    one = jnp.ones_like(sign)
+    return _einsum("...ij,...jk->...ik", u * jnp.stack([one, one, sign], -1)[..., None, :], vt)
 
 
 @nearest_rotation.defjvp
@@ -97,46 +95,6 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array,
     zero = jnp.zeros_like(x)
     turn = jnp.stack([jnp.stack([zero, -z, y], -1), jnp.stack([z, zero, -x], -1), jnp.stack([-y, x, zero], -1)], -2)
     return rotation, _einsum("...ij,...jk->...ik", rotation, turn)
-
-
-@jax.jit
-def _special_svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(U, V) with M = U S Vᵀ and det U = det V = 1; the smallest value of S carries the sign of det M."""
-
-    def sweep(_: int, columns: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        a, v = columns
-        for i, j in _PAIRS:
-            dot = (a[i] * a[j]).sum(0)
-            zeta = ((a[j] ** 2).sum(0) - (a[i] ** 2).sum(0)) / jnp.where(dot == 0, 1, 2 * dot)
-            tangent = jnp.where(zeta < 0, -1.0, 1.0) / (jnp.abs(zeta) + jnp.hypot(1, zeta))
-            tangent = jnp.where(dot == 0, 0, tangent)
-            cosine = jax.lax.rsqrt(1 + tangent**2)
-            turn = lambda x: x.at[i].set(cosine * (x[i] - tangent * x[j])).at[j].set(cosine * (tangent * x[i] + x[j]))  # noqa: B023
-            a, v = turn(a), turn(v)
-        return a, v
-
-    largest = jnp.max(jnp.abs(matrix), (-2, -1), keepdims=True)
-    scale = jnp.where(largest > 0, largest, 1)  # so that no square over- or underflows
-    a = jnp.moveaxis(matrix / scale, (-1, -2), (0, 1))  # [column, row, ...]
-    eye = jnp.broadcast_to(jnp.eye(3, dtype=matrix.dtype).reshape(3, 3, *[1] * (a.ndim - 2)), a.shape)
-    a, v = jax.lax.fori_loop(0, _SWEEPS, sweep, (a, eye))
-
-    order = jnp.argsort(-(a**2).sum(1), 0)  # the longest first
-    a, v = (jnp.take_along_axis(x, order[:, None], 0) for x in (a, v))
-    odd = jnp.where((jnp.cross(v[0], v[1], axis=0) * v[2]).sum(0) < 0, -1, 1)
-    a, v = (x.at[2].multiply(odd) for x in (a, v))  # det V = 1 in this order too
-    unit = lambda axis: jnp.broadcast_to(jnp.eye(3, dtype=matrix.dtype)[axis].reshape(3, *[1] * (a.ndim - 2)), a[0].shape)
-    x = _normalise(a[0], unit(0))
-    beside = jnp.where(jnp.abs(x[0]) < 0.9, unit(0), unit(1))  # any direction but x
-    y = _normalise(a[1] - (a[1] * x).sum(0) * x, _normalise(jnp.cross(x, beside, axis=0), unit(1)))
-    u = jnp.stack([x, y, jnp.cross(x, y, axis=0)])
-    return jnp.moveaxis(u, (0, 1), (-1, -2)), jnp.moveaxis(v, (0, 1), (-1, -2))
-
-
-def _normalise(x: jax.Array, otherwise: jax.Array) -> jax.Array:
-    """x / |x| along the first axis, `otherwise` where x is no direction any more."""
-    norm = jnp.sqrt((x**2).sum(0))
-    return jnp.where(norm > 1e-12, x / jnp.where(norm > 1e-12, norm, 1), otherwise)
 
 
 def decode_pose(pose_enc: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:

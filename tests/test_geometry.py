@@ -63,18 +63,18 @@ def exact_rotation(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("kind", ["any", "a rotation", "a reflection", "nearly flat", "tiny", "huge"])
 def test_the_nearest_rotation_is_that_of_an_exact_svd(kind):
     rng = np.random.default_rng(0)
-    matrix = rng.normal(size=(50_000, 3, 3))
+    matrix = rng.normal(size=(1, 50_000, 3, 3))
     if kind in ("a rotation", "a reflection"):
         matrix = exact_rotation(matrix)[0] @ np.diag([1, 2, 3] if kind == "a reflection" else [1, 1, 1])
         matrix = -matrix if kind == "a reflection" else matrix
     elif kind == "nearly flat":
-        matrix[..., 2] = matrix[..., 0] + matrix[..., 1] + 1e-7 * rng.normal(size=(50_000, 3))
+        matrix[..., 2] = matrix[..., 0] + matrix[..., 1] + 1e-7 * rng.normal(size=(1, 50_000, 3))
     else:
         matrix = matrix * {"any": 1, "tiny": 1e-30, "huge": 1e30}[kind]
     matrix = matrix.astype(np.float32)
     found, (exact, gap) = np.asarray(jax.jit(geometry.nearest_rotation)(matrix)), exact_rotation(matrix)
-    assert (np.abs(found - exact).max((1, 2)) * gap).max() < 2e-6
-    np.testing.assert_allclose(found @ found.swapaxes(1, 2), np.tile(np.eye(3), (50_000, 1, 1)), atol=1e-5)
+    assert (np.abs(found - exact).max((-1, -2)) * gap).max() < 2e-6
+    np.testing.assert_allclose(found @ found.swapaxes(-1, -2), np.broadcast_to(np.eye(3), found.shape), atol=1e-5)
     np.testing.assert_allclose(np.linalg.det(found), 1, atol=1e-5)
 
 
