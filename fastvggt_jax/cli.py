@@ -5,6 +5,7 @@ typer, because it comes with what everybody knows: rich help, shell completion, 
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import time
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from fastvggt_jax import __version__
-from fastvggt_jax.sentences import one_sentence
+from fastvggt_jax.sentences import FAILED, one_sentence
 
 app = typer.Typer(
     name="fastvggt",
@@ -186,6 +187,30 @@ def bench(arguments: typer.Context) -> None:
     from fastvggt_jax import bench
 
     raise typer.Exit(bench.main(arguments.args))
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A Python file whose get_config() returns a fastvggt_jax.train.TrainConfig.")],
+    workdir: Annotated[Path, typer.Option(help="Folder of checkpoints, metrics and weights; a run that is there is continued.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="field=value, instead of the configuration's.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop and save after so long.")] = None,
+    cache_dir: CacheDir = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a VGGT on procedural scenes, from random numbers or on from a weight file."""
+    with one_sentence(workdir):
+        _use_compilation_cache(cache_dir)
+        try:
+            from fastvggt_jax.train import TrainingFailed, load_config, train
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"training needs {error.name}: pip install 'fastvggt_jax[train]'") from error
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs a traceback for every error that it raises too
+        try:
+            train(load_config(config, set_ or ()), workdir, minutes=minutes, quiet=quiet)
+        except TrainingFailed as error:
+            typer.echo(f"{typer.style('error', fg='red', bold=True)} {error}", err=True)
+            raise typer.Exit(FAILED) from error
 
 
 def _plain(value: Any) -> str:

@@ -37,9 +37,9 @@ MAY_IMPORT = {
     "scene": {"geometry", "images"},
     "export": {"scene", "geometry", "images"},
     "synthetic": {"geometry", "export"},
-    "train": {"models", "geometry", "synthetic", "checkpoint"},
+    "train": {"models", "geometry", "synthetic", "checkpoint", "tensor_file"},
     "convert": {"models", "checkpoint", "tensor_file"},
-    "app": {"attention", "sparsity", "models", "geometry", "images", "tensor_file", "checkpoint", "scene", "export", "kernels"},
+    "app": {"attention", "sparsity", "models", "geometry", "images", "tensor_file", "checkpoint", "scene", "export", "kernels", "train"},
 }
 
 

@@ -25,6 +25,7 @@ def alternate(
     taps: tuple[int, ...],
     sparsity: Sparsity | None,
     dtype: jnp.dtype,
+    remat: bool = False,
 ) -> tuple[Array, Array]:
     """Applies `taps[-1] + 1` pairs of a frame and a global block, whose parameters get a leading layer axis.
 
@@ -34,6 +35,7 @@ def alternate(
       taps: pairs whose output is kept, in ascending order; the last pair is the last of them.
       sparsity: of the global blocks; None = dense. Its density is sown by `global_blocks`, f32[pairs].
       dtype: of the taps.
+      remat: whether a derivative keeps each pair's input alone and computes the rest again.
 
     Returns:
       dtype[taps, B, F, P, 2D], the frame block's output beside the global block's; and f32[B, F, 2D], the same of the last pair's first
@@ -69,7 +71,7 @@ def alternate(
         return (x, tapped, both[:, :, 0]), None
 
     scan = nn.scan(
-        pair,
+        nn.remat(pair, prevent_cse=False) if remat else pair,
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast),

@@ -67,6 +67,7 @@ class DinoV2(nn.Module):
     mlp_ratio: float = 4.0
     num_register_tokens: int = 4
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
         D, normal = self.embed_dim, nn.initializers.normal(0.02)
@@ -88,5 +89,5 @@ class DinoV2(nn.Module):
 
     def __call__(self, images: Array) -> Array:
         """f32[B, H, W, 3] in [0, 1] -> f32[B, h·w, D]: the normed patch tokens; class and register tokens are dropped."""
-        x = scan_blocks(self.blocks, self.depth, self.embed(images))
+        x = scan_blocks(self.blocks, self.depth, self.embed(images), remat=self.remat)
         return self.norm(x)[:, 1 + self.num_register_tokens :]

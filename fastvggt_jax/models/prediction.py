@@ -21,6 +21,7 @@ class Prediction:
       world_points: [B, F, H, W, 3] in the coordinates of the first camera.
       world_points_conf: [B, F, H, W] confidence of `world_points`, > 1.
       track: [B, F, Q, 2] where the query points of frame 0 are seen, pixels (x, y).
+      track_list: [iterations, B, F, Q, 2] the same after each iteration of the tracker, the last being `track`.
       vis: [B, F, Q] probability that the point is visible.
       conf: VGGT: [B, F, Q] probability that the track is right. π³: [B, F, H, W, 1] confidence of the points, a logit.
       points: [B, F, H, W, 3] in π³'s own world; no camera is at its origin.
@@ -35,6 +36,7 @@ class Prediction:
     world_points: Array | None = None
     world_points_conf: Array | None = None
     track: Array | None = None
+    track_list: Array | None = None
     vis: Array | None = None
     conf: Array | None = None
     points: Array | None = None

@@ -45,10 +45,13 @@ class Aggregator(nn.Module):
     taps: tuple[int, ...]
     sparsity: Sparsity | None
     dtype: jnp.dtype
+    remat: bool
 
     def setup(self) -> None:
         D, normal = self.embed_dim, nn.initializers.normal(1e-6)
-        self.patch_embed = DinoV2(self.img_size, self.patch_size, D, self.encoder_depth, self.encoder_num_heads, dtype=self.dtype)
+        self.patch_embed = DinoV2(
+            self.img_size, self.patch_size, D, self.encoder_depth, self.encoder_num_heads, dtype=self.dtype, remat=self.remat
+        )
         # Index 0 is for the first frame, which fixes the coordinates; index 1 for all others.
         self.camera_token = self.param("camera_token", normal, (1, 2, 1, D))
         self.register_token = self.param("register_token", normal, (1, 2, self.num_register_tokens, D))
@@ -75,6 +78,7 @@ class Aggregator(nn.Module):
             taps=self.taps,
             sparsity=self.sparsity,
             dtype=self.dtype,
+            remat=self.remat,
         )
 
 
@@ -98,6 +102,7 @@ class VGGT(Configured, nn.Module):
       dtype: of the encoder's and the aggregator's matrix products; heads, norms, RoPE and softmax statistics are float32 always.
       sparsity: block-sparse global attention; None = dense.
       frames_chunk: how many frames the dense heads take at a time.
+      remat: whether derivatives recompute what the blocks hold instead of keeping it.
     """
 
     image_mode: ClassVar[str] = "crop"  # of `load_images`: how upstream sizes photographs for this model
@@ -132,6 +137,7 @@ class VGGT(Configured, nn.Module):
     dtype: Any = jnp.bfloat16
     sparsity: Sparsity | None = None
     frames_chunk: int = 8
+    remat: bool = False
 
     def abstract_params(self) -> dict[str, Any]:
         """{"params": tree of jax.ShapeDtypeStruct}, without computing anything."""
@@ -213,7 +219,7 @@ class VGGT(Configured, nn.Module):
             shape = (H // self.track_stride, W // self.track_stride, self.track_features)
             (maps,) = over_frame_chunks(head, lambda head, taps: (self.logits(head, taps, (H, W)),), taps, (shape,), self.frames_chunk)
             tracks, out["vis"], out["conf"] = self.track_head.tracker(query_points.astype(jnp.float32), maps.reshape(B, F, *shape))
-            out["track"] = tracks[-1]
+            out["track_list"], out["track"] = tracks, tracks[-1]
         return Prediction(**out)
 
     def check_query_points(self, images: Array, query_points: Array) -> None:

@@ -122,10 +122,14 @@ class Block(nn.Module):
         return x + scaled("ls2", y)
 
 
-def scan_blocks(block: nn.Module, depth: int, x: Array, *args: Any) -> Array:
-    """Applies `depth` blocks in turn, each to (x, *args). Their parameters get a leading layer axis; one block is compiled, not `depth`."""
+def scan_blocks(block: nn.Module, depth: int, x: Array, *args: Any, remat: bool = False) -> Array:
+    """Applies `depth` blocks in turn, each to (x, *args). Their parameters get a leading layer axis; one block is compiled, not `depth`.
+
+    With `remat` a derivative keeps each block's input alone and computes the rest again.
+    """
+    step = lambda block, x, _: (block(x, *args), None)
     scan = nn.scan(
-        lambda block, x, _: (block(x, *args), None),
+        nn.remat(step, prevent_cse=False) if remat else step,
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
         length=depth,

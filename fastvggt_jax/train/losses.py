@@ -1,8 +1,9 @@
-"""VGGT's training loss (arXiv 2503.11651 §3.4; upstream's training/loss.py and its default configuration), for cameras, depth and points.
+"""VGGT's training loss (arXiv 2503.11651 §3.4; upstream's training/loss.py and its default configuration): cameras, depth, points, tracks.
 
 The paper's Huber loss on cameras is L1 upstream, "more stable". Its depth and point losses are upstream three terms each: the
 error weighted by the predicted confidence, the error alone, and the error of spatial differences at four scales (the paper's gradient; for
-points upstream's default compares normals instead).
+points upstream's default compares normals instead). Upstream has not released the tracks' loss: it is the paper's, with CoTracker3's
+(arXiv 2410.11831) target for the confidence.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from fastvggt_jax.geometry import encode_pose
 from fastvggt_jax.models.prediction import Prediction
 
 Array = jax.Array
-CAMERA, DEPTH, POINT = 5.0, 1.0, 1.0  # weights of the parts
+CAMERA, DEPTH, POINT, TRACK = 5.0, 1.0, 1.0, 0.05  # weights of the parts
 FIELD_OF_VIEW = 0.5  # weight within the camera's part
 STAGE_DECAY = 0.6  # of the camera head's iterations, from the last one back
 LOG_CONFIDENCE = 0.2  # α: what high confidence is worth
 SCALES = 4
 LARGEST_ERROR = 100.0  # of a translation or a spatial difference; what is beyond has no gradient
+TRACK_DECAY = 0.8  # of the tracker's iterations, from the last one back (CoTracker)
+RIGHT_TRACK = 12.0  # pixels: a track that is nearer is one to be confident of
 TINY = 1e-8
 
 
@@ -33,6 +36,7 @@ class Truth:
     Attributes:
       pose_enc: f32[B, F, 9]. depth: f32[B, F, H, W, 1]. world_points: f32[B, F, H, W, 3]. valid: bool[B, F, H, W].
       scale: f32[B], the mean distance of valid points from the first camera, in the unit that the scene came in.
+      tracks: f32[B, F, Q, 2], where the points to track are in each view, in pixels. visible: bool[B, F, Q]. None without such points.
     """
 
     pose_enc: Array
@@ -40,6 +44,8 @@ class Truth:
     world_points: Array
     valid: Array
     scale: Array
+    tracks: Array | None = None
+    visible: Array | None = None
 
 
 def normalise(cam_from_world: Array, K: Array, depth: Array, world_points: Array, valid: Array) -> Truth:
@@ -83,6 +89,10 @@ def loss(prediction: Prediction, truth: Truth) -> tuple[Array, dict[str, Array]]
             dense = dense_loss(values, conf, target, truth.valid)
             parts |= {f"{name} {key}": value for key, value in dense.items()}
             total += weight * sum(dense.values())
+    if prediction.track_list is not None and truth.tracks is not None:
+        track = track_loss(prediction.track_list, prediction.vis, prediction.conf, truth.tracks, truth.visible)
+        parts |= track
+        total += TRACK * sum(track.values())
     return total, parts
 
 
@@ -106,6 +116,25 @@ def dense_loss(values: Array, conf: Array, target: Array, valid: Array) -> dict[
     steps = [2**scale for scale in range(SCALES)]
     gradient = sum(_gradient(difference[..., ::s, ::s, :], valid[..., ::s, ::s], conf[..., ::s, ::s]) for s in steps) / SCALES
     return {"confidence": _mean(weighted, valid), "error": _mean(error, valid), "gradient": gradient}
+
+
+def track_loss(track_list: Array, vis: Array, conf: Array, tracks: Array, visible: Array) -> dict[str, Array]:
+    """Of tracks f32[iterations, B, F, Q, 2] where the point is seen, in pixels, and of the probabilities f32[B, F, Q] that it is seen and
+    that the last iteration's track is right; each a mean."""
+    errors = jnp.minimum(jnp.abs(track_list - tracks).mean(-1), LARGEST_ERROR)
+    decay = TRACK_DECAY ** jnp.arange(len(errors))[::-1] / len(errors)
+    seen = visible / jnp.maximum(visible.sum(), 1)
+    right = jax.lax.stop_gradient(jnp.linalg.norm(track_list[-1] - tracks, axis=-1)) < RIGHT_TRACK
+    return {
+        "track": (decay * (errors * seen).sum((1, 2, 3))).sum(),
+        "visibility": _cross_entropy(vis, visible).mean(),
+        "track confidence": (_cross_entropy(conf, right) * seen).sum(),
+    }
+
+
+def _cross_entropy(probability: Array, target: Array) -> Array:
+    likely = jnp.where(target, probability, 1 - probability)
+    return -jnp.log(jnp.maximum(likely, TINY))
 
 
 def _gradient(difference: Array, valid: Array, conf: Array) -> Array:

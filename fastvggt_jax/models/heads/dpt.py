@@ -7,6 +7,7 @@ the residual units' skip carries relu(x), because upstream's ReLU works in place
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -39,15 +40,31 @@ def uv_embedding(h: int, w: int, channels: int, aspect: float) -> Array:
     return jnp.concatenate([jnp.broadcast_to(u, shape), jnp.broadcast_to(v[:, None], shape)], -1)
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _lerp_axis(x: Array, size: int, axis: int) -> Array:
-    old = x.shape[axis]
-    if size == old:
+    if size == x.shape[axis]:
         return x
+    low, high, weight = _neighbours(x.shape[axis], size)
+    weight = weight.reshape([-1 if a == axis else 1 for a in range(x.ndim)])
+    return jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
+
+
+@_lerp_axis.defjvp
+def _(size: int, axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """As a matrix product: the transpose of a gather would be a scatter, slow on a GPU."""
+    (x,), (tangent,) = primals, tangents
+    low, high, weight = _neighbours(x.shape[axis], size)
+    matrix = np.zeros((size, x.shape[axis]), np.float32)
+    np.add.at(matrix, (np.arange(size), low), 1 - weight)
+    np.add.at(matrix, (np.arange(size), high), weight)
+    return _lerp_axis(x, size, axis), jnp.moveaxis(jnp.tensordot(matrix, tangent, (1, axis)), 0, axis)
+
+
+def _neighbours(old: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each of `size` points spread over `old` ones, corners aligned: the point below, the one above, the weight of the latter."""
     source = np.arange(size) * ((old - 1) / (size - 1) if size > 1 else 0.0)
     low = np.minimum(source.astype(np.int32), old - 1)
-    high = np.minimum(low + 1, old - 1)
-    weight = (source - low).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(x.ndim)])
-    return jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
+    return low, np.minimum(low + 1, old - 1), (source - low).astype(np.float32)
 
 
 def resize_align_corners(x: Array, h: int, w: int) -> Array:

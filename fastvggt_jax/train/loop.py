@@ -1,0 +1,161 @@
+"""The training loop: render, step, record, validate, save; it goes on where an earlier call in the same folder has stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from fastvggt_jax.checkpoint import save_params
+from fastvggt_jax.tensor_file import open_safetensors
+from fastvggt_jax.train.checkpoints import Checkpoints, TrainingFailed
+from fastvggt_jax.train.config import Shape, TrainConfig
+from fastvggt_jax.train.data import Batch, render
+from fastvggt_jax.train.metrics import Metrics
+from fastvggt_jax.train.state import (
+    TrainState,
+    abstract_state,
+    along_scenes,
+    initial_params,
+    loss_of,
+    make_mesh,
+    make_step,
+    read_params,
+    start,
+    state_sharding,
+)
+
+WEIGHTS = "weights.safetensors"
+
+
+def train(config: TrainConfig, workdir: str | Path, *, minutes: float | None = None, quiet: bool = False) -> TrainState:
+    """Trains until `config.steps`, an interrupt, or `minutes` have gone, saves, and writes the (averaged) weights to weights.safetensors.
+
+    In a folder of an earlier call it goes on from the last checkpoint, with the same numbers as if it had never stopped.
+
+    Raises:
+      TrainingFailed: the loss is not finite, or there is no space for a checkpoint; the last good one stays.
+      CheckpointError: the folder or `init` is that of another model. ValueError: a shape does not fit the number of devices.
+    """
+    folder, deadline = Path(workdir), time.monotonic() + 60 * (math.inf if minutes is None else minutes)
+    mesh = make_mesh()
+    for shape in config.shapes:
+        if shape.scenes % mesh.size:
+            raise ValueError(f"{shape}: its scenes must be a multiple of the {mesh.size} devices")
+    with Checkpoints(folder, config.model) as checkpoints, _interrupts() as interrupted:
+        sharding = state_sharding(config, mesh)
+        if checkpoints.last_step is not None:
+            state = checkpoints.restore(abstract_state(config), sharding)
+        else:
+            params = read_params(config) if config.init else initial_params(config.model, config.seed, config.layer_scale)
+            state = jax.device_put(start(config, params), sharding)
+        done = int(state.step)
+        metrics = Metrics(folder, done, quiet)
+        try:
+            metrics.say(f"step {done} of {config.steps}, {mesh.size} × {jax.devices()[0].device_kind}, in {folder}")
+            state = _steps(config, mesh, state, done, checkpoints, metrics, lambda: bool(interrupted) or time.monotonic() > deadline)
+            if checkpoints.last_step != int(state.step):
+                checkpoints.save(state)
+            checkpoints.wait()
+            save_params(folder / WEIGHTS, {"params": state.weights()}, config.model, *origin(config, int(state.step)))
+            metrics.say(f"stopped after {int(state.step)} of {config.steps} steps; weights in {folder / WEIGHTS}")
+        finally:
+            metrics.close()
+    return state
+
+
+def _steps(
+    config: TrainConfig,
+    mesh: Mesh,
+    state: TrainState,
+    done: int,
+    checkpoints: Checkpoints,
+    metrics: Metrics,
+    stop: Callable[[], bool],
+) -> TrainState:
+    step, validate = make_step(config, mesh), make_validation(config, mesh)
+    while done < config.steps and not stop():
+        shape = config.shape_of(done)
+        state, values = step(state, jax.device_put(batch_of(config, done, shape), along_scenes(mesh)))
+        done += 1
+        metrics.add(values, shape.scenes)
+        due = [done % every == 0 or done == config.steps for every in (config.log_every, config.validate_every, config.save_every)]
+        _, to_validate, to_save = due
+        if any(due):  # nothing is saved before all losses up to here were found finite
+            _check(metrics.record(done), config, checkpoints)
+        if to_validate and config.validation_scenes:
+            values = validate(state)
+            metrics.write(done, "validation", values)
+            checkpoints.save_if_best(state, values["loss"])
+        if to_save:
+            checkpoints.save(state)
+    _check(metrics.record(done), config, checkpoints)
+    return state
+
+
+def _check(bad_step: int | None, config: TrainConfig, checkpoints: Checkpoints) -> None:
+    if bad_step is not None:
+        hint = f"try a lower learning_rate than {config.learning_rate:g}"
+        raise TrainingFailed(f"the loss of step {bad_step} is not finite; {checkpoints.last_good}; {hint}")
+
+
+def batch_of(config: TrainConfig, step: int, shape: Shape) -> Batch:
+    if config.data is not None:
+        return config.data(step, shape)
+    first = config.first_scene_of(step)
+    return render("train", first, shape, query_points=config.query_points, supersampling=config.supersampling)
+
+
+def origin(config: TrainConfig, steps: int) -> tuple[str, str]:
+    """Source and licence of the weights: what they started from binds what they have become."""
+    if config.init is None:
+        return f"fastvggt_jax.train, {steps} steps from random numbers", "that of whoever trained it"
+    before = open_safetensors(config.init).metadata()
+    return f"fastvggt_jax.train, {steps} steps from: {before['source']}", before["license"]
+
+
+def make_validation(config: TrainConfig, mesh: Mesh) -> Callable[[TrainState], dict[str, float]]:
+    """state -> the means of the loss and its parts over the validation scenes, of the first shape, with the weights to use."""
+    shape = config.shapes[0]
+    evaluate = jax.jit(lambda params, batch: loss_of(config.model, params, batch))
+    how = dict(query_points=config.query_points, supersampling=config.supersampling)
+
+    def validate(state: TrainState) -> dict[str, float]:
+        values = []
+        for first in range(0, config.validation_scenes, shape.scenes):
+            batch = render("validation", first, shape, **how) if config.data is None else config.data(-1 - first, shape)
+            total, parts = evaluate(state.weights(), jax.device_put(batch, along_scenes(mesh)))
+            values.append({"loss": total, **parts})
+        values = jax.device_get(values)
+        return {name: float(sum(value[name] for value in values) / len(values)) for name in values[0]}
+
+    return validate
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """A list that fills when the process is asked to stop (Ctrl-C, SIGTERM); asked again, it stops at once."""
+    seen: list[int] = []
+
+    def handler(number: int, _) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    before = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, handler)
+    except ValueError:  # not the main thread: nobody's signals are ours
+        pass
+    try:
+        yield seen
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

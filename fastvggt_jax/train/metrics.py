@@ -1,0 +1,73 @@
+"""Where a run's numbers go: `metrics.jsonl` (a line a record), the terminal, and TensorBoard's files where tensorboardX is installed."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+SHOWN = ("loss", "translation", "rotation", "depth error", "point error", "scenes a second")  # in the terminal; the files have all
+
+
+class Metrics:
+    def __init__(self, folder: Path, first_step: int, quiet: bool) -> None:
+        """Goes on after `first_step`; what an interrupted run has recorded beyond it is dropped, since it will come again."""
+        path = folder / "metrics.jsonl"
+        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= first_step] if path.exists() else []
+        path.write_text("".join(line + "\n" for line in kept))
+        self.file = open(path, "a")  # noqa: SIM115  closed by `close`
+        self.console = Console(quiet=quiet, highlight=False)
+        self.board = _board(folder, first_step)
+        self.pending: list[Mapping[str, jax.Array]] = []
+        self.scenes, self.since = 0, time.monotonic()
+
+    def add(self, values: Mapping[str, jax.Array], scenes: int) -> None:
+        """What one more step on so many scenes has given; it is not waited for."""
+        self.pending.append(values)
+        self.scenes += scenes
+
+    def record(self, step: int) -> int | None:
+        """Writes means of what was added since the last time. Returns the first step whose loss is not finite; then it writes nothing."""
+        if not self.pending:
+            return None
+        values = jax.device_get(self.pending)
+        bad = [step - len(values) + i + 1 for i, value in enumerate(values) if not math.isfinite(value["loss"])]
+        if bad:
+            return bad[0]
+        means = {name: float(sum(value[name] for value in values) / len(values)) for name in values[0]}
+        now = time.monotonic()
+        means["scenes a second"] = self.scenes / (now - self.since)
+        self.write(step, "train", means)
+        self.pending, self.scenes, self.since = [], 0, now
+        return None
+
+    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """Numbers of `kind` "train" or "validation" after `step` steps."""
+        self.file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        self.file.flush()
+        shown = "  ".join(f"{name} {values[name]:.4g}" for name in SHOWN if name in values)
+        self.console.print(f"[bold]{step:>7}[/bold] {kind:<10} {shown}", soft_wrap=True)
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)
+
+    def close(self) -> None:
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _board(folder: Path, first_step: int):
+    try:
+        from tensorboardX import SummaryWriter
+    except ModuleNotFoundError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)

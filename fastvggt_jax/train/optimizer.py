@@ -1,0 +1,62 @@
+"""AdamW with warm-up and a cosine, clipped gradients, and parameters that stay frozen."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import flax.traverse_util
+import jax
+import optax
+
+from fastvggt_jax.train.config import TrainConfig
+
+
+def learning_rate(config: TrainConfig) -> optax.Schedule:
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if config.warmup_steps else config.learning_rate,
+        peak_value=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        decay_steps=config.steps,
+        end_value=config.final_learning_rate,
+    )
+
+
+def trainable(params: Any, frozen: Sequence[str]) -> Any:
+    """A tree like `params` of bool. Raises ValueError for a pattern that fits no parameter, or if nothing is left to train."""
+    names = list(flax.traverse_util.flatten_dict(params, sep="/"))
+    for pattern in frozen:
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(f"frozen: no parameter is named like {pattern!r}; names are such as {names[0]}")
+    free = {name: not any(fnmatch.fnmatchcase(name, pattern) for pattern in frozen) for name in names}
+    if not any(free.values()):
+        raise ValueError(f"frozen={tuple(frozen)} leaves nothing to train")
+    return flax.traverse_util.unflatten_dict(free, sep="/")
+
+
+def make_optimizer(config: TrainConfig, params: Any) -> optax.GradientTransformation:
+    """Of a tree of parameters, or of their shapes."""
+    names = flax.traverse_util.flatten_dict(params, sep="/")
+    matrices = flax.traverse_util.unflatten_dict({name: name.endswith("/kernel") for name in names}, sep="/")
+    adamw = optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate(config),
+            b1=config.beta1,
+            b2=config.beta2,
+            weight_decay=config.weight_decay,
+            mask=lambda tree: _like(tree, matrices),
+        ),
+    )
+    labels = jax.tree.map(lambda free: "trained" if free else "frozen", trainable(params, config.frozen))
+    return optax.multi_transform({"trained": adamw, "frozen": optax.set_to_zero()}, labels)
+
+
+def _like(tree: Any, values: Any) -> Any:
+    """`values` where `tree` has a leaf; what is frozen stands in `tree` as an empty node."""
+    return jax.tree.map(lambda leaf, value: leaf if isinstance(leaf, optax.MaskedNode) else value, tree, values, is_leaf=_is_masked)
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)

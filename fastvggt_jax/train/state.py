@@ -1,0 +1,127 @@
+"""The state of a training run, how it starts, how it lies on several devices, and one step of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from fastvggt_jax.checkpoint import CheckpointError, from_pretrained
+from fastvggt_jax.models.vggt import VGGT
+from fastvggt_jax.train import losses
+from fastvggt_jax.train.config import TrainConfig
+from fastvggt_jax.train.data import Batch
+from fastvggt_jax.train.optimizer import make_optimizer, trainable
+
+Array = jax.Array
+AXIS = "data"  # of the mesh: scenes, and with `shard_params` also parameters, are spread along it
+SMALLEST_SHARDED = 1 << 14  # parameters of fewer numbers lie whole on every device
+
+
+@flax.struct.dataclass
+class TrainState:
+    step: Array  # i32[], steps done
+    params: Any
+    ema: Any  # like params, or None
+    opt_state: Any
+
+    def weights(self) -> Any:
+        """Those to use: the averaged ones if there are any."""
+        return self.params if self.ema is None else self.ema
+
+
+def initial_params(model: VGGT, seed: int, layer_scale: float) -> Any:
+    """A random start. The camera head's last layer starts at the identity with 1 rad of view: relu has no gradient below 0."""
+    side = max(model.img_size, model.smallest_tracked if "track" in model.heads else 0)
+    side = -(-side // model.patch_size) * model.patch_size
+    points = jnp.zeros((1, 1, 2)) if "track" in model.heads else None
+    params = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 1, side, side, 3)), points)["params"]
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    flat = {name: jnp.full_like(x, layer_scale) if name.endswith("/gamma") else x for name, x in flat.items()}
+    if "camera" in model.heads:
+        share = 1 / model.camera_iterations  # the iterations add up
+        flat["camera_head/pose_branch/fc2/bias"] = share * jnp.array([0, 0, 0, 0, 0, 0, 1.0, 1, 1])
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def read_params(config: TrainConfig) -> Any:
+    """float32 parameters of the weight file `config.init`. Raises CheckpointError unless it holds this very model."""
+    model, params = from_pretrained(config.init, dtype=jnp.float32, heads=config.model.heads)
+    mine, theirs = config.model.config(), model.config()
+    other = [f"{name}={theirs[name]} (here {mine[name]})" for name in mine if mine[name] != theirs[name]]
+    if other:
+        raise CheckpointError(f"init: {config.init} holds another model: {', '.join(other)}")
+    return params["params"]
+
+
+def start(config: TrainConfig, params: Any) -> TrainState:
+    copy = lambda tree: jax.tree.map(jnp.copy, tree)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=None if config.ema_decay is None else copy(params),
+        opt_state=make_optimizer(config, params).init(params),
+    )
+
+
+def abstract_state(config: TrainConfig) -> TrainState:
+    """Shapes and dtypes of the state; nothing is computed."""
+    params = config.model.abstract_params()["params"]
+    return jax.eval_shape(lambda params: start(config, params), params)
+
+
+def make_mesh() -> Mesh:
+    """All devices in a row."""
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def state_sharding(config: TrainConfig, mesh: Mesh) -> TrainState:
+    """A tree like the state of how each array lies on the devices: whole on each, or spread along its longest axis that divides."""
+
+    def of(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        axes = [axis for axis, n in enumerate(leaf.shape) if n % mesh.size == 0]
+        if not config.shard_params or leaf.size < SMALLEST_SHARDED or not axes:
+            return NamedSharding(mesh, PartitionSpec())
+        longest = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[AXIS if axis == longest else None for axis in range(len(leaf.shape))]))
+
+    return jax.tree.map(of, abstract_state(config))
+
+
+def make_step(config: TrainConfig, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """The jitted step: (state, batch) -> (state, metrics f32[] by name). The state that is given is used up."""
+    free = trainable(config.model.abstract_params()["params"], config.frozen)
+    optimizer = make_optimizer(config, config.model.abstract_params()["params"])
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        def objective(params: Any) -> tuple[Array, dict[str, Array]]:
+            params = jax.tree.map(lambda p, trained: p if trained else jax.lax.stop_gradient(p), params, free)
+            return loss_of(config.model, params, batch)
+
+        (total, parts), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:  # a short memory at first: the start is soon forgotten
+            decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
+            ema = optax.incremental_update(params, ema, 1 - decay)
+        metrics = {"loss": total, **parts, "gradient norm": optax.tree.norm(gradient)}
+        return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
+
+    sharding = state_sharding(config, mesh)
+    return jax.jit(step, donate_argnums=0, in_shardings=(sharding, along_scenes(mesh)), out_shardings=(sharding, None))
+
+
+def along_scenes(mesh: Mesh) -> NamedSharding:
+    """How a batch lies on the devices: each has some of the scenes."""
+    return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def loss_of(model: VGGT, params: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
+    return losses.loss(model.apply({"params": params}, batch.images, batch.query_points), batch.truth)

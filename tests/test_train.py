@@ -1,0 +1,286 @@
+"""Training: it learns, stops, goes on as if it had not stopped, and says what is wrong."""
+
+import dataclasses
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from fastvggt_jax import VGGT, from_pretrained, geometry
+from fastvggt_jax.checkpoint import CheckpointError, save_params
+from fastvggt_jax.cli import app
+from fastvggt_jax.demo import TINY
+from fastvggt_jax.tensor_file import open_safetensors
+from fastvggt_jax.train import Shape, TrainConfig, TrainingFailed, train
+from fastvggt_jax.train import state as training
+from fastvggt_jax.train.data import Batch
+from fastvggt_jax.train.losses import normalise
+
+ROOT = Path(__file__).parents[1]
+SMALL = dict(embed_dim=32, encoder_depth=1, encoder_num_heads=1, num_heads=1, camera_num_heads=1, camera_iterations=2)
+SMALL |= dict(img_size=28, dpt_features=16, dpt_level_channels=(8, 8, 8, 8))
+MODEL = VGGT(**{**TINY, **SMALL, "heads": ("camera", "depth")}, dtype=jnp.float32)
+CAMERAS = MODEL.clone(heads=("camera",))  # compiles in a third of the time
+SHAPE = Shape(scenes=2, frames=2, height=28, width=28)
+
+
+def planes(step: int, shape: Shape) -> Batch:
+    """Views of tilted planes, without rendering: noise for images, the same for the same step."""
+    rng = np.random.default_rng(step % 2**32)
+    B, F, H, W = shape.scenes, shape.frames, shape.height, shape.width
+    pose = np.concatenate([rng.normal(0, 0.3, (B, F, 3)), rng.normal(0, 0.1, (B, F, 3)), np.ones((B, F, 3))], -1)
+    cam_from_world, K = geometry.decode_pose(pose, H, W)
+    slope = rng.normal(0, 0.3, (2, B, F, 1, 1))
+    depth = (2 + slope[0] * np.linspace(-1, 1, W) + slope[1] * np.linspace(-1, 1, H)[:, None])[..., None].astype(np.float32)
+    points = geometry.unproject_depth(depth, K, cam_from_world)
+    truth = normalise(cam_from_world, K, jnp.asarray(depth), points, jnp.ones((B, F, H, W), bool))
+    return Batch(images=jnp.asarray(rng.random((B, F, H, W, 3)), jnp.float32), query_points=None, truth=truth)
+
+
+def same(step: int, shape: Shape) -> Batch:
+    """The batch that is learnt by heart, and one like it to validate with."""
+    return planes(min(step, 0), shape)
+
+
+def config(**fields) -> TrainConfig:
+    """All runs but those of `CAMERAS` are of one program, which is compiled once."""
+    defaults = dict(model=MODEL, shapes=(SHAPE,), steps=400, warmup_steps=50, learning_rate=3e-3, weight_decay=0.0, data=same)
+    defaults |= dict(log_every=1, save_every=4, validate_every=200, validation_scenes=2)
+    return TrainConfig(**{**defaults, **fields})
+
+
+def records(folder: Path, kind: str = "train") -> list[dict[str, float]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in found if record["kind"] == kind]
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["loss"] for record in records(folder)]
+
+
+def at_step(at: int, act):
+    """Data that does something before the batch of a step is given."""
+
+    def data(step: int, shape: Shape) -> Batch:
+        if step == at:
+            act()
+        return same(step, shape)
+
+    return data
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    folder = os.environ.get("FASTVGGT_TEST_CACHE") or str(tmp_path_factory.mktemp("programs"))
+    for name, value in zip(names, (folder, 0.5), strict=True):
+        jax.config.update(name, value)
+    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run that nothing has interrupted: its folder."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    train(config(save_every=400), folder, quiet=True)
+    return folder
+
+
+def test_a_batch_is_learnt_by_heart(straight):
+    error = lambda r: r["translation"] + r["rotation"] + r["field of view"] + r["depth error"]
+    first, last = records(straight)[0], records(straight)[-1]
+    assert (first["step"], last["step"]) == (1, 400)
+    assert error(last) < error(first) / 100
+    assert [record["step"] for record in records(straight, "validation")] == [200, 400]
+
+
+def test_the_weights_written_are_the_averaged_ones_and_make_a_model(straight):
+    model, params = from_pretrained(straight / "weights.safetensors")
+    assert model.config() == MODEL.config()
+    batch = same(0, SHAPE)
+    prediction = model.clone(dtype=jnp.float32).apply(params, batch.images)
+    assert np.abs(prediction.depth - batch.truth.depth).mean() < 0.05
+
+
+def test_a_run_that_was_killed_or_asked_to_stop_goes_on_as_if_it_had_not(straight, tmp_path, compiled_once):
+    code = (
+        "import os, signal, sys; from tests.test_train import *\n"
+        "jax.config.update('jax_compilation_cache_dir', sys.argv[2])\n"
+        "train(config(data=at_step(6, lambda: os.kill(os.getpid(), signal.SIGKILL))), sys.argv[1], quiet=True)"
+    )
+    folder = tmp_path / "run"
+    done = subprocess.run([sys.executable, "-c", code, folder, compiled_once], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(losses(folder)) < 7
+    state = train(config(data=at_step(9, lambda: os.kill(os.getpid(), signal.SIGTERM))), folder, quiet=True)
+    assert state.step == 10 and losses(folder) == losses(straight)[:10]
+    state = train(config(data=at_step(12, lambda: os.kill(os.getpid(), signal.SIGINT))), folder, quiet=True)
+    assert state.step == 13 and losses(folder) == losses(straight)[:13]
+    assert [record["step"] for record in records(folder)] == list(range(1, 14))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    def data(step, shape):
+        batch = same(step, shape)
+        return batch.replace(images=batch.images * (jnp.nan if step == 5 else 1))
+
+    with pytest.raises(
+        TrainingFailed, match=r"step 6 is not finite; the last good checkpoint is .*last/4; .*lower learning_rate than 0.003"
+    ):
+        train(config(data=data, log_every=3), tmp_path / "run", quiet=True)
+    assert sorted(path.name for path in (tmp_path / "run" / "last").iterdir()) == ["4"]
+    with pytest.raises(TrainingFailed, match="there is no checkpoint before it"):
+        train(config(data=data, save_every=100, log_every=6), tmp_path / "other", quiet=True)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full() -> None:  # no more files of over 20 kB, once the first checkpoint is there
+        for _ in range(600):
+            if (folder / "last" / "4").exists():
+                break
+            time.sleep(0.1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+
+    folder = tmp_path / "run"
+    try:
+        with pytest.raises(TrainingFailed, match=r"could not be written in .*run: .*; the last good checkpoint is .*last/4"):
+            train(config(data=at_step(6, full)), folder, quiet=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    state = train(config(data=at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM))), folder, quiet=True)
+    assert state.step == 6 and [record["step"] for record in records(folder)] == list(range(1, 7))
+
+
+# ---- of cameras alone
+
+
+def gradient(model: VGGT, params, batch: Batch):
+    return jax.jit(jax.grad(lambda p: training.loss_of(model, p, batch)[0]))(params)
+
+
+def test_recomputing_changes_no_gradient():
+    params = training.initial_params(CAMERAS, 0, 0.1)
+    kept, again = (gradient(model, params, planes(3, SHAPE)) for model in (CAMERAS, CAMERAS.clone(remat=True)))
+    text = str(jax.make_jaxpr(lambda p: training.loss_of(CAMERAS.clone(remat=True), p, planes(3, SHAPE)))(params))
+    assert text.count("remat") >= 2  # the encoder's blocks and the pairs
+    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(a).max()))
+
+
+def test_training_goes_on_from_a_weight_file_and_leaves_what_is_frozen(tmp_path):
+    before = training.initial_params(CAMERAS, 5, 0.1)
+    save_params(tmp_path / "start.safetensors", {"params": before}, CAMERAS, source="the official weights", license="CC BY-NC 4.0")
+    frozen = ("aggregator/patch_embed/*", "camera_head/trunk/*")
+    cameras = config(model=CAMERAS, init=str(tmp_path / "start.safetensors"), frozen=frozen, steps=3, warmup_steps=0, ema_decay=None)
+    state = train(cameras, tmp_path / "run", quiet=True)
+    old, new = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (before, state.params))
+    for name in old:
+        stays = name.startswith(("aggregator/patch_embed/", "camera_head/trunk/"))
+        assert (np.array_equal(old[name], new[name])) == stays or not np.asarray(old[name]).any(), name
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    trained = sum(x.size for name, x in old.items() if not name.startswith(("aggregator/patch_embed/", "camera_head/trunk/")))
+    assert sum(x.size for x in moments) == 2 * trained  # none are kept of what is frozen
+    metadata = open_safetensors(tmp_path / "run" / "weights.safetensors").metadata()
+    assert "3 steps from: the official weights" in metadata["source"] and metadata["license"] == "CC BY-NC 4.0"
+
+
+def test_eight_devices_compute_what_one_does():
+    code = (
+        "from tests.test_train import *\n"
+        "from jax.sharding import Mesh, AxisType\n"
+        "shape = Shape(8, 2, 28, 28)\n"
+        "def run(devices, shard_params):\n"
+        "    c = config(model=CAMERAS, shapes=(shape,), shard_params=shard_params, weight_decay=0.1)\n"
+        "    mesh = Mesh(np.array(jax.devices()[:devices]), (training.AXIS,), axis_types=(AxisType.Auto,))\n"
+        "    state = jax.device_put(training.start(c, training.initial_params(CAMERAS, 0, 0.1)), training.state_sharding(c, mesh))\n"
+        "    step, found = training.make_step(c, mesh), []\n"
+        "    for i in range(3):\n"
+        "        batch = jax.device_put(planes(i, shape), training.along_scenes(mesh))\n"
+        "        assert len(batch.images.sharding.device_set) == devices\n"
+        "        state, metrics = step(state, batch)\n"
+        "        found.append(float(metrics['loss']))\n"
+        "    kernel = state.params['aggregator']['global_blocks']['mlp']['fc1']['kernel']\n"
+        "    return found, kernel.addressable_shards[0].data.size / kernel.size\n"
+        "print(json.dumps([run(1, False), run(8, True)]))"
+    )
+    environment = os.environ | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert not done.returncode, done.stderr
+    (one, whole), (spread, share) = json.loads(done.stdout.splitlines()[-1])
+    assert (whole, share) == (1, 1 / 8)
+    np.testing.assert_allclose(spread, one, rtol=1e-4)
+
+
+# ---- bad input
+
+GOOD = """
+import jax.numpy as jnp
+from tests.test_train import config
+def get_config():
+    return config({})
+"""
+
+
+@pytest.mark.parametrize(
+    "text, overrides, sentence",
+    [
+        (GOOD.format("learning_ratio=1"), [], "learning_ratio"),
+        (GOOD.format(""), ["learning_ratio=1"], "learning_ratio cannot be set; what can: steps, learning_rate"),
+        (GOOD.format(""), ["steps"], "'steps' must be field=value"),
+        (GOOD.format(""), ["steps=many"], "steps=many"),
+        (GOOD.format(""), ["steps=0"], "steps=0 must be greater than 0"),
+        (GOOD.format("shapes=()"), [], "shapes is empty"),
+        (GOOD.format("frozen=('decoder/*',)"), [], "no parameter is named like 'decoder/.'; names are such as aggregator/"),
+        (GOOD.format("query_points=3"), [], "query_points=3 does not fit the heads camera, depth"),
+        ("def get_config(: pass", [], "invalid syntax"),
+        ("x = 1", [], "has no get_config"),
+    ],
+)
+def test_a_wrong_configuration_gets_a_sentence(tmp_path, text, overrides, sentence):
+    path = tmp_path / "wrong.py"
+    path.write_text(text)
+    arguments = ["train", str(path), "--workdir", str(tmp_path / "run"), "--cache-dir", "none"]
+    done = CliRunner().invoke(app, [*arguments, *(x for override in overrides for x in ("--set", override))])
+    assert done.exit_code == 2 and re.search(sentence, done.stderr) and "Traceback" not in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_folder_of_another_model_or_of_something_else_is_refused(straight, tmp_path):
+    wide = config(model=MODEL.clone(embed_dim=64))
+    with pytest.raises(CheckpointError, match=r"the training of another model: embed_dim=32 \(here 64\)"):
+        train(wide, straight, quiet=True)
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(CheckpointError, match="holds something else than a training run"):
+        train(config(), tmp_path, quiet=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+    with pytest.raises(CheckpointError, match=r"weights.safetensors holds another model: embed_dim=32 \(here 64\)"):
+        train(dataclasses.replace(wide, init=str(straight / "weights.safetensors")), tmp_path / "new", quiet=True)
+
+
+def test_every_step_has_its_own_scenes_and_its_kind_of_batch():
+    kinds = (Shape(4, 2, 28, 28, weight=3), Shape(2, 4, 28, 42, weight=1))
+    mixed = config(shapes=kinds, first_scene=1000)
+    drawn = [mixed.shape_of(step) for step in range(2000)]
+    assert abs(drawn.count(kinds[0]) / 2000 - 0.75) < 0.03
+    assert drawn == [config(shapes=kinds).shape_of(step) for step in range(2000)]
+    used = [scene for step in range(50) for scene in range(mixed.first_scene_of(step), mixed.first_scene_of(step) + drawn[step].scenes)]
+    assert len(set(used)) == len(used) and min(used) == 1000
