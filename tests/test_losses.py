@@ -118,3 +118,45 @@ def test_gradients_are_finite_where_the_prediction_is_perfect_and_where_nothing_
     for t in (truth, losses.normalise(*scenes()[:4], jnp.zeros((B, F, H, W), bool))):
         gradient = jax.grad(lambda p, t=t: losses.loss(p, t)[0])(perfect(t))
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+
+
+# ---- tracks
+
+Q = 7
+
+
+def tracked(shift=0.0, iteration=-1, vis=None, conf=1.0):
+    """Arguments of `track_loss`: true but for one iteration, which is off by `shift` pixels in x and y."""
+    rng = np.random.default_rng(1)
+    tracks, visible = jnp.asarray(rng.uniform(0, 20, (B, F, Q, 2)), jnp.float32), jnp.asarray(rng.random((B, F, Q)) < 0.6)
+    track_list = jnp.stack([tracks] * 4).at[iteration].add(shift)
+    vis = visible.astype(jnp.float32) if vis is None else jnp.full((B, F, Q), vis)
+    return track_list, vis, jnp.full((B, F, Q), conf), tracks, visible
+
+
+def test_perfect_tracks_cost_nothing_and_wrong_ones_what_they_are_off():
+    assert max(abs(v) for v in losses.track_loss(*tracked()).values()) < 1e-6
+    parts = [losses.track_loss(*tracked(2.0, iteration)) for iteration in range(4)]
+    np.testing.assert_allclose([p["track"] for p in parts], 2.0 / 4 * 0.8 ** np.arange(4)[::-1], rtol=1e-5)
+
+
+def test_a_track_counts_only_where_its_point_is_seen():
+    track_list, *others, tracks, visible = tracked()
+    moved = jnp.where(visible[..., None], track_list, track_list + 50)
+    assert abs(losses.track_loss(moved, *others, tracks, visible)["track"]) < 1e-6
+
+
+def test_visibility_and_confidence_are_probabilities():
+    np.testing.assert_allclose(losses.track_loss(*tracked(vis=0.5))["visibility"], np.log(2), rtol=1e-5)
+    confident = lambda shift, conf: losses.track_loss(*tracked(shift, conf=conf))["track confidence"]
+    assert confident(1.0, 0.9) < 0.2 < 2 < confident(30.0, 0.9)  # 30 pixels off is not right, 1 is
+    np.testing.assert_allclose(confident(30.0, 0.9), -np.log(0.1), rtol=1e-4)
+
+
+def test_tracks_are_part_of_the_loss_where_the_model_tracks(truth):
+    track_list, vis, conf, tracks, visible = tracked(3.0)
+    with_tracks = perfect(truth).replace(track_list=track_list, vis=vis, conf=conf)
+    whole, parts = losses.loss(with_tracks, truth.replace(tracks=tracks, visible=visible))
+    base, _ = losses.loss(perfect(truth), truth)
+    np.testing.assert_allclose(whole - base, 0.05 * 3.0 / 4, rtol=1e-3)
+    assert {"track", "visibility", "track confidence"} < set(parts)

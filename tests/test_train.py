@@ -25,7 +25,7 @@ from fastvggt_jax.demo import TINY
 from fastvggt_jax.tensor_file import open_safetensors
 from fastvggt_jax.train import Shape, TrainConfig, TrainingFailed, train
 from fastvggt_jax.train import state as training
-from fastvggt_jax.train.data import Batch
+from fastvggt_jax.train.data import Batch, render
 from fastvggt_jax.train.losses import normalise
 
 ROOT = Path(__file__).parents[1]
@@ -228,6 +228,25 @@ def test_eight_devices_compute_what_one_does():
     (one, whole), (spread, share) = json.loads(done.stdout.splitlines()[-1])
     assert (whole, share) == (1, 1 / 8)
     np.testing.assert_allclose(spread, one, rtol=1e-4)
+
+
+def test_a_rendered_batch_agrees_with_itself():
+    shape = Shape(scenes=2, frames=4, height=28, width=42)
+    batch = render("train", 3, shape, query_points=6, supersampling=1)
+    truth, valid = batch.truth, np.asarray(batch.truth.valid)
+    assert batch.images.shape == (2, 4, 28, 42, 3) and valid.mean() > 0.3
+    cam_from_world, K = geometry.decode_pose(truth.pose_enc, 28, 42)
+    points = np.asarray(geometry.unproject_depth(truth.depth, K, cam_from_world))
+    np.testing.assert_allclose(points[valid], np.asarray(truth.world_points)[valid], atol=1e-3)
+    for b in range(2):  # the queries' points, seen from all views
+        u, v = np.asarray(batch.query_points[b], int).T
+        at = np.einsum("fij,qj->fqi", cam_from_world[b, :, :, :3], truth.world_points[b, 0, v, u]) + cam_from_world[b, :, None, :, 3]
+        pixels = np.einsum("fij,fqj->fqi", K[b], at / at[..., 2:])[..., :2]
+        seen = np.asarray(truth.visible[b])
+        assert seen[0].any() and seen[1:].any()
+        np.testing.assert_allclose(pixels[seen], np.asarray(truth.tracks[b])[seen], atol=0.05)
+    other = render("train", 5, shape, query_points=6, supersampling=1)
+    assert all(np.abs(other.images[b] - batch.images[c]).mean() > 0.02 for b in range(2) for c in range(2))
 
 
 # ---- bad input

@@ -42,7 +42,8 @@ class CameraHead(nn.Module):
         empty_pose = self.param("empty_pose_tokens", nn.initializers.zeros, (1, 1, POSE_DIM))
         raw, poses = None, []
         for _ in range(self.num_iterations):
-            # The next iteration sees the raw pose: the relu of the fields of view is not fed back.
+            # The next iteration sees the raw pose (the relu of the fields of view is not fed back) and sends no gradient through it.
+            raw = None if raw is None else jax.lax.stop_gradient(raw)
             condition = embed_pose(jnp.broadcast_to(empty_pose, (*tokens.shape[:2], POSE_DIM)) if raw is None else raw)
             shift, scale, gate = jnp.split(modulation(jax.nn.silu(condition)), 3, -1)
             x = gate * (normed * (1 + scale) + shift) + tokens

@@ -226,7 +226,7 @@ class Tracker(nn.Module):
         constant = sample_position(start, h, w, 3 * C + 4)[:, :, None] + ref  # [B, Q, F, 3C + 4]
 
         def iteration(update, carry, _, corr_mlp, feature_norm, feature_update):
-            coords, features = carry
+            coords, features = jax.lax.stop_gradient(carry[0]), carry[1]  # upstream too: no gradient from an iteration's start
             flat_coords, flat_features = coords.reshape(B * F, Q, 2), features.reshape(B * F, Q, C)
             corr = [correlate(level, flat_features, flat_coords / 2**i, self.corr_radius) for i, level in enumerate(pyramid)]
             corr = jnp.concatenate(corr, -1)  # [B·F, Q, levels·(2r+1)²]
