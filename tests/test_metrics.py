@@ -104,7 +104,7 @@ def test_trajectory_error_of_one_camera_out_of_place():
     cameras = lambda centres: np.stack([camera(np.eye(3), c) for c in centres])
     rectangle = square * [1, 2, 1]
     scale = (rectangle * square).sum() / (rectangle**2).sum()  # 12 / 20
-    expected = np.sqrt(((1 - scale) ** 2 + (1 - 2 * scale) ** 2))
+    expected = np.sqrt((1 - scale) ** 2 + (1 - 2 * scale) ** 2)
     assert metrics.ate(cameras(rectangle), cameras(square)) == pytest.approx(expected)
 
 

@@ -152,9 +152,11 @@ class Surface:
 def surface_errors(surface: Surface, truth: Surface, queries: slice = slice(None)) -> dict[str, float]:
     """How far two surfaces in one unit, already aligned, are apart.
 
-    "accuracy": the mean distance from a point to the nearest true one; "completeness": from a true point to the nearest of ours (DTU's two);
-    "Chamfer": their mean; "normal consistency": the mean |cosine| between the normals at both ends, over both directions. As Spann3R's, CUT3R's
-    and π³'s evaluation on 7-Scenes and DTU has them, but without a refinement by ICP. queries: which points are looked up in the other.
+    "accuracy": the mean distance from a point to the nearest true one; "completeness": from a true point to the nearest of ours (the two of
+    DTU); "Chamfer": their mean; "normal consistency": the mean |cosine| between the normals at both ends, over both directions. So in the
+    evaluations of Spann3R, CUT3R and π³ on 7-Scenes and DTU, but for a refinement by ICP.
+
+    queries: which points of each are looked up in the other.
     """
     there, back = (_one_way(a, b, queries) for a, b in ((surface, truth), (truth, surface)))
     return {
