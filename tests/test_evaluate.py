@@ -1,6 +1,7 @@
 """Evaluation: a perfect model gets perfect scores, a random one goes the whole way, and the baseline is a fair one."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from fastvggt_jax.evaluate.synthetic import DEFINITIONS, Scenes, Truth, estimate
 from fastvggt_jax.models.prediction import Prediction
 from fastvggt_jax.synthetic import sample
 
-SCENES = Scenes(count=2, views=3, size=56, batch=2)
+SCENES = Scenes(count=2, views=3, size=42, batch=2)
 BEST = {"rotation error": 0, "translation error": 0, "RRA@5": 100, "RTA@15": 100, "AUC@5": 100, "AUC@30": 100, "ATE": 0}
 BEST |= {"AbsRel": 0, "delta": 100, "point error": 0, "accuracy": 0, "completeness": 0, "Chamfer": 0, "normal consistency": 1}
 
@@ -31,9 +32,8 @@ def samples():
 
 def as_vggt(s) -> Prediction:
     K = jnp.broadcast_to(s.K[:, None], (*s.depth.shape[:2], 3, 3))
-    return Prediction(
-        pose_enc=geometry.encode_pose(s.cam_from_world, K, SCENES.size, SCENES.size), depth=jnp.where(s.depth > 0, s.depth, 1)
-    )
+    pose_enc = geometry.encode_pose(s.cam_from_world, K, SCENES.size, SCENES.size)
+    return Prediction(pose_enc=pose_enc, depth=jnp.where(s.depth > 0, s.depth, 1))
 
 
 def as_pi3(s) -> Prediction:
@@ -47,13 +47,19 @@ def as_pi3(s) -> Prediction:
     return Prediction(points=points, local_points=local, camera_poses=poses)
 
 
+@pytest.fixture(scope="module")
+def perfect(samples):
+    """The truth, through either kind of prediction."""
+    return {model: jax.jit(lambda s, model=model: estimate(model(s)))(samples) for model in (as_vggt, as_pi3)}
+
+
 @pytest.mark.parametrize("model", [as_vggt, as_pi3])
-def test_a_perfect_model_has_perfect_scores(samples, model):
+def test_a_perfect_model_has_perfect_scores(samples, perfect, model):
     calls = []
 
     def predict(images):
         np.testing.assert_array_equal(images, samples.images)
-        return estimate(model(samples)), None
+        return perfect[model], None
 
     result = evaluate({"perfect": predict}, SCENES, lambda: calls.append(1))["perfect"]
     summary = result.summary()
@@ -63,9 +69,9 @@ def test_a_perfect_model_has_perfect_scores(samples, model):
     assert len(result.report()["scenes"]["AUC@30"]) == 2
 
 
-def test_what_is_spoilt_is_what_gets_worse(samples):
+def test_what_is_spoilt_is_what_gets_worse(perfect):
     """One camera's pose, then the depth alone: each shows in its own metrics and not in the other's."""
-    good = estimate(as_vggt(samples))
+    good = perfect[as_vggt]
     turned = geometry.quat_xyzw_to_rotation([np.sin(np.deg2rad(5)), 0, 0, np.cos(np.deg2rad(5))]) @ good.cam_from_world[:, 2]
     of_camera = good.replace(cam_from_world=good.cam_from_world.at[:, 2].set(turned))
     noise = jnp.exp(0.5 * jax.random.normal(jax.random.key(0), good.depth.shape))
@@ -78,17 +84,17 @@ def test_what_is_spoilt_is_what_gets_worse(samples):
     assert results["depth"]["AUC@30"] == 100 and results["depth"]["AbsRel"] > 0.2 and results["depth"]["delta"] < 60
 
 
-def test_the_medians_are_over_the_pairs_of_all_scenes(samples):
+def test_the_medians_are_over_the_pairs_of_all_scenes(perfect):
     """Of two scenes with three pairs each, one wrong in all of them: the median lies between the two."""
-    good = estimate(as_vggt(samples))
+    good = perfect[as_vggt]
     wrong = jnp.stack([geometry.quat_xyzw_to_rotation([0, np.sin(a), 0, np.cos(a)]) for a in np.deg2rad([0.0, 20, 45])])
     spoilt = good.replace(cam_from_world=good.cam_from_world.at[1].set(wrong @ good.cam_from_world[1]))
     summary = evaluate({"x": lambda _: (spoilt, None)}, SCENES)["x"].summary()
     assert 1 < summary["rotation error"] == pytest.approx((0 + 40) / 2, abs=0.1)
 
 
-def test_a_prediction_that_is_not_finite_is_named(samples):
-    bad = estimate(as_vggt(samples))
+def test_a_prediction_that_is_not_finite_is_named(perfect):
+    bad = perfect[as_vggt]
     bad = bad.replace(depth=bad.depth.at[1, 0, 0, 0].set(jnp.nan))
     with pytest.raises(ValueError, match="broken: the model's cameras or points of test scene 1 are not finite"):
         evaluate({"broken": lambda _: (bad, None)}, SCENES)
@@ -108,27 +114,29 @@ def test_batches_are_whole():
 # ---- configurations
 
 
+@partial(jax.jit, static_argnums=(0, 2, 3))
 def masks(kind, seed=0, special_keys="dense", batch=2):
     """Of 52 patches, 7 blocks of 8 keys, and 10 special keys after them."""
     q, k = jax.random.normal(jax.random.key(seed), (2, batch, 52, 2, 16))
     runs = (52, 10) if special_keys == "dense" else (62,)
-    return kind(0.6, 0.5, (16, 8), special_keys=special_keys).block_mask(3 * q, k, keep_count=2, cdf_threshold=0.5, kv_runs=runs)
+    sparsity = kind(0.6, 0.5, (16, 8), special_keys=special_keys)
+    return sparsity.block_mask(3 * q, k, keep_count=2, cdf_threshold=0.5, kv_runs=runs).to_dense()
 
 
 @pytest.mark.parametrize("special_keys", ["dense", "official"])
 def test_random_blocks_are_as_many_in_every_row_and_leave_special_keys_alone(special_keys):
-    chosen, random = (np.asarray(masks(kind, special_keys=special_keys).to_dense()) for kind in (Sparsity, ablations.RandomBlocks))
+    chosen, random = (np.asarray(masks(kind, 0, special_keys)) for kind in (Sparsity, ablations.RandomBlocks))
     np.testing.assert_array_equal(random.sum(-1), chosen.sum(-1))
     assert len(np.unique(chosen.sum(-1))) > 1, "rows keep different numbers, or equality says little"
     assert random[..., 7:].all() and (random[..., :7] != chosen[..., :7]).any((-1, -2)).all()
 
 
 def test_random_blocks_are_drawn_anew_for_other_queries_and_alike_for_the_same():
-    first, again, other = (np.asarray(masks(ablations.RandomBlocks, seed).to_dense()) for seed in (0, 0, 1))
+    first, again, other = (np.asarray(masks(ablations.RandomBlocks, seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
     assert len(np.unique(first[..., :7].reshape(-1, 7), axis=0)) > 4, "rows, heads and scenes are drawn apart"
-    share = np.asarray(masks(ablations.RandomBlocks, batch=100).to_dense())[..., :7].mean((0, 1, 2))
+    share = np.asarray(masks(ablations.RandomBlocks, 0, "dense", 100))[..., :7].mean((0, 1, 2))
     assert np.abs(share - share.mean()).max() < 0.08, "every column is as likely as any other"
 
 
@@ -202,12 +210,12 @@ def run(*args):
 
 
 def test_a_random_model_the_whole_way(checkpoint, samples, tmp_path):
-    size = ["--scenes", 2, "--views", 3, "--size", 56, "--block", "16,8", "--cache-dir", "none"]
+    size = ["--scenes", 2, "--views", 3, "--size", 42, "--block", "8,4", "--cache-dir", "none"]
     done = run("synthetic", "--model", checkpoint, *size, "--sparsity", "dense", "--sparsity", "0.9,0.1", "-o", tmp_path / "out", "--json")
     assert done.exit_code == 0, (done.output, done.exception)
     report = json.loads(done.stdout)
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == report
-    assert report["scenes"] == {"split": "test", "first": 0, "count": 2, "views": 3, "size": 56, "batch": 2}
+    assert report["scenes"] == {"split": "test", "first": 0, "count": 2, "views": 3, "size": 42, "batch": 2}
     assert report["model"] == {"file": "tiny.safetensors", "class": "VGGT", "dtype": "float32"}
     dense, sparse = report["configurations"]
     assert dense["label"] == "dense" and dense["summary"]["effective sparsity"] == 0 and dense["density"] is None
