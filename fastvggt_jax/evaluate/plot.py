@@ -43,7 +43,7 @@ def write_plot(rows: Sequence[Mapping], title: str, path: str | os.PathLike) -> 
             members = sorted(members, key=lambda summary: summary["effective sparsity"])
             style = dict(color=f"C{number % 10}", marker="osDv^<>Px*"[number % 10], markersize=5)
             axes.plot([100 * m["effective sparsity"] for m in members], [m[metric] for m in members], label=family, **style)
-        axes.set(xlabel="effective sparsity, %", ylabel=label)
+        axes.set(xlabel="effective sparsity, %", ylabel=label, xlim=(0, None))
         axes.grid(alpha=0.3)
     figure.suptitle(title)
     handles = axes.get_legend_handles_labels()
