@@ -114,30 +114,42 @@ def test_batches_are_whole():
 # ---- configurations
 
 
-@partial(jax.jit, static_argnums=(0, 2, 3))
-def masks(kind, seed=0, special_keys="dense", batch=2):
+@partial(jax.jit, static_argnums=(0, 3))
+def masks(kind, q, k, special_keys="dense"):
     """Of 52 patches, 7 blocks of 8 keys, and 10 special keys after them."""
-    q, k = jax.random.normal(jax.random.key(seed), (2, batch, 52, 2, 16))
     runs = (52, 10) if special_keys == "dense" else (62,)
     sparsity = kind(0.6, 0.5, (16, 8), special_keys=special_keys)
-    return sparsity.block_mask(3 * q, k, keep_count=2, cdf_threshold=0.5, kv_runs=runs).to_dense()
+    return sparsity.block_mask(q, k, keep_count=2, cdf_threshold=0.5, kv_runs=runs).to_dense()
+
+
+def queries_and_keys(batch=2):
+    q, k = jax.random.normal(jax.random.key(0), (2, batch, 52, 2, 16))
+    return 3 * q, k
 
 
 @pytest.mark.parametrize("special_keys", ["dense", "official"])
 def test_random_blocks_are_as_many_in_every_row_and_leave_special_keys_alone(special_keys):
-    chosen, random = (np.asarray(masks(kind, 0, special_keys)) for kind in (Sparsity, ablations.RandomBlocks))
+    chosen, random = (np.asarray(masks(kind, *queries_and_keys(), special_keys)) for kind in (Sparsity, ablations.RandomBlocks))
     np.testing.assert_array_equal(random.sum(-1), chosen.sum(-1))
     assert len(np.unique(chosen.sum(-1))) > 1, "rows keep different numbers, or equality says little"
     assert random[..., 7:].all() and (random[..., :7] != chosen[..., :7]).any((-1, -2)).all()
 
 
-def test_random_blocks_are_drawn_anew_for_other_queries_and_alike_for_the_same():
-    first, again, other = (np.asarray(masks(ablations.RandomBlocks, seed)) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(first, again)
-    assert (first != other).any()
-    assert len(np.unique(first[..., :7].reshape(-1, 7), axis=0)) > 4, "rows, heads and scenes are drawn apart"
-    share = np.asarray(masks(ablations.RandomBlocks, 0, "dense", 100))[..., :7].mean((0, 1, 2))
-    assert np.abs(share - share.mean()).max() < 0.08, "every column is as likely as any other"
+def test_random_blocks_are_drawn_anew_for_every_row_and_other_queries_and_alike_for_the_same():
+    """Of queries that are all alike and of any length, for which the method keeps the same blocks in every row."""
+    _, k = queries_and_keys()
+    ones = jnp.ones_like(k)
+    draw = lambda kind, length: np.asarray(masks(kind, 1e-3 * length * ones, k))
+    np.testing.assert_array_equal(draw(Sparsity, 1), draw(Sparsity, 2))
+    assert (draw(Sparsity, 1) == draw(Sparsity, 1)[:, :, :1]).all()
+    np.testing.assert_array_equal(draw(ablations.RandomBlocks, 1), draw(ablations.RandomBlocks, 1))
+    assert (draw(ablations.RandomBlocks, 1) != draw(ablations.RandomBlocks, 2)).any()
+    assert (draw(ablations.RandomBlocks, 1) != draw(ablations.RandomBlocks, 1)[:, :, :1]).any()
+
+
+def test_random_blocks_have_no_favourites():
+    share = np.asarray(masks(ablations.RandomBlocks, *queries_and_keys(100)))[..., :7].mean((0, 1, 2))
+    assert np.abs(share - share.mean()).max() < 0.08
 
 
 def test_global_attention_takes_the_blocks_that_its_sparsity_chooses():

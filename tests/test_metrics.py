@@ -63,9 +63,13 @@ def test_a_translation_counts_up_to_sign_and_none_at_all_is_as_wrong_as_can_be()
     np.testing.assert_allclose(angles, [0, 90, 90, 60], atol=1e-6)
 
 
+def test_accuracy_is_the_share_below_the_threshold():
+    assert metrics.accuracy_at(np.array([4.0, 5, 6, 9]), 5) == 25
+
+
 def test_a_half_turn_is_180_degrees():
     true = some_cameras(2)
-    wrong = np.stack([turn([0, 1, 0], 180) @ true[0], true[1]])
+    wrong = np.stack([1.0001 * turn([0, 1, 0], 180) @ true[0], true[1]])  # a rotation but for rounding
     np.testing.assert_allclose(metrics.pair_errors(wrong, true)[0], 180, atol=0.1)
 
 
@@ -82,10 +86,12 @@ def test_alignment_recovers_a_similarity():
     assert np.abs(mirrored(points) - points * [-1, 1, 1]).max() > 0.1
 
 
-def test_alignment_is_the_best_there_is():
-    """No similarity nearby is nearer: neither the scale nor the rotation is only about right."""
+@pytest.mark.parametrize("mirror", [1, -1])
+def test_alignment_is_the_best_there_is(mirror):
+    """No similarity nearby is nearer: neither the scale nor the rotation is only about right, also of a mirror image."""
     rng = np.random.default_rng(1)
-    points, truth = rng.normal(size=(2, 40, 3))
+    points, noise = rng.normal(size=(2, 40, 3)) * [3, 2, 1]
+    truth = points * [1, 1, mirror] + 0.5 * noise
     found = metrics.align(points, truth)
     cost = lambda s: np.square(s(points) - truth).sum()
     for scale, axis, shift in ((1.02, None, 0), (0.98, None, 0), (1, [1, 0, 0], 0), (1, [0, 1, 1], 0), (1, None, 0.02)):
