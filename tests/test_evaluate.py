@@ -181,6 +181,8 @@ def test_the_ablations_are_all_there():
         assert all(getattr(s, field) == value for s in families[family])
     assert all(s.pool == "max" for s in families["max pooling"])
     assert all(run.sparsity.block == (64, 32) for run in runs[1:])
+    some = ablations.ablations(24, (64, 32), ["random blocks", "last layers"])
+    assert [run.family for run in some] == ["dense", *["random blocks"] * len(ablations.POINTS), "last layers"]
     for depth in (1, 4, 18):
         for run in ablations.ablations(depth, (128, 64))[1:]:
             run.sparsity.check_depth(depth)
@@ -251,6 +253,7 @@ def test_a_random_model_the_whole_way(checkpoint, samples, tmp_path):
         (["--size", 60], "--size must be a positive multiple of the model's patches of 14 pixels, not 60"),
         (["--sparsity", "most"], "--sparsity must be dense, or"),
         (["--sparsity", "1.5"], "sparse_ratio=1.5 must lie in [0, 1]"),
+        (["--family", "noise"], "there is no family of ablations 'noise'; there are dense, ρ and τ, ρ alone,"),
         (["--block", "128"], "--block must be two numbers"),
         (["--model", "nowhere.safetensors"], "nowhere.safetensors: no such weight file"),
     ],

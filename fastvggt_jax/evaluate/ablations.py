@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +50,12 @@ class RandomBlocks(Sparsity):
         return BlockMask.from_dense(jnp.concatenate([shuffled, kept[..., patches:]], -1), mask.q_len, mask.kv_runs, mask.block)
 
 
-def ablations(depth: int, block: tuple[int, int]) -> list[Configuration]:
-    """All of them for a model of `depth` global layers, dense first."""
+def ablations(depth: int, block: tuple[int, int], only: Collection[str] | None = None) -> list[Configuration]:
+    """All of them for a model of `depth` global layers, or those of some families; dense is the first of either.
+
+    Special keys as released differ from the others only where the patches of all views do not fill whole blocks of keys.
+    ValueError for a family that there is not.
+    """
     both = lambda points, kind=Sparsity, **fields: [kind(ratio, threshold, block, **fields) for ratio, threshold in points]
     families = {
         DENSE: [None],
@@ -65,7 +70,11 @@ def ablations(depth: int, block: tuple[int, int]) -> list[Configuration]:
     found = [Configuration(family, describe(sparsity), sparsity) for family, members in families.items() for sparsity in members]
     for where, layers in some_layers(depth).items():
         found.append(Configuration(f"{where} layers", f"ρ 1 in {_span(layers)}", Sparsity(1.0, None, block, layers=layers)))
-    return found
+    known = dict.fromkeys(configuration.family for configuration in found)
+    unknown = [family for family in only or () if family not in known]
+    if unknown:
+        raise ValueError(f"there is no family of ablations {unknown[0]!r}; there are {', '.join(known)}")
+    return [configuration for configuration in found if not only or configuration.family in (DENSE, *only)]
 
 
 def some_layers(depth: int) -> dict[str, tuple[int, ...]]:

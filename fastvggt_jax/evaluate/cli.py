@@ -54,7 +54,7 @@ def synthetic(
     first: Annotated[int, typer.Option(help="Number of the first one.")] = 0,
     views: Annotated[int, typer.Option(help="Views of a scene.")] = 8,
     size: Annotated[int, typer.Option(help="Width and height of a view in pixels, a multiple of 14.")] = 224,
-    batch: Annotated[int, typer.Option(help="Scenes at a time, at most.")] = 4,
+    batch: Annotated[int, typer.Option(help="Scenes at a time, at most.")] = 8,
     sparsity: Annotated[
         list[str] | None,
         typer.Option(help="dense, or ρ and τ as 0.5,0.7, or one of them as 0.5 or ,0.7; may be given several times. Default: dense."),
@@ -62,6 +62,10 @@ def synthetic(
     ablations: Annotated[
         bool, typer.Option("--ablations", help="All of the method's ablations and its baseline of random blocks.")
     ] = False,
+    family: Annotated[
+        list[str] | None,
+        typer.Option(help="Of the ablations these only, such as 'random blocks'; may be given several times."),
+    ] = None,
     block: Block = "128,64",
     dtype: Dtype = "auto",
     plot: Annotated[bool | None, typer.Option("--plot/--no-plot", help="Write quality.png. Default: if matplotlib is installed.")] = None,
@@ -90,8 +94,8 @@ def synthetic(
         if size < net.patch_size or size % net.patch_size:
             raise ValueError(f"--size must be a positive multiple of the model's patches of {net.patch_size} pixels, not {size}")
         blocks = _block(block)
-        runs = configurations.ablations(net.depth, blocks) if ablations else []
-        runs += [configurations.parse(text, blocks) for text in sparsity or ([] if ablations else [configurations.DENSE])]
+        runs = configurations.ablations(net.depth, blocks, family) if ablations or family else []
+        runs += [configurations.parse(text, blocks) for text in sparsity or ([] if runs else [configurations.DENSE])]
         runs = list({run.label: run for run in runs}.values())
         rows = _measure(net, params, runs, chosen, silent=quiet or as_json)
         report = {

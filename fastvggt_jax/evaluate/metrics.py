@@ -140,11 +140,11 @@ class Surface:
 
     def nearest(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The distances f64[Q] to the nearest points of the surface, and their numbers i64[Q]."""
-        return self.tree.query(points, workers=-1)
+        return self.tree.query(points)
 
     def normals(self, points: np.ndarray) -> np.ndarray:
         """Unit normals f64[Q, 3], up to sign: across the plane through each point's nearest neighbours."""
-        _, found = self.tree.query(points, min(NEIGHBOURS, len(self.points)), workers=-1)
+        _, found = self.tree.query(points, min(NEIGHBOURS, len(self.points)))
         around = self.points[found] - self.points[found].mean(1, keepdims=True)  # [Q, neighbours, 3]
         return np.linalg.eigh(np.einsum("qni,qnj->qij", around, around))[1][..., 0]
 
