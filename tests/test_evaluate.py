@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from fastvggt_jax import Sparsity, cli, geometry
 from fastvggt_jax.attention import sparse_global_attention
 from fastvggt_jax.checkpoint import save_params
-from fastvggt_jax.evaluate import ablations, metrics, plot, stereo
+from fastvggt_jax.evaluate import ablations, plot, stereo
 from fastvggt_jax.evaluate import cli as evaluate_cli
 from fastvggt_jax.evaluate.synthetic import DEFINITIONS, Scenes, Truth, estimate, evaluate
 from fastvggt_jax.models.prediction import Prediction
@@ -266,10 +266,11 @@ def test_bad_input_is_one_sentence(checkpoint, options, sentence):
 
 def test_a_missing_extra_is_named(checkpoint, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    for of, extra in ((metrics.require_scipy, "evaluate"), (plot.require_matplotlib, "plot"), (stereo.motorcycle, "evaluate")):
+    for of, extra in ((plot.require_matplotlib, "plot"), (stereo.motorcycle, "evaluate")):
         with pytest.raises(ModuleNotFoundError, match=rf"pip install 'fastvggt_jax\[{extra}\]'"):
             of()
-    assert run("synthetic", "--model", checkpoint).exit_code == 2
+    done = run("synthetic", "--model", checkpoint, "--plot")
+    assert done.exit_code == 2 and "plotting needs matplotlib" in done.stderr
 
 
 def test_the_plot_has_a_line_a_family_in_order_of_sparsity(tmp_path, monkeypatch):

@@ -77,13 +77,11 @@ def synthetic(
     """Cameras, depth and points on rendered scenes of the test split, dense and at several sparsities."""
     with one_sentence(output or Path(), as_json):
         from fastvggt_jax.evaluate import ablations as configurations
-        from fastvggt_jax.evaluate.metrics import require_scipy
         from fastvggt_jax.evaluate.plot import require_matplotlib, write_plot
         from fastvggt_jax.evaluate.synthetic import DEFINITIONS, Scenes
         from fastvggt_jax.export.atomic import check_output_folder, output_folder, write_file
 
         chosen = Scenes(scenes, first, views, size, batch)
-        require_scipy()
         if plot:
             require_matplotlib()
         plot = importlib.util.find_spec("matplotlib") is not None if plot is None else plot
@@ -132,10 +130,8 @@ def stereo(
     """Depth of a real photograph, a Middlebury stereo pair's left one: does it order the pixels as the measured disparity does?"""
     with one_sentence(Path(), as_json):
         from fastvggt_jax.evaluate.ablations import parse
-        from fastvggt_jax.evaluate.metrics import require_scipy
         from fastvggt_jax.evaluate.stereo import evaluate_pair, motorcycle
 
-        require_scipy()
         configuration = parse(sparsity, _block(block))
         pair = motorcycle()
         use_compilation_cache(cache_dir)

@@ -1,4 +1,4 @@
-"""Metrics as the field defines them, in numpy and float64. Each names where its definition comes from.
+"""Metrics as the field defines them, in numpy, scipy (which JAX brings along) and float64. Each names where its definition comes from.
 
 Cameras: `cam_from_world` [F, 3, 4], OpenCV axes. No metric depends on the world that cameras and points are given in: predictions are
 compared by what is relative between views, or after alignment.
@@ -7,18 +7,11 @@ compared by what is relative between views, or after alignment.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 NEIGHBOURS = 30  # that a normal is fitted to, as Open3D's default
-
-
-def require_scipy() -> None:
-    """Raises ModuleNotFoundError, naming the extra, if scipy is missing."""
-    if importlib.util.find_spec("scipy") is None:
-        raise ModuleNotFoundError("measuring needs scipy: pip install 'fastvggt_jax[evaluate]'")
-
 
 # ---- cameras
 
@@ -133,8 +126,6 @@ class Surface:
     """Points [M, 3] to look neighbours up in."""
 
     def __init__(self, points: np.ndarray) -> None:
-        from scipy.spatial import cKDTree
-
         self.points = np.asarray(points, np.float64)
         self.tree = cKDTree(self.points)
 

@@ -14,8 +14,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 from PIL import Image
+from scipy.stats import spearmanr
 
-from fastvggt_jax.evaluate.metrics import require_scipy
 from fastvggt_jax.evaluate.synthetic import predictor
 from fastvggt_jax.images import load_images
 
@@ -34,9 +34,6 @@ def rank_correlation(depth: np.ndarray, disparity: np.ndarray) -> tuple[float, i
 
     It is 1 for every depth that orders the pixels as they are: neither the unit nor an offset of the disparity counts.
     """
-    require_scipy()
-    from scipy.stats import spearmanr
-
     known = np.isfinite(disparity) & (disparity > 0) & np.isfinite(depth) & (depth > 0)
     if known.sum() < 2:
         raise ValueError("the model gives hardly any pixel of the stereo pair a depth: damaged weights?")

@@ -171,7 +171,6 @@ def evaluate(predictors: Mapping[str, Predict], scenes: Scenes, advance: Callabl
 
     ValueError if a prediction is not finite.
     """
-    metrics.require_scipy()
     results = {name: Result() for name in predictors}
     with ThreadPoolExecutor() as threads:  # numpy and scipy mostly work outside the GIL
         for start in range(scenes.first, scenes.first + scenes.count, scenes.batch):
