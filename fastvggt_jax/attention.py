@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fastvggt_jax.sparsity import Sparsity
-from pallas_kernels import BlockMask, block_sparse_attention, has_hopper, pooled_block_mask
+from pallas_kernels import BlockMask, block_sparse_attention, has_hopper
 
 Array = jax.Array
 LOGITS_BYTES = 256 * 2**20  # XLA's attention takes so many queries at a time that their float32 logits stay below this
@@ -106,15 +106,7 @@ def sparse_global_attention(
     patches, specials = k_patch.shape[1], k_special.shape[1]
     # "official": the special keys follow the patch keys without a gap, so the first of them share the last, partial patch block.
     kv_runs = (patches, specials) if sparsity.special_keys == "dense" else (patches + specials,)
-    mask = pooled_block_mask(
-        q_patch,
-        k_patch,
-        keep_count=keep_count,
-        cdf_threshold=cdf_threshold,
-        block=sparsity.block,
-        kv_runs=kv_runs,
-        pool=sparsity.pool,
-    )
+    mask = sparsity.block_mask(q_patch, k_patch, keep_count=keep_count, cdf_threshold=cdf_threshold, kv_runs=kv_runs)
     out_patch = block_sparse_attention(q_patch, k_all, v_all, mask)
     out_special = dense_attention(q_special, k_all, v_all)
     return merge_tokens(out_special, out_patch, frames), mask.density

@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from fastvggt_jax import __version__
+from fastvggt_jax.evaluate.cli import app as evaluate_app
+from fastvggt_jax.options import CacheDir, Json, Overwrite, Quiet, use_compilation_cache
 from fastvggt_jax.sentences import FAILED, one_sentence
 
 app = typer.Typer(
@@ -30,19 +31,15 @@ app = typer.Typer(
 
 Photos = Annotated[list[str], typer.Argument(help="A folder, image files, or a pattern in quotes ('photos/*.jpg').")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write; it appears when all is done.")]
-Overwrite = Annotated[bool, typer.Option(help="Replace what an earlier run has left in the output folder.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, to stdout.")]
-CacheDir = Annotated[
-    str | None,
-    typer.Option(help="Where compiled programs are kept for the next run, or 'none'. Default: the user's cache."),
-]
 
 
 def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"fastvggt {__version__}")
         raise typer.Exit
+
+
+app.add_typer(evaluate_app, name="evaluate")
 
 
 @app.callback()
@@ -200,7 +197,7 @@ def train(
 ) -> None:
     """Train a VGGT on procedural scenes, from random numbers or on from a weight file."""
     with one_sentence(workdir):
-        _use_compilation_cache(cache_dir)
+        use_compilation_cache(cache_dir)
         try:
             from fastvggt_jax.train import TrainingFailed, load_config, train
         except ModuleNotFoundError as error:
@@ -222,7 +219,7 @@ def _plain(value: Any) -> str:
 def _run(photos, checkpoint, output, options, cache_dir, *, silent) -> dict[str, Any]:
     """reconstruct.reconstruct with progress on stderr; adds the seconds of every step to its report."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's own log lines, a page of them when memory runs out
-    _use_compilation_cache(cache_dir)
+    use_compilation_cache(cache_dir)
     from fastvggt_jax.reconstruct import Settings, reconstruct
 
     seconds: dict[str, float] = {}
@@ -292,23 +289,6 @@ def _has_trimesh() -> bool:
     import importlib.util
 
     return importlib.util.find_spec("trimesh") is not None
-
-
-def _use_compilation_cache(cache_dir: str | None) -> None:
-    """Switch JAX's persistent cache on, unless the user has set one up through JAX's own variable."""
-    import jax
-
-    if cache_dir is None:
-        if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-            return
-        if sys.platform == "win32":
-            base = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
-        else:
-            base = "~/Library/Caches" if sys.platform == "darwin" else os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        cache_dir = os.path.join(os.path.expanduser(base), "fastvggt_jax", "xla")
-    jax.config.update("jax_compilation_cache_dir", None if cache_dir == "none" else cache_dir)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)  # small programs compile faster than they load
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def main() -> None:

@@ -7,6 +7,10 @@ import math
 import numbers
 from collections.abc import Collection
 
+import jax
+
+from pallas_kernels import BlockMask, pooled_block_mask
+
 SPECIAL_KEYS = ("dense", "official")
 POOLS = ("mean", "max")
 ORDERS = ("raster", "hilbert")
@@ -86,6 +90,22 @@ class Sparsity:
 
     def num_kv_blocks(self, patch_tokens: int) -> int:
         return math.ceil(patch_tokens / self.block[1])
+
+    def block_mask(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        *,
+        keep_count: jax.Array | int | None,
+        cdf_threshold: jax.Array | float | None,
+        kv_runs: tuple[int, ...],
+    ) -> BlockMask:
+        """The blocks of one layer: of patch queries [B, T, N, H] and keys [B, L, N, H], see `pallas_kernels.pooled_block_mask`.
+
+        What a subclass changes to choose otherwise, as the baseline of random blocks in evaluate/ablations.py does.
+        """
+        how = dict(keep_count=keep_count, cdf_threshold=cdf_threshold, block=self.block, kv_runs=kv_runs, pool=self.pool)
+        return pooled_block_mask(q, k, **how)
 
 
 def _are_ints(values: object) -> bool:

@@ -22,12 +22,14 @@ ROLES = {  # path prefix -> role; the longest prefix wins
     "fastvggt_jax/export": "export",
     "fastvggt_jax/synthetic": "synthetic",
     "fastvggt_jax/train": "train",
+    "fastvggt_jax/evaluate": "evaluate",
+    "fastvggt_jax/evaluate/cli": "app",
     "fastvggt_jax": "app",  # cli, bench, demo and what only they use
     "convert": "convert",
 }
 MAY_IMPORT = {
     "kernels": set(),
-    "sparsity": set(),
+    "sparsity": {"kernels"},
     "attention": {"kernels", "sparsity"},
     "geometry": set(),
     "images": set(),
@@ -38,8 +40,12 @@ MAY_IMPORT = {
     "export": {"scene", "geometry", "images"},
     "synthetic": {"geometry", "export"},
     "train": {"models", "geometry", "synthetic", "checkpoint", "tensor_file"},
+    "evaluate": {"kernels", "sparsity", "models", "geometry", "images", "scene", "synthetic", "export"},
     "convert": {"models", "checkpoint", "tensor_file"},
-    "app": {"attention", "sparsity", "models", "geometry", "images", "tensor_file", "checkpoint", "scene", "export", "kernels", "train"},
+    "app": {
+        *("attention", "sparsity", "models", "geometry", "images", "tensor_file", "checkpoint"),
+        *("scene", "export", "kernels", "train", "evaluate"),
+    },
 }
 
 

@@ -1,0 +1,165 @@
+"""Metrics as the field defines them, in numpy, scipy (which JAX brings along) and float64. Each names where its definition comes from.
+
+Cameras: `cam_from_world` [F, 3, 4], OpenCV axes. No metric depends on the world that cameras and points are given in: predictions are
+compared by what is relative between views, or after alignment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+NEIGHBOURS = 30  # that a normal is fitted to, as Open3D's default
+
+# ---- cameras
+
+
+def pair_errors(cam_from_world: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Errors of the relative poses cam_i_from_cam_j of all pairs of views i < j, in degrees: f64[F·(F-1)/2] twice.
+
+    The first is the angle of the rotation between the two rotations, the second the angle between the two translations, up to sign: at most
+    90°, which it also is where one of them is zero (VGGT's evaluation/test_co3d.py, after PoseDiffusion, arXiv 2306.15667 §4).
+    """
+    (R, t), (R_true, t_true) = (_relative_poses(np.asarray(poses, np.float64)) for poses in (cam_from_world, truth))
+    chord = np.linalg.norm(R - R_true, axis=(-2, -1)) / 8**0.5  # sin(angle / 2); an arccos of the trace would lose small angles
+    rotation = 2 * np.arcsin(np.minimum(chord, 1))
+    across, along = np.linalg.norm(np.cross(t, t_true), axis=-1), np.abs((t * t_true).sum(-1))
+    translation = np.where((across == 0) & (along == 0), np.pi / 2, np.arctan2(across, along))
+    return np.rad2deg(rotation), np.rad2deg(translation)
+
+
+def _relative_poses(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    i, j = np.triu_indices(len(poses), 1)
+    R = poses[i, :, :3] @ poses[j, :, :3].swapaxes(-1, -2)  # [pairs, 3, 3]
+    return R, poses[i, :, 3] - np.einsum("pij,pj->pi", R, poses[j, :, 3])
+
+
+def accuracy_at(errors: np.ndarray, threshold: float) -> float:
+    """The share of errors below the threshold, in percent: RRA@τ of rotations, RTA@τ of translations."""
+    return 100 * float(np.mean(errors < threshold))
+
+
+def auc(rotation: np.ndarray, translation: np.ndarray, threshold: int) -> float:
+    """AUC@threshold in percent, of the larger of a pair's two errors: the mean of the accuracies at 1°, 2°, … threshold°.
+
+    As VGGT computes it, from a histogram with a bin a degree.
+    """
+    histogram, _ = np.histogram(np.maximum(rotation, translation), np.arange(threshold + 1))
+    return 100 * float(np.cumsum(histogram).mean() / len(rotation))
+
+
+# ---- alignment
+
+
+@dataclasses.dataclass(frozen=True)
+class Similarity:
+    """x -> scale · rotation · x + translation."""
+
+    scale: float
+    rotation: np.ndarray
+    translation: np.ndarray
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """[..., 3] -> f64[..., 3]."""
+        return self.scale * (np.asarray(points, np.float64) @ self.rotation.T) + self.translation
+
+
+def align(points: np.ndarray, truth: np.ndarray) -> Similarity:
+    """The similarity that brings points [M, 3] nearest to the truth's, in the sense of least squares; never a reflection.
+
+    Umeyama 1991, "Least-squares estimation of transformation parameters between two point patterns". Points that all coincide keep scale 1.
+    """
+    points, truth = np.asarray(points, np.float64), np.asarray(truth, np.float64)
+    mean, mean_true = points.mean(0), truth.mean(0)
+    centred = points - mean
+    U, S, Vt = np.linalg.svd((truth - mean_true).T @ centred)
+    sign = np.array([1, 1, np.sign(np.linalg.det(U) * np.linalg.det(Vt))])
+    rotation = U * sign @ Vt
+    spread = np.square(centred).sum()
+    scale = float((S * sign).sum() / spread) if spread > 0 else 1.0
+    return Similarity(scale, rotation, mean_true - scale * rotation @ mean)
+
+
+def ate(cam_from_world: np.ndarray, truth: np.ndarray) -> float:
+    """Absolute trajectory error: the root mean square distance between camera centres after `align`, in the truth's unit."""
+    centres, centres_true = _centres(cam_from_world), _centres(truth)
+    return float(np.sqrt(np.square(align(centres, centres_true)(centres) - centres_true).sum(-1).mean()))
+
+
+def _centres(cam_from_world: np.ndarray) -> np.ndarray:
+    poses = np.asarray(cam_from_world, np.float64)
+    return -np.einsum("fji,fj->fi", poses[:, :, :3], poses[:, :, 3])  # -Rᵀ t
+
+
+# ---- depth
+
+
+def depth_scale(depth: np.ndarray, truth: np.ndarray) -> float:
+    """The s that makes Σ |s · depth - truth| smallest: [M] and [M] > 0, in one unit each.
+
+    The scale-only alignment of MonST3R's, CUT3R's and π³'s evaluation, which iterate towards it; a weighted median hits it exactly.
+    """
+    depth, truth = np.asarray(depth, np.float64), np.asarray(truth, np.float64)
+    some = depth != 0
+    ratio, weight = truth[some] / depth[some], np.abs(depth[some])
+    order = np.argsort(ratio)
+    total = np.cumsum(weight[order])
+    return float(ratio[order][np.searchsorted(total, total[-1] / 2)]) if len(order) else 1.0
+
+
+def abs_rel(depth: np.ndarray, truth: np.ndarray) -> float:
+    """The mean of |depth - truth| / truth."""
+    return float(np.mean(np.abs(depth - truth) / truth))
+
+
+def delta(depth: np.ndarray, truth: np.ndarray, limit: float = 1.25) -> float:
+    """How many of the depths are wrong by a factor below `limit`, in percent: max(depth / truth, truth / depth) < limit."""
+    return 100 * float(np.mean((depth * limit > truth) & (depth < truth * limit)))
+
+
+# ---- surfaces
+
+
+class Surface:
+    """Points [M, 3] to look neighbours up in."""
+
+    def __init__(self, points: np.ndarray) -> None:
+        self.points = np.asarray(points, np.float64)
+        self.tree = cKDTree(self.points)
+
+    def nearest(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The distances f64[Q] to the nearest points of the surface, and their numbers i64[Q]."""
+        return self.tree.query(points)
+
+    def normals(self, points: np.ndarray) -> np.ndarray:
+        """Unit normals f64[Q, 3], up to sign: across the plane through each point's nearest neighbours."""
+        _, found = self.tree.query(points, min(NEIGHBOURS, len(self.points)))
+        around = self.points[found] - self.points[found].mean(1, keepdims=True)  # [Q, neighbours, 3]
+        return np.linalg.eigh(np.einsum("qni,qnj->qij", around, around))[1][..., 0]
+
+
+def surface_errors(surface: Surface, truth: Surface, queries: slice = slice(None)) -> dict[str, float]:
+    """How far two surfaces in one unit, already aligned, are apart.
+
+    "accuracy": the mean distance from a point to the nearest true one; "completeness": from a true point to the nearest of ours (the two of
+    DTU); "Chamfer": their mean; "normal consistency": the mean |cosine| between the normals at both ends, over both directions. So in the
+    evaluations of Spann3R, CUT3R and π³ on 7-Scenes and DTU, but for a refinement by ICP.
+
+    queries: which points of each are looked up in the other.
+    """
+    there, back = (_one_way(a, b, queries) for a, b in ((surface, truth), (truth, surface)))
+    return {
+        "accuracy": there[0],
+        "completeness": back[0],
+        "Chamfer": (there[0] + back[0]) / 2,
+        "normal consistency": (there[1] + back[1]) / 2,
+    }
+
+
+def _one_way(source: Surface, target: Surface, queries: slice) -> tuple[float, float]:
+    points = source.points[queries]
+    distance, number = target.nearest(points)
+    cosine = (source.normals(points) * target.normals(target.points[number])).sum(-1)
+    return float(distance.mean()), float(np.abs(cosine).mean())
