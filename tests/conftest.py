@@ -1,11 +1,19 @@
 """One table of tolerances, and the fixtures that several files share."""
 
+import atexit
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 if shutil.which("nvidia-smi") is None:  # compiling takes most of the CPU suite's time; optimised code would be run only once
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest's workers and the commands that tests start compile the same programs
+    programs = tempfile.mkdtemp(prefix="fastvggt-programs-")
+    atexit.register(shutil.rmtree, programs, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import numpy as np

@@ -10,6 +10,7 @@ from fastvggt_jax.models.prediction import Prediction
 from fastvggt_jax.train import losses
 
 B, F, H, W = 2, 3, 16, 24
+loss, track_loss = jax.jit(losses.loss), jax.jit(losses.track_loss)
 
 
 def scenes(rotation=None, translation=0.0, scale=1.0):
@@ -65,7 +66,7 @@ def test_truth_is_in_the_first_camera_and_in_units_of_its_mean_distance(truth):
 
 
 def test_a_perfect_prediction_has_only_the_reward_for_confidence(truth):
-    _, parts = losses.loss(perfect(truth), truth)
+    _, parts = loss(perfect(truth), truth)
     for name, value in parts.items():
         expected = -losses.LOG_CONFIDENCE * np.log(2) if name.endswith("confidence") else 0
         if not name.endswith("gradient"):
@@ -80,11 +81,11 @@ def test_what_is_not_valid_has_no_influence(truth):
     spoilt = perfect(truth)
     bad = ~truth.valid
     spoilt = spoilt.replace(depth=jnp.where(bad[..., None], 1e6, spoilt.depth), depth_conf=jnp.where(bad, 77.0, spoilt.depth_conf))
-    value = lambda p: losses.loss(p, truth)[1]
+    value = lambda p: loss(p, truth)[1]
     clean, dirty = value(perfect(truth)), value(spoilt)
     for name in ("depth confidence", "depth error"):
         np.testing.assert_allclose(dirty[name], clean[name], atol=1e-6)
-    gradient = jax.grad(lambda d: losses.loss(spoilt.replace(depth=d), truth)[0])(spoilt.depth)
+    gradient = jax.grad(lambda d: loss(spoilt.replace(depth=d), truth)[0])(spoilt.depth)
     assert not np.asarray(gradient)[np.asarray(bad)].any()
 
 
@@ -92,13 +93,13 @@ def test_what_is_not_valid_has_no_influence(truth):
 def test_the_best_confidence_is_inverse_to_the_error(truth, error):
     wrong = perfect(truth).replace(depth=truth.depth + error)
     confs = np.geomspace(0.1, 100, 200)
-    values = jax.vmap(lambda c: losses.loss(wrong.replace(depth_conf=jnp.full((B, F, H, W), c)), truth)[1]["depth confidence"])(confs)
+    values = jax.vmap(lambda c: loss(wrong.replace(depth_conf=jnp.full((B, F, H, W), c)), truth)[1]["depth confidence"])(confs)
     assert abs(confs[np.argmin(values)] / (losses.LOG_CONFIDENCE / error) - 1) < 0.05
 
 
 def test_steps_in_the_error_cost_more_than_a_constant_one(truth):
     stripes = jnp.where(jnp.arange(W) % 2 == 0, 0.1, -0.1)[:, None]
-    smooth, rough = (losses.loss(perfect(truth).replace(depth=truth.depth + e), truth)[1] for e in (jnp.float32(0.1), stripes))
+    smooth, rough = (loss(perfect(truth).replace(depth=truth.depth + e), truth)[1] for e in (jnp.float32(0.1), stripes))
     np.testing.assert_allclose(smooth["depth error"], rough["depth error"], rtol=1e-4)
     assert rough["depth gradient"] > smooth["depth gradient"] + 0.02
 
@@ -106,9 +107,9 @@ def test_steps_in_the_error_cost_more_than_a_constant_one(truth):
 def test_later_iterations_of_the_camera_head_weigh_more(truth):
     def wrong_in(iteration):
         poses = [truth.pose_enc + (0.1 if i == iteration else 0.0) for i in range(4)]
-        return losses.loss(perfect(truth).replace(pose_enc_list=tuple(poses)), truth)[0]
+        return loss(perfect(truth).replace(pose_enc_list=tuple(poses)), truth)[0]
 
-    base = losses.loss(perfect(truth), truth)[0]
+    base = loss(perfect(truth), truth)[0]
     costs = [wrong_in(i) - base for i in range(4)]
     np.testing.assert_allclose(np.array(costs[1:]) / np.array(costs[:-1]), 1 / 0.6, rtol=1e-2)
     np.testing.assert_allclose(costs[3], 5.0 * (0.1 + 0.1 + 0.5 * 0.1) / 4, rtol=1e-3)
@@ -116,7 +117,7 @@ def test_later_iterations_of_the_camera_head_weigh_more(truth):
 
 def test_gradients_are_finite_where_the_prediction_is_perfect_and_where_nothing_is_valid(truth):
     for t in (truth, losses.normalise(*scenes()[:4], jnp.zeros((B, F, H, W), bool))):
-        gradient = jax.grad(lambda p, t=t: losses.loss(p, t)[0])(perfect(t))
+        gradient = jax.grad(lambda p, t=t: loss(p, t)[0])(perfect(t))
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
 
 
@@ -135,20 +136,20 @@ def tracked(shift=0.0, iteration=-1, vis=None, conf=1.0):
 
 
 def test_perfect_tracks_cost_nothing_and_wrong_ones_what_they_are_off():
-    assert max(abs(v) for v in losses.track_loss(*tracked()).values()) < 1e-6
-    parts = [losses.track_loss(*tracked(2.0, iteration)) for iteration in range(4)]
+    assert max(abs(v) for v in track_loss(*tracked()).values()) < 1e-6
+    parts = [track_loss(*tracked(2.0, iteration)) for iteration in range(4)]
     np.testing.assert_allclose([p["track"] for p in parts], 2.0 / 4 * 0.8 ** np.arange(4)[::-1], rtol=1e-5)
 
 
 def test_a_track_counts_only_where_its_point_is_seen():
     track_list, *others, tracks, visible = tracked()
     moved = jnp.where(visible[..., None], track_list, track_list + 50)
-    assert abs(losses.track_loss(moved, *others, tracks, visible)["track"]) < 1e-6
+    assert abs(track_loss(moved, *others, tracks, visible)["track"]) < 1e-6
 
 
 def test_visibility_and_confidence_are_probabilities():
-    np.testing.assert_allclose(losses.track_loss(*tracked(vis=0.5))["visibility"], np.log(2), rtol=1e-5)
-    confident = lambda shift, conf: losses.track_loss(*tracked(shift, conf=conf))["track confidence"]
+    np.testing.assert_allclose(track_loss(*tracked(vis=0.5))["visibility"], np.log(2), rtol=1e-5)
+    confident = lambda shift, conf: track_loss(*tracked(shift, conf=conf))["track confidence"]
     assert confident(1.0, 0.9) < 0.2 < 2 < confident(30.0, 0.9)  # 30 pixels off is not right, 1 is
     np.testing.assert_allclose(confident(30.0, 0.9), -np.log(0.1), rtol=1e-4)
 
@@ -156,7 +157,7 @@ def test_visibility_and_confidence_are_probabilities():
 def test_tracks_are_part_of_the_loss_where_the_model_tracks(truth):
     track_list, vis, conf, tracks, visible = tracked(3.0)
     with_tracks = perfect(truth).replace(track_list=track_list, vis=vis, conf=conf)
-    whole, parts = losses.loss(with_tracks, truth.replace(tracks=tracks, visible=visible))
-    base, _ = losses.loss(perfect(truth), truth)
+    whole, parts = loss(with_tracks, truth.replace(tracks=tracks, visible=visible))
+    base, _ = loss(perfect(truth), truth)
     np.testing.assert_allclose(whole - base, 0.05 * 3.0 / 4, rtol=1e-3)
     assert {"track", "visibility", "track confidence"} < set(parts)

@@ -45,7 +45,7 @@ class Aggregator(nn.Module):
     taps: tuple[int, ...]
     sparsity: Sparsity | None
     dtype: jnp.dtype
-    remat: bool
+    remat: bool = False
 
     def setup(self) -> None:
         D, normal = self.embed_dim, nn.initializers.normal(1e-6)
