@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,7 +192,7 @@ def train(
     config: Annotated[Path, typer.Argument(help="A Python file whose get_config() returns a fastvggt_jax.train.TrainConfig.")],
     workdir: Annotated[Path, typer.Option(help="Folder of checkpoints, metrics and weights; a run that is there is continued.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="field=value, instead of the configuration's.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Stop and save after so long.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after so long, compiling included, and save.")] = None,
     cache_dir: CacheDir = None,
     quiet: Quiet = False,
 ) -> None:
@@ -202,7 +203,10 @@ def train(
             from fastvggt_jax.train import TrainingFailed, load_config, train
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"training needs {error.name}: pip install 'fastvggt_jax[train]'") from error
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs a traceback for every error that it raises too
+        # On a full disk Orbax's and tensorstore's threads print pages of tracebacks beside the error that they raise.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        sys.unraisablehook = lambda _: None
         try:
             train(load_config(config, set_ or ()), workdir, minutes=minutes, quiet=quiet)
         except TrainingFailed as error:

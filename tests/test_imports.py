@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "scene": {"geometry", "images"},
     "export": {"scene", "geometry", "images"},
     "synthetic": {"geometry", "export"},
-    "train": {"models", "geometry", "synthetic", "checkpoint", "tensor_file"},
+    "train": {"models", "geometry", "synthetic", "checkpoint", "tensor_file", "export"},
     "evaluate": {"kernels", "sparsity", "models", "geometry", "images", "scene", "synthetic", "export"},
     "convert": {"models", "checkpoint", "tensor_file"},
     "app": {

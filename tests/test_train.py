@@ -70,6 +70,19 @@ def losses(folder: Path) -> list[float]:
     return [record["loss"] for record in records(folder)]
 
 
+def wait_for(path: Path) -> None:
+    for _ in range(600):
+        if path.exists():
+            return
+        time.sleep(0.1)
+
+
+def killed(folder: Path) -> None:
+    """In the middle of a step, when the first checkpoint is whole."""
+    wait_for(folder / "last" / "4")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def at_step(at: int, act):
     """Data that does something before the batch of a step is given."""
 
@@ -105,17 +118,18 @@ def test_what_is_recorded(straight):
     assert [record["step"] for record in records(straight)] == list(range(1, 41))
     assert [record["step"] for record in records(straight, "validation")] == [20, 40]
     assert losses(straight)[-1] < losses(straight)[0] / 3
+    assert {path.name for path in straight.iterdir()} >= {"best.safetensors", "weights.safetensors", "model.json"}
 
 
 def test_a_run_that_was_killed_or_asked_to_stop_goes_on_as_if_it_had_not(straight, tmp_path):
     code = (
         "import os, signal, sys; from tests.test_train import *\n"
-        "train(config(data=at_step(6, lambda: os.kill(os.getpid(), signal.SIGKILL))), sys.argv[1], quiet=True)"
+        "train(config(data=at_step(6, lambda: killed(Path(sys.argv[1])))), sys.argv[1], quiet=True)"
     )
     folder = tmp_path / "run"
     done = subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert len(losses(folder)) < 7
+    assert len(losses(folder)) == 6 and [path.name for path in (folder / "last").iterdir()] == ["4"]
     state = train(config(data=at_step(9, lambda: os.kill(os.getpid(), signal.SIGTERM))), folder, quiet=True)
     assert state.step == 10 and losses(folder) == losses(straight)[:10]
     state = train(config(data=at_step(12, lambda: os.kill(os.getpid(), signal.SIGINT))), folder, quiet=True)
@@ -137,20 +151,29 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
         train(config(data=data, save_every=100, log_every=6), tmp_path / "other", quiet=True)
 
 
+def test_a_gradient_that_is_not_finite_is_not_saved_either(tmp_path, monkeypatch):
+    real = training.loss_of
+
+    def steep(model, params, batch):  # a finite loss whose derivative is infinite
+        total, parts = real(model, params, batch)
+        return total + jnp.sqrt(0 * total), parts
+
+    monkeypatch.setattr(training, "loss_of", steep)
+    with pytest.raises(TrainingFailed, match="the loss or gradient of step 1 is not finite; there is no checkpoint before it"):
+        train(config(save_every=1), tmp_path / "run", quiet=True)
+
+
 def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def full() -> None:  # no more files of over 20 kB, once the first checkpoint is there
-        for _ in range(600):
-            if (folder / "last" / "4").exists():
-                break
-            time.sleep(0.1)
+        wait_for(folder / "last" / "4")
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
 
     folder = tmp_path / "run"
     try:
         with pytest.raises(TrainingFailed, match=r"could not be written in .*run: .*; the last good checkpoint is .*last/4"):
-            train(config(data=at_step(6, full)), folder, quiet=True)
+            train(config(data=at_step(6, full), validate_every=4), folder, quiet=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     state = train(config(data=at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM))), folder, quiet=True)
@@ -177,7 +200,15 @@ def test_training_goes_on_from_a_weight_file_and_leaves_what_is_frozen(tmp_path)
     before = training.initial_params(CAMERAS, 5, 0.1)
     save_params(tmp_path / "start.safetensors", {"params": before}, CAMERAS, source="the official weights", license="CC BY-NC 4.0")
     frozen = ("aggregator/patch_embed/*", "camera_head/trunk/*")
-    cameras = config(model=CAMERAS, init=str(tmp_path / "start.safetensors"), frozen=frozen, steps=3, warmup_steps=0, ema_decay=None)
+    cameras = config(
+        model=CAMERAS,
+        init=str(tmp_path / "start.safetensors"),
+        frozen=frozen,
+        steps=3,
+        warmup_steps=0,
+        ema_decay=None,
+        weights_dtype="bfloat16",
+    )
     state = train(cameras, tmp_path / "run", quiet=True)
     old, new = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (before, state.params))
     for name in old:
@@ -186,8 +217,10 @@ def test_training_goes_on_from_a_weight_file_and_leaves_what_is_frozen(tmp_path)
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     trained = sum(x.size for name, x in old.items() if not name.startswith(("aggregator/patch_embed/", "camera_head/trunk/")))
     assert sum(x.size for x in moments) == 2 * trained  # none are kept of what is frozen
-    metadata = open_safetensors(tmp_path / "run" / "weights.safetensors").metadata()
-    assert "3 steps from: the official weights" in metadata["source"] and metadata["license"] == "CC BY-NC 4.0"
+    written = open_safetensors(tmp_path / "run" / "weights.safetensors")
+    metadata = written.metadata()
+    assert {written.get_slice(name).get_dtype() for name in written.keys()} == {"BF16"}
+    assert "3 steps from the official weights" in metadata["source"] and metadata["license"] == "CC BY-NC 4.0"
 
 
 def test_eight_devices_compute_what_one_does():
@@ -252,7 +285,12 @@ def get_config():
         (GOOD.format("learning_ratio=1"), [], "learning_ratio"),
         (GOOD.format(""), ["learning_ratio=1"], "learning_ratio cannot be set; what can: steps, learning_rate"),
         (GOOD.format(""), ["steps"], "'steps' must be field=value"),
-        (GOOD.format(""), ["steps=many"], "steps=many"),
+        (GOOD.format(""), ["steps=many"], "steps=many must be a whole number"),
+        (GOOD.format(""), ["learning_rate=fast"], "learning_rate=fast must be a number"),
+        (GOOD.format(""), ["shard_params=maybe"], "shard_params=maybe must be true or false"),
+        (GOOD.format(""), ["seed=-1"], "seed=-1 must be at least 0"),
+        (GOOD.format(""), ["frozen=decoder/*"], "no parameter is named like 'decoder/.'"),
+        (GOOD.format("weights_dtype='int8'"), [], "weights_dtype='int8' must be"),
         (GOOD.format(""), ["steps=0"], "steps=0 must be greater than 0"),
         (GOOD.format("shapes=()"), [], "shapes is empty"),
         (GOOD.format("frozen=('decoder/*',)"), [], "no parameter is named like 'decoder/.'; names are such as aggregator/"),
@@ -278,6 +316,11 @@ def test_a_folder_of_another_model_or_of_something_else_is_refused(straight, tmp
     with pytest.raises(CheckpointError, match="holds something else than a training run"):
         train(config(), tmp_path, quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+    (tmp_path / "holiday.jpg").unlink()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "model.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="a model.json that no training run has written"):
+        train(config(), tmp_path / "theirs", quiet=True)
     with pytest.raises(CheckpointError, match=r"weights.safetensors holds another model: embed_dim=32 \(here 64\)"):
         train(dataclasses.replace(wide, init=str(straight / "weights.safetensors")), tmp_path / "new", quiet=True)
 

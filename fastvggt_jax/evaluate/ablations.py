@@ -38,7 +38,7 @@ class RandomBlocks(Sparsity):
     """The baseline that must lose: every row keeps as many patch blocks as the method would, but any of them.
 
     Special queries and keys are treated as in the method, so the density is the same, row by row. The draw follows from the queries, so
-    that each layer and scene has another one, and the same scene always the same.
+    that each layer and batch has another one, and the same batch always the same.
     """
 
     def block_mask(self, q: jax.Array, k: jax.Array, **how) -> BlockMask:

@@ -102,7 +102,7 @@ class VGGT(Configured, nn.Module):
       dtype: of the encoder's and the aggregator's matrix products; heads, norms, RoPE and softmax statistics are float32 always.
       sparsity: block-sparse global attention; None = dense.
       frames_chunk: how many frames the dense heads take at a time.
-      remat: whether derivatives recompute what the blocks hold instead of keeping it.
+      remat: whether derivatives recompute what blocks and chunks of frames hold instead of keeping it.
     """
 
     image_mode: ClassVar[str] = "crop"  # of `load_images`: how upstream sizes photographs for this model
@@ -217,7 +217,9 @@ class VGGT(Configured, nn.Module):
         if query_points is not None:
             head = self.track_head.feature_extractor
             shape = (H // self.track_stride, W // self.track_stride, self.track_features)
-            (maps,) = over_frame_chunks(head, lambda head, taps: (self.logits(head, taps, (H, W)),), taps, (shape,), self.frames_chunk)
+            (maps,) = over_frame_chunks(
+                head, lambda head, taps: (self.logits(head, taps, (H, W)),), taps, (shape,), self.frames_chunk, self.remat
+            )
             tracks, out["vis"], out["conf"] = self.track_head.tracker(query_points.astype(jnp.float32), maps.reshape(B, F, *shape))
             out["track_list"], out["track"] = tracks, tracks[-1]
         return Prediction(**out)
@@ -242,6 +244,7 @@ class VGGT(Configured, nn.Module):
             taps,
             ((*image_size, channels), image_size),
             self.frames_chunk,
+            self.remat,
         )
         return tuple(o.reshape(batch, -1, *o.shape[1:]) for o in outs)
 

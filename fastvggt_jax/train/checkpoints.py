@@ -1,12 +1,13 @@
-"""Saving a training run with Orbax: asynchronously, the last states and the best one, and only whole ones.
+"""Saving a training run: the last states with Orbax, in the background and only whole ones, and weight files.
 
-A folder holds `model.json` (which model it is of), `last/` and `best/` (Orbax checkpoints by step), `metrics.jsonl` and, at the end,
-`weights.safetensors`.
+A folder holds `model.json` (which model it is of, and where its weights come from), `last/` (Orbax checkpoints by step), `metrics.jsonl`,
+`best.safetensors` (the weights of the lowest validation loss) and, when it stops, `weights.safetensors`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,73 +16,77 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from fastvggt_jax.checkpoint import CheckpointError
-from fastvggt_jax.models.vggt import VGGT
+from fastvggt_jax.checkpoint import CheckpointError, save_params
+from fastvggt_jax.export.atomic import write_file
+from fastvggt_jax.tensor_file import open_safetensors
+from fastvggt_jax.train.config import TrainConfig
 from fastvggt_jax.train.state import TrainState
 
 KEPT = 2  # of the last ones: if the disk is full while one is written, there is the one before
+BEST, WEIGHTS = "best.safetensors", "weights.safetensors"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class TrainingFailed(RuntimeError):
-    """The loss was not finite, or a file could not be written; the text names the last good checkpoint."""
+    """A loss or gradient was not finite, or a file could not be written; the text names the last good checkpoint."""
 
 
 class Checkpoints:
-    """The checkpoints of one run. Use as a context manager: leaving it waits until all is written."""
+    """What one run keeps. Use as a context manager: leaving it waits until all is written."""
 
-    def __init__(self, folder: Path, model: VGGT) -> None:
+    def __init__(self, folder: Path, config: TrainConfig) -> None:
         """Raises CheckpointError if the folder is that of another model, or not that of a training run."""
+        model = config.model
         identity = {"model": type(model).__name__, "config": model.config()}
         mark = folder / "model.json"
         if mark.exists():
-            _compare(folder, json.loads(mark.read_text()), identity)
+            theirs = _read_mark(folder)
+            _compare(folder, theirs, identity)
         elif folder.exists() and any(folder.iterdir()):
             raise CheckpointError(f"the folder {folder} holds something else than a training run; give an empty or a new one")
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text(json.dumps(identity, indent=1))
-        self.folder = folder
-        self.last = ocp.CheckpointManager((folder / "last").absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=KEPT))
-        self.best = ocp.CheckpointManager(
-            (folder / "best").absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=1, best_fn=lambda metrics: metrics["loss"], best_mode="min"),
-        )
+        else:
+            theirs = identity | _origin(config)
+            write_file(mark, json.dumps(theirs, indent=1).encode())
+        self.folder, self.config, self.origin = folder, config, theirs
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
+        self.last = ocp.CheckpointManager((folder / "last").absolute(), options=options)
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.last.close()
-        self.best.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        with contextlib.suppress(Exception) if kind else self._writing():  # what has already been raised says more
+            self.last.close()
 
     @property
     def last_step(self) -> int | None:
-        """Steps done at the last whole checkpoint."""
+        """Steps done at the last checkpoint, whole or being written."""
         return self.last.latest_step()
 
     @property
     def last_good(self) -> str:
-        """In words, for an error's sentence."""
-        return "there is no checkpoint before it" if self.last_step is None else f"the last good checkpoint is {self._last_folder}"
-
-    @property
-    def _last_folder(self) -> Path:
-        return self.folder / "last" / str(self.last_step)
+        """In words, for an error's sentence. Orbax counts a step once it begins to write it; on the disk only a whole one has its name."""
+        with contextlib.suppress(OSError, ValueError):
+            self.last.wait_until_finished()
+        whole = [int(path.name) for path in (self.folder / "last").iterdir() if path.name.isdecimal()]
+        return f"the last good checkpoint is {self.folder / 'last' / str(max(whole))}" if whole else "there is no checkpoint before it"
 
     def save(self, state: TrainState) -> None:
         """Begins to write."""
         with self._writing():
             self.last.save(int(state.step), args=ocp.args.StandardSave(state))
 
-    def save_if_best(self, state: TrainState, loss: float) -> None:
-        """Keeps the averaged weights of the lowest validation loss."""
-        with self._writing():
-            self.best.save(int(state.step), args=ocp.args.StandardSave({"params": state.weights()}), metrics={"loss": loss})
-
     def wait(self) -> None:
         """Until all is written."""
         with self._writing():
             self.last.wait_until_finished()
-            self.best.wait_until_finished()
+
+    def write_weights(self, name: str, state: TrainState) -> None:
+        """The weights to use as a native weight file of the folder; what they started from binds what they have become."""
+        weights = jax.tree.map(lambda x: x.astype(self.config.weights_dtype), state.weights())
+        source = f"fastvggt_jax.train, {int(state.step)} steps from {self.origin['source']}"
+        with self._writing():
+            save_params(self.folder / name, {"params": weights}, self.config.model, source, self.origin["license"])
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -89,9 +94,9 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as a ValueError
-            full = "No space left on device" in str(error)
+            full = "No space left on device" in str(error) or getattr(error, "errno", None) in FULL
             reason = "no space is left on its disk" if full else str(error).splitlines()[0]
-            raise TrainingFailed(f"a checkpoint could not be written in {self.folder}: {reason}; {self.last_good}") from error
+            raise TrainingFailed(f"a file could not be written in {self.folder}: {reason}; {self.last_good}") from error
 
     def restore(self, abstract: TrainState, sharding: TrainState) -> TrainState:
         """The last whole checkpoint."""
@@ -100,7 +105,24 @@ class Checkpoints:
             return self.last.restore(self.last_step, args=ocp.args.StandardRestore(target))
         except ValueError as error:
             hint = "was it written with another optimizer, ema_decay or frozen?"
-            raise CheckpointError(f"{self._last_folder} does not fit this configuration ({hint}): {error}") from error
+            path = self.folder / "last" / str(self.last_step)
+            raise CheckpointError(f"{path} does not fit this configuration ({hint}): {error}") from error
+
+
+def _origin(config: TrainConfig) -> dict[str, str]:
+    """Source and licence of what the run starts from."""
+    if config.init is None:
+        return {"source": "random numbers", "license": "that of whoever trained it"}
+    before = open_safetensors(config.init).metadata() or {}
+    return {"source": before.get("source", config.init), "license": before.get("license", "unknown, see the source")}
+
+
+def _read_mark(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / "model.json").read_text())
+        return {name: found[name] for name in ("model", "config", "source", "license")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the folder {folder} holds a model.json that no training run has written; give another folder") from error
 
 
 def _compare(folder: Path, theirs: dict[str, Any], mine: dict[str, Any]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import runpy
+import types
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class TrainConfig:
       first_scene: number of the first scene, to go on where an earlier run's scenes ended.
       supersampling: rays a pixel and side.
       data: (step, shape) -> `data.Batch`, instead of rendered scenes.
+      weights_dtype: "float32" or "bfloat16", of the weight file that is written at the end.
       log_every, validate_every, save_every: steps. validation_scenes: how many held-out scenes the loss is taken over.
       shard_params: whether parameters, averages and optimizer are spread over the devices (FSDP), or only the scenes of a batch.
     """
@@ -65,6 +67,7 @@ class TrainConfig:
     first_scene: int = 0
     supersampling: int = 2
     data: Callable[[int, Shape], Any] | None = None
+    weights_dtype: str = "float32"
     log_every: int = 50
     validate_every: int = 1000
     validation_scenes: int = 32
@@ -79,10 +82,18 @@ class TrainConfig:
                 raise ValueError(f"{shape}: every number of a shape must be greater than 0")
             if shape.height % self.model.patch_size or shape.width % self.model.patch_size:
                 raise ValueError(f"{shape}: height and width must be multiples of the model's patch size {self.model.patch_size}")
+        for name in ("seed", "first_scene", "validation_scenes", "weight_decay", "final_learning_rate", "warmup_steps", "query_points"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")
         for name in ("steps", "learning_rate", "clip_norm", "log_every", "validate_every", "save_every", "supersampling"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
-        if not 0 <= self.warmup_steps < self.steps:
+        if self.weights_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"weights_dtype={self.weights_dtype!r} must be 'float32' or 'bfloat16'")
+        if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps={self.warmup_steps} must be less than steps={self.steps}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1), or None for no average")
@@ -115,22 +126,37 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         raise ValueError(f"{path}: {error}") from error
     if not isinstance(config, TrainConfig):
         raise ValueError(f"{path} has no get_config() that returns a fastvggt_jax.train.TrainConfig")
-    values = dict(_parse(text) for text in overrides)
+    given = dict(_parse(text) for text in overrides)
     names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in ("model", "shapes", "data")]
-    unknown = sorted(set(values) - set(names))
+    unknown = sorted(set(given) - set(names))
     if unknown:
         raise ValueError(f"{', '.join(unknown)} cannot be set; what can: {', '.join(names)}")
-    try:
-        return dataclasses.replace(config, **values)
-    except TypeError as error:  # a word where a number belongs
-        raise ValueError(f"{', '.join(overrides)}: {error}") from error
+    hints = typing.get_type_hints(TrainConfig)
+    return dataclasses.replace(config, **{name: _as_type(name, value, hints[name]) for name, value in given.items()})
 
 
-def _parse(text: str) -> tuple[str, Any]:
+def _parse(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"{text!r} must be field=value, such as steps=1000")
+    return name, value
+
+
+def _as_type(name: str, text: str, hint: Any) -> Any:
+    """The value that `text` is for a field of that type."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if type(None) in kinds and text in ("None", "none"):
+        return None
+    kind = kinds[0]
+    if kind == tuple[str, ...]:
+        return tuple(filter(None, text.split(",")))
+    if kind is bool:
+        words = {"true": True, "false": False}
+        if text.lower() in words:
+            return words[text.lower()]
+        raise ValueError(f"{name}={text} must be true or false")
     try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value  # a word, such as a file's name
+        number = float(text) if kind is int else None  # 1e5 is a whole number too
+        return int(number) if number is not None and number.is_integer() and number < 1e15 else kind(text)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{name}={text} must be {'a whole number' if kind is int else 'a number'}") from None

@@ -7,6 +7,7 @@ from functools import partial
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from fastvggt_jax.synthetic import SPLITS, Sample, tracks
 from fastvggt_jax.synthetic.sample import photograph
@@ -25,34 +26,33 @@ class Batch:
     truth: Truth
 
 
-def render(split: str, first: int, shape: Shape, *, query_points: int = 0, supersampling: int = 2, shuffle: bool = True) -> Batch:
-    """Scenes `first`, `first` + 1, … of a split; the views of each in random order with `shuffle`, else along the camera's path."""
-    statics = dict(scenes=shape.scenes, frames=shape.frames, height=shape.height, width=shape.width)
-    return _render(SPLITS[split], first, **statics, queries=query_points, supersampling=supersampling, shuffle=shuffle)
+@partial(jax.jit, static_argnames=("split", "shape", "query_points", "supersampling", "sharding"))
+def render(
+    split: str, first: int, shape: Shape, *, query_points: int = 0, supersampling: int = 2, sharding: NamedSharding | None = None
+) -> Batch:
+    """Scenes `first`, `first` + 1, … of a split, the views of each in random order; each device renders its own with `sharding`."""
+    frames, height, width = shape.frames, shape.height, shape.width
 
-
-@partial(jax.jit, static_argnames=("scenes", "frames", "height", "width", "queries", "supersampling", "shuffle"))
-def _render(split, first, *, scenes: int, frames: int, height: int, width: int, queries: int, supersampling: int, shuffle: bool) -> Batch:
     def one(index: Array) -> tuple[Sample, tuple[Array, Array, Array] | None]:
-        key = jax.random.fold_in(jax.random.key(split), index)
+        key = jax.random.fold_in(jax.random.key(SPLITS[split]), index)
         scene = photograph(key, frames=frames, height=height, width=width, supersampling=supersampling)
-        of_order, of_queries = jax.random.split(jax.random.fold_in(key, 1))
-        if shuffle:
-            order = jax.random.permutation(of_order, frames)
-            views = ("images", "depth", "valid", "world_points", "world_from_cam", "cam_from_world")
-            scene = scene.replace(**{name: getattr(scene, name)[order] for name in views})
-        if not queries:
+        of_order, of_queries = jax.random.split(jax.random.fold_in(key, 1 << 16))  # apart from photograph's own keys
+        order = jax.random.permutation(of_order, frames)
+        views = ("images", "depth", "valid", "world_points", "world_from_cam", "cam_from_world")
+        scene = scene.replace(**{name: getattr(scene, name)[order] for name in views})
+        if not query_points:
             return scene, None
         weights = scene.valid[0].ravel() + 1e-6  # where all is sky, any pixel
-        pixel = jax.random.choice(of_queries, height * width, (queries,), p=weights / weights.sum())
+        pixel = jax.random.choice(of_queries, height * width, (query_points,), p=weights / weights.sum())
         points = jnp.stack([pixel % width, pixel // width], -1).astype(jnp.float32)
         return scene, (points, *tracks(scene, points))
 
-    scenes_, tracked = jax.vmap(one)(first + jnp.arange(scenes))
-    K = jnp.broadcast_to(scenes_.K[:, None], (scenes, frames, 3, 3))
-    truth = normalise(scenes_.cam_from_world, K, scenes_.depth, scenes_.world_points, scenes_.valid)
+    indices = first + jnp.arange(shape.scenes)
+    scenes, tracked = jax.vmap(one)(indices if sharding is None else jax.lax.with_sharding_constraint(indices, sharding))
+    K = jnp.broadcast_to(scenes.K[:, None], (shape.scenes, frames, 3, 3))
+    truth = normalise(scenes.cam_from_world, K, scenes.depth, scenes.world_points, scenes.valid)
     points = None
     if tracked is not None:
         points, where, seen = tracked
         truth = truth.replace(tracks=where, visible=seen)
-    return Batch(images=scenes_.images, query_points=points, truth=truth)
+    return Batch(images=scenes.images, query_points=points, truth=truth)

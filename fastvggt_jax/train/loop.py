@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
-from fastvggt_jax.checkpoint import save_params
-from fastvggt_jax.tensor_file import open_safetensors
-from fastvggt_jax.train.checkpoints import Checkpoints, TrainingFailed
+from fastvggt_jax.train.checkpoints import BEST, FULL, WEIGHTS, Checkpoints, TrainingFailed
 from fastvggt_jax.train.config import Shape, TrainConfig
 from fastvggt_jax.train.data import Batch, render
 from fastvggt_jax.train.metrics import Metrics
@@ -31,29 +29,31 @@ from fastvggt_jax.train.state import (
     state_sharding,
 )
 
-WEIGHTS = "weights.safetensors"
-
 
 def train(config: TrainConfig, workdir: str | Path, *, minutes: float | None = None, quiet: bool = False) -> TrainState:
     """Trains until `config.steps`, an interrupt, or `minutes` have gone, saves, and writes the (averaged) weights to weights.safetensors.
 
-    In a folder of an earlier call it goes on from the last checkpoint, with the same numbers as if it had never stopped.
+    In a folder of an earlier call it goes on from the last checkpoint, with the same batches and the same state; on a CPU its numbers are
+    those of a run that was never stopped, bit by bit. Compiling counts as time, the last saving does not.
 
     Raises:
-      TrainingFailed: the loss is not finite, or there is no space for a checkpoint; the last good one stays.
+      TrainingFailed: the loss or its gradient is not finite, or there is no space for a file; the last good checkpoint stays.
       CheckpointError: the folder or `init` is that of another model. ValueError: a shape does not fit the number of devices.
     """
     folder, deadline = Path(workdir), time.monotonic() + 60 * (math.inf if minutes is None else minutes)
+    if jax.process_count() > 1:
+        raise ValueError(f"training runs in one process, on all of its devices, not in {jax.process_count()}")
     mesh = make_mesh()
     for shape in config.shapes:
         if shape.scenes % mesh.size:
             raise ValueError(f"{shape}: its scenes must be a multiple of the {mesh.size} devices")
-    with Checkpoints(folder, config.model) as checkpoints, _interrupts() as interrupted:
+    params = read_params(config) if config.init else None  # says what is wrong with the file before the folder is made
+    with Checkpoints(folder, config) as checkpoints, _interrupts() as interrupted:
         sharding = state_sharding(config, mesh)
         if checkpoints.last_step is not None:
             state = checkpoints.restore(abstract_state(config), sharding)
         else:
-            params = read_params(config) if config.init else initial_params(config.model, config.seed, config.layer_scale)
+            params = params or initial_params(config.model, config.seed, config.layer_scale)
             state = jax.device_put(start(config, params), sharding)
         done = int(state.step)
         metrics = Metrics(folder, done, quiet)
@@ -63,8 +63,12 @@ def train(config: TrainConfig, workdir: str | Path, *, minutes: float | None = N
             if checkpoints.last_step != int(state.step):
                 checkpoints.save(state)
             checkpoints.wait()
-            save_params(folder / WEIGHTS, {"params": state.weights()}, config.model, *origin(config, int(state.step)))
+            checkpoints.write_weights(WEIGHTS, state)
             metrics.say(f"stopped after {int(state.step)} of {config.steps} steps; weights in {folder / WEIGHTS}")
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise TrainingFailed(f"no space is left on the disk of {folder}; {checkpoints.last_good}") from error
         finally:
             metrics.close()
     return state
@@ -82,7 +86,7 @@ def _steps(
     step, validate = make_step(config, mesh), make_validation(config, mesh)
     while done < config.steps and not stop():
         shape = config.shape_of(done)
-        state, values = step(state, jax.device_put(batch_of(config, done, shape), along_scenes(mesh)))
+        state, values = step(state, batch_of(config, done, shape, along_scenes(mesh)))
         done += 1
         metrics.add(values, shape.scenes)
         due = [done % every == 0 or done == config.steps for every in (config.log_every, config.validate_every, config.save_every)]
@@ -91,8 +95,9 @@ def _steps(
             _check(metrics.record(done), config, checkpoints)
         if to_validate and config.validation_scenes:
             values = validate(state)
-            metrics.write(done, "validation", values)
-            checkpoints.save_if_best(state, values["loss"])
+            _check(None if math.isfinite(values["loss"]) else done, config, checkpoints)
+            if metrics.validated(done, values):
+                checkpoints.write_weights(BEST, state)
         if to_save:
             checkpoints.save(state)
     _check(metrics.record(done), config, checkpoints)
@@ -102,29 +107,22 @@ def _steps(
 def _check(bad_step: int | None, config: TrainConfig, checkpoints: Checkpoints) -> None:
     if bad_step is not None:
         hint = f"try a lower learning_rate than {config.learning_rate:g}"
-        raise TrainingFailed(f"the loss of step {bad_step} is not finite; {checkpoints.last_good}; {hint}")
+        raise TrainingFailed(f"the loss or gradient of step {bad_step} is not finite; {checkpoints.last_good}; {hint}")
 
 
-def batch_of(config: TrainConfig, step: int, shape: Shape) -> Batch:
+def batch_of(config: TrainConfig, step: int, shape: Shape, sharding: NamedSharding) -> Batch:
     if config.data is not None:
-        return config.data(step, shape)
+        return jax.device_put(config.data(step, shape), sharding)
     first = config.first_scene_of(step)
-    return render("train", first, shape, query_points=config.query_points, supersampling=config.supersampling)
-
-
-def origin(config: TrainConfig, steps: int) -> tuple[str, str]:
-    """Source and licence of the weights: what they started from binds what they have become."""
-    if config.init is None:
-        return f"fastvggt_jax.train, {steps} steps from random numbers", "that of whoever trained it"
-    before = open_safetensors(config.init).metadata()
-    return f"fastvggt_jax.train, {steps} steps from: {before['source']}", before["license"]
+    batch = render("train", first, shape, query_points=config.query_points, supersampling=config.supersampling, sharding=sharding)
+    return jax.device_put(batch, sharding)  # where XLA chose to leave it otherwise
 
 
 def make_validation(config: TrainConfig, mesh: Mesh) -> Callable[[TrainState], dict[str, float]]:
     """state -> the means of the loss and its parts over the validation scenes, of the first shape, with the weights to use."""
     shape = config.shapes[0]
     evaluate = jax.jit(lambda params, batch: loss_of(config.model, params, batch))
-    how = dict(query_points=config.query_points, supersampling=config.supersampling)
+    how = dict(query_points=config.query_points, supersampling=config.supersampling, sharding=along_scenes(mesh))
 
     def validate(state: TrainState) -> dict[str, float]:
         values = []

@@ -11,6 +11,9 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
+from fastvggt_jax.export.atomic import write_file
+
+FINITE = ("loss", "gradient norm")  # what has to be, lest the parameters are lost
 SHOWN = ("loss", "translation", "rotation", "depth error", "point error", "scenes a second")  # in the terminal; the files have all
 
 
@@ -18,8 +21,13 @@ class Metrics:
     def __init__(self, folder: Path, first_step: int, quiet: bool) -> None:
         """Goes on after `first_step`; what an interrupted run has recorded beyond it is dropped, since it will come again."""
         path = folder / "metrics.jsonl"
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= first_step] if path.exists() else []
-        path.write_text("".join(line + "\n" for line in kept))
+        before = path.read_text() if path.exists() else ""
+        records = [json.loads(line) for line in before.splitlines(keepends=True) if line.endswith("}\n")]  # the last may be half-written
+        records = [record for record in records if record["step"] <= first_step]
+        kept = "".join(json.dumps(record) + "\n" for record in records)
+        if kept != before:
+            write_file(path, kept.encode())
+        self.best = min((record["loss"] for record in records if record["kind"] == "validation"), default=math.inf)
         self.file = open(path, "a")  # noqa: SIM115  closed by `close`
         self.console = Console(quiet=quiet, highlight=False)
         self.board = _board(folder, first_step)
@@ -32,11 +40,11 @@ class Metrics:
         self.scenes += scenes
 
     def record(self, step: int) -> int | None:
-        """Writes means of what was added since the last time. Returns the first step whose loss is not finite; then it writes nothing."""
+        """Writes means of what was added since the last time. Returns the first step that is not finite; then it writes nothing."""
         if not self.pending:
             return None
         values = jax.device_get(self.pending)
-        bad = [step - len(values) + i + 1 for i, value in enumerate(values) if not math.isfinite(value["loss"])]
+        bad = [step - len(values) + i + 1 for i, value in enumerate(values) if not all(math.isfinite(value[name]) for name in FINITE)]
         if bad:
             return bad[0]
         means = {name: float(sum(value[name] for value in values) / len(values)) for name in values[0]}
@@ -45,6 +53,14 @@ class Metrics:
         self.write(step, "train", means)
         self.pending, self.scenes, self.since = [], 0, now
         return None
+
+    def validated(self, step: int, values: Mapping[str, float]) -> bool:
+        """Writes what a validation has given; True if no earlier one's loss was lower. Its time is not that of the steps."""
+        self.write(step, "validation", values)
+        self.since = time.monotonic()
+        best = values["loss"] <= self.best
+        self.best = min(self.best, values["loss"])
+        return best
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Numbers of `kind` "train" or "validation" after `step` steps."""

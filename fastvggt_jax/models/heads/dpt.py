@@ -182,10 +182,12 @@ def over_frame_chunks(
     taps: Array,
     shapes: tuple[tuple[int, ...], ...],
     chunk: int,
+    remat: bool = False,
 ) -> tuple[Array, ...]:
     """`apply(head, taps[:, some frames])` for all frames, `chunk` at most at a time, so that memory does not grow with F.
 
     `apply` returns float32 arrays of `shapes` behind a leading frame axis. The last chunk overlaps the one before where F is no multiple.
+    With `remat` a derivative computes each chunk again instead of keeping it.
     """
     frames = taps.shape[1]
     if frames <= chunk:
@@ -200,5 +202,6 @@ def over_frame_chunks(
         return tuple(update(b, o, start, 0) for b, o in zip(buffers, outs, strict=True)), None
 
     buffers = tuple(jnp.zeros((frames, *shape), jnp.float32) for shape in shapes)
+    body = nn.remat(body, prevent_cse=False) if remat else body
     scan = nn.scan(body, variable_broadcast="params", variable_axes={"intermediates": 0}, split_rngs={"params": False})
     return scan(head, buffers, jnp.array(starts))[0]

@@ -35,4 +35,5 @@ def get_config() -> TrainConfig:
         steps=20_000,
         learning_rate=5e-4,
         warmup_steps=500,
+        weights_dtype="bfloat16",
     )
