@@ -141,10 +141,13 @@ class VGGT(Configured, nn.Module):
 
     def abstract_params(self) -> dict[str, Any]:
         """{"params": tree of jax.ShapeDtypeStruct}, without computing anything."""
+        return jax.eval_shape(self.init, jax.random.key(0), *self.smallest_inputs())
+
+    def smallest_inputs(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct | None]:
+        """Images and query points that reach every parameter, for `init`."""
         side = -(-max(self.img_size, self.smallest_tracked) // self.patch_size) * self.patch_size
         images = jax.ShapeDtypeStruct((1, 1, side, side, 3), jnp.float32)
-        points = jax.ShapeDtypeStruct((1, 1, 2), jnp.float32) if "track" in self.heads else None
-        return jax.eval_shape(self.init, jax.random.key(0), images, points)
+        return images, jax.ShapeDtypeStruct((1, 1, 2), jnp.float32) if "track" in self.heads else None
 
     @property
     def smallest_tracked(self) -> int:

@@ -39,10 +39,14 @@ def sample(
     split: str, index: int | Array, *, frames: int, height: int = 224, width: int = 224, supersampling: int = SUPERSAMPLING
 ) -> Sample:
     """Scene number `index` of a split; the same numbers for the same arguments. ValueError for an unknown split."""
+    return photograph(scene_key(split, index), frames=frames, height=height, width=width, supersampling=supersampling)
+
+
+def scene_key(split: str, index: int | Array) -> Array:
+    """The key that a scene follows from. ValueError for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
-    key = jax.random.fold_in(jax.random.key(SPLITS[split]), index)
-    return photograph(key, frames=frames, height=height, width=width, supersampling=supersampling)
+    return jax.random.fold_in(jax.random.key(SPLITS[split]), index)
 
 
 @partial(jax.jit, static_argnames=("frames", "height", "width", "supersampling"))

@@ -23,6 +23,7 @@ from fastvggt_jax.train.config import TrainConfig
 from fastvggt_jax.train.state import TrainState
 
 KEPT = 2  # of the last ones: if the disk is full while one is written, there is the one before
+MARK = "model.json"  # of a folder that holds a training run
 BEST, WEIGHTS = "best.safetensors", "weights.safetensors"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -38,7 +39,7 @@ class Checkpoints:
         """Raises CheckpointError if the folder is that of another model, or not that of a training run."""
         model = config.model
         identity = {"model": type(model).__name__, "config": model.config()}
-        mark = folder / "model.json"
+        mark = folder / MARK
         if mark.exists():
             theirs = _read_mark(folder)
             _compare(folder, theirs, identity)
@@ -94,9 +95,13 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as a ValueError
-            full = "No space left on device" in str(error) or getattr(error, "errno", None) in FULL
-            reason = "no space is left on its disk" if full else str(error).splitlines()[0]
-            raise TrainingFailed(f"a file could not be written in {self.folder}: {reason}; {self.last_good}") from error
+            raise self.failure(error) from error
+
+    def failure(self, error: OSError | ValueError) -> TrainingFailed:
+        """What to raise for a file that could not be written."""
+        full = "No space left on device" in str(error) or getattr(error, "errno", None) in FULL
+        reason = "no space is left on its disk" if full else str(error).splitlines()[0]
+        return TrainingFailed(f"a file could not be written in {self.folder}: {reason}; {self.last_good}")
 
     def restore(self, abstract: TrainState, sharding: TrainState) -> TrainState:
         """The last whole checkpoint."""
@@ -119,10 +124,10 @@ def _origin(config: TrainConfig) -> dict[str, str]:
 
 def _read_mark(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / "model.json").read_text())
+        found = json.loads((folder / MARK).read_text())
         return {name: found[name] for name in ("model", "config", "source", "license")}
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"the folder {folder} holds a model.json that no training run has written; give another folder") from error
+        raise CheckpointError(f"the folder {folder} holds a {MARK} that no training run has written; give another folder") from error
 
 
 def _compare(folder: Path, theirs: dict[str, Any], mine: dict[str, Any]) -> None:

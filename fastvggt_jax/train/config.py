@@ -42,7 +42,7 @@ class TrainConfig:
       query_points: points to track a scene, for a model with a track head.
       first_scene: number of the first scene, to go on where an earlier run's scenes ended.
       supersampling: rays a pixel and side.
-      data: (step, shape) -> `data.Batch`, instead of rendered scenes.
+      data: (step, shape) -> `data.Batch`, instead of rendered scenes. Steps below 0 are validation's.
       weights_dtype: "float32" or "bfloat16", of the weight file that is written at the end.
       log_every, validate_every, save_every: steps. validation_scenes: how many held-out scenes the loss is taken over.
       shard_params: whether parameters, averages and optimizer are spread over the devices (FSDP), or only the scenes of a batch.

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from fastvggt_jax.synthetic import SPLITS, Sample, tracks
-from fastvggt_jax.synthetic.sample import photograph
+from fastvggt_jax.synthetic import Sample, tracks
+from fastvggt_jax.synthetic.sample import photograph, scene_key
 from fastvggt_jax.train.config import Shape
 from fastvggt_jax.train.losses import Truth, normalise
 
@@ -34,7 +34,7 @@ def render(
     frames, height, width = shape.frames, shape.height, shape.width
 
     def one(index: Array) -> tuple[Sample, tuple[Array, Array, Array] | None]:
-        key = jax.random.fold_in(jax.random.key(SPLITS[split]), index)
+        key = scene_key(split, index)
         scene = photograph(key, frames=frames, height=height, width=width, supersampling=supersampling)
         of_order, of_queries = jax.random.split(jax.random.fold_in(key, 1 << 16))  # apart from photograph's own keys
         order = jax.random.permutation(of_order, frames)

@@ -12,19 +12,18 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from fastvggt_jax.train.checkpoints import BEST, FULL, WEIGHTS, Checkpoints, TrainingFailed
+from fastvggt_jax.train.checkpoints import BEST, FULL, MARK, WEIGHTS, Checkpoints, TrainingFailed
 from fastvggt_jax.train.config import Shape, TrainConfig
 from fastvggt_jax.train.data import Batch, render
-from fastvggt_jax.train.metrics import Metrics
+from fastvggt_jax.train.metrics import Metrics, means
 from fastvggt_jax.train.state import (
     TrainState,
     abstract_state,
     along_scenes,
-    initial_params,
+    first_params,
     loss_of,
     make_mesh,
     make_step,
-    read_params,
     start,
     state_sharding,
 )
@@ -47,14 +46,13 @@ def train(config: TrainConfig, workdir: str | Path, *, minutes: float | None = N
     for shape in config.shapes:
         if shape.scenes % mesh.size:
             raise ValueError(f"{shape}: its scenes must be a multiple of the {mesh.size} devices")
-    params = read_params(config) if config.init else None  # says what is wrong with the file before the folder is made
+    params = None if (folder / MARK).exists() else first_params(config)  # says what is wrong with `init` before the folder is made
     with Checkpoints(folder, config) as checkpoints, _interrupts() as interrupted:
         sharding = state_sharding(config, mesh)
         if checkpoints.last_step is not None:
             state = checkpoints.restore(abstract_state(config), sharding)
         else:
-            params = params or initial_params(config.model, config.seed, config.layer_scale)
-            state = jax.device_put(start(config, params), sharding)
+            state = jax.device_put(start(config, params or first_params(config)), sharding)
         done = int(state.step)
         metrics = Metrics(folder, done, quiet)
         try:
@@ -68,7 +66,7 @@ def train(config: TrainConfig, workdir: str | Path, *, minutes: float | None = N
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            raise TrainingFailed(f"no space is left on the disk of {folder}; {checkpoints.last_good}") from error
+            raise checkpoints.failure(error) from error
         finally:
             metrics.close()
     return state
@@ -111,27 +109,26 @@ def _check(bad_step: int | None, config: TrainConfig, checkpoints: Checkpoints) 
 
 
 def batch_of(config: TrainConfig, step: int, shape: Shape, sharding: NamedSharding) -> Batch:
+    """The batch of a step; below 0 those of validation, -1 - the number of its first scene."""
     if config.data is not None:
-        return jax.device_put(config.data(step, shape), sharding)
-    first = config.first_scene_of(step)
-    batch = render("train", first, shape, query_points=config.query_points, supersampling=config.supersampling, sharding=sharding)
-    return jax.device_put(batch, sharding)  # where XLA chose to leave it otherwise
+        batch = config.data(step, shape)
+    else:
+        split, first = ("validation", -1 - step) if step < 0 else ("train", config.first_scene_of(step))
+        batch = render(split, first, shape, query_points=config.query_points, supersampling=config.supersampling, sharding=sharding)
+    return jax.device_put(batch, sharding)  # a rendered one may be there already
 
 
 def make_validation(config: TrainConfig, mesh: Mesh) -> Callable[[TrainState], dict[str, float]]:
     """state -> the means of the loss and its parts over the validation scenes, of the first shape, with the weights to use."""
     shape = config.shapes[0]
     evaluate = jax.jit(lambda params, batch: loss_of(config.model, params, batch))
-    how = dict(query_points=config.query_points, supersampling=config.supersampling, sharding=along_scenes(mesh))
 
     def validate(state: TrainState) -> dict[str, float]:
         values = []
         for first in range(0, config.validation_scenes, shape.scenes):
-            batch = render("validation", first, shape, **how) if config.data is None else config.data(-1 - first, shape)
-            total, parts = evaluate(state.weights(), jax.device_put(batch, along_scenes(mesh)))
+            total, parts = evaluate(state.weights(), batch_of(config, -1 - first, shape, along_scenes(mesh)))
             values.append({"loss": total, **parts})
-        values = jax.device_get(values)
-        return {name: float(sum(value[name] for value in values) / len(values)) for name in values[0]}
+        return means(jax.device_get(values))
 
     return validate
 

@@ -3,8 +3,8 @@
 The paper's Huber loss on cameras is L1 upstream, "more stable". Its depth and point losses are upstream three terms each: the
 error weighted by the predicted confidence, the error alone, and the error of spatial differences at four scales (the paper's gradient; for
 points upstream's default compares normals instead). Upstream has not released the tracks' loss: it is the paper's, with CoTracker3's
-(arXiv 2410.11831) target for the confidence. Left out: upstream's training code also
-drops the worst 2 % of the confidence-weighted errors and cameras that see hardly any valid point.
+(arXiv 2410.11831) target for the confidence. Left out: upstream's training code also drops the worst 2 % of the
+confidence-weighted errors, and cameras that see hardly any valid point.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -47,10 +47,8 @@ class Metrics:
         bad = [step - len(values) + i + 1 for i, value in enumerate(values) if not all(math.isfinite(value[name]) for name in FINITE)]
         if bad:
             return bad[0]
-        means = {name: float(sum(value[name] for value in values) / len(values)) for name in values[0]}
         now = time.monotonic()
-        means["scenes a second"] = self.scenes / (now - self.since)
-        self.write(step, "train", means)
+        self.write(step, "train", means(values) | {"scenes a second": self.scenes / (now - self.since)})
         self.pending, self.scenes, self.since = [], 0, now
         return None
 
@@ -79,6 +77,11 @@ class Metrics:
         self.file.close()
         if self.board is not None:
             self.board.close()
+
+
+def means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of several records of the same names."""
+    return {name: float(sum(value[name] for value in values) / len(values)) for name in values[0]}
 
 
 def _board(folder: Path, first_step: int):

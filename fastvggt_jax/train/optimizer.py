@@ -37,26 +37,13 @@ def trainable(params: Any, frozen: Sequence[str]) -> Any:
 
 def make_optimizer(config: TrainConfig, params: Any) -> optax.GradientTransformation:
     """Of a tree of parameters, or of their shapes."""
-    names = flax.traverse_util.flatten_dict(params, sep="/")
-    matrices = flax.traverse_util.unflatten_dict({name: name.endswith("/kernel") for name in names}, sep="/")
     adamw = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate(config),
-            b1=config.beta1,
-            b2=config.beta2,
-            weight_decay=config.weight_decay,
-            mask=lambda tree: _like(tree, matrices),
-        ),
+        optax.adamw(learning_rate(config), b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=_matrices),
     )
     labels = jax.tree.map(lambda free: "trained" if free else "frozen", trainable(params, config.frozen))
     return optax.multi_transform({"trained": adamw, "frozen": optax.set_to_zero()}, labels)
 
 
-def _like(tree: Any, values: Any) -> Any:
-    """`values` where `tree` has a leaf; what is frozen stands in `tree` as an empty node."""
-    return jax.tree.map(lambda leaf, value: leaf if isinstance(leaf, optax.MaskedNode) else value, tree, values, is_leaf=_is_masked)
-
-
-def _is_masked(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)
+def _matrices(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

@@ -38,10 +38,8 @@ class TrainState:
 
 def initial_params(model: VGGT, seed: int, layer_scale: float) -> Any:
     """A random start. The camera head's last layer starts at the identity with 1 rad of view: relu has no gradient below 0."""
-    side = max(model.img_size, model.smallest_tracked if "track" in model.heads else 0)
-    side = -(-side // model.patch_size) * model.patch_size
-    points = jnp.zeros((1, 1, 2)) if "track" in model.heads else None
-    params = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 1, side, side, 3)), points)["params"]
+    inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), model.smallest_inputs())
+    params = jax.jit(model.init)(jax.random.key(seed), *inputs)["params"]
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     flat = {name: jnp.full_like(x, layer_scale) if name.endswith("/gamma") else x for name, x in flat.items()}
     if "camera" in model.heads:
@@ -58,6 +56,11 @@ def read_params(config: TrainConfig) -> Any:
     if other:
         raise CheckpointError(f"init: {config.init} holds another model: {', '.join(other)}")
     return params["params"]
+
+
+def first_params(config: TrainConfig) -> Any:
+    """What the run starts from: the file `init`, or random numbers."""
+    return read_params(config) if config.init else initial_params(config.model, config.seed, config.layer_scale)
 
 
 def start(config: TrainConfig, params: Any) -> TrainState:
@@ -96,8 +99,8 @@ def state_sharding(config: TrainConfig, mesh: Mesh) -> TrainState:
 
 def make_step(config: TrainConfig, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """The jitted step: (state, batch) -> (state, metrics f32[] by name). The state that is given is used up."""
-    free = trainable(config.model.abstract_params()["params"], config.frozen)
-    optimizer = make_optimizer(config, config.model.abstract_params()["params"])
+    shapes = config.model.abstract_params()["params"]
+    free, optimizer = trainable(shapes, config.frozen), make_optimizer(config, shapes)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         def objective(params: Any) -> tuple[Array, dict[str, Array]]:
