@@ -48,7 +48,24 @@ def dense_attention(q: Array, k: Array, v: Array) -> Array:
     return jnp.moveaxis(out, 0, 1).reshape(B, chunks * rows, N, H)[:, :T]
 
 
-_cudnn_attention: Callable[..., Array] = partial(jax.nn.dot_product_attention, implementation="cudnn")
+_cudnn: Callable[..., Array] = partial(jax.nn.dot_product_attention, implementation="cudnn")
+
+
+@jax.custom_vjp
+def _cudnn_attention(q: Array, k: Array, v: Array) -> Array:
+    return _cudnn(q, k, v)
+
+
+def _even_attention(q: Array, k: Array, v: Array) -> Array:
+    """cuDNN's as JAX differentiates it, which is at even lengths alone: an odd one gets a token that nobody sees."""
+    if q.shape[1] % 2 == k.shape[1] % 2 == 0:
+        return _cudnn(q, k, v)
+    pad = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+    queries, keys = (jnp.full(x.shape[0], x.shape[1], jnp.int32) for x in (q, k))
+    return _cudnn(pad(q), pad(k), pad(v), query_seq_lengths=queries, key_value_seq_lengths=keys)[:, : q.shape[1]]
+
+
+_cudnn_attention.defvjp(lambda q, k, v: jax.vjp(_even_attention, q, k, v), lambda backward, g: backward(g))
 
 
 @jax.custom_vjp

@@ -191,7 +191,7 @@ def test_long_sequences_take_the_kernel_and_keep_their_gradient(monkeypatch):
     monkeypatch.setattr(attention, "has_hopper", lambda: True)
     monkeypatch.setattr(attention, "KERNEL_TOKENS", 40)
     monkeypatch.setattr(attention, "block_sparse_attention", kernel)
-    monkeypatch.setattr(attention, "_cudnn_attention", lambda *qkv: jax.nn.dot_product_attention(*qkv))
+    monkeypatch.setattr(attention, "_cudnn", jax.nn.dot_product_attention)
     keys = jax.random.split(jax.random.key(0), 3)
     q, k, v = (jax.random.normal(key, (1, n, 2, 64), jnp.bfloat16) for key, n in zip(keys, (50, 60, 60), strict=True))
     exact = lambda q: jax.nn.dot_product_attention(q, k, v)
@@ -203,3 +203,26 @@ def test_long_sequences_take_the_kernel_and_keep_their_gradient(monkeypatch):
     assert taken == ["mosaic_sm90"]
     ours(q[:, :30])  # too short
     assert taken == ["mosaic_sm90"]
+
+
+def test_a_derivative_meets_cudnn_at_even_lengths_only(monkeypatch):
+    """JAX refuses the others (0.11.2: "Unsupported sequence length Q 261, KV 261"); here XLA stands in for cuDNN."""
+    lengths = []
+
+    def cudnn(q, k, v, **masks):
+        lengths.append((q.shape[1], k.shape[1]))
+        return jax.nn.dot_product_attention(q, k, v, **masks)
+
+    monkeypatch.setattr(attention, "_has_cudnn_attention", lambda: True)
+    monkeypatch.setattr(attention, "_cudnn", cudnn)
+    squares = lambda attend: lambda *qkv: jnp.square(attend(*qkv).astype(jnp.float32)).sum()
+    for T, S in ((8, 12), (9, 12), (9, 13)):
+        keys = jax.random.split(jax.random.key(T), 3)
+        qkv = [jax.random.normal(key, (2, n, 2, 64), jnp.bfloat16) for key, n in zip(keys, (T, S, S), strict=True)]
+        ours = jax.grad(squares(attention.dense_attention), (0, 1, 2))(*qkv)
+        exact = jax.grad(squares(jax.nn.dot_product_attention), (0, 1, 2))(*qkv)
+        for mine, other in zip(ours, exact, strict=True):
+            assert max_error(mine, other) < TOLERANCE["bfloat16"]
+    assert lengths == [(8, 12), (10, 12), (10, 14)]
+    attention.dense_attention(*qkv)
+    assert lengths[-1] == (9, 13)  # nothing is padded without a derivative

@@ -73,6 +73,17 @@ def test_dense_attention_takes_any_length(T, S, dtype):
     assert max_error(jax.jit(dense_attention)(q, k, v), exact) < 1e-2
 
 
+@pytest.mark.parametrize("T, S", [(261, 261), (69, 70), (64, 64)])
+def test_dense_attention_has_a_derivative_at_any_length(T, S):
+    keys = jax.random.split(jax.random.key(0), 3)
+    qkv = [jax.random.normal(key, (2, n, 4, 64), jnp.bfloat16) for key, n in zip(keys, (T, S, S), strict=True)]
+    squares = lambda attend: lambda *qkv: jnp.square(attend(*qkv).astype(jnp.float32)).sum()
+    ours = jax.jit(jax.grad(squares(dense_attention), (0, 1, 2)))(*qkv)
+    exact = jax.grad(squares(jax.nn.dot_product_attention), (0, 1, 2))(*(x.astype(jnp.float32) for x in qkv))
+    for mine, other in zip(ours, exact, strict=True):
+        assert max_error(mine, other) < 2 * TOLERANCE["bfloat16"]  # squared: the output's rounding comes in twice
+
+
 def test_block_sparse_attention():
     q, k, v = (jax.random.normal(key, (1, 1000, 4, 64), jnp.bfloat16) for key in jax.random.split(jax.random.key(0), 3))
     dense = jax.random.bernoulli(jax.random.key(1), 0.3, (1, 4, 8, 16)).at[..., 0].set(True)

@@ -99,7 +99,7 @@ def test_rays_meet_shapes_where_their_surface_is(kind):
     within = inside(origin[:, None] + steps[:, None] * direction[:, None])
     changes = within[:, 1:] != within[:, :-1]
     expected = np.where(changes.any(1), steps[1:][changes.argmax(1)], np.inf)
-    found = np.asarray(shapes.KINDS[kind](origin, direction))
+    found = np.asarray(shapes.KINDS[kind](jnp.moveaxis(origin, -1, 0), jnp.moveaxis(direction, -1, 0)))
     with np.errstate(invalid="ignore"):
         agree = (np.abs(found - expected) < 5e-3) | (np.isinf(found) & np.isinf(expected))
     assert agree.mean() > 0.98 and np.isfinite(found).sum() > 100  # the march misses what is thinner than a step

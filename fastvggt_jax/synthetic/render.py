@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fastvggt_jax.synthetic import shapes
+from fastvggt_jax.synthetic.shapes import Vector
 from fastvggt_jax.synthetic.texture import albedo, fractal_noise
 from fastvggt_jax.synthetic.world import COUNTS, World, height_of_ground
 
@@ -15,11 +16,13 @@ MARCH_STEPS, BISECTIONS = 48, 14
 SURFACE = 100  # surfaces of the room and the ground are numbered from here on, shapes from 0
 SKY = -1
 SHADOW_OFFSET = 2e-3
+UNROLL = 4
 
 
 def first_hit(world: World, origin: Array, direction: Array) -> tuple[Array, Array]:
     """Distance f32[...] along unit directions f32[..., 3], and the number i32[...] of what is hit: a shape, SURFACE + n, or SKY."""
-    best, hit = _surroundings(world, origin, direction)
+    o, d = _split(origin), _split(direction)
+    best, hit = _surroundings(world, o, d)
     start = 0
     for kind, count in zip(shapes.KINDS, COUNTS, strict=True):
         here = slice(start, start + count)
@@ -27,60 +30,70 @@ def first_hit(world: World, origin: Array, direction: Array) -> tuple[Array, Arr
         def nearer(carry: tuple[Array, Array], shape: tuple, kind=kind) -> tuple[tuple[Array, Array], None]:
             best, hit = carry
             rotation, centre, size, number = shape
-            t = kind(*_into(rotation, centre, size, origin, direction))
+            t = kind(*_into(rotation, centre, size, o, d))
             return (jnp.minimum(best, t), jnp.where(t < best, number, hit)), None
 
         stack = (world.rotation[here], world.centre[here], world.size[here], jnp.arange(start, start + count))
-        (best, hit), _ = jax.lax.scan(nearer, (best, hit), stack)
+        (best, hit), _ = jax.lax.scan(nearer, (best, hit), stack, unroll=_together(count))
         start += count
     return best, hit
 
 
-def _into(rotation: Array, centre: Array, size: Array, origin: Array, direction: Array) -> tuple[Array, Array]:
+def _together(steps: int) -> int:
+    """How many steps of a loop over rays are compiled as one: on a GPU several, with nothing written between them."""
+    return 1 if jax.default_backend() == "cpu" else min(steps, UNROLL)
+
+
+def _split(x: Array) -> Vector:
+    return x[..., 0], x[..., 1], x[..., 2]
+
+
+def _into(rotation: Array, centre: Array, size: Array, origin: Vector, direction: Vector) -> tuple[Vector, Vector]:
     """The ray in a shape's own coordinates, in which it has unit size. Distances along it stay the same."""
-    turn = lambda x: jnp.einsum("...i,...ij->...j", x, rotation, precision="highest") / size
-    return turn(origin - centre), turn(direction)
+    turn = lambda x: tuple(shapes.dot(x, _split(rotation.T)[axis]) / size[axis] for axis in range(3))
+    return turn(tuple(x - c for x, c in zip(origin, _split(centre), strict=True))), turn(direction)
 
 
-def _surroundings(world: World, origin: Array, direction: Array) -> tuple[Array, Array]:
+def _surroundings(world: World, origin: Vector, direction: Vector) -> tuple[Array, Array]:
     """The walls, floor and ceiling, or the ground."""
-    low, high = world.room * jnp.array([-1, -1, 0]), world.room
-    inverse = 1 / jnp.where(jnp.abs(direction) < shapes.FLAT, shapes.FLAT, direction)
-    to_face = jnp.where(direction > 0, high - origin, low - origin) * inverse  # [..., 3]; the origin is inside
-    axis = jnp.argmin(to_face, -1)
-    wall = 2 * axis + (jnp.take_along_axis(direction, axis[..., None], -1)[..., 0] > 0)
+    nearest, wall = jnp.inf, 0
+    low, high = _split(world.room * jnp.array([-1, -1, 0])), _split(world.room)
+    for axis, (o, d) in enumerate(zip(origin, direction, strict=True)):
+        to_face = (jnp.where(d > 0, high[axis], low[axis]) - o) / shapes.away_from_zero(d)  # the origin is inside
+        wall = jnp.where(to_face < nearest, 2 * axis + (d > 0), wall)
+        nearest = jnp.minimum(nearest, to_face)
     ground = _ground(world, origin, direction)
-    t = jnp.where(world.outdoors, ground, to_face.min(-1))
+    t = jnp.where(world.outdoors, ground, nearest)
     number = jnp.where(world.outdoors, jnp.where(jnp.isfinite(ground), SURFACE + 4, SKY), SURFACE + wall)
     return t, number
 
 
-def _ground(world: World, origin: Array, direction: Array) -> Array:
+def _ground(world: World, origin: Vector, direction: Vector) -> Array:
     """Distance to the hills by marching, in steps that grow with the distance, and bisection; inf beyond FAR."""
 
     def above(t: Array) -> Array:
-        p = origin + t[..., None] * direction
-        return p[..., 2] - height_of_ground(world.hills, p[..., 0], p[..., 1])
+        x, y, z = (o + t * d for o, d in zip(origin, direction, strict=True))
+        return z - height_of_ground(world.hills, x, y)
 
     edges = FAR * (jnp.arange(1, MARCH_STEPS + 1) / MARCH_STEPS) ** 2
 
     def march(carry: tuple[Array, Array, Array], edge: Array) -> tuple[tuple[Array, Array, Array], None]:
         low, high, found = carry
-        under = above(jnp.broadcast_to(edge, low.shape)) < 0
+        under = above(edge) < 0
         low = jnp.where(found | under, low, edge)
         high = jnp.where(~found & under, edge, high)
         return (low, high, found | under), None
 
-    start = jnp.zeros(direction.shape[:-1])
-    (low, high, found), _ = jax.lax.scan(march, (start, start, start > 0), edges)
+    start = jnp.zeros_like(origin[0])
+    (low, high, found), _ = jax.lax.scan(march, (start, start, start > 0), edges, unroll=_together(MARCH_STEPS))
 
-    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(bracket: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         low, high = bracket
         middle = (low + high) / 2
         under = above(middle) < 0
-        return jnp.where(under, low, middle), jnp.where(under, middle, high)
+        return (jnp.where(under, low, middle), jnp.where(under, middle, high)), None
 
-    low, high = jax.lax.fori_loop(0, BISECTIONS, halve, (low, high))
+    (low, high), _ = jax.lax.scan(halve, (low, high), length=BISECTIONS, unroll=_together(BISECTIONS))
     return jnp.where(found, (low + high) / 2, jnp.inf)
 
 

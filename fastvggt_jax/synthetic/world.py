@@ -48,8 +48,7 @@ class World:
 
 def height_of_ground(hills: Array, x: Array, y: Array) -> Array:
     """f32[...]: a sum of waves."""
-    amplitude, kx, ky, phase = jnp.moveaxis(hills, -1, 0)
-    return (amplitude * jnp.sin(kx * x[..., None] + ky * y[..., None] + phase)).sum(-1)
+    return sum(hills[n, 0] * jnp.sin(hills[n, 1] * x + hills[n, 2] * y + hills[n, 3]) for n in range(hills.shape[0]))
 
 
 def random_world(key: Array) -> World:

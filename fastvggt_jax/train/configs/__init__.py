@@ -1,0 +1,1 @@
+"""What was trained, a file each."""
