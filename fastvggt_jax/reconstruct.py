@@ -26,8 +26,8 @@ from fastvggt_jax.scene import Scene, check_cloud_options, to_scene
 from fastvggt_jax.sentences import OutOfMemoryError
 from fastvggt_jax.sparsity import Sparsity
 
-OUTPUTS = ("cameras.json", "depth", "points.ply", "scene.glb")
-OURS = ("cameras.json", "depth/*.npz", "depth/*.png", "points.ply", "scene.glb")  # what --overwrite may replace
+OUTPUTS = ("cameras.json", "depth", "points.ply", "overview.jpg", "scene.glb")
+OURS = ("cameras.json", "depth/*.npz", "depth/*.png", "points.ply", "overview.jpg", "scene.glb")  # what --overwrite may replace
 Step = Callable[[str], contextlib.AbstractContextManager]
 
 
@@ -144,6 +144,7 @@ def write_outputs(scene: Scene, s: Settings) -> int:
         export.write_cameras(scene, folder / "cameras.json")
         export.write_depth(scene, folder / "depth", original=s.depth_original)
         export.write_ply(cloud, folder / "points.ply")
+        export.write_overview(scene, folder / "overview.jpg", cloud=cloud)
         if s.glb:
             export.write_glb(scene, folder / "scene.glb", cloud=cloud)
     return len(cloud)

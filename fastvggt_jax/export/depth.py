@@ -26,11 +26,10 @@ def write_depth(scene: Scene, folder: str | os.PathLike, *, original: bool = Fal
     if scene.depth is None:
         raise ValueError("this scene has no depth: run the model with its depth head on")
     folder = Path(folder)
-    on_photo = np.stack([t.valid_mask() for t in scene.transforms]) & np.isfinite(scene.depth)
-    near, far = np.percentile(scene.depth[on_photo], [2, 98]) if on_photo.any() else (1.0, 1.0)
+    colors = DepthColors(scene)
     paths = []
     for i, stem in enumerate(file_stems(scene.names)):
-        depth = np.where(on_photo[i], scene.depth[i], np.float32(np.nan))
+        depth = colors.depth(i)
         conf, K = scene.depth_conf[i], scene.K[i].astype(np.float64)
         if original:
             t = scene.transforms[i]
@@ -39,7 +38,7 @@ def write_depth(scene: Scene, folder: str | os.PathLike, *, original: bool = Fal
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         write_file(folder / f"{stem}.npz", buffer.getbuffer())
-        write_file(folder / f"{stem}.png", _picture(depth, near, far))
+        write_file(folder / f"{stem}.png", _png(colors, depth))
         paths.append(folder / f"{stem}.npz")
     return paths
 
@@ -59,17 +58,33 @@ def file_stems(names: tuple[str, ...]) -> list[str]:
     return stems
 
 
-def _picture(depth: np.ndarray, near: float, far: float) -> memoryview:
-    """PNG bytes of a depth map f32[H, W]."""
-    tiny = np.finfo(np.float32).tiny
-    log_near, log_far = np.log(max(near, tiny)), np.log(max(far, tiny))
-    known = np.isfinite(depth)
-    logs = np.log(np.maximum(depth, tiny), where=known, out=np.full_like(depth, log_far))
-    pixels = colorize((log_far - logs) / max(log_far - log_near, 1e-6))
-    pixels[~known] = 0
+class DepthColors:
+    """One scale of colours for all depth maps of a scene."""
+
+    def __init__(self, scene: Scene) -> None:
+        on_photo = np.stack([t.valid_mask() for t in scene.transforms]) & np.isfinite(scene.depth)
+        self.depths = np.where(on_photo, scene.depth, np.float32(np.nan))
+        self.near, self.far = np.percentile(scene.depth[on_photo], [2, 98]) if on_photo.any() else (1.0, 1.0)
+
+    def depth(self, frame: int) -> np.ndarray:
+        """f32[H, W], NaN where there is none."""
+        return self.depths[frame]
+
+    def __call__(self, depth: np.ndarray) -> np.ndarray:
+        """u8[H, W, 3]: light near, dark far, logarithmic; black where depth is NaN."""
+        tiny = np.finfo(np.float32).tiny
+        log_near, log_far = np.log(max(self.near, tiny)), np.log(max(self.far, tiny))
+        known = np.isfinite(depth)
+        logs = np.log(np.maximum(depth, tiny), where=known, out=np.full_like(depth, log_far))
+        pixels = colorize((log_far - logs) / max(log_far - log_near, 1e-6))
+        pixels[~known] = 0
+        return pixels
+
+
+def _png(colors: DepthColors, depth: np.ndarray) -> memoryview:
     text = PngImagePlugin.PngInfo()
-    text.add_text("near", f"{near:g}")
-    text.add_text("far", f"{far:g}")
+    text.add_text("near", f"{colors.near:g}")
+    text.add_text("far", f"{colors.far:g}")
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", pnginfo=text)
+    Image.fromarray(colors(depth)).save(buffer, format="PNG", pnginfo=text)
     return buffer.getbuffer()

@@ -13,7 +13,7 @@ from fastvggt_jax.scene import PointCloud, Scene
 GL_FROM_CV = np.diag([1.0, -1.0, -1.0])
 
 # The frustum as two strokes of a pen: vertex 0 is the camera's centre, 1 to 4 are the image's corners in turn.
-_STROKES = ([0, 1, 2, 0, 3, 4, 0], [2, 3], [4, 1])
+STROKES = ([0, 1, 2, 0, 3, 4, 0], [2, 3], [4, 1])
 
 
 def require_trimesh() -> None:
@@ -39,10 +39,10 @@ def write_glb(scene: Scene, path: str | os.PathLike, *, cloud: PointCloud | None
         opaque = np.full((len(cloud), 1), 255, np.uint8)
         points = trimesh.PointCloud(cloud.xyz @ GL_FROM_CV, colors=np.concatenate([cloud.rgb, opaque], -1))
         result.add_geometry(points, geom_name="points", node_name="points")
-    vertices = frusta(scene, 0.05 * _extent(cloud)) @ GL_FROM_CV  # [F, 5, 3]
+    vertices = frusta(scene, 0.05 * extent(cloud)) @ GL_FROM_CV  # [F, 5, 3]
     colors = colorize(np.linspace(0, 1, len(vertices)))
-    lines = [Line([5 * i + v for v in stroke]) for i in range(len(vertices)) for stroke in _STROKES]
-    colors = [(*color, 255) for color in colors for _ in _STROKES]
+    lines = [Line([5 * i + v for v in stroke]) for i in range(len(vertices)) for stroke in STROKES]
+    colors = [(*color, 255) for color in colors for _ in STROKES]
     cameras = Path3D(lines, vertices.reshape(-1, 3), colors=np.array(colors, np.uint8), process=False)
     result.add_geometry(cameras, geom_name="cameras", node_name="cameras")
     write_file(path, result.export(file_type="glb"))
@@ -59,7 +59,7 @@ def frusta(scene: Scene, depth: float) -> np.ndarray:
     return np.einsum("fij,fvj->fvi", pose[:, :3, :3], np.stack(corners)) + pose[:, None, :3, 3]
 
 
-def _extent(cloud: PointCloud) -> float:
+def extent(cloud: PointCloud) -> float:
     """The diagonal of the box that holds the cloud but for 5 % on every side; 1 for no or one point."""
     low, high = np.percentile(cloud.xyz, [5, 95], axis=0) if len(cloud) else (0.0, 0.0)
     return float(np.linalg.norm(high - low)) or 1.0

@@ -44,9 +44,14 @@ def sample(
 
 def scene_key(split: str, index: int | Array) -> Array:
     """The key that a scene follows from. ValueError for an unknown split."""
+    return jax.random.fold_in(split_key(split), index)
+
+
+def split_key(split: str) -> Array:
+    """The key that the keys of its scenes follow from. ValueError for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
-    return jax.random.fold_in(jax.random.key(SPLITS[split]), index)
+    return jax.random.key(SPLITS[split])
 
 
 @partial(jax.jit, static_argnames=("frames", "height", "width", "supersampling"))

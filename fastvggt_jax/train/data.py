@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from fastvggt_jax.synthetic import Sample, tracks
-from fastvggt_jax.synthetic.sample import photograph, scene_key
+from fastvggt_jax.synthetic.sample import photograph, split_key
 from fastvggt_jax.train.config import Shape
 from fastvggt_jax.train.losses import Truth, normalise
 
@@ -26,15 +26,19 @@ class Batch:
     truth: Truth
 
 
-@partial(jax.jit, static_argnames=("split", "shape", "query_points", "supersampling", "sharding"))
 def render(
     split: str, first: int, shape: Shape, *, query_points: int = 0, supersampling: int = 2, sharding: NamedSharding | None = None
 ) -> Batch:
     """Scenes `first`, `first` + 1, … of a split, the views of each in random order; each device renders its own with `sharding`."""
+    return _render(split_key(split), first, shape, query_points, supersampling, sharding)
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _render(of_split: Array, first: int, shape: Shape, query_points: int, supersampling: int, sharding: NamedSharding | None) -> Batch:
     frames, height, width = shape.frames, shape.height, shape.width
 
     def one(index: Array) -> tuple[Sample, tuple[Array, Array, Array] | None]:
-        key = scene_key(split, index)
+        key = jax.random.fold_in(of_split, index)
         scene = photograph(key, frames=frames, height=height, width=width, supersampling=supersampling)
         of_order, of_queries = jax.random.split(jax.random.fold_in(key, 1 << 16))  # apart from photograph's own keys
         order = jax.random.permutation(of_order, frames)

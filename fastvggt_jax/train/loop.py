@@ -7,7 +7,10 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -81,7 +84,7 @@ def _steps(
     metrics: Metrics,
     stop: Callable[[], bool],
 ) -> TrainState:
-    step, validate = make_step(config, mesh), make_validation(config, mesh)
+    step, evaluate = compiled(config, mesh)
     while done < config.steps and not stop():
         shape = config.shape_of(done)
         state, values = step(state, batch_of(config, done, shape, along_scenes(mesh)))
@@ -92,7 +95,7 @@ def _steps(
         if any(due):  # nothing is saved before all losses up to here were found finite
             _check(metrics.record(done), config, checkpoints)
         if to_validate and config.validation_scenes:
-            values = validate(state)
+            values = validate(config, mesh, evaluate, state)
             _check(None if math.isfinite(values["loss"]) else done, config, checkpoints)
             if metrics.validated(done, values):
                 checkpoints.write_weights(BEST, state)
@@ -118,19 +121,38 @@ def batch_of(config: TrainConfig, step: int, shape: Shape, sharding: NamedShardi
     return jax.device_put(batch, sharding)  # a rendered one may be there already
 
 
-def make_validation(config: TrainConfig, mesh: Mesh) -> Callable[[TrainState], dict[str, float]]:
-    """state -> the means of the loss and its parts over the validation scenes, of the first shape, with the weights to use."""
-    shape = config.shapes[0]
-    evaluate = jax.jit(lambda params, batch: loss_of(config.model, params, batch))
+def compiled(config: TrainConfig, mesh: Mesh) -> tuple[Callable[[TrainState, Batch], Any], Callable[[Any, Batch], Any]]:
+    """What `make_step` and `make_evaluation` give. For rendered batches everything is compiled here, all kinds at once in threads: to
+    compile one takes a minute or two on a GPU's host, most of it on one core."""
+    step, evaluate = make_step(config, mesh), make_evaluation(config, mesh)
+    if config.data is not None:
+        return step, evaluate
+    state = abstract_state(config)
+    batch = partial(batch_of, config, sharding=along_scenes(mesh))
+    kinds = [jax.eval_shape(partial(batch, 0, shape)) for shape in config.shapes]
+    with ThreadPoolExecutor() as pool:
+        rendered = [pool.submit(batch, 0, shape) for shape in config.shapes]
+        steps = {kind.images.shape: pool.submit(lambda kind: step.lower(state, kind).compile(), kind) for kind in kinds}
+        validation = pool.submit(lambda: evaluate.lower(state.weights(), kinds[0]).compile()) if config.validation_scenes else None
+    for job in rendered:
+        job.result()  # raises what went wrong
+    steps = {shape: job.result() for shape, job in steps.items()}
+    return lambda state, batch: steps[batch.images.shape](state, batch), validation and validation.result()
 
-    def validate(state: TrainState) -> dict[str, float]:
-        values = []
-        for first in range(0, config.validation_scenes, shape.scenes):
-            total, parts = evaluate(state.weights(), batch_of(config, -1 - first, shape, along_scenes(mesh)))
-            values.append({"loss": total, **parts})
-        return means(jax.device_get(values))
 
-    return validate
+def make_evaluation(config: TrainConfig, mesh: Mesh) -> Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]]:
+    """The jitted loss of a batch: (parameters, batch) -> (loss f32[], its parts)."""
+    sharding = state_sharding(config, mesh).weights(), along_scenes(mesh)
+    return jax.jit(lambda params, batch: loss_of(config.model, params, batch), in_shardings=sharding)
+
+
+def validate(config: TrainConfig, mesh: Mesh, evaluate: Callable[[Any, Batch], Any], state: TrainState) -> dict[str, float]:
+    """Means of the loss and its parts over the validation scenes, of the first shape, with the weights to use."""
+    shape, values = config.shapes[0], []
+    for first in range(0, config.validation_scenes, shape.scenes):
+        total, parts = evaluate(state.weights(), batch_of(config, -1 - first, shape, along_scenes(mesh)))
+        values.append({"loss": total, **parts})
+    return means(jax.device_get(values))
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ MINI = VGGT(
     heads=("camera", "depth", "point"),
     dtype=jnp.bfloat16,
     frames_chunk=1 << 20,  # all at once: there is memory
+    remat=True,  # so narrow a model is faster computed again than fetched from memory
 )
 
 

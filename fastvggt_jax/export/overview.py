@@ -1,0 +1,102 @@
+"""overview.jpg: photographs, their depth, and the point cloud with the cameras from behind and above, in one picture."""
+
+import io
+import os
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from fastvggt_jax.export.atomic import write_file
+from fastvggt_jax.export.colors import colorize
+from fastvggt_jax.export.depth import DepthColors
+from fastvggt_jax.export.glb import STROKES, extent, frusta
+from fastvggt_jax.scene import PointCloud, Scene
+
+WIDTH, HEIGHT = 1280, 720  # of the view of the cloud
+COLUMNS = 4  # photographs in a row, at most; evenly chosen
+BACKGROUND = (24, 24, 28)
+ELEVATION = np.deg2rad(28)
+FOCAL = 0.9 * WIDTH
+SPLAT = 3  # pixels a side that a point covers
+
+
+def write_overview(scene: Scene, path: str | os.PathLike, *, cloud: PointCloud | None = None) -> None:
+    """Write a JPEG; the cameras are dark for the first photograph to light for the last. Raises OSError if writing fails."""
+    cloud = scene.point_cloud() if cloud is None else cloud
+    chosen = np.unique(np.linspace(0, len(scene.names) - 1, COLUMNS).round().astype(int))
+    tile = WIDTH // COLUMNS
+    height = round(tile * scene.colors.shape[1] / scene.colors.shape[2])
+    rows = [[scene.colors[i] for i in chosen]]
+    if scene.depth is not None:
+        colors = DepthColors(scene)
+        rows.append([colors(colors.depth(i)) for i in chosen])
+    page = Image.new("RGB", (WIDTH, len(rows) * height + HEIGHT), BACKGROUND)
+    for y, row in enumerate(rows):
+        for x, pixels in enumerate(row):
+            page.paste(Image.fromarray(pixels).resize((tile, height), Image.Resampling.BICUBIC), (x * tile, y * height))
+    page.paste(_view(scene, cloud), (0, len(rows) * height))
+    buffer = io.BytesIO()
+    page.save(buffer, format="JPEG", quality=90)
+    write_file(path, buffer.getbuffer())
+
+
+def _view(scene: Scene, cloud: PointCloud) -> Image.Image:
+    """The cloud and the cameras as seen from behind and above the cameras."""
+    cameras = frusta(scene, 0.05 * extent(cloud))  # [F, 5, 3]
+    view = _viewpoint(scene, cloud, cameras)
+    pixels = np.full((HEIGHT, WIDTH, 3), BACKGROUND, np.uint8)
+    uv, z = _project(view, cloud.xyz)
+    order = np.argsort(-z)  # what is painted last lies on top
+    order = order[z[order] > 1e-6]
+    for dy in range(SPLAT):
+        for dx in range(SPLAT):
+            u, v = (uv[order] + (dx, dy)).T
+            inside = (u >= 0) & (u < WIDTH) & (v >= 0) & (v < HEIGHT)
+            pixels[v[inside].astype(int), u[inside].astype(int)] = cloud.rgb[order[inside]]
+    image = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(image)
+    for corners, color in zip(cameras, colorize(np.linspace(0.3, 1, len(cameras))), strict=True):
+        uv, z = _project(view, corners)
+        if (z > 1e-6).all():
+            for stroke in STROKES:
+                draw.line([tuple(uv[corner]) for corner in stroke], fill=tuple(int(c) for c in color), width=2)
+    return image
+
+
+def _viewpoint(scene: Scene, cloud: PointCloud, cameras: np.ndarray) -> np.ndarray:
+    """view_from_world f64[3, 4] that has most points and all cameras in sight."""
+    pose = scene.world_from_cam.astype(np.float64)
+    up, ahead = -pose[:, :3, 1].mean(0), pose[:, :3, 2].mean(0)
+    middle = cameras.reshape(-1, 3).mean(0)
+    target = np.median(cloud.xyz, axis=0).astype(np.float64) if len(cloud) else middle + ahead
+    up = up / (np.linalg.norm(up) or 1)
+    back = middle - target
+    back -= (back @ up) * up
+    if np.linalg.norm(back) < 1e-6 * extent(cloud):
+        back = -(ahead - (ahead @ up) * up)
+    back /= np.linalg.norm(back) or 1
+    forward = -(np.cos(ELEVATION) * back + np.sin(ELEVATION) * up)
+    right = np.cross(forward, up)
+    right /= np.linalg.norm(right) or 1
+    rotation = np.stack([right, np.cross(forward, right), forward])
+    # As near as all cameras and nine points of ten allow.
+    seen = np.concatenate([cameras.reshape(-1, 3), _middle_share(cloud.xyz, 0.9)]) - target
+    across, along = np.abs(seen @ rotation[:2].T), seen @ forward
+    distance = (across * FOCAL / (0.47 * np.array([WIDTH, HEIGHT])) - along[:, None]).max()
+    eye = target - max(distance, 1e-6) * forward
+    return np.concatenate([rotation, -(rotation @ eye)[:, None]], 1)
+
+
+def _middle_share(points: np.ndarray, share: float) -> np.ndarray:
+    """The points that lie nearest to their median."""
+    if not len(points):
+        return points
+    distance = np.linalg.norm(points - np.median(points, axis=0), axis=-1)
+    return points[distance <= np.quantile(distance, share)]
+
+
+def _project(view_from_world: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels f64[..., 2] and depth f64[...]."""
+    at = points @ view_from_world[:, :3].T + view_from_world[:, 3]
+    z = np.maximum(at[..., 2:], 1e-9)
+    return at[..., :2] / z * FOCAL + (WIDTH / 2, HEIGHT / 2), at[..., 2]
