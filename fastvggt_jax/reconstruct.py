@@ -26,8 +26,8 @@ from fastvggt_jax.scene import Scene, check_cloud_options, to_scene
 from fastvggt_jax.sentences import OutOfMemoryError
 from fastvggt_jax.sparsity import Sparsity
 
-OUTPUTS = ("cameras.json", "depth", "points.ply", "overview.jpg", "scene.glb")
-OURS = ("cameras.json", "depth/*.npz", "depth/*.png", "points.ply", "overview.jpg", "scene.glb")  # what --overwrite may replace
+OUTPUTS = ("cameras.json", "depth", "overview.jpg", "points.ply", "scene.glb")
+OURS = ("cameras.json", "depth/*.npz", "depth/*.png", "overview.jpg", "points.ply", "scene.glb")  # what --overwrite may replace
 Step = Callable[[str], contextlib.AbstractContextManager]
 
 

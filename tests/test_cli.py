@@ -23,7 +23,7 @@ from fastvggt_jax.models.prediction import Prediction
 from fastvggt_jax.sentences import OutOfMemoryError
 
 PHOTOS = Path(__file__).parent / "golden" / "images"
-FILES = ["cameras.json", "depth", "points.ply", "scene.glb"]
+FILES = ["cameras.json", "depth", "overview.jpg", "points.ply", "scene.glb"]
 
 
 @pytest.fixture(scope="session")
@@ -117,7 +117,7 @@ def test_other_options_and_one_photograph(checkpoint, tmp_path):
     more += ["--max-points", 100, "--edge-filter", 50, "--dtype", "bfloat16", "--json"]
     result = run(*reconstruct_args(checkpoint, tmp_path / "out", *more, photos=[PHOTOS / "portrait_61x133.png"]))
     report = json.loads(result.stdout)
-    assert report["points"] == 100 and report["files"] == FILES[:3] and not (tmp_path / "out" / "scene.glb").exists()
+    assert report["points"] == 100 and report["files"] == FILES[:4] and not (tmp_path / "out" / "scene.glb").exists()
     assert report["model"]["heads"] == ["camera", "depth", "point"] and report["model"]["dtype"] == "bfloat16"
     with np.load(tmp_path / "out" / "depth" / "portrait_61x133.npz") as npz:
         assert npz["depth"].shape == (133, 61) and npz["valid"].all()
@@ -228,7 +228,7 @@ def test_overwrite_replaces_what_a_run_has_left_and_nothing_else(checkpoint, tmp
     result = run(*args)
     assert result.exit_code == 2 and "not empty; give another one, or --overwrite" in result.stderr
     assert run(*args, "--overwrite", "--no-glb", "--conf-percentile", 50).exit_code == 0
-    assert sorted(p.name for p in out.iterdir()) == FILES[:3] and (out / "points.ply").read_bytes() != before
+    assert sorted(p.name for p in out.iterdir()) == FILES[:4] and (out / "points.ply").read_bytes() != before
     (out / "notes.txt").write_text("mine")
     result = run(*args, "--overwrite")
     assert result.exit_code == 2 and "(notes.txt), so --overwrite does not touch it" in result.stderr
@@ -380,7 +380,7 @@ def test_bad_output_and_missing_extra(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(reconstruct, "predict", fake_predict)
     result = run(*args)
     assert "no scene.glb: pip install 'fastvggt_jax[glb]'" in result.stderr
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES[:3]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES[:4]
 
 
 def test_errors_are_json_when_json_is_asked_for(checkpoint, tmp_path):

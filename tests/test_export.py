@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fastvggt_jax import export, geometry
-from fastvggt_jax.export import atomic
+from fastvggt_jax.export import atomic, overview
 from fastvggt_jax.export.colors import colorize
 from fastvggt_jax.export.depth import file_stems
 from fastvggt_jax.export.glb import frusta
@@ -292,3 +292,35 @@ def test_a_folder_that_cannot_be_made_is_named_as_the_user_did(tmp_path):
     with pytest.raises(NotADirectoryError) as caught, atomic.output_folder(tmp_path / "file" / "out"):
         pass
     assert caught.value.filename == str(tmp_path / "file" / "out")
+
+
+# ---- overview.jpg
+
+
+def test_the_overview_paints_near_points_over_far_ones():
+    xyz = np.array([[0, 0, 2], [0, 0, 1], [0, 0, 3], [0, 0, -1]], np.float32)
+    rgb = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], np.uint8)
+    pixels = overview.paint(np.eye(3, 4), PointCloud(xyz, rgb, np.ones(4)))
+    row, column = overview.HEIGHT // 2, overview.WIDTH // 2
+    assert pixels[row, column].tolist() == [0, 255, 0]
+    painted = (pixels != overview.BACKGROUND).any(-1)
+    assert painted.sum() == overview.SPLAT**2  # what is behind the camera is nowhere
+
+
+def test_the_overview_has_all_cameras_and_most_points_in_sight(scene):
+    cloud, cameras = scene.point_cloud(), frusta(scene, 0.3)
+    view = overview.viewpoint(scene, cloud, cameras)
+    assert np.allclose(view[:, :3] @ view[:, :3].T, np.eye(3), atol=1e-6) and np.linalg.det(view[:, :3]) > 0
+    for points, share in ((cameras.reshape(-1, 3), 1.0), (cloud.xyz, 0.85)):
+        uv, z = overview.project(view, points)
+        assert ((uv >= 0).all(-1) & (uv < (overview.WIDTH, overview.HEIGHT)).all(-1) & (z > 0)).mean() >= share
+
+
+@pytest.mark.parametrize("points, depth", [(True, True), (False, True), (True, False)])
+def test_the_overview_is_written_without_points_or_depth_too(scene, tmp_path, points, depth):
+    scene = scene if depth else dataclasses.replace(scene, depth=None, depth_conf=None)
+    cloud = scene.point_cloud() if points else PointCloud(np.zeros((0, 3)), np.zeros((0, 3), np.uint8), np.zeros(0))
+    export.write_overview(scene, tmp_path / "overview.jpg", cloud=cloud)
+    page = Image.open(tmp_path / "overview.jpg")
+    tile = round(overview.WIDTH / overview.COLUMNS * H / W)
+    assert page.size == (overview.WIDTH, (2 if depth else 1) * tile + overview.HEIGHT)

@@ -43,9 +43,21 @@ def write_overview(scene: Scene, path: str | os.PathLike, *, cloud: PointCloud |
 def _view(scene: Scene, cloud: PointCloud) -> Image.Image:
     """The cloud and the cameras as seen from behind and above the cameras."""
     cameras = frusta(scene, 0.05 * extent(cloud))  # [F, 5, 3]
-    view = _viewpoint(scene, cloud, cameras)
+    view = viewpoint(scene, cloud, cameras)
+    image = Image.fromarray(paint(view, cloud))
+    draw = ImageDraw.Draw(image)
+    for corners, color in zip(cameras, colorize(np.linspace(0.3, 1, len(cameras))), strict=True):
+        uv, z = project(view, corners)
+        if (z > 1e-6).all():
+            for stroke in STROKES:
+                draw.line([tuple(uv[corner]) for corner in stroke], fill=tuple(int(c) for c in color), width=2)
+    return image
+
+
+def paint(view: np.ndarray, cloud: PointCloud) -> np.ndarray:
+    """u8[HEIGHT, WIDTH, 3]: every point a small square, near ones over far ones."""
     pixels = np.full((HEIGHT, WIDTH, 3), BACKGROUND, np.uint8)
-    uv, z = _project(view, cloud.xyz)
+    uv, z = project(view, cloud.xyz)
     order = np.argsort(-z)  # what is painted last lies on top
     order = order[z[order] > 1e-6]
     for dy in range(SPLAT):
@@ -53,17 +65,10 @@ def _view(scene: Scene, cloud: PointCloud) -> Image.Image:
             u, v = (uv[order] + (dx, dy)).T
             inside = (u >= 0) & (u < WIDTH) & (v >= 0) & (v < HEIGHT)
             pixels[v[inside].astype(int), u[inside].astype(int)] = cloud.rgb[order[inside]]
-    image = Image.fromarray(pixels)
-    draw = ImageDraw.Draw(image)
-    for corners, color in zip(cameras, colorize(np.linspace(0.3, 1, len(cameras))), strict=True):
-        uv, z = _project(view, corners)
-        if (z > 1e-6).all():
-            for stroke in STROKES:
-                draw.line([tuple(uv[corner]) for corner in stroke], fill=tuple(int(c) for c in color), width=2)
-    return image
+    return pixels
 
 
-def _viewpoint(scene: Scene, cloud: PointCloud, cameras: np.ndarray) -> np.ndarray:
+def viewpoint(scene: Scene, cloud: PointCloud, cameras: np.ndarray) -> np.ndarray:
     """view_from_world f64[3, 4] that has most points and all cameras in sight."""
     pose = scene.world_from_cam.astype(np.float64)
     up, ahead = -pose[:, :3, 1].mean(0), pose[:, :3, 2].mean(0)
@@ -95,7 +100,7 @@ def _middle_share(points: np.ndarray, share: float) -> np.ndarray:
     return points[distance <= np.quantile(distance, share)]
 
 
-def _project(view_from_world: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def project(view_from_world: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pixels f64[..., 2] and depth f64[...]."""
     at = points @ view_from_world[:, :3].T + view_from_world[:, 3]
     z = np.maximum(at[..., 2:], 1e-9)

@@ -37,6 +37,7 @@ class TrainConfig:
       learning_rate: at its peak, after `warmup_steps`; from there a cosine falls to `final_learning_rate`.
       weight_decay: of matrices alone. clip_norm: of the gradient. ema_decay: of the averaged weights, None for no average.
       init: a native weight file to start from; None starts from random numbers.
+      background: what log confidence costs where nothing is, see `losses.loss`; 0 is VGGT's.
       layer_scale: of the blocks of a random start (CaiT, arXiv 2103.17239, starts networks of up to 18 blocks at 0.1).
       frozen: patterns of parameter names, '/'-joined as in the weight file, that stay as they are: "aggregator/patch_embed/*".
       query_points: points to track a scene, for a model with a track head.
@@ -60,6 +61,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     ema_decay: float | None = 0.999
     init: str | None = None
+    background: float = 0.0
     layer_scale: float = 0.1
     frozen: tuple[str, ...] = ()
     seed: int = 0
@@ -82,7 +84,16 @@ class TrainConfig:
                 raise ValueError(f"{shape}: every number of a shape must be greater than 0")
             if shape.height % self.model.patch_size or shape.width % self.model.patch_size:
                 raise ValueError(f"{shape}: height and width must be multiples of the model's patch size {self.model.patch_size}")
-        for name in ("seed", "first_scene", "validation_scenes", "weight_decay", "final_learning_rate", "warmup_steps", "query_points"):
+        for name in (
+            "seed",
+            "first_scene",
+            "validation_scenes",
+            "weight_decay",
+            "final_learning_rate",
+            "warmup_steps",
+            "query_points",
+            "background",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
         for name in ("beta1", "beta2"):

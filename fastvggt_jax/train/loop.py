@@ -143,7 +143,7 @@ def compiled(config: TrainConfig, mesh: Mesh) -> tuple[Callable[[TrainState, Bat
 def make_evaluation(config: TrainConfig, mesh: Mesh) -> Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]]:
     """The jitted loss of a batch: (parameters, batch) -> (loss f32[], its parts)."""
     sharding = state_sharding(config, mesh).weights(), along_scenes(mesh)
-    return jax.jit(lambda params, batch: loss_of(config.model, params, batch), in_shardings=sharding)
+    return jax.jit(lambda params, batch: loss_of(config.model, params, batch, config.background), in_shardings=sharding)
 
 
 def validate(config: TrainConfig, mesh: Mesh, evaluate: Callable[[Any, Batch], Any], state: TrainState) -> dict[str, float]:

@@ -75,8 +75,12 @@ def normalise(cam_from_world: Array, K: Array, depth: Array, world_points: Array
     )
 
 
-def loss(prediction: Prediction, truth: Truth) -> tuple[Array, dict[str, Array]]:
-    """The weighted sum f32[] over the heads that are on, and its parts by name, unweighted."""
+def loss(prediction: Prediction, truth: Truth, background: float = 0.0) -> tuple[Array, dict[str, Array]]:
+    """The weighted sum f32[] over the heads that are on, and its parts by name, unweighted.
+
+    background: what log confidence costs where nothing is valid. Upstream's 0 leaves it free there, since real scans have holes; where
+    all that is not valid is sky, a cost makes the confidence say so.
+    """
     total, parts = jnp.float32(0), {}
     if prediction.pose_enc_list is not None:
         camera = camera_loss(prediction.pose_enc_list, truth.pose_enc)
@@ -88,6 +92,8 @@ def loss(prediction: Prediction, truth: Truth) -> tuple[Array, dict[str, Array]]
     ):
         if values is not None:
             dense = dense_loss(values, conf, target, truth.valid)
+            if background:
+                dense["background"] = background * _mean(jnp.log(conf), ~truth.valid)
             parts |= {f"{name} {key}": value for key, value in dense.items()}
             total += weight * sum(dense.values())
     if prediction.track_list is not None and truth.tracks is not None:

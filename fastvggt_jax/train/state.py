@@ -105,7 +105,7 @@ def make_step(config: TrainConfig, mesh: Mesh) -> Callable[[TrainState, Batch], 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         def objective(params: Any) -> tuple[Array, dict[str, Array]]:
             params = jax.tree.map(lambda p, trained: p if trained else jax.lax.stop_gradient(p), params, free)
-            return loss_of(config.model, params, batch)
+            return loss_of(config.model, params, batch, config.background)
 
         (total, parts), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -126,5 +126,5 @@ def along_scenes(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
-def loss_of(model: VGGT, params: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
-    return losses.loss(model.apply({"params": params}, batch.images, batch.query_points), batch.truth)
+def loss_of(model: VGGT, params: Any, batch: Batch, background: float = 0.0) -> tuple[Array, dict[str, Array]]:
+    return losses.loss(model.apply({"params": params}, batch.images, batch.query_points), batch.truth, background)

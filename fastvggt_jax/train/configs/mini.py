@@ -36,5 +36,6 @@ def get_config() -> TrainConfig:
         steps=20_000,
         learning_rate=5e-4,
         warmup_steps=500,
+        background=0.05,  # sky
         weights_dtype="bfloat16",
     )
