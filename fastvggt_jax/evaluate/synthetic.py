@@ -179,8 +179,9 @@ def evaluate(predictors: Mapping[str, Predict], scenes: Scenes, advance: Callabl
             rendered = [synthetic.sample("test", number, **size) for number in numbers]
             images = jnp.stack([scene.images for scene in rendered])  # [B, F, H, W, 3]
             truths = list(threads.map(Truth, rendered))
-            for name, predict in predictors.items():
-                found, density = jax.device_get(predict(images))
+            fetch = lambda predict, images=images: jax.device_get(predict(images))
+            predicted = list(threads.map(fetch, predictors.values()))  # the first time compiles them, all at once
+            for name, (found, density) in zip(predictors, predicted, strict=True):
                 finite = [np.isfinite(x).all((*range(1, x.ndim),)) for x in jax.tree.leaves(found)]
                 broken = [number for number, fine in zip(numbers, np.all(finite, 0), strict=True) if not fine]
                 if broken:
