@@ -18,17 +18,21 @@ import numpy as np
 
 from fastvggt_jax import export
 from fastvggt_jax.checkpoint import from_pretrained, read_model
+from fastvggt_jax.errors import Failed
 from fastvggt_jax.export.atomic import check_output_folder, output_folder
 from fastvggt_jax.export.glb import require_trimesh
 from fastvggt_jax.images import Images, load_images
 from fastvggt_jax.models.vggt import VGGT
 from fastvggt_jax.scene import Scene, check_cloud_options, to_scene
-from fastvggt_jax.sentences import OutOfMemoryError
 from fastvggt_jax.sparsity import Sparsity
 
 OUTPUTS = ("cameras.json", "depth", "overview.jpg", "points.ply", "scene.glb")
 OURS = ("cameras.json", "depth/*.npz", "depth/*.png", "overview.jpg", "points.ply", "scene.glb")  # what --overwrite may replace
 Step = Callable[[str], contextlib.AbstractContextManager]
+
+
+class OutOfMemoryError(Failed):
+    """Something does not fit the device; the text says how much it needs and what to lower."""
 
 
 @dataclasses.dataclass(frozen=True)
