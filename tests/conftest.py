@@ -7,7 +7,9 @@ import tempfile
 from pathlib import Path
 
 if shutil.which("nvidia-smi") is None:  # compiling takes most of the CPU suite's time; optimised code would be run only once
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    flags = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
+    flags += "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"  # they take four times as long
+    os.environ.setdefault("XLA_FLAGS", flags)
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest's workers and the commands that tests start compile the same programs
     programs = tempfile.mkdtemp(prefix="fastvggt-programs-")
     atexit.register(shutil.rmtree, programs, ignore_errors=True)
