@@ -1,6 +1,7 @@
 """One table of tolerances, and the fixtures that several files share."""
 
 import atexit
+import functools
 import os
 import shutil
 import tempfile
@@ -21,8 +22,11 @@ import jax
 import numpy as np
 import pytest
 
-from fastvggt_jax import VGGT
+from fastvggt_jax import VGGT, Pi3
 from tests.parity.goldens import load_model
+
+for model_class in (VGGT, Pi3):  # every file that is written or read asks for the shapes, which are traced
+    model_class.abstract_params = functools.cache(model_class.abstract_params)
 
 # What two orders of the same float32 (bfloat16) arithmetic may differ by, relative to the largest value.
 TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
