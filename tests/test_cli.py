@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from fastvggt_jax.demo import random_params, write_photos, write_random_checkpoi
 from fastvggt_jax.export import atomic
 from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.prediction import Prediction
+from fastvggt_jax.options import use_compilation_cache
 from fastvggt_jax.reconstruct import OutOfMemoryError
 from fastvggt_jax.sentences import one_sentence
 
@@ -44,22 +46,12 @@ def pi3_checkpoint(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _settings_of_jax():
-    """The commands change where JAX keeps compiled programs; other tests should not notice."""
-    names = [f"jax_persistent_cache_min_{of}" for of in ("compile_time_secs", "entry_size_bytes")]
-    before = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", *names)}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
 def run(*args):
     return CliRunner().invoke(cli.app, [str(a) for a in args])
 
 
 def reconstruct_args(checkpoint, out, *more, photos=(PHOTOS / "landscape_101x67.png", PHOTOS / "rgba_97x55.png")):
-    return ["reconstruct", *photos, "-c", checkpoint, "-o", out, "--size", 56, "--cache-dir", "none", *more]
+    return ["reconstruct", *photos, "-c", checkpoint, "-o", out, "--size", 56, *more]
 
 
 def fake_predict(model, params, images, step):
@@ -149,24 +141,40 @@ def test_sparse_attention_reports_its_density(checkpoint, tmp_path):
 
 
 def test_in_a_process_of_its_own_with_the_compilation_cache(checkpoint, tmp_path):
-    args = reconstruct_args(checkpoint, tmp_path / "out", photos=[PHOTOS / "landscape_101x67.png"])
-    args[args.index("none")] = tmp_path / "cache"
+    args = reconstruct_args(checkpoint, tmp_path / "out", "--cache-dir", tmp_path / "cache", photos=[PHOTOS / "landscape_101x67.png"])
     command = [sys.executable, "-m", "fastvggt_jax", *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # as users compile; only what is slow is kept
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, env=environment)
     assert done.returncode == 0, done.stderr
     assert "1 photograph (56x42)" in done.stdout and "peak memory host" in done.stdout
     assert all(word in done.stderr for word in ("load photographs", "load weights", "compile", "run", "write"))
     assert list((tmp_path / "cache").iterdir())
 
 
-def test_demo_needs_nothing_and_says_what_it_is_worth(tmp_path):
-    out = tmp_path / "demo"
-    result = run("demo", "-o", out, "--cache-dir", "none")
+def test_the_cache_can_be_another_or_none(monkeypatch):
+    settings = {}
+    monkeypatch.setattr(type(jax.config), "update", lambda self, name, value: settings.update({name: value}))
+    for folder, expected in (("here", "here"), ("none", None)):
+        use_compilation_cache(folder)
+        assert settings["jax_compilation_cache_dir"] == expected
+    settings.clear()
+    use_compilation_cache(None)  # what JAX_COMPILATION_CACHE_DIR says stays
+    assert not settings
+
+
+def test_the_readmes_demo_and_its_first_lines_of_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    assert "fastvggt demo -o demo" in text
+    result = run("demo", "-o", "demo")
     assert result.exit_code == 0, result.output
     assert "MEANINGLESS" in result.stderr and "4 photographs" in result.stdout
-    assert sorted(p.name for p in out.iterdir()) == ["photos", "reconstruction", "tiny-random.safetensors"]
-    assert sorted(p.name for p in (out / "reconstruction").iterdir()) == FILES
-    assert "is not empty" in run("demo", "-o", out).stderr
+    assert sorted(p.name for p in Path("demo").iterdir()) == ["photos", "reconstruction", "tiny-random.safetensors"]
+    assert sorted(p.name for p in Path("demo/reconstruction").iterdir()) == FILES
+    assert "is not empty" in run("demo", "-o", "demo").stderr
+    exec("".join(re.findall(r"```python\n(.*?)```", text, re.S)), {})  # the later block goes on where the first ends
+    header = Path("points.ply").read_bytes()[:200]
+    assert header.startswith(b"ply\nformat binary_little_endian") and b"element vertex 0\n" not in header
 
 
 def test_demo_photographs_are_always_the_same(tmp_path):
@@ -242,7 +250,7 @@ def test_overwrite_replaces_what_a_run_has_left_and_nothing_else(checkpoint, tmp
 
 
 def test_a_demo_that_fails_leaves_nothing(tmp_path):
-    result = run("demo", tmp_path / "gone.jpg", "-o", tmp_path / "out", "--cache-dir", "none")
+    result = run("demo", tmp_path / "gone.jpg", "-o", tmp_path / "out")
     assert_sentence(result, "gone.jpg", 2, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -360,7 +368,7 @@ def test_bad_input_is_one_sentence(case, checkpoint, tmp_path):
     args, match = BAD[case]
     args = args(tmp_path) if callable(args) else args
     out = tmp_path / "out"
-    result = run(*args, "-c", checkpoint, "-o", out, "--cache-dir", "none")
+    result = run(*args, "-c", checkpoint, "-o", out)
     assert_sentence(result, match, 2, out)
     if case != "layer that is not there":  # everything else is known before anything is loaded
         assert "✓" not in result.stderr
