@@ -196,8 +196,8 @@ def train(
     cache_dir: CacheDir = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a VGGT on procedural scenes, from random numbers or on from a weight file."""
-    smaller = "take fewer scenes or views a batch, VGGT(remat=True), or shard_params=true on several devices"
+    """Train a VGGT or a π³ on procedural scenes, from random numbers or on from a weight file."""
+    smaller = "take fewer scenes or views a batch, remat=True in the model, or shard_params=true on several devices"
     with one_sentence(workdir, smaller=smaller), _silent_threads():
         use_compilation_cache(cache_dir)
         try:

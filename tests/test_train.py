@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fastvggt_jax import VGGT, from_pretrained, geometry
+from fastvggt_jax import VGGT, Pi3, from_pretrained, geometry
 from fastvggt_jax.checkpoint import CheckpointError, save_params
 from fastvggt_jax.cli import app
 from fastvggt_jax.demo import TINY
@@ -34,6 +34,12 @@ SMALL = dict(embed_dim=32, encoder_depth=1, encoder_num_heads=1, num_heads=1, ca
 SMALL |= dict(img_size=28, dpt_features=16, dpt_level_channels=(8, 8, 8, 8))
 MODEL = VGGT(**{**TINY, **SMALL, "heads": ("camera", "depth")}, dtype=jnp.float32)
 CAMERAS = MODEL.clone(heads=("camera",))  # compiles and runs in a third of the time
+PI3 = Pi3(
+    **{name: SMALL[name] for name in ("img_size", "embed_dim", "encoder_depth", "encoder_num_heads", "num_heads")},
+    **dict(depth=1, head_embed_dim=32, head_depth=1, head_num_heads=1, head_out_dim=32, camera_out_dim=16),
+    dtype=jnp.float32,
+    remat=True,
+)
 SHAPE = Shape(scenes=2, frames=2, height=28, width=28)
 
 
@@ -114,6 +120,24 @@ def test_a_batch_is_learnt_by_heart(tmp_path):
     start = training.initial_params(MODEL, 0, 0.1)
     errors = [error(jax.jit(training.loss_of, static_argnums=0)(model, p, batch)[1]) for p in (start, params["params"])]
     assert errors[1] < errors[0] / 100, errors
+
+
+def test_pi3_learns_by_its_own_loss_and_is_read_from_a_weight_file(tmp_path):
+    pi3 = config(model=PI3, steps=60, warmup_steps=6, learning_rate=1e-2, save_every=60, validation_scenes=0)
+    train(pi3, tmp_path / "run", quiet=True)
+    first, *_, last = records(tmp_path / "run")
+    assert last["loss"] < first["loss"] / 4
+    assert all(last[name] < first[name] for name in ("point error", "normal", "confidence", "rotation", "translation"))
+    weights = str(tmp_path / "run" / "weights.safetensors")
+    model, params = from_pretrained(weights)
+    assert model.config() == PI3.config()
+    jax.tree.map(np.testing.assert_array_equal, training.first_params(dataclasses.replace(pi3, init=weights)), params["params"])
+    text = str(jax.make_jaxpr(lambda p: training.loss_of(PI3, p, same(0, SHAPE)))(params["params"]))
+    assert text.count("remat") >= 5  # the encoder's blocks, the pairs, the three frame decoders
+    with pytest.raises(CheckpointError, match="init: .*weights.safetensors holds a Pi3, not a VGGT"):
+        train(config(init=weights), tmp_path / "other", quiet=True)
+    with pytest.raises(ValueError, match="query_points=2 must be 0: π³ has no track head"):
+        config(model=PI3, query_points=2)
 
 
 def test_what_is_recorded(straight):

@@ -53,6 +53,7 @@ class Pi3(Configured, nn.Module):
         are float32 always.
       sparsity: block-sparse attention across frames; None = dense.
       frames_chunk: how many frames the heads take at a time.
+      remat: whether derivatives recompute what blocks and chunks of frames hold instead of keeping it.
     """
 
     image_mode: ClassVar[str] = "area"  # of `load_images`: how upstream sizes photographs for this model
@@ -74,23 +75,29 @@ class Pi3(Configured, nn.Module):
     dtype: Any = jnp.bfloat16
     sparsity: Sparsity | None = None
     frames_chunk: int = 8
+    remat: bool = False
 
     def abstract_params(self) -> dict[str, Any]:
         """{"params": tree of jax.ShapeDtypeStruct}, without computing anything."""
-        images = jax.ShapeDtypeStruct((1, 1, self.img_size, self.img_size, 3), jnp.float32)
-        return jax.eval_shape(self.init, jax.random.key(0), images)
+        return jax.eval_shape(self.init, jax.random.key(0), *self.smallest_inputs())
+
+    def smallest_inputs(self) -> tuple[jax.ShapeDtypeStruct]:
+        """Images that reach every parameter, for `init`."""
+        return (jax.ShapeDtypeStruct((1, 1, self.img_size, self.img_size, 3), jnp.float32),)
 
     def setup(self) -> None:
         if self.frames_chunk < 1:
             raise ValueError(f"frames_chunk={self.frames_chunk} must be at least 1")
         D = self.embed_dim
-        self.encoder = DinoV2(self.img_size, self.patch_size, D, self.encoder_depth, self.encoder_num_heads, dtype=self.dtype)
+        self.encoder = DinoV2(
+            self.img_size, self.patch_size, D, self.encoder_depth, self.encoder_num_heads, dtype=self.dtype, remat=self.remat
+        )
         self.register_token = self.param("register_token", nn.initializers.normal(1e-6), (1, 1, self.num_register_tokens, D))
         self.decoder = Decoder(self.num_heads, self.mlp_ratio, self.dtype)
         shape = (self.head_embed_dim, self.head_depth, self.head_num_heads)
-        self.point_decoder = FrameDecoder(*shape, self.head_out_dim, self.dtype)
-        self.conf_decoder = FrameDecoder(*shape, self.head_out_dim, self.dtype)
-        self.camera_decoder = FrameDecoder(*shape, self.camera_out_dim, self.dtype)
+        self.point_decoder = FrameDecoder(*shape, self.head_out_dim, self.dtype, self.remat)
+        self.conf_decoder = FrameDecoder(*shape, self.head_out_dim, self.dtype, self.remat)
+        self.camera_decoder = FrameDecoder(*shape, self.camera_out_dim, self.dtype, self.remat)
         self.point_head = PixelShuffleHead(3, self.patch_size)
         self.conf_head = PixelShuffleHead(1, self.patch_size)
         self.camera_head = PoseHead()
@@ -122,10 +129,16 @@ class Pi3(Configured, nn.Module):
             num_special=self.num_register_tokens,
             taps=(self.depth - 1,),
             sparsity=self.sparsity,
+            remat=self.remat,
         )
         tokens = tokens.reshape(1, B * F, *tokens.shape[2:])
         raw, conf, translation, matrix = over_frame_chunks(
-            self, lambda self, tokens: self.heads(tokens[0], grid), tokens, ((H, W, 3), (H, W, 1), (3,), (9,)), self.frames_chunk
+            self,
+            lambda self, tokens: self.heads(tokens[0], grid),
+            tokens,
+            ((H, W, 3), (H, W, 1), (3,), (9,)),
+            self.frames_chunk,
+            self.remat,
         )
         local = activate_points(raw).reshape(B, F, H, W, 3)
         rotation = decode_rotation(matrix.reshape(B, F, 3, 3))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.vggt import VGGT
 
 
@@ -31,13 +32,14 @@ class TrainConfig:
     """Every number of a training run. The defaults are VGGT's (arXiv 2503.11651 §3.4) where it says them.
 
     Attributes:
-      model: with its heads, its `dtype` of computing and whether it recomputes (`remat`). Parameters and optimizer are float32.
+      model: with its heads, its `dtype` of computing and whether it recomputes (`remat`); the loss is the one that it was published with.
+        Parameters and optimizer are float32.
       shapes: the kinds of batches. Every kind is compiled once.
       steps: of the whole run, also where it was interrupted.
       learning_rate: at its peak, after `warmup_steps`; from there a cosine falls to `final_learning_rate`.
       weight_decay: of matrices alone. clip_norm: of the gradient. ema_decay: of the averaged weights, None for no average.
       init: a native weight file to start from; None starts from random numbers.
-      background: what log confidence costs where nothing is, see `losses.loss`; 0 is VGGT's.
+      background: what confidence costs where nothing is, see `losses.loss` and `pi3_losses.loss`; 0 is VGGT's.
       layer_scale: of the blocks of a random start (CaiT, arXiv 2103.17239, starts networks of up to 18 blocks at 0.1).
       frozen: patterns of parameter names, '/'-joined as in the weight file, that stay as they are: "aggregator/patch_embed/*".
       query_points: points to track a scene, for a model with a track head.
@@ -49,7 +51,7 @@ class TrainConfig:
       shard_params: whether parameters, averages and optimizer are spread over the devices (FSDP), or only the scenes of a batch.
     """
 
-    model: VGGT
+    model: VGGT | Pi3
     shapes: tuple[Shape, ...]
     steps: int
     learning_rate: float = 2e-4
@@ -108,7 +110,10 @@ class TrainConfig:
             raise ValueError(f"warmup_steps={self.warmup_steps} must be less than steps={self.steps}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1), or None for no average")
-        if ("track" in self.model.heads) != (self.query_points > 0):
+        if isinstance(self.model, Pi3):
+            if self.query_points:
+                raise ValueError(f"query_points={self.query_points} must be 0: π³ has no track head")
+        elif ("track" in self.model.heads) != (self.query_points > 0):
             heads = ", ".join(self.model.heads)
             raise ValueError(f"query_points={self.query_points} does not fit the heads {heads}: a track head needs some, others none")
 

@@ -93,7 +93,7 @@ def loss(prediction: Prediction, truth: Truth, background: float = 0.0) -> tuple
         if values is not None:
             dense = dense_loss(values, conf, target, truth.valid)
             if background:
-                dense["background"] = background * _mean(jnp.log(conf), ~truth.valid)
+                dense["background"] = background * mean_where(jnp.log(conf), ~truth.valid)
             parts |= {f"{name} {key}": value for key, value in dense.items()}
             total += weight * sum(dense.values())
     if prediction.track_list is not None and truth.tracks is not None:
@@ -118,11 +118,11 @@ def camera_loss(pose_enc_list: tuple[Array, ...], target: Array) -> dict[str, Ar
 def dense_loss(values: Array, conf: Array, target: Array, valid: Array) -> dict[str, Array]:
     """Of f32[B, F, H, W, C] with confidence f32[B, F, H, W] where `valid`; each a mean over the valid pixels, 0 if there are none."""
     difference = jnp.where(valid[..., None], values - target, 0)
-    error = _norm(difference)
+    error = norm(difference)
     weighted = error * conf - LOG_CONFIDENCE * jnp.log(conf)
     steps = [2**scale for scale in range(SCALES)]
     gradient = sum(_gradient(difference[..., ::s, ::s, :], valid[..., ::s, ::s], conf[..., ::s, ::s]) for s in steps) / SCALES
-    return {"confidence": _mean(weighted, valid), "error": _mean(error, valid), "gradient": gradient}
+    return {"confidence": mean_where(weighted, valid), "error": mean_where(error, valid), "gradient": gradient}
 
 
 def track_loss(track_list: Array, vis: Array, conf: Array, tracks: Array, visible: Array) -> dict[str, Array]:
@@ -157,10 +157,11 @@ def _gradient(difference: Array, valid: Array, conf: Array) -> Array:
     return total / jnp.maximum(valid.sum(), 1)
 
 
-def _mean(x: Array, valid: Array) -> Array:
+def mean_where(x: Array, valid: Array) -> Array:
+    """Mean over where `valid`, 0 if that is nowhere."""
     return jnp.where(valid, x, 0).sum() / jnp.maximum(valid.sum(), 1)
 
 
-def _norm(x: Array) -> Array:
+def norm(x: Array) -> Array:
     """|x| along the last axis, with a finite derivative at 0."""
     return jnp.sqrt(jnp.square(x).sum(-1) + TINY**2)

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from fastvggt_jax.checkpoint import CheckpointError, from_pretrained
+from fastvggt_jax.checkpoint import CheckpointError, from_pretrained, read_model
+from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.vggt import VGGT
-from fastvggt_jax.train import losses
+from fastvggt_jax.train import losses, pi3_losses
 from fastvggt_jax.train.config import TrainConfig
 from fastvggt_jax.train.data import Batch
 from fastvggt_jax.train.optimizer import make_optimizer, trainable
@@ -36,13 +37,13 @@ class TrainState:
         return self.params if self.ema is None else self.ema
 
 
-def initial_params(model: VGGT, seed: int, layer_scale: float) -> Any:
-    """A random start. The camera head's last layer starts at the identity with 1 rad of view: relu has no gradient below 0."""
+def initial_params(model: VGGT | Pi3, seed: int, layer_scale: float) -> Any:
+    """A random start. VGGT's camera head's last layer starts at the identity with 1 rad of view: relu has no gradient below 0."""
     inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), model.smallest_inputs())
     params = jax.jit(model.init)(jax.random.key(seed), *inputs)["params"]
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     flat = {name: jnp.full_like(x, layer_scale) if name.endswith("/gamma") else x for name, x in flat.items()}
-    if "camera" in model.heads:
+    if isinstance(model, VGGT) and "camera" in model.heads:
         share = 1 / model.camera_iterations  # the iterations add up
         flat["camera_head/pose_branch/fc2/bias"] = share * jnp.array([0, 0, 0, 0, 0, 0, 1.0, 1, 1])
     return flax.traverse_util.unflatten_dict(flat, sep="/")
@@ -50,7 +51,11 @@ def initial_params(model: VGGT, seed: int, layer_scale: float) -> Any:
 
 def read_params(config: TrainConfig) -> Any:
     """float32 parameters of the weight file `config.init`. Raises CheckpointError unless it holds this very model."""
-    model, params = from_pretrained(config.init, dtype=jnp.float32, heads=config.model.heads)
+    found, wanted = type(read_model(config.init)).__name__, type(config.model).__name__
+    if found != wanted:
+        raise CheckpointError(f"init: {config.init} holds a {found}, not a {wanted}")
+    heads = config.model.heads if isinstance(config.model, VGGT) else None
+    model, params = from_pretrained(config.init, dtype=jnp.float32, heads=heads)
     mine, theirs = config.model.config(), model.config()
     other = [f"{name}={theirs[name]} (here {mine[name]})" for name in mine if mine[name] != theirs[name]]
     if other:
@@ -126,5 +131,7 @@ def along_scenes(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
-def loss_of(model: VGGT, params: Any, batch: Batch, background: float = 0.0) -> tuple[Array, dict[str, Array]]:
-    return losses.loss(model.apply({"params": params}, batch.images, batch.query_points), batch.truth, background)
+def loss_of(model: VGGT | Pi3, params: Any, batch: Batch, background: float = 0.0) -> tuple[Array, dict[str, Array]]:
+    """The loss that the model was published with, and its parts by name."""
+    loss = pi3_losses.loss if isinstance(model, Pi3) else losses.loss
+    return loss(model.apply({"params": params}, batch.images, batch.query_points), batch.truth, background)

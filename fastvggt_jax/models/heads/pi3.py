@@ -21,12 +21,13 @@ class FrameDecoder(nn.Module):
     num_heads: int
     out_dim: int
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Array, rope: Rope) -> Array:
         x = nn.Dense(self.embed_dim, dtype=self.dtype, name="projects")(x).astype(jnp.float32)
         block = Block(self.num_heads, 1e-6, layer_scale=False, dtype=self.dtype, name="blocks")
-        x = scan_blocks(block, self.depth, x, rope)
+        x = scan_blocks(block, self.depth, x, rope, remat=self.remat)
         return nn.Dense(self.out_dim, dtype=self.dtype, name="linear_out")(x).astype(jnp.float32)
 
 
