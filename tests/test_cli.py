@@ -11,16 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 from typer.testing import CliRunner
 
 from fastvggt_jax import cli, reconstruct
 from fastvggt_jax.checkpoint import save_params
-from fastvggt_jax.demo import random_params, write_photos, write_random_checkpoint
 from fastvggt_jax.export import atomic
 from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.prediction import Prediction
+from fastvggt_jax.random_weights import random_params
 from fastvggt_jax.sentences import OutOfMemoryError
+from tests.tiny import write_random_checkpoint
 
 PHOTOS = Path(__file__).parent / "golden" / "images"
 FILES = ["cameras.json", "depth", "overview.jpg", "points.ply", "scene.glb"]
@@ -157,20 +157,16 @@ def test_in_a_process_of_its_own_with_the_compilation_cache(checkpoint, tmp_path
     assert list((tmp_path / "cache").iterdir())
 
 
-def test_demo_needs_nothing_and_says_what_it_is_worth(tmp_path):
-    out = tmp_path / "demo"
-    result = run("demo", "-o", out, "--cache-dir", "none")
-    assert result.exit_code == 0, result.output
-    assert "MEANINGLESS" in result.stderr and "4 photographs" in result.stdout
-    assert sorted(p.name for p in out.iterdir()) == ["photos", "reconstruction", "tiny-random.safetensors"]
-    assert sorted(p.name for p in (out / "reconstruction").iterdir()) == FILES
-    assert "is not empty" in run("demo", "-o", out).stderr
-
-
-def test_demo_photographs_are_always_the_same(tmp_path):
-    first, second = (write_photos(tmp_path / name) for name in "ab")
-    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
-    assert np.asarray(Image.open(first[0])).std() > 30 and Image.open(first[0]).size == (320, 240)
+def test_the_demo_reconstructs_bundled_views_with_the_bundled_model(tmp_path):
+    result = run("reconstruct", "--demo", "-o", tmp_path / "out", "--size", 56, "--json")
+    report = json.loads(result.stdout)
+    assert len(report["photographs"]) == 8 and report["model"]["parameters"] > 1e7
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES
+    assert_sentence(
+        run("reconstruct", PHOTOS, "--demo", "-o", tmp_path / "b"), "--demo has photographs and a checkpoint", 2, tmp_path / "b"
+    )
+    assert_sentence(run("reconstruct", "-c", "mini", "-o", tmp_path / "b"), "no photographs were given", 2, tmp_path / "b")
+    assert_sentence(run("reconstruct", PHOTOS, "-o", tmp_path / "b"), "--checkpoint is missing", 2, tmp_path / "b")
 
 
 def test_info(checkpoint):
@@ -237,20 +233,6 @@ def test_overwrite_replaces_what_a_run_has_left_and_nothing_else(checkpoint, tmp
     result = run(*args, "--overwrite")
     assert result.exit_code == 2 and "(depth/notes.txt)" in result.stderr
     assert (out / "depth" / "notes.txt").read_text() == "mine"
-
-
-def test_a_demo_that_fails_leaves_nothing(tmp_path):
-    result = run("demo", tmp_path / "gone.jpg", "-o", tmp_path / "out", "--cache-dir", "none")
-    assert_sentence(result, "gone.jpg", 2, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_demo_replaces_only_a_demo(tmp_path):
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "view0.png").write_bytes(b"mine")
-    result = run("demo", "-o", tmp_path, "--overwrite")
-    assert result.exit_code == 2 and "was not written here" in result.stderr
-    assert (tmp_path / "photos" / "view0.png").read_bytes() == b"mine"
 
 
 def test_info_on_a_damaged_config(tmp_path):
