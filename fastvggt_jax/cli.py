@@ -20,7 +20,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from fastvggt_jax import __version__
 from fastvggt_jax.evaluate.cli import app as evaluate_app
 from fastvggt_jax.options import CacheDir, Json, Overwrite, Quiet, use_compilation_cache
-from fastvggt_jax.sentences import FAILED, one_sentence
+from fastvggt_jax.sentences import one_sentence
 
 app = typer.Typer(
     name="fastvggt",
@@ -179,21 +179,30 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a VGGT on procedural scenes, from random numbers or on from a weight file."""
-    with one_sentence(workdir):
+    smaller = "take fewer scenes or views a batch, VGGT(remat=True), or shard_params=true on several devices"
+    with one_sentence(workdir, smaller=smaller), _silent_threads():
         use_compilation_cache(cache_dir)
         try:
-            from fastvggt_jax.train import TrainingFailed, load_config, train
+            from fastvggt_jax.train import load_config, train
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"training needs {error.name}: pip install 'fastvggt_jax[train]'") from error
-        # On a full disk Orbax's and tensorstore's threads print pages of tracebacks beside the error that they raise.
-        for name in ("absl", "asyncio"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        sys.unraisablehook = lambda _: None
-        try:
-            train(load_config(config, set_ or ()), workdir, minutes=minutes, quiet=quiet)
-        except TrainingFailed as error:
-            typer.echo(f"{typer.style('error', fg='red', bold=True)} {error}", err=True)
-            raise typer.Exit(FAILED) from error
+        train(load_config(config, set_ or ()), workdir, minutes=minutes, quiet=quiet)
+
+
+@contextlib.contextmanager
+def _silent_threads() -> Iterator[None]:
+    """On a full disk Orbax's and tensorstore's threads print pages of tracebacks beside the error that they raise."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _plain(value: Any) -> str:

@@ -18,17 +18,21 @@ import numpy as np
 
 from fastvggt_jax import export
 from fastvggt_jax.checkpoint import from_pretrained, read_model
+from fastvggt_jax.errors import Failed
 from fastvggt_jax.export.atomic import check_output_folder, output_folder
 from fastvggt_jax.export.glb import require_trimesh
 from fastvggt_jax.images import Images, load_images
 from fastvggt_jax.models.vggt import VGGT
 from fastvggt_jax.scene import Scene, check_cloud_options, to_scene
-from fastvggt_jax.sentences import OutOfMemoryError
 from fastvggt_jax.sparsity import Sparsity
 
 OUTPUTS = ("cameras.json", "depth", "overview.jpg", "points.ply", "scene.glb")
 OURS = ("cameras.json", "depth/*.npz", "depth/*.png", "overview.jpg", "points.ply", "scene.glb")  # what --overwrite may replace
 Step = Callable[[str], contextlib.AbstractContextManager]
+
+
+class OutOfMemoryError(Failed):
+    """Something does not fit the device; the text says how much it needs and what to lower."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +82,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         with step("load photographs"):
-            size = model.img_size if s.size is None and isinstance(model, VGGT) and mode != "area" else s.size
+            size = model.image_size if s.size is None else s.size
             images = load_images(s.photos, mode=mode, size=size, patch_size=model.patch_size, skip_bad=s.skip_bad)
         with step("load weights"), memory_errors(images):
             model, params = from_pretrained(s.checkpoint, heads=heads, sparsity=s.sparsity)

@@ -8,23 +8,22 @@ from pathlib import Path
 
 import typer
 
+from fastvggt_jax.errors import Failed
+
 BAD_INPUT, FAILED = 2, 1  # exit codes
 _OUR_PACKAGES = ("fastvggt_jax", "pallas_kernels", "convert")
 
 
-class OutOfMemoryError(RuntimeError):
-    """Something does not fit the device; the text says how much it needs and what to lower."""
-
-
 @contextlib.contextmanager
-def one_sentence(output: Path, as_json: bool = False) -> Iterator[None]:
+def one_sentence(output: Path, as_json: bool = False, *, smaller: str = "take less at a time") -> Iterator[None]:
     """Ends the command if the block raises what its user can have caused: a wrong argument or file (exit code 2),
     a full disk or memory (1). `output` is the path that is written to. With as_json, stdout gets {"error": sentence}.
+    `smaller` is what to do if JAX runs out of memory.
     """
     try:
         yield
     except Exception as error:
-        explained = _explain(error, output)
+        explained = _explain(error, output, smaller)
         if explained is None:
             raise
         text, code = explained
@@ -34,10 +33,12 @@ def one_sentence(output: Path, as_json: bool = False) -> Iterator[None]:
         raise typer.Exit(code) from error
 
 
-def _explain(error: Exception, output: Path) -> tuple[str, int] | None:
+def _explain(error: Exception, output: Path, smaller: str) -> tuple[str, int] | None:
     """(sentence, exit code), or None if the error is our fault."""
-    if isinstance(error, OutOfMemoryError):
+    if isinstance(error, Failed):
         return str(error), FAILED
+    if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):
+        return f"out of memory: {smaller}", FAILED
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"the disk of {output} is full; nothing was left behind: free some space or give another -o", FAILED

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from fastvggt_jax import cli, reconstruct
@@ -19,7 +20,8 @@ from fastvggt_jax.export import atomic
 from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.prediction import Prediction
 from fastvggt_jax.random_weights import random_params
-from fastvggt_jax.sentences import OutOfMemoryError
+from fastvggt_jax.reconstruct import OutOfMemoryError
+from fastvggt_jax.sentences import one_sentence
 from tests.tiny import write_random_checkpoint
 
 PHOTOS = Path(__file__).parent / "golden" / "images"
@@ -283,6 +285,12 @@ def test_out_of_memory_while_running(checkpoint, tmp_path, monkeypatch):
     result = run(*reconstruct_args(checkpoint, out))
     assert_sentence(result, "2 photographs of 56x42 pixels need about 0.0 GiB, of which", 1, out)
     assert "take fewer photographs, a smaller --size" in result.stderr
+
+
+def test_out_of_memory_in_any_command_says_what_to_lower(tmp_path, capsys):
+    with pytest.raises(typer.Exit) as ended, one_sentence(tmp_path, smaller="take fewer --views"):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.")
+    assert ended.value.exit_code == 1 and "out of memory: take fewer --views" in capsys.readouterr().err
 
 
 def test_out_of_memory_before_there_is_a_program():

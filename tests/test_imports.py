@@ -18,6 +18,7 @@ ROLES = {  # path prefix -> role; the longest prefix wins
     "fastvggt_jax/images": "images",
     "fastvggt_jax/tensor_file": "tensor_file",
     "fastvggt_jax/checkpoint": "checkpoint",
+    "fastvggt_jax/errors": "errors",
     "fastvggt_jax/scene": "scene",
     "fastvggt_jax/export": "export",
     "fastvggt_jax/synthetic": "synthetic",
@@ -31,6 +32,7 @@ MAY_IMPORT = {
     "kernels": set(),
     "sparsity": {"kernels"},
     "attention": {"kernels", "sparsity"},
+    "errors": set(),
     "geometry": set(),
     "images": set(),
     "tensor_file": set(),
@@ -39,12 +41,12 @@ MAY_IMPORT = {
     "scene": {"geometry", "images"},
     "export": {"scene", "geometry", "images"},
     "synthetic": {"geometry", "export"},
-    "train": {"models", "geometry", "synthetic", "checkpoint", "tensor_file", "export"},
+    "train": {"models", "geometry", "synthetic", "checkpoint", "tensor_file", "export", "errors"},
     "evaluate": {"kernels", "sparsity", "models", "geometry", "images", "scene", "synthetic", "export"},
     "convert": {"models", "checkpoint", "tensor_file"},
     "app": {
         *("attention", "sparsity", "models", "geometry", "images", "tensor_file", "checkpoint"),
-        *("scene", "export", "kernels", "train", "evaluate"),
+        *("scene", "export", "kernels", "train", "evaluate", "errors"),
     },
 }
 

@@ -75,7 +75,7 @@ def synthetic(
     as_json: Json = False,
 ) -> None:
     """Cameras, depth and points on rendered scenes of the test split, dense and at several sparsities."""
-    with one_sentence(output or Path(), as_json):
+    with one_sentence(output or Path(), as_json, smaller="take fewer --views, a smaller --size or a smaller --batch"):
         from fastvggt_jax.evaluate import ablations as configurations
         from fastvggt_jax.evaluate.plot import require_matplotlib, write_plot
         from fastvggt_jax.evaluate.synthetic import DEFINITIONS, Scenes
@@ -128,7 +128,7 @@ def stereo(
     as_json: Json = False,
 ) -> None:
     """Depth of a real photograph, a Middlebury stereo pair's left one: does it order the pixels as the measured disparity does?"""
-    with one_sentence(Path(), as_json):
+    with one_sentence(Path(), as_json, smaller="take a smaller --size"):
         from fastvggt_jax.evaluate.ablations import parse
         from fastvggt_jax.evaluate.stereo import evaluate_pair, motorcycle
 
@@ -171,13 +171,17 @@ def _load(path: str, dtype: str) -> tuple[Any, Any]:
 
 
 def _measure(net: Any, params: Any, runs: list[Configuration], scenes: Any, *, silent: bool) -> list[dict[str, Any]]:
+    import jax.numpy as jnp
+
     from fastvggt_jax.evaluate.synthetic import evaluate, predictor
+    from pallas_kernels import has_hopper
 
     predictors = {run.label: predictor(net.clone(sparsity=run.sparsity), params) for run in runs}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True, quiet=silent), disable=silent) as progress:
         task = progress.add_task("evaluate", total=len(runs) * scenes.count // scenes.batch)
-        results = evaluate(predictors, scenes, lambda: progress.advance(task))
+        kernels = has_hopper() and jnp.dtype(net.dtype) != jnp.float32
+        results = evaluate(predictors, scenes, lambda: progress.advance(task), together=not kernels)
     return [{"label": run.label, "family": run.family, "name": run.name} | results[run.label].report() for run in runs]
 
 

@@ -17,6 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from fastvggt_jax.checkpoint import CheckpointError, save_params
+from fastvggt_jax.errors import Failed
 from fastvggt_jax.export.atomic import write_file
 from fastvggt_jax.tensor_file import open_safetensors
 from fastvggt_jax.train.config import TrainConfig
@@ -28,7 +29,7 @@ BEST, WEIGHTS = "best.safetensors", "weights.safetensors"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class TrainingFailed(RuntimeError):
+class TrainingFailed(Failed):
     """A loss or gradient was not finite, or a file could not be written; the text names the last good checkpoint."""
 
 
