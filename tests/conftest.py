@@ -1,13 +1,16 @@
 """One table of tolerances, and the fixtures that several files share."""
 
 import atexit
+import functools
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
 if shutil.which("nvidia-smi") is None:  # compiling takes most of the CPU suite's time; optimised code would be run only once
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    flags = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
+    flags += "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"  # they take four times as long
+    os.environ.setdefault("XLA_FLAGS", flags)
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest's workers and the commands that tests start compile the same programs
     programs = tempfile.mkdtemp(prefix="fastvggt-programs-")
     atexit.register(shutil.rmtree, programs, ignore_errors=True)
@@ -19,8 +22,11 @@ import jax
 import numpy as np
 import pytest
 
-from fastvggt_jax import VGGT
+from fastvggt_jax import VGGT, Pi3
 from tests.parity.goldens import load_model
+
+for model_class in (VGGT, Pi3):  # every file that is written or read asks for the shapes, which are traced
+    model_class.abstract_params = functools.cache(model_class.abstract_params)
 
 # What two orders of the same float32 (bfloat16) arithmetic may differ by, relative to the largest value.
 TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}

@@ -201,16 +201,6 @@ def test_sparsity_on_the_command_line():
 # ---- the command
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _settings_of_jax():
-    """The commands change where JAX keeps compiled programs; other tests should not notice."""
-    names = ["jax_compilation_cache_dir", *(f"jax_persistent_cache_min_{of}" for of in ("compile_time_secs", "entry_size_bytes"))]
-    before = {name: getattr(jax.config, name) for name in names}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tiny, tmp_path_factory):
     model, params = tiny
@@ -224,7 +214,7 @@ def run(*args):
 
 
 def test_a_random_model_the_whole_way(checkpoint, samples, tmp_path):
-    size = ["--scenes", 2, "--views", 3, "--size", 42, "--block", "8,4", "--cache-dir", "none"]
+    size = ["--scenes", 2, "--views", 3, "--size", 42, "--block", "8,4"]
     done = run("synthetic", "--model", checkpoint, *size, "--sparsity", "dense", "--sparsity", "0.9,0.1", "-o", tmp_path / "out", "--json")
     assert done.exit_code == 0, (done.output, done.exception)
     report = json.loads(done.stdout)
@@ -259,7 +249,7 @@ def test_a_random_model_the_whole_way(checkpoint, samples, tmp_path):
     ],
 )
 def test_bad_input_is_one_sentence(checkpoint, options, sentence):
-    done = run("synthetic", "--model", checkpoint, *options, "--cache-dir", "none")
+    done = run("synthetic", "--model", checkpoint, *options)
     assert done.exit_code == 2 and isinstance(done.exception, SystemExit)
     assert sentence in done.stderr and "Traceback" not in done.output and len(done.stderr.splitlines()) == 1
 
@@ -325,12 +315,12 @@ def stereo_pair():
 def test_a_stereo_pair_is_measured_in_the_left_photographs_pixels(monkeypatch):
     monkeypatch.setattr(stereo, "motorcycle", stereo_pair)
     monkeypatch.setattr(evaluate_cli, "_load", lambda path, dtype: (Seer(), {}))
-    done = run("stereo", "--model", "any.safetensors", "--size", 70, "--cache-dir", "none", "--json")
+    done = run("stereo", "--model", "any.safetensors", "--size", 70, "--json")
     assert done.exit_code == 0, (done.output, done.exception)
     report = json.loads(done.stdout)
     assert report["rank correlation"] > 0.995 and report["pixels"] == 60 * 90 and report["effective sparsity"] == 0
     assert report["size"] == {"width": 70, "height": 42, "mode": "crop"}
-    text = run("stereo", "--model", "any.safetensors", "--size", 70, "--cache-dir", "none")
+    text = run("stereo", "--model", "any.safetensors", "--size", 70)
     assert "over 5,400 pixels (90% of the left photograph, dense)" in text.stdout
 
 

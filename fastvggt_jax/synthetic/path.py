@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fastvggt_jax.geometry import intrinsics
-from fastvggt_jax.synthetic.render import first_hit
+from fastvggt_jax.synthetic.render import first_hit, over_views
 from fastvggt_jax.synthetic.world import OUTDOORS, World, height_of_ground
 
 Array = jax.Array
@@ -37,11 +37,17 @@ def rays(K: Array, world_from_cam: Array, u: Array, v: Array) -> tuple[Array, Ar
 
 
 def look(world: World, K: Array, world_from_cam: Array, u: Array, v: Array) -> tuple[Array, Array, Array]:
-    """What pixels (u, v) show: points f32[..., 3], their distances and depths f32[...]; for the sky the camera's centre, inf and 0."""
-    origin, direction, forward = rays(K, world_from_cam, u, v)
+    """What pixels (u, v) show: points f32[..., 3], their depths and distances f32[...]; for the sky the camera's centre, 0 and inf."""
+    origin, direction, _ = rays(K, world_from_cam, u, v)
     distance, _ = first_hit(world, origin, direction)
+    return *at(distance, K, world_from_cam, u, v), distance
+
+
+def at(distance: Array, K: Array, world_from_cam: Array, u: Array, v: Array) -> tuple[Array, Array]:
+    """Points f32[..., 3] at these distances f32[...] in pixels (u, v), and their depths f32[...]; at inf the camera's centre and 0."""
+    origin, direction, forward = rays(K, world_from_cam, u, v)
     reach = jnp.where(jnp.isfinite(distance), distance, 0)
-    return origin + reach[..., None] * direction, distance, reach * forward
+    return origin + reach[..., None] * direction, reach * forward
 
 
 def project(K: Array, world_from_cam: Array, points: Array) -> tuple[Array, Array]:
@@ -117,9 +123,9 @@ def _score(world: World, K: Array, path: Array, height: int, width: int) -> Arra
     v, u = jnp.meshgrid(jnp.linspace(0, height - 1, PROBE), jnp.linspace(0, width - 1, PROBE), indexing="ij")
     scale = jnp.where(world.outdoors, OUTDOORS, 1.0)
 
-    points, distance, _ = jax.lax.map(lambda pose: look(world, K, pose, u, v), path)
+    points, _, distance = over_views(lambda pose: look(world, K, pose, u, v), path)
     known = jnp.isfinite(distance)
     clear = distance.min((1, 2)) > CLEARANCE * scale
-    seen = jax.lax.map(lambda x: sees(world, K, x[0], x[1], height, width), (path[:-1], points[1:])) & known[1:]
+    seen = over_views(lambda x: sees(world, K, x[0], x[1], height, width), (path[:-1], points[1:])) & known[1:]
     overlap = (seen.sum((1, 2)) / jnp.maximum(known[1:].sum((1, 2)), 1)).min(initial=1.0)
     return jnp.minimum(overlap, ENOUGH_OVERLAP) - jnp.where(clear.all(), 0, 1) - jnp.where(known.mean((1, 2)).min() < 0.4, 1, 0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -39,9 +42,19 @@ def first_hit(world: World, origin: Array, direction: Array) -> tuple[Array, Arr
     return best, hit
 
 
+def on_cpu() -> bool:
+    """Where what is written for a GPU's sake, few and large kernels, would only take longer to compile."""
+    return jax.default_backend() == "cpu"
+
+
+def over_views(function: Callable[..., Any], views: Any) -> Any:
+    """`function` of each view: all at once, but on a CPU one after another."""
+    return jax.lax.map(function, views) if on_cpu() else jax.vmap(function)(views)
+
+
 def _together(steps: int) -> int:
-    """How many steps of a loop over rays are compiled as one: on a GPU several, with nothing written between them."""
-    return 1 if jax.default_backend() == "cpu" else min(steps, UNROLL)
+    """How many steps of a loop over rays are compiled as one, with nothing written between them."""
+    return 1 if on_cpu() else min(steps, UNROLL)
 
 
 def _split(x: Array) -> Vector:
@@ -121,8 +134,8 @@ def _surface(world: World, point: Array, hit: Array) -> tuple[Array, Array]:
     return normal, albedo(where, facing, m.pattern, m.scale, m.seed, m.colors)
 
 
-def shade(world: World, origin: Array, direction: Array) -> Array:
-    """Linear colour f32[..., 3] along unit directions f32[..., 3]."""
+def shade(world: World, origin: Array, direction: Array) -> tuple[Array, Array]:
+    """Linear colour f32[..., 3] along unit directions f32[..., 3], and the distance f32[...] of what has it."""
     t, hit = first_hit(world, origin, direction)
     point = origin + jnp.where(hit == SKY, 0, t)[..., None] * direction
     normal, color = _surface(world, point, hit)
@@ -139,4 +152,4 @@ def shade(world: World, origin: Array, direction: Array) -> Array:
     clouds = fractal_noise(direction * jnp.array([3.0, 3.0, 9.0]), jnp.int32(5) + world.surfaces.seed[0], 4)[..., None]
     high = jnp.clip(direction[..., 2:] * 2, 0, 1)
     sky = world.sky[0] + high * (world.sky[1] - world.sky[0]) + 0.6 * jnp.maximum(clouds - 0.55, 0)
-    return jnp.where((hit == SKY)[..., None], sky, lit)
+    return jnp.where((hit == SKY)[..., None], sky, lit), t

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from fastvggt_jax.geometry import invert_se3
-from fastvggt_jax.synthetic.path import look, project, random_path, rays, sees
-from fastvggt_jax.synthetic.render import shade
+from fastvggt_jax.synthetic.path import at, look, project, random_path, rays, sees
+from fastvggt_jax.synthetic.render import over_views, shade
 from fastvggt_jax.synthetic.world import World, random_world
 
 Array = jax.Array
@@ -63,16 +63,20 @@ def photograph(key: Array, *, frames: int, height: int, width: int, supersamplin
     v, u = jnp.meshgrid(jnp.arange(height, dtype=jnp.float32), jnp.arange(width, dtype=jnp.float32), indexing="ij")
 
     def view(pose: Array) -> tuple[Array, Array, Array]:
-        def color(offset: tuple[Array, Array]) -> Array:
+        def color(offset: tuple[Array, Array]) -> tuple[Array, Array]:
             origin, direction, _ = rays(K, pose, u + offset[0], v + offset[1])
             return shade(world, origin, direction)
 
         offsets = (jnp.arange(supersampling) + 0.5) / supersampling - 0.5
         du, dv = (x.ravel() for x in jnp.meshgrid(offsets, offsets))
-        points, _, depth = look(world, K, pose, u, v)
-        return jax.lax.map(color, (du, dv)).mean(0), depth, points
+        colors, distances = jax.lax.map(color, (du, dv))
+        if supersampling == 1:  # the pixel's own ray has been followed already
+            points, depth = at(distances[0], K, pose, u, v)
+        else:
+            points, depth, _ = look(world, K, pose, u, v)
+        return colors.mean(0), depth, points
 
-    linear, depth, points = jax.lax.map(view, path)
+    linear, depth, points = over_views(view, path)
     return Sample(
         images=_develop(of_camera, linear),
         depth=depth[..., None],
@@ -113,4 +117,4 @@ def tracks(scene: Sample, query_points: Array) -> tuple[Array, Array]:
     def view(pose: Array) -> tuple[Array, Array]:
         return project(scene.K, pose, points)[0], sees(scene.world, scene.K, pose, points, height, width) & known
 
-    return jax.lax.map(view, scene.world_from_cam)
+    return over_views(view, scene.world_from_cam)
