@@ -18,7 +18,7 @@ import numpy as np
 
 from fastvggt_jax import export
 from fastvggt_jax.checkpoint import from_pretrained, read_model
-from fastvggt_jax.errors import Failed
+from fastvggt_jax.errors import Failed, out_of_memory
 from fastvggt_jax.export.atomic import check_output_folder, output_folder
 from fastvggt_jax.export.glb import require_trimesh
 from fastvggt_jax.images import Images, load_images
@@ -161,7 +161,7 @@ def memory_errors(images: Images, params: Any = None, compiled: jax.stages.Compi
     try:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not isinstance(error, MemoryError) and not out_of_memory(error):
             raise
         raise OutOfMemoryError(_memory_sentence(images, params, compiled, str(error))) from error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from fastvggt_jax.errors import Failed
+from fastvggt_jax.errors import Failed, out_of_memory
 
 BAD_INPUT, FAILED = 2, 1  # exit codes
 _OUR_PACKAGES = ("fastvggt_jax", "pallas_kernels", "convert")
@@ -37,7 +37,7 @@ def _explain(error: Exception, output: Path, smaller: str) -> tuple[str, int] | 
     """(sentence, exit code), or None if the error is our fault."""
     if isinstance(error, Failed):
         return str(error), FAILED
-    if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):
+    if out_of_memory(error):
         return f"out of memory: {smaller}", FAILED
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -286,6 +286,22 @@ def test_bench_says_what_is_wrong_with_its_arguments(option, message, capsys, mo
     assert message in capsys.readouterr().err
 
 
+def test_bench_measures_both_models_dense_and_sparse(tmp_path, capsys, monkeypatch):
+    from fastvggt_jax import bench
+
+    monkeypatch.setattr(bench, "_child", lambda arguments, limit: bench.measure(bench.parse(arguments)))  # not in processes of their own
+    tiny = dict(img_size=28, embed_dim=32, encoder_depth=1, encoder_num_heads=1, num_heads=1)
+    heads = dict(head_embed_dim=32, head_depth=1, head_num_heads=1, head_out_dim=32, camera_out_dim=32)
+    for name, config in (("vggt", dict(depth=4, taps=[0, 1, 2, 3], dpt_features=16)), ("pi3", dict(depth=2, **heads))):
+        (tmp_path / "config.json").write_text(json.dumps(tiny | config))
+        arguments = ["--model", name, "--config", tmp_path / "config.json", "--size", 28, 42, "--frames", 2, "--repeats", 1]
+        arguments += ["--heads", "depth", "--only", "model", "--json"]
+        assert bench.main([str(a) for a in arguments]) == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [(row["model"], row["frames"], row["sparse_ratio"]) for row in rows] == [(name, 2, "dense"), (name, 2, "0.75")]
+        assert all(row["seconds"] > 0 and row["ms_per_frame"] == 500 * row["seconds"] and row["needs_gib"] > 0 for row in rows)
+
+
 def test_a_full_disk(checkpoint, tmp_path, without_model, monkeypatch):
     real_open = open
 

@@ -78,7 +78,7 @@ def test_what_is_spoilt_is_what_gets_worse(perfect):
     of_depth = good.replace(depth=good.depth * noise)
     density = jnp.array([0.25, 0.75])
     predictors = {"camera": lambda _: (of_camera, density), "depth": lambda _: (of_depth, None)}
-    results = {name: result.summary() for name, result in evaluate(predictors, SCENES).items()}
+    results = {name: result.summary() for name, result in evaluate(predictors, SCENES, together=True).items()}
     assert results["camera"]["RRA@5"] == pytest.approx(100 / 3) and results["camera"]["rotation error"] == pytest.approx(10, abs=0.01)
     assert results["camera"]["AbsRel"] < 1e-4 and results["camera"]["effective sparsity"] == pytest.approx(0.5)
     assert results["depth"]["AUC@30"] == 100 and results["depth"]["AbsRel"] > 0.2 and results["depth"]["delta"] < 60

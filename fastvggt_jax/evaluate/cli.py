@@ -171,6 +171,7 @@ def _load(path: str, dtype: str) -> tuple[Any, Any]:
 
 
 def _measure(net: Any, params: Any, runs: list[Configuration], scenes: Any, *, silent: bool) -> list[dict[str, Any]]:
+    import jax
     import jax.numpy as jnp
 
     from fastvggt_jax.evaluate.synthetic import evaluate, predictor
@@ -181,7 +182,8 @@ def _measure(net: Any, params: Any, runs: list[Configuration], scenes: Any, *, s
     with Progress(*columns, console=Console(stderr=True, quiet=silent), disable=silent) as progress:
         task = progress.add_task("evaluate", total=len(runs) * scenes.count // scenes.batch)
         kernels = has_hopper() and jnp.dtype(net.dtype) != jnp.float32
-        results = evaluate(predictors, scenes, lambda: progress.advance(task), together=not kernels)
+        together = jax.default_backend() == "gpu" and not kernels  # where compiling takes longer than running
+        results = evaluate(predictors, scenes, lambda: progress.advance(task), together=together)
     return [{"label": run.label, "family": run.family, "name": run.name} | results[run.label].report() for run in runs]
 
 

@@ -171,21 +171,22 @@ def evaluate(
 ) -> dict[str, Result]:
     """Every predictor on the same scenes; calls `advance` once for each predictor and batch.
 
-    together: predictors are compiled at the same time, in threads, which those with Mosaic kernels must not be.
+    together: predictors are compiled at the same time, in threads, which those with Mosaic kernels must not be; each runs once more for it.
     ValueError if a prediction is not finite.
     """
     results = {name: Result() for name in predictors}
-    # numpy and scipy mostly work outside the GIL, XLA's compiler always.
-    with ThreadPoolExecutor() as threads, ThreadPoolExecutor(None if together else 1) as predicting:
+    with ThreadPoolExecutor() as threads:  # numpy, scipy and XLA's compiler mostly work outside the GIL
         for start in range(scenes.first, scenes.first + scenes.count, scenes.batch):
             numbers = range(start, start + scenes.batch)
             size = dict(frames=scenes.views, height=scenes.size, width=scenes.size)
             rendered = [synthetic.sample("test", number, **size) for number in numbers]
             images = jnp.stack([scene.images for scene in rendered])  # [B, F, H, W, 3]
             truths = list(threads.map(Truth, rendered))
-            fetch = lambda predict, images=images: jax.device_get(predict(images))
-            predicted = list(predicting.map(fetch, predictors.values()))
-            for name, (found, density) in zip(predictors, predicted, strict=True):
+            if together and start == scenes.first:
+                compile_it = lambda predict, images=images: jax.block_until_ready(predict(images)) and None
+                list(threads.map(compile_it, predictors.values()))
+            for name, predict in predictors.items():
+                found, density = jax.device_get(predict(images))
                 finite = [np.isfinite(x).all((*range(1, x.ndim),)) for x in jax.tree.leaves(found)]
                 broken = [number for number, fine in zip(numbers, np.all(finite, 0), strict=True) if not fine]
                 if broken:

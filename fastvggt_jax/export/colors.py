@@ -22,3 +22,21 @@ def colorize(values: np.ndarray) -> np.ndarray:
     """u8[..., 3] of values in [0, 1] (clipped): 0 dark, 1 light."""
     at = np.linspace(0, 1, len(_ANCHORS))
     return np.stack([np.interp(values, at, _ANCHORS[:, c]) for c in range(3)], -1).round().astype(np.uint8)
+
+
+class DepthColors:
+    """One scale of colours for depth maps f32[..., H, W] that are NaN where nothing is known: logarithmic, 2nd to 98th percentile."""
+
+    def __init__(self, depths: np.ndarray) -> None:
+        known = depths[np.isfinite(depths)]
+        self.near, self.far = np.percentile(known, [2, 98]) if known.size else (1.0, 1.0)
+
+    def __call__(self, depth: np.ndarray) -> np.ndarray:
+        """u8[..., H, W, 3]: light near, dark far; black where depth is NaN."""
+        tiny = np.finfo(np.float32).tiny
+        log_near, log_far = np.log(max(self.near, tiny)), np.log(max(self.far, tiny))
+        known = np.isfinite(depth)
+        logs = np.log(np.maximum(depth, tiny), where=known, out=np.full_like(depth, log_far))
+        pixels = colorize((log_far - logs) / max(log_far - log_near, 1e-6))
+        pixels[~known] = 0
+        return pixels

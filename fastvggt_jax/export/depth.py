@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from fastvggt_jax.export.atomic import write_file
-from fastvggt_jax.export.colors import colorize
+from fastvggt_jax.export.colors import DepthColors
 from fastvggt_jax.scene import Scene
 
 
@@ -26,10 +26,11 @@ def write_depth(scene: Scene, folder: str | os.PathLike, *, original: bool = Fal
     if scene.depth is None:
         raise ValueError("this scene has no depth: run the model with its depth head on")
     folder = Path(folder)
-    colors = DepthColors(scene)
+    depths = depth_on_photo(scene)
+    colors = DepthColors(depths)
     paths = []
     for i, stem in enumerate(file_stems(scene.names)):
-        depth = colors.depth(i)
+        depth = depths[i]
         conf, K = scene.depth_conf[i], scene.K[i].astype(np.float64)
         if original:
             t = scene.transforms[i]
@@ -58,27 +59,10 @@ def file_stems(names: tuple[str, ...]) -> list[str]:
     return stems
 
 
-class DepthColors:
-    """One scale of colours for all depth maps of a scene."""
-
-    def __init__(self, scene: Scene) -> None:
-        on_photo = np.stack([t.valid_mask() for t in scene.transforms]) & np.isfinite(scene.depth)
-        self.depths = np.where(on_photo, scene.depth, np.float32(np.nan))
-        self.near, self.far = np.percentile(scene.depth[on_photo], [2, 98]) if on_photo.any() else (1.0, 1.0)
-
-    def depth(self, frame: int) -> np.ndarray:
-        """f32[H, W], NaN where there is none."""
-        return self.depths[frame]
-
-    def __call__(self, depth: np.ndarray) -> np.ndarray:
-        """u8[H, W, 3]: light near, dark far, logarithmic; black where depth is NaN."""
-        tiny = np.finfo(np.float32).tiny
-        log_near, log_far = np.log(max(self.near, tiny)), np.log(max(self.far, tiny))
-        known = np.isfinite(depth)
-        logs = np.log(np.maximum(depth, tiny), where=known, out=np.full_like(depth, log_far))
-        pixels = colorize((log_far - logs) / max(log_far - log_near, 1e-6))
-        pixels[~known] = 0
-        return pixels
+def depth_on_photo(scene: Scene) -> np.ndarray:
+    """f32[F, H, W], NaN on padding and where there is none."""
+    on_photo = np.stack([t.valid_mask() for t in scene.transforms]) & np.isfinite(scene.depth)
+    return np.where(on_photo, scene.depth, np.float32(np.nan))
 
 
 def _png(colors: DepthColors, depth: np.ndarray) -> memoryview:

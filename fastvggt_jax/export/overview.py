@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from fastvggt_jax.export.atomic import write_file
-from fastvggt_jax.export.colors import colorize
-from fastvggt_jax.export.depth import DepthColors
+from fastvggt_jax.export.colors import DepthColors, colorize
+from fastvggt_jax.export.depth import depth_on_photo
 from fastvggt_jax.export.glb import STROKES, extent, frusta
 from fastvggt_jax.scene import PointCloud, Scene
 
@@ -28,8 +28,8 @@ def write_overview(scene: Scene, path: str | os.PathLike, *, cloud: PointCloud |
     height = round(tile * scene.colors.shape[1] / scene.colors.shape[2])
     rows = [[scene.colors[i] for i in chosen]]
     if scene.depth is not None:
-        colors = DepthColors(scene)
-        rows.append([colors(colors.depth(i)) for i in chosen])
+        depths = depth_on_photo(scene)
+        rows.append(list(DepthColors(depths)(depths[chosen])))
     page = Image.new("RGB", (WIDTH, len(rows) * height + HEIGHT), BACKGROUND)
     for y, row in enumerate(rows):
         for x, pixels in enumerate(row):

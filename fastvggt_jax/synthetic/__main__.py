@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from fastvggt_jax.export.atomic import write_file
-from fastvggt_jax.export.colors import colorize
+from fastvggt_jax.export.colors import DepthColors
 from fastvggt_jax.synthetic import SPLITS, sample
 from fastvggt_jax.synthetic.sample import SUPERSAMPLING
 
@@ -38,21 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
         height, width = args.size
         scene = sample(args.split, index, frames=args.frames, height=height, width=width, supersampling=args.supersampling)
         views = np.rint(np.asarray(scene.images) * 255).astype(np.uint8)
-        rows.append(np.concatenate([*views, _depth_picture(np.asarray(scene.depth[0, ..., 0]))], 1))
+        depth = np.where(scene.valid[0], scene.depth[0, ..., 0], np.float32(np.nan))
+        rows.append(np.concatenate([*views, DepthColors(depth)(depth)], 1))
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate(rows)).save(buffer, format=form, quality=85)
     write_file(args.output, buffer.getbuffer())
     return 0
-
-
-def _depth_picture(depth: np.ndarray) -> np.ndarray:
-    """u8[H, W, 3]: light near, dark far, black for the sky."""
-    known = depth > 0
-    logs = np.log(np.where(known, depth, 1))
-    near, far = np.percentile(logs[known], [2, 98]) if known.any() else (0, 1)
-    picture = colorize((far - logs) / max(far - near, 1e-6))
-    picture[~known] = 0
-    return picture
 
 
 if __name__ == "__main__":
