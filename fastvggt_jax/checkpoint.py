@@ -23,6 +23,8 @@ FORMAT = "fastvggt_jax"
 FORMAT_VERSION = 1  # of the names and layouts of parameters; a file of a newer one is refused
 UNKNOWN = "unknown, see the source"
 
+BUNDLED = {path.stem: path for path in (Path(__file__).parent / "bundled").glob("*.safetensors")}  # come with the package, by name
+
 _CONVERT = "convert it first: python -m convert.convert_weights"
 _CLASSES: dict[str, type[nn.Module]] = {"VGGT": VGGT, "Pi3": Pi3}
 
@@ -78,6 +80,7 @@ def from_pretrained(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Builds the model of a native weight file and loads its parameters onto the default device.
 
+    path_or_name: a file, or "mini" for the model that comes with the package.
     dtype: None keeps the stored dtype (float32 unless converted otherwise) and the model's own policy for computing;
     float32 or bfloat16 casts the parameters on load and becomes the model's `dtype`, that of its matrix products.
     heads: the heads of a VGGT to load, out of "camera", "depth", "point", "track"; None means all in the file. The
@@ -112,9 +115,18 @@ def from_pretrained(
     return model, {"params": _read(file, names, dtype)}
 
 
-def read_model(path: str | Path) -> nn.Module:
-    """The model of a native weight file, without its parameters. Raises as `from_pretrained`."""
-    return _open(path)[1]
+def read_model(path_or_name: str | Path) -> nn.Module:
+    """The model of a native weight file, without its parameters. Takes and raises what `from_pretrained` does."""
+    return _open(path_or_name)[1]
+
+
+def weight_file(path_or_name: str | Path) -> Path:
+    """The file itself, or that of a bundled model's name. Raises FileNotFoundError."""
+    path = BUNDLED.get(str(path_or_name), Path(path_or_name))
+    if not path.exists():
+        names = ", ".join(BUNDLED)
+        raise FileNotFoundError(f"{path}: no such weight file; bundled is {names} (an official checkpoint must be converted first)")
+    return path
 
 
 def _read(file, names: Iterable[str], dtype) -> dict[str, Any]:
@@ -127,11 +139,9 @@ def _read(file, names: Iterable[str], dtype) -> dict[str, Any]:
     return flax.traverse_util.unflatten_dict(arrays, sep="/")
 
 
-def _open(path: str | Path):
+def _open(path_or_name: str | Path):
     """The opened native file and the model that its metadata describe."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such weight file (an official checkpoint must be converted first)")
+    path = weight_file(path_or_name)
     if path.suffix in (".pt", ".pth"):
         raise CheckpointError(f"{path} is a PyTorch file, not a native weight file; {_CONVERT} {path} OUT.safetensors")
     file = open_safetensors(path)

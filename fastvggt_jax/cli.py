@@ -30,9 +30,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Photos = Annotated[list[str], typer.Argument(help="A folder, image files, or a pattern in quotes ('photos/*.jpg').")]
-Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write; it appears when all is done.")]
-
 
 def _version(asked: bool) -> None:
     if asked:
@@ -52,9 +49,12 @@ def _main(
 
 @app.command()
 def reconstruct(
-    photos: Photos,
-    checkpoint: Annotated[str, typer.Option("-c", "--checkpoint", help="A converted weight file (.safetensors).")],
-    output: Output,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write; it appears when all is done.")],
+    photos: Annotated[list[str] | None, typer.Argument(help="A folder, image files, or a pattern in quotes ('photos/*.jpg').")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option("-c", "--checkpoint", help="A converted weight file (.safetensors), or mini, the bundled model.")
+    ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Without photographs or a checkpoint: bundled views and the bundled model.")] = False,
     mode: Annotated[
         Literal["crop", "pad", "square", "area"] | None,
         typer.Option(
@@ -64,7 +64,9 @@ def reconstruct(
     ] = None,
     size: Annotated[
         int | None,
-        typer.Option(help="Width of what the model sees, in pixels, a multiple of 14 (518); area: of a square of as many pixels (505)."),
+        typer.Option(
+            help="Width of what the model sees, in pixels, a multiple of 14 (VGGT-1B's is 518); area: of a square of as many pixels (505)."
+        ),
     ] = None,
     sparse_ratio: Annotated[
         float | None, typer.Option(help="Block-sparse global attention: share of blocks that may be dropped, 0 to 1.")
@@ -104,6 +106,7 @@ def reconstruct(
     options |= dict(edge_filter=edge_filter, voxel=voxel, max_points=max_points, depth_original=depth_original)
     options |= dict(glb=_has_trimesh() if glb is None else glb, skip_bad=skip_bad, overwrite=overwrite)
     with one_sentence(output, as_json):
+        photos, checkpoint = _inputs(photos, checkpoint, demo)
         options["sparsity"] = _sparsity(sparse_ratio, cdf_threshold, special_keys, sparse_layers)
         report = _run(photos, checkpoint, output, options, cache_dir, silent=quiet or as_json)
     if glb is None and not options["glb"]:
@@ -112,39 +115,18 @@ def reconstruct(
 
 
 @app.command()
-def demo(
-    photos: Annotated[list[str] | None, typer.Argument(help="Photographs; four are rendered if left out.")] = None,
-    output: Output = Path("fastvggt-demo"),
-    overwrite: Overwrite = False,
-    cache_dir: CacheDir = None,
-    quiet: Quiet = False,
+def info(
+    checkpoint: Annotated[Path, typer.Argument(help="A weight file (.safetensors), or mini.")],
     as_json: Json = False,
 ) -> None:
-    """The whole way without a download: a tiny model of RANDOM weights, whose output therefore means nothing."""
-    with one_sentence(output, as_json):
-        from fastvggt_jax.demo import write_photos, write_random_checkpoint
-        from fastvggt_jax.export.atomic import output_folder
-
-        ours = ("tiny-random.safetensors", "photos/view?.png", "reconstruction/*")
-        with output_folder(output, overwrite=overwrite, ours=ours) as folder:
-            photos = photos or [str(path) for path in write_photos(folder / "photos")]
-            checkpoint = folder / "tiny-random.safetensors"
-            write_random_checkpoint(checkpoint)
-            options = dict(size=280, glb=_has_trimesh())
-            report = _run(photos, str(checkpoint), folder / "reconstruction", options, cache_dir, silent=quiet or as_json)
-        report["output"] = str(output / "reconstruction")
-    report["warnings"].insert(0, "these weights are random, so cameras, depth and points are MEANINGLESS")
-    _print_report(report, quiet, as_json)
-
-
-@app.command()
-def info(checkpoint: Annotated[Path, typer.Argument(help="A weight file (.safetensors).")], as_json: Json = False) -> None:
     """What a weight file holds: model, heads, numbers of parameters, source, licence."""
     with one_sentence(checkpoint, as_json):
         import math
 
+        from fastvggt_jax.checkpoint import BUNDLED
         from fastvggt_jax.tensor_file import CheckpointError, open_safetensors
 
+        checkpoint = BUNDLED.get(str(checkpoint), checkpoint)
         file = open_safetensors(checkpoint)
         metadata = dict(file.metadata() or {})
         try:
@@ -227,6 +209,21 @@ def _plain(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _inputs(photos: list[str] | None, checkpoint: str | None, demo: bool) -> tuple[list[str], str]:
+    """What to reconstruct, and with what. Raises ValueError."""
+    from fastvggt_jax.checkpoint import BUNDLED
+
+    if demo:
+        if photos or checkpoint:
+            raise ValueError("--demo has photographs and a checkpoint of its own; give none, or leave --demo out")
+        return [str(BUNDLED["mini"].parent / "views")], "mini"
+    if not photos:
+        raise ValueError("no photographs were given: name a folder or files, or try --demo")
+    if not checkpoint:
+        raise ValueError("--checkpoint is missing: a converted weight file, or mini for the small bundled model")
+    return photos, checkpoint
 
 
 def _run(photos, checkpoint, output, options, cache_dir, *, silent) -> dict[str, Any]:

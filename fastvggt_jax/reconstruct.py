@@ -43,7 +43,7 @@ class Settings:
     checkpoint: str
     output: Path
     mode: str | None = None  # None: the model's own
-    size: int | None = None
+    size: int | None = None  # None: the model's own
     sparsity: Sparsity | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     points_from: Literal["depth", "point_head"] | None = None
@@ -82,7 +82,8 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         with step("load photographs"):
-            images = load_images(s.photos, mode=mode, size=s.size, patch_size=model.patch_size, skip_bad=s.skip_bad)
+            size = model.image_size if s.size is None else s.size
+            images = load_images(s.photos, mode=mode, size=size, patch_size=model.patch_size, skip_bad=s.skip_bad)
         with step("load weights"), memory_errors(images):
             model, params = from_pretrained(s.checkpoint, heads=heads, sparsity=s.sparsity)
             # The dtype of the matrix products; parameters stay as they are stored.

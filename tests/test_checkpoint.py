@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from fastvggt_jax import checkpoint
-from fastvggt_jax.checkpoint import abstract_tensors, from_pretrained, load_params, save_params
+from fastvggt_jax.checkpoint import abstract_tensors, from_pretrained, load_params, read_model, save_params, weight_file
 from fastvggt_jax.models.vggt import VGGT
 from fastvggt_jax.tensor_file import CheckpointError, differences, open_safetensors, write_safetensors
 
@@ -322,3 +322,11 @@ def test_no_file(tmp_path):
         from_pretrained(tmp_path / "none.safetensors")
     with pytest.raises(IsADirectoryError, match="is a folder"):
         from_pretrained(tmp_path)
+
+
+def test_the_bundled_model_has_a_name():
+    model, params = from_pretrained("mini", heads=("camera",))
+    assert type(model).__name__ == "VGGT" and model.image_size == 224 and read_model("mini").heads == ("camera", "depth", "point")
+    assert weight_file("mini").stat().st_size < 40e6
+    with pytest.raises(FileNotFoundError, match=r"maxi: no such weight file; bundled is mini \(an official"):
+        from_pretrained("maxi")

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,20 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import typer
-from PIL import Image
 from typer.testing import CliRunner
 
 from fastvggt_jax import cli, reconstruct
-from fastvggt_jax.checkpoint import save_params
-from fastvggt_jax.demo import random_params, write_photos, write_random_checkpoint
+from fastvggt_jax.checkpoint import BUNDLED, save_params
+from fastvggt_jax.evaluate import metrics
 from fastvggt_jax.export import atomic
 from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.prediction import Prediction
 from fastvggt_jax.options import use_compilation_cache
+from fastvggt_jax.random_weights import random_params
 from fastvggt_jax.reconstruct import OutOfMemoryError
 from fastvggt_jax.sentences import one_sentence
+from tests.tiny import write_random_checkpoint
 
 PHOTOS = Path(__file__).parent / "golden" / "images"
+README = (Path(__file__).parents[1] / "README.md").read_text()
 FILES = ["cameras.json", "depth", "overview.jpg", "points.ply", "scene.glb"]
 
 
@@ -162,25 +165,33 @@ def test_the_cache_can_be_another_or_none(monkeypatch):
     assert not settings
 
 
-def test_the_readmes_demo_and_its_first_lines_of_python(tmp_path, monkeypatch):
+def test_the_readmes_demo_finds_the_cameras(tmp_path):
+    assert "fastvggt reconstruct --demo -o demo" in README
+    result = run("reconstruct", "--demo", "-o", tmp_path / "demo", "--json")
+    report = json.loads(result.stdout)
+    assert len(report["photographs"]) == 8 and report["size"] == {"width": 224, "height": 224, "mode": "crop"}
+    assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == FILES
+    found = json.loads((tmp_path / "demo" / "cameras.json").read_text())["images"]
+    true = json.loads((Path(__file__).parent / "golden" / "demo_cameras.json").read_text())
+    inverse = lambda poses: np.linalg.inv(np.array(poses, np.float64))[:, :3]
+    rotation, translation = metrics.pair_errors(inverse([image["world_from_cam"] for image in found]), inverse(true))
+    assert np.median(rotation) < 3 and np.median(translation) < 10
+    assert "is not empty" in run("reconstruct", "--demo", "-o", tmp_path / "demo").stderr
+
+
+def test_the_readmes_lines_of_python(tmp_path, monkeypatch):
+    shutil.copytree(BUNDLED["mini"].parent / "views", tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    assert "fastvggt demo -o demo" in text
-    result = run("demo", "-o", "demo")
-    assert result.exit_code == 0, result.output
-    assert "MEANINGLESS" in result.stderr and "4 photographs" in result.stdout
-    assert sorted(p.name for p in Path("demo").iterdir()) == ["photos", "reconstruction", "tiny-random.safetensors"]
-    assert sorted(p.name for p in Path("demo/reconstruction").iterdir()) == FILES
-    assert "is not empty" in run("demo", "-o", "demo").stderr
-    exec("".join(re.findall(r"```python\n(.*?)```", text, re.S)), {})  # the later block goes on where the first ends
+    exec("".join(re.findall(r"```python\n(.*?)```", README, re.S)), {})  # the later block goes on where the first ends
     header = Path("points.ply").read_bytes()[:200]
     assert header.startswith(b"ply\nformat binary_little_endian") and b"element vertex 0\n" not in header
 
 
-def test_demo_photographs_are_always_the_same(tmp_path):
-    first, second = (write_photos(tmp_path / name) for name in "ab")
-    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
-    assert np.asarray(Image.open(first[0])).std() > 30 and Image.open(first[0]).size == (320, 240)
+def test_the_demo_has_photographs_and_a_model_of_its_own(tmp_path):
+    out = tmp_path / "out"
+    assert_sentence(run("reconstruct", PHOTOS, "--demo", "-o", out), "--demo has photographs and a checkpoint of its own", 2, out)
+    assert_sentence(run("reconstruct", "-c", "mini", "-o", out), "no photographs were given", 2, out)
+    assert_sentence(run("reconstruct", PHOTOS, "-o", out), "--checkpoint is missing", 2, out)
 
 
 def test_info(checkpoint):
@@ -247,20 +258,6 @@ def test_overwrite_replaces_what_a_run_has_left_and_nothing_else(checkpoint, tmp
     result = run(*args, "--overwrite")
     assert result.exit_code == 2 and "(depth/notes.txt)" in result.stderr
     assert (out / "depth" / "notes.txt").read_text() == "mine"
-
-
-def test_a_demo_that_fails_leaves_nothing(tmp_path):
-    result = run("demo", tmp_path / "gone.jpg", "-o", tmp_path / "out")
-    assert_sentence(result, "gone.jpg", 2, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_demo_replaces_only_a_demo(tmp_path):
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "view0.png").write_bytes(b"mine")
-    result = run("demo", "-o", tmp_path, "--overwrite")
-    assert result.exit_code == 2 and "was not written here" in result.stderr
-    assert (tmp_path / "photos" / "view0.png").read_bytes() == b"mine"
 
 
 def test_info_on_a_damaged_config(tmp_path):

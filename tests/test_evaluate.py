@@ -292,7 +292,7 @@ def test_rank_correlation_knows_order_alone():
 class Seer:
     """In place of a model: takes the red of the first view for its disparity."""
 
-    image_mode, patch_size, dtype = "crop", 14, np.float32
+    image_mode, image_size, patch_size, dtype = "crop", 518, 14, np.float32
 
     def clone(self, sparsity):
         return self

@@ -25,7 +25,7 @@ ROLES = {  # path prefix -> role; the longest prefix wins
     "fastvggt_jax/train": "train",
     "fastvggt_jax/evaluate": "evaluate",
     "fastvggt_jax/evaluate/cli": "app",
-    "fastvggt_jax": "app",  # cli, bench, demo and what only they use
+    "fastvggt_jax": "app",  # cli, bench, random_weights and what only they use
     "convert": "convert",
 }
 MAY_IMPORT = {

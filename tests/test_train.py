@@ -22,12 +22,12 @@ from typer.testing import CliRunner
 from fastvggt_jax import VGGT, Pi3, from_pretrained, geometry
 from fastvggt_jax.checkpoint import CheckpointError, save_params
 from fastvggt_jax.cli import app
-from fastvggt_jax.demo import TINY
 from fastvggt_jax.tensor_file import open_safetensors
 from fastvggt_jax.train import Shape, TrainConfig, TrainingFailed, train
 from fastvggt_jax.train import state as training
 from fastvggt_jax.train.data import Batch, render
 from fastvggt_jax.train.losses import normalise
+from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
 SMALL = dict(embed_dim=32, encoder_depth=1, encoder_num_heads=1, num_heads=1, camera_num_heads=1, camera_iterations=2)

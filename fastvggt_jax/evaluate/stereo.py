@@ -48,6 +48,7 @@ def evaluate_pair(
         files = [Path(folder) / name for name in ("left.png", "right.png")]
         for file, pixels in zip(files, (left, right), strict=True):
             Image.fromarray(pixels).save(file)
+        size = model.image_size if size is None else size
         images = load_images(files, mode=model.image_mode, size=size, patch_size=model.patch_size)
     found, density = predictor(model, params)(images.pixels[None])
     depth = images.transforms[0].map_to_original(np.asarray(found.depth[0, 0]))

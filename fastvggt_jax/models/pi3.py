@@ -57,6 +57,7 @@ class Pi3(Configured, nn.Module):
     """
 
     image_mode: ClassVar[str] = "area"  # of `load_images`: how upstream sizes photographs for this model
+    image_size: ClassVar[int | None] = None  # of `load_images`: upstream's number of pixels
     img_size: int = 518  # the square image that the position table was made for; any multiple of patch_size runs
     patch_size: int = 14
     embed_dim: int = 1024

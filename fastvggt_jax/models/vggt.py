@@ -150,6 +150,11 @@ class VGGT(Configured, nn.Module):
         return images, jax.ShapeDtypeStruct((1, 1, 2), jnp.float32) if "track" in self.heads else None
 
     @property
+    def image_size(self) -> int:
+        """`size` of `load_images` that this model was made for."""
+        return self.img_size
+
+    @property
     def smallest_tracked(self) -> int:
         """The shortest side of an image, in pixels, of which the tracker's coarsest level still holds something."""
         return self.track_stride << (self.track_corr_levels - 1)

@@ -1,0 +1,37 @@
+"""Random weights that keep activations alive, for benchmarks and tests."""
+
+import math
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+from fastvggt_jax.models.pi3 import Pi3
+from fastvggt_jax.models.vggt import VGGT
+
+
+def random_params(model: VGGT | Pi3, seed: int = 0, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
+    """{"params": tree of arrays}, drawn so that activations neither die nor grow; `model.init` starts the tokens and the
+    layer scales so near 0 that all cameras and depths would come out alike."""
+    specs = flax.traverse_util.flatten_dict(model.abstract_params()["params"], sep="/")
+    keys = jax.random.split(jax.random.key(seed), len(specs))
+    out = {name: _draw(name, spec.shape, key, dtype) for (name, spec), key in zip(specs.items(), keys, strict=True)}
+    if isinstance(model, VGGT) and "camera" in model.heads:
+        # Upright cameras that differ little: four iterations add up the last layer's output.
+        last = "camera_head/pose_branch/fc2"
+        out[f"{last}/kernel"] *= 0.02
+        out[f"{last}/bias"] = jnp.array([0, 0, 0, 0, 0, 0, 0.25, 0.2, 0.25], dtype)
+    return {"params": flax.traverse_util.unflatten_dict(out, sep="/")}
+
+
+def _draw(name: str, shape: tuple[int, ...], key: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    *parents, leaf = name.split("/")
+    draw = jax.random.normal(key, shape, dtype)
+    if leaf == "kernel":
+        # The last axis counts the outputs and a scanned stack's first one the layers; the rest is the fan-in.
+        stacked = any(part == "trunk" or part.endswith("blocks") for part in parents)
+        return draw * math.prod(shape[int(stacked) : -1]) ** -0.5
+    if leaf in ("scale", "gamma"):
+        return 1 + 0.1 * draw
+    return draw * (0.1 if leaf == "bias" else 0.5)
