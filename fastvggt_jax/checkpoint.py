@@ -23,7 +23,7 @@ FORMAT = "fastvggt_jax"
 FORMAT_VERSION = 1  # of the names and layouts of parameters; a file of a newer one is refused
 UNKNOWN = "unknown, see the source"
 
-BUNDLED = {path.stem: path for path in (Path(__file__).parent / "bundled").glob("*.safetensors")}  # come with the package, by name
+BUNDLED = {"mini": Path(__file__).parent / "bundled" / "mini.safetensors"}  # come with the package, by name
 
 _CONVERT = "convert it first: python -m convert.convert_weights"
 _CLASSES: dict[str, type[nn.Module]] = {"VGGT": VGGT, "Pi3": Pi3}

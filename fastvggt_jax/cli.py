@@ -85,7 +85,7 @@ def reconstruct(
         Literal["depth", "point_head"] | None,
         typer.Option(help="VGGT: points from depth and cameras (default), or from the point head."),
     ] = None,
-    conf_percentile: Annotated[float, typer.Option(help="Drop the points less confident than this percentile; 0 keeps all.")] = 25.0,
+    conf_percentile: Annotated[float, typer.Option(help="Drop points less confident than this percentile, and sky; 0: none.")] = 25.0,
     edge_filter: Annotated[
         float | None, typer.Option(help="Drop points at depth jumps larger than this share of the depth, such as 0.03.")
     ] = None,
@@ -123,10 +123,10 @@ def info(
     with one_sentence(checkpoint, as_json):
         import math
 
-        from fastvggt_jax.checkpoint import BUNDLED
+        from fastvggt_jax.checkpoint import weight_file
         from fastvggt_jax.tensor_file import CheckpointError, open_safetensors
 
-        checkpoint = BUNDLED.get(str(checkpoint), checkpoint)
+        checkpoint = weight_file(checkpoint)
         file = open_safetensors(checkpoint)
         metadata = dict(file.metadata() or {})
         try:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # neutral to the model: any object with these fields will do
 
 # The camera head ends in a relu and has no upper bound, but a field of view of 0 or of half a turn has no K.
 FOV_LIMITS = np.deg2rad((1.0, 175.0))
+# The confidence of nothing at all, such as sky. VGGT's is 1 + eˣ, trained to be 0.2 / error (`train.losses`): below 1.1 it expects
+# to be wrong by 18 % of the scene's size. π³'s is a probability, and what lies below 0.1 upstream's example.py drops.
+VGGT_CONF_FLOOR, PI3_CONF_FLOOR = 1.1, 0.1
 LOOSE_FIT = 0.02  # of the longer side: a median error of a recovered K beyond it is worth a warning
 
 
@@ -45,6 +48,7 @@ class Scene:
     K: f32[F, 3, 3] in model pixels. cam_from_world: f32[F, 3, 4].
     points: f32[F, H, W, 3] in the world. points_conf: f32[F, H, W]; larger is surer, the scale is the model's.
     depth: f32[F, H, W] along the camera's z. depth_conf: f32[F, H, W]. Both None if the model has no depth.
+    conf_floor: the confidence of nothing, such as sky; what lies below is no surface.
     intrinsics: one a photograph, where its K comes from: "predicted" by the model, "recovered" from its points (see
       intrinsics.py), or "guessed", since no camera could be fitted to them.
     """
@@ -60,6 +64,7 @@ class Scene:
     intrinsics: tuple[Literal["predicted", "recovered", "guessed"], ...]
     depth: np.ndarray | None = None
     depth_conf: np.ndarray | None = None
+    conf_floor: float = -np.inf
 
     @property
     def world_from_cam(self) -> np.ndarray:
@@ -80,7 +85,8 @@ class Scene:
     ) -> PointCloud:
         """The valid pixels' points, in the order of frames and pixels; the same input gives the same cloud.
 
-        conf_percentile: in [0, 100]; drops the points whose confidence lies below this percentile of all valid ones.
+        conf_percentile: in [0, 100]; drops the points whose confidence lies below this percentile of all valid ones, or below
+          `conf_floor`; None and 0 keep all.
         edge_filter: drops pixels in whose 3x3 neighbourhood the depth varies by more than this share of their own
           depth; where a near object ends, the model smears points between it and the background. 0.03 is strict.
         voxel: side, in the scene's unit, of cubes of which only the most confident point is kept.
@@ -90,7 +96,7 @@ class Scene:
         check_cloud_options(conf_percentile, edge_filter, voxel, limit)
         keep = self.valid.copy()
         if conf_percentile and keep.any():
-            keep &= self.points_conf >= np.percentile(self.points_conf[self.valid], conf_percentile)
+            keep &= self.points_conf >= max(self.conf_floor, np.percentile(self.points_conf[self.valid], conf_percentile))
         if edge_filter is not None:
             keep &= ~depth_edges(self._z(), self.valid, edge_filter)
         chosen = np.flatnonzero(keep)
@@ -153,6 +159,7 @@ def _scene_of_vggt(prediction: "Prediction", images: Images, points_from: str | 
         depth=depth,
         depth_conf=depth_conf,
         intrinsics=("predicted",) * len(K),
+        conf_floor=VGGT_CONF_FLOOR,
     )
 
 
@@ -178,6 +185,7 @@ def _scene_of_pi3(prediction: "Prediction", images: Images, points_from: str | N
         depth=local[..., 2].copy(),  # a view would keep all of `local`
         depth_conf=conf,
         intrinsics=intrinsics,
+        conf_floor=PI3_CONF_FLOOR,
     )
 
 

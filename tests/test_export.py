@@ -111,6 +111,18 @@ def test_depth_picture_is_lighter_where_nearer_on_one_scale(scene, tmp_path):
     assert float(picture.text["near"]) < float(picture.text["far"])
 
 
+def test_depth_pictures_are_black_where_nothing_is(scene, tmp_path):
+    sky = np.zeros((H, W), bool)
+    sky[: H // 2] = True
+    depth = np.where(sky, 1e3, scene.depth)
+    half = dataclasses.replace(scene, depth=depth, depth_conf=np.where(sky, 1, np.full_like(depth, 2)), conf_floor=1.1)
+    export.write_depth(half, tmp_path)
+    pictures = [Image.open(tmp_path / f"{i}.png") for i in range(F)]
+    assert all((np.asarray(picture)[sky] == 0).all() for picture in pictures)
+    assert float(pictures[0].text["far"]) < 5  # the sky takes no part in the scale of colours
+    assert (np.load(tmp_path / "0.npz")["depth"][sky & half.valid[0]] == 1e3).all()  # the numbers are the model's
+
+
 def test_file_stems_never_collide():
     assert file_stems(("a.jpg", "b.jpg")) == ["a", "b"]
     assert file_stems(("a.jpg", "a.png", "A.webp")) == ["a", "a.png", "A.webp"]

@@ -122,10 +122,32 @@ def test_later_iterations_of_the_camera_head_weigh_more(truth):
     np.testing.assert_allclose(costs[3], 5.0 * (0.1 + 0.1 + 0.5 * 0.1) / 4, rtol=1e-3)
 
 
+def test_pairs_cost_what_their_translations_are_off_in_units_of_their_distance(truth):
+    cost = lambda pose: float(losses.pair_loss((pose,) * 4, truth.pose_enc))
+    assert cost(truth.pose_enc) < 1e-5
+    # a camera that is off by d is so in its pairs with the F - 1 others, twice each
+    d, pose = 1e-3, np.asarray(truth.pose_enc, np.float64)
+    cam_from_world, _ = geometry.decode_pose(pose, H, W)
+    centre = np.asarray(geometry.invert_se3(cam_from_world), np.float64)[..., 3]
+    distance = np.linalg.norm(centre[:, 1:] - centre[:, :1], axis=-1)  # [B, F - 1], from the first camera to the others
+    pose[:, 0, :3] += [0, d, 0]
+    decay = (losses.STAGE_DECAY ** np.arange(4)).mean()
+    np.testing.assert_allclose(cost(pose), decay * (2 * d / (distance + losses.NEAR)).sum(1).mean() / (F * (F - 1)), rtol=1e-2)
+    # nor is the world's choice an error: turning and moving it leaves pairs as they are
+    world = np.asarray(geometry.quat_xyzw_to_rotation(np.array([0.3, -0.5, 0.1, 0.8])), np.float64)
+    R = np.asarray(cam_from_world)[..., :3] @ world.T
+    t = np.asarray(cam_from_world)[..., 3] - R @ np.array([3.0, -2, 5])
+    K = jnp.broadcast_to(scenes()[1], (B, F, 3, 3))
+    assert cost(geometry.encode_pose(jnp.asarray(np.concatenate([R, t[..., None]], -1), jnp.float32), K, H, W)) < 1e-4
+    wrong = perfect(truth).replace(pose_enc_list=(jnp.asarray(pose, jnp.float32),) * 4)
+    total, parts = losses.loss(wrong, truth, pairs=2.0)
+    np.testing.assert_allclose(total - loss(wrong, truth)[0], 2 * parts["pairs"], rtol=1e-3)
+
+
 def test_gradients_are_finite_where_the_prediction_is_perfect_and_where_nothing_is_valid(truth):
+    gradient_of = jax.jit(jax.grad(lambda p, t: losses.loss(p, t, background=0.1, pairs=1.0)[0]))
     for t in (truth, losses.normalise(*scenes()[:4], jnp.zeros((B, F, H, W), bool))):
-        gradient = jax.grad(lambda p, t=t: loss(p, t)[0])(perfect(t))
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient_of(perfect(t), t)))
 
 
 # ---- tracks

@@ -56,7 +56,7 @@ def test_points_come_from_depth_and_cameras(scene):
     assert scene.intrinsics == ("predicted",) * F
     np.testing.assert_array_equal(scene.depth, prediction.depth[0, ..., 0])
     np.testing.assert_array_equal(scene.colors, np.rint(images_of().pixels * 255))
-    assert all(isinstance(getattr(scene, f.name), np.ndarray | tuple | str) for f in dataclasses.fields(scene))
+    assert all(isinstance(getattr(scene, f.name), np.ndarray | tuple | float) for f in dataclasses.fields(scene))
 
 
 def test_points_come_from_the_point_head_when_asked_or_alone():
@@ -144,6 +144,15 @@ def test_conf_percentile_keeps_the_surest(scene):
     assert abs(len(cloud) - len(everything) / 4) <= 1
     assert cloud.conf.min() >= np.sort(everything.conf)[-len(cloud)]
     assert len(scene.point_cloud(conf_percentile=100)) == 1
+
+
+def test_conf_percentile_drops_what_is_no_surface():
+    conf = np.linspace(2, 3, F * H * W).reshape(1, F, H, W)
+    conf[..., : H // 2, :] = 1  # half is sky: more than a percentile of 25 drops, and none of it is below it
+    scene = to_scene(prediction_of(depth_conf=conf), images_of())
+    cloud = scene.point_cloud(conf_percentile=25)
+    assert len(cloud) == len(scene.point_cloud()) / 2 and cloud.conf.min() >= 2
+    assert len(scene.point_cloud(conf_percentile=0)) == len(scene.point_cloud())
 
 
 @pytest.mark.parametrize("unit", [0.01, 100])

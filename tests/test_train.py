@@ -27,6 +27,7 @@ from fastvggt_jax.train import Shape, TrainConfig, TrainingFailed, train
 from fastvggt_jax.train import state as training
 from fastvggt_jax.train.data import Batch, render
 from fastvggt_jax.train.losses import normalise
+from fastvggt_jax.train.optimizer import learning_rates
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -115,10 +116,10 @@ def test_a_batch_is_learnt_by_heart(tmp_path):
     train(config(model=MODEL, **once), tmp_path, quiet=True)
     model, params = from_pretrained(tmp_path / "weights.safetensors")
     assert model.config() == MODEL.config()
-    batch, model = same(0, SHAPE), model.clone(dtype=jnp.float32)
+    batch, exact = same(0, SHAPE), config(model=model.clone(dtype=jnp.float32))
     error = lambda parts: parts["translation"] + parts["rotation"] + parts["field of view"] + parts["depth error"]
     start = training.initial_params(MODEL, 0, 0.1)
-    errors = [error(jax.jit(training.loss_of, static_argnums=0)(model, p, batch)[1]) for p in (start, params["params"])]
+    errors = [error(jax.jit(training.loss_of, static_argnums=0)(exact, p, batch)[1]) for p in (start, params["params"])]
     assert errors[1] < errors[0] / 100, errors
 
 
@@ -132,12 +133,14 @@ def test_pi3_learns_by_its_own_loss_and_is_read_from_a_weight_file(tmp_path):
     model, params = from_pretrained(weights)
     assert model.config() == PI3.config()
     jax.tree.map(np.testing.assert_array_equal, training.first_params(dataclasses.replace(pi3, init=weights)), params["params"])
-    text = str(jax.make_jaxpr(lambda p: training.loss_of(PI3, p, same(0, SHAPE)))(params["params"]))
+    text = str(jax.make_jaxpr(lambda p: training.loss_of(pi3, p, same(0, SHAPE)))(params["params"]))
     assert text.count("remat") >= 5  # the encoder's blocks, the pairs, the three frame decoders
     with pytest.raises(CheckpointError, match="init: .*weights.safetensors holds a Pi3, not a VGGT"):
         train(config(init=weights), tmp_path / "other", quiet=True)
     with pytest.raises(ValueError, match="query_points=2 must be 0: π³ has no track head"):
         config(model=PI3, query_points=2)
+    with pytest.raises(ValueError, match="pairs=1 must be 0: π³'s loss is of pairs"):
+        config(model=PI3, pairs=1)
 
 
 def test_what_is_recorded(straight):
@@ -208,13 +211,13 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
 
 
 def gradient(model: VGGT, params, batch: Batch):
-    return jax.jit(jax.grad(lambda p: training.loss_of(model, p, batch)[0]))(params)
+    return jax.jit(jax.grad(lambda p: training.loss_of(config(model=model), p, batch)[0]))(params)
 
 
 def test_recomputing_changes_no_gradient():
     params = training.initial_params(CAMERAS, 0, 0.1)
     kept, again = (gradient(model, params, planes(3, SHAPE)) for model in (CAMERAS, CAMERAS.clone(remat=True)))
-    text = str(jax.make_jaxpr(lambda p: training.loss_of(CAMERAS.clone(remat=True), p, planes(3, SHAPE)))(params))
+    text = str(jax.make_jaxpr(lambda p: training.loss_of(config(model=CAMERAS.clone(remat=True)), p, planes(3, SHAPE)))(params))
     assert text.count("remat") >= 2  # the encoder's blocks and the pairs
     for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(a).max()))
@@ -247,6 +250,21 @@ def test_training_goes_on_from_a_weight_file_and_leaves_what_is_frozen(tmp_path)
     assert "3 steps from the official weights" in metadata["source"] and metadata["license"] == "CC BY-NC 4.0"
 
 
+def test_another_schedule_is_the_same_program():
+    """A run that goes on with another length or learning rate need not be compiled anew."""
+    mesh, batch = training.make_mesh(), planes(0, SHAPE)
+    lower = lambda c: training.make_step(c, mesh).lower(training.abstract_state(c), batch, np.float32(0)).as_text()
+    one, other = config(), config(steps=90, learning_rate=1e-5, warmup_steps=3, final_learning_rate=1e-6)
+    assert lower(one) == lower(other) != lower(config(weight_decay=0.5))
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
+    rates = learning_rates(config(steps=105, warmup_steps=5, learning_rate=1e-2, final_learning_rate=1e-4))
+    np.testing.assert_allclose(rates[:6], np.arange(6) * 2e-3, rtol=1e-6)
+    np.testing.assert_allclose(rates[55], (1e-2 + 1e-4) / 2, rtol=1e-5)  # halfway
+    assert len(rates) == 105 and (np.diff(rates[5:]) < 0).all() and 1e-4 < rates[-1] < 1.1e-4
+
+
 def test_eight_devices_compute_what_one_does():
     code = (
         "from tests.test_train import *\n"
@@ -260,7 +278,7 @@ def test_eight_devices_compute_what_one_does():
         "    for i in range(3):\n"
         "        batch = jax.device_put(planes(i, shape), training.along_scenes(mesh))\n"
         "        assert len(batch.images.sharding.device_set) == devices\n"
-        "        state, metrics = step(state, batch)\n"
+        "        state, metrics = step(state, batch, np.float32(1e-3))\n"
         "        found.append(float(metrics['loss']))\n"
         "    kernel = state.params['aggregator']['global_blocks']['mlp']['fc1']['kernel']\n"
         "    return found, kernel.addressable_shards[0].data.size / kernel.size\n"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="How good a model is: on rendered scenes with their truth, and on a real stereo pair.", no_args_is_help=True)
 
-Model = Annotated[str, typer.Option(help="A converted weight file (.safetensors).")]
+Model = Annotated[str, typer.Option(help="A converted weight file (.safetensors), or mini, the bundled model.")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
     typer.Option(help="Of the backbone's matrix products; auto: bfloat16, but float32 on a CPU."),

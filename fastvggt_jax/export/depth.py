@@ -19,7 +19,7 @@ def write_depth(scene: Scene, folder: str | os.PathLike, *, original: bool = Fal
     K f64[3, 3] of these pixels and cam_from_world f32[3, 4]. They are the model's pixels; with `original`, those of
     the photograph, bilinearly resampled, and NaN where the model has not seen it.
     The .png has one scale of colours for all photographs, light near and dark far, logarithmic from the 2nd to the
-    98th percentile (its text fields `near` and `far`); black is no depth.
+    98th percentile (its text fields `near` and `far`); black is no depth, or no confidence in it, as in the sky.
 
     Raises ValueError if the scene has no depth (the depth head was off), OSError if writing fails.
     """
@@ -27,7 +27,7 @@ def write_depth(scene: Scene, folder: str | os.PathLike, *, original: bool = Fal
         raise ValueError("this scene has no depth: run the model with its depth head on")
     folder = Path(folder)
     depths = depth_on_photo(scene)
-    colors = DepthColors(depths)
+    colors = DepthColors(surfaces(depths, scene.depth_conf, scene))
     paths = []
     for i, stem in enumerate(file_stems(scene.names)):
         depth = depths[i]
@@ -39,7 +39,7 @@ def write_depth(scene: Scene, folder: str | os.PathLike, *, original: bool = Fal
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         write_file(folder / f"{stem}.npz", buffer.getbuffer())
-        write_file(folder / f"{stem}.png", _png(colors, depth))
+        write_file(folder / f"{stem}.png", _png(colors, surfaces(depth, conf, scene)))
         paths.append(folder / f"{stem}.npz")
     return paths
 
@@ -63,6 +63,11 @@ def depth_on_photo(scene: Scene) -> np.ndarray:
     """f32[F, H, W], NaN on padding and where there is none."""
     on_photo = np.stack([t.valid_mask() for t in scene.transforms]) & np.isfinite(scene.depth)
     return np.where(on_photo, scene.depth, np.float32(np.nan))
+
+
+def surfaces(depth: np.ndarray, conf: np.ndarray, scene: Scene) -> np.ndarray:
+    """Depth with NaN also where its confidence is that of nothing."""
+    return np.where(conf >= scene.conf_floor, depth, np.float32(np.nan))
 
 
 def _png(colors: DepthColors, depth: np.ndarray) -> memoryview:

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from fastvggt_jax.export.atomic import write_file
 from fastvggt_jax.export.colors import DepthColors, colorize
-from fastvggt_jax.export.depth import depth_on_photo
+from fastvggt_jax.export.depth import depth_on_photo, surfaces
 from fastvggt_jax.export.glb import STROKES, extent, frusta
 from fastvggt_jax.scene import PointCloud, Scene
 
@@ -28,7 +28,7 @@ def write_overview(scene: Scene, path: str | os.PathLike, *, cloud: PointCloud |
     height = round(tile * scene.colors.shape[1] / scene.colors.shape[2])
     rows = [[scene.colors[i] for i in chosen]]
     if scene.depth is not None:
-        depths = depth_on_photo(scene)
+        depths = surfaces(depth_on_photo(scene), scene.depth_conf, scene)
         rows.append(list(DepthColors(depths)(depths[chosen])))
     page = Image.new("RGB", (WIDTH, len(rows) * height + HEIGHT), BACKGROUND)
     for y, row in enumerate(rows):
@@ -85,10 +85,11 @@ def viewpoint(scene: Scene, cloud: PointCloud, cameras: np.ndarray) -> np.ndarra
     right /= np.linalg.norm(right) or 1
     rotation = np.stack([right, np.cross(forward, right), forward])
     # As near as all cameras and nine points of ten allow.
-    seen = np.concatenate([cameras.reshape(-1, 3), _middle_share(cloud.xyz, 0.9)]) - target
-    across, along = np.abs(seen @ rotation[:2].T), seen @ forward
-    distance = (across * FOCAL / (0.47 * np.array([WIDTH, HEIGHT])) - along[:, None]).max()
-    eye = target - max(distance, 1e-6) * forward
+    seen = np.concatenate([cameras.reshape(-1, 3), _middle_share(cloud.xyz, 0.9)])
+    across, along = (seen - target) @ rotation[:2].T, (seen - target) @ forward
+    middle = (across.min(0) + across.max(0)) / 2
+    distance = (np.abs(across - middle) * FOCAL / (0.47 * np.array([WIDTH, HEIGHT])) - along[:, None]).max()
+    eye = target + middle @ rotation[:2] - max(distance, 1e-6) * forward
     return np.concatenate([rotation, -(rotation @ eye)[:, None]], 1)
 
 

@@ -40,6 +40,7 @@ class TrainConfig:
       weight_decay: of matrices alone. clip_norm: of the gradient. ema_decay: of the averaged weights, None for no average.
       init: a native weight file to start from; None starts from random numbers.
       background: what confidence costs where nothing is, see `losses.loss` and `pi3_losses.loss`; 0 is VGGT's.
+      pairs: weight of the translations between all pairs of cameras, see `losses.pair_loss`; 0 is VGGT's.
       layer_scale: of the blocks of a random start (CaiT, arXiv 2103.17239, starts networks of up to 18 blocks at 0.1).
       frozen: patterns of parameter names, '/'-joined as in the weight file, that stay as they are: "aggregator/patch_embed/*".
       query_points: points to track a scene, for a model with a track head.
@@ -64,6 +65,7 @@ class TrainConfig:
     ema_decay: float | None = 0.999
     init: str | None = None
     background: float = 0.0
+    pairs: float = 0.0
     layer_scale: float = 0.1
     frozen: tuple[str, ...] = ()
     seed: int = 0
@@ -95,6 +97,7 @@ class TrainConfig:
             "warmup_steps",
             "query_points",
             "background",
+            "pairs",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
@@ -113,6 +116,8 @@ class TrainConfig:
         if isinstance(self.model, Pi3):
             if self.query_points:
                 raise ValueError(f"query_points={self.query_points} must be 0: π³ has no track head")
+            if self.pairs:
+                raise ValueError(f"pairs={self.pairs} must be 0: π³'s loss is of pairs of cameras as it is")
         elif ("track" in self.model.heads) != (self.query_points > 0):
             heads = ", ".join(self.model.heads)
             raise ValueError(f"query_points={self.query_points} does not fit the heads {heads}: a track head needs some, others none")

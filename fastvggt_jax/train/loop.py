@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from fastvggt_jax.train.checkpoints import BEST, FULL, MARK, WEIGHTS, Checkpoints, TrainingFailed
 from fastvggt_jax.train.config import Shape, TrainConfig
 from fastvggt_jax.train.data import Batch, render
 from fastvggt_jax.train.metrics import Metrics, means
+from fastvggt_jax.train.optimizer import learning_rates
 from fastvggt_jax.train.state import (
     TrainState,
     abstract_state,
@@ -85,9 +87,10 @@ def _steps(
     stop: Callable[[], bool],
 ) -> TrainState:
     step, evaluate = compiled(config, mesh)
+    rates = learning_rates(config)
     while done < config.steps and not stop():
         shape = config.shape_of(done)
-        state, values = step(state, batch_of(config, done, shape, along_scenes(mesh)))
+        state, values = step(state, batch_of(config, done, shape, along_scenes(mesh)), rates[done])
         done += 1
         metrics.add(values, shape.scenes)
         due = [done % every == 0 or done == config.steps for every in (config.log_every, config.validate_every, config.save_every)]
@@ -121,29 +124,29 @@ def batch_of(config: TrainConfig, step: int, shape: Shape, sharding: NamedShardi
     return jax.device_put(batch, sharding)  # a rendered one may be there already
 
 
-def compiled(config: TrainConfig, mesh: Mesh) -> tuple[Callable[[TrainState, Batch], Any], Callable[[Any, Batch], Any]]:
+def compiled(config: TrainConfig, mesh: Mesh) -> tuple[Callable[[TrainState, Batch, Any], Any], Callable[[Any, Batch], Any]]:
     """What `make_step` and `make_evaluation` give. For rendered batches everything is compiled here, all kinds at once in threads: to
     compile one takes a minute or two on a GPU's host, most of it on one core."""
     step, evaluate = make_step(config, mesh), make_evaluation(config, mesh)
     if config.data is not None:
         return step, evaluate
-    state = abstract_state(config)
+    state, rate = abstract_state(config), jax.ShapeDtypeStruct((), jnp.float32)
     batch = partial(batch_of, config, sharding=along_scenes(mesh))
     kinds = [jax.eval_shape(partial(batch, 0, shape)) for shape in config.shapes]
     with ThreadPoolExecutor() as pool:
         rendered = [pool.submit(batch, 0, shape) for shape in config.shapes]
-        steps = {kind.images.shape: pool.submit(lambda kind: step.lower(state, kind).compile(), kind) for kind in kinds}
+        steps = {kind.images.shape: pool.submit(lambda kind: step.lower(state, kind, rate).compile(), kind) for kind in kinds}
         validation = pool.submit(lambda: evaluate.lower(state.weights(), kinds[0]).compile()) if config.validation_scenes else None
     for job in rendered:
         job.result()  # raises what went wrong
     steps = {shape: job.result() for shape, job in steps.items()}
-    return lambda state, batch: steps[batch.images.shape](state, batch), validation and validation.result()
+    return lambda state, batch, rate: steps[batch.images.shape](state, batch, rate), validation and validation.result()
 
 
 def make_evaluation(config: TrainConfig, mesh: Mesh) -> Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]]:
     """The jitted loss of a batch: (parameters, batch) -> (loss f32[], its parts)."""
     sharding = state_sharding(config, mesh).weights(), along_scenes(mesh)
-    return jax.jit(lambda params, batch: loss_of(config.model, params, batch, config.background), in_shardings=sharding)
+    return jax.jit(lambda params, batch: loss_of(config, params, batch), in_shardings=sharding)
 
 
 def validate(config: TrainConfig, mesh: Mesh, evaluate: Callable[[Any, Batch], Any], state: TrainState) -> dict[str, float]:

@@ -15,7 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from fastvggt_jax.geometry import encode_pose
+from fastvggt_jax.geometry import encode_pose, quat_xyzw_to_rotation
 from fastvggt_jax.models.prediction import Prediction
 
 Array = jax.Array
@@ -25,6 +25,7 @@ STAGE_DECAY = 0.6  # of the camera head's iterations, from the last one back
 LOG_CONFIDENCE = 0.2  # α: what high confidence is worth
 SCALES = 4
 LARGEST_ERROR = 100.0  # of a translation or a spatial difference; what is beyond has no gradient
+NEAR = 0.03  # of the mean point distance: cameras that are nearer have hardly a direction
 TRACK_DECAY = 0.8  # of the tracker's iterations, from the last one back (CoTracker)
 RIGHT_TRACK = 12.0  # pixels: a track that is nearer is one to be confident of
 TINY = 1e-8
@@ -75,17 +76,21 @@ def normalise(cam_from_world: Array, K: Array, depth: Array, world_points: Array
     )
 
 
-def loss(prediction: Prediction, truth: Truth, background: float = 0.0) -> tuple[Array, dict[str, Array]]:
+def loss(prediction: Prediction, truth: Truth, background: float = 0.0, pairs: float = 0.0) -> tuple[Array, dict[str, Array]]:
     """The weighted sum f32[] over the heads that are on, and its parts by name, unweighted.
 
     background: what log confidence costs where nothing is valid. Upstream's 0 leaves it free there, since real scans have holes; where
     all that is not valid is sky, a cost makes the confidence say so.
+    pairs: weight of `pair_loss`, 0 upstream.
     """
     total, parts = jnp.float32(0), {}
     if prediction.pose_enc_list is not None:
         camera = camera_loss(prediction.pose_enc_list, truth.pose_enc)
         parts |= camera
         total += CAMERA * (camera["translation"] + camera["rotation"] + FIELD_OF_VIEW * camera["field of view"])
+        if pairs:
+            parts["pairs"] = pair_loss(prediction.pose_enc_list, truth.pose_enc)
+            total += pairs * parts["pairs"]
     for name, weight, values, conf, target in (
         ("depth", DEPTH, prediction.depth, prediction.depth_conf, truth.depth),
         ("point", POINT, prediction.world_points, prediction.world_points_conf, truth.world_points),
@@ -113,6 +118,28 @@ def camera_loss(pose_enc_list: tuple[Array, ...], target: Array) -> dict[str, Ar
         "rotation": mean(errors[..., 3:7]),
         "field of view": mean(errors[..., 7:]),
     }
+
+
+def pair_loss(pose_enc_list: tuple[Array, ...], target: Array) -> Array:
+    """Mean error of the translations cam_i_from_cam_j of all pairs of cameras, in units of their distance, weighed over the iterations as
+    the camera's; f32[].
+
+    How well poses are recovered is measured by the directions of these translations. An absolute error that is small beside the scene can
+    turn them by any angle where two cameras are near each other, and what a wrong rotation does to them has to go with it.
+    """
+    true = _between(target)
+    errors = norm(_between(jnp.stack(pose_enc_list)) - true)  # [iterations, B, F, F], 0 on the diagonal
+    errors /= jnp.linalg.norm(true, axis=-1) + NEAR
+    frames = target.shape[1]
+    decay = STAGE_DECAY ** jnp.arange(len(errors))[::-1] / len(errors)
+    return (decay * errors.sum((2, 3)).mean(1)).sum() / max(frames * (frames - 1), 1)
+
+
+def _between(pose_enc: Array) -> Array:
+    """Translations of cam_i_from_cam_j, f32[..., F, 9] -> f32[..., F, F, 3]."""
+    R, t = quat_xyzw_to_rotation(pose_enc[..., 3:7]), pose_enc[..., :3]
+    centre = -jnp.einsum("...fji,...fj->...fi", R, t, precision="highest")
+    return jnp.einsum("...fij,...fgj->...fgi", R, centre[..., None, :, :] - centre[..., :, None, :], precision="highest")
 
 
 def dense_loss(values: Array, conf: Array, target: Array, valid: Array) -> dict[str, Array]:

@@ -8,19 +8,22 @@ from typing import Any
 
 import flax.traverse_util
 import jax
+import numpy as np
 import optax
 
 from fastvggt_jax.train.config import TrainConfig
 
 
-def learning_rate(config: TrainConfig) -> optax.Schedule:
-    return optax.warmup_cosine_decay_schedule(
+def learning_rates(config: TrainConfig) -> np.ndarray:
+    """f32[steps]. They are given to the steps one by one, so that runs of other lengths or rates are the same program."""
+    schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0 if config.warmup_steps else config.learning_rate,
         peak_value=config.learning_rate,
         warmup_steps=config.warmup_steps,
         decay_steps=config.steps,
         end_value=config.final_learning_rate,
     )
+    return np.asarray(schedule(np.arange(config.steps)), np.float32)
 
 
 def trainable(params: Any, frozen: Sequence[str]) -> Any:
@@ -36,10 +39,11 @@ def trainable(params: Any, frozen: Sequence[str]) -> Any:
 
 
 def make_optimizer(config: TrainConfig, params: Any) -> optax.GradientTransformation:
-    """Of a tree of parameters, or of their shapes."""
+    """AdamW without its learning rate: what it gives, times -rate, is the update. Of a tree of parameters, or of their shapes."""
     adamw = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(learning_rate(config), b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=_matrices),
+        optax.scale_by_adam(b1=config.beta1, b2=config.beta2),
+        optax.add_decayed_weights(config.weight_decay, mask=_matrices),
     )
     labels = jax.tree.map(lambda free: "trained" if free else "frozen", trainable(params, config.frozen))
     return optax.multi_transform({"trained": adamw, "frozen": optax.set_to_zero()}, labels)

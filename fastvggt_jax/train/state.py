@@ -102,19 +102,19 @@ def state_sharding(config: TrainConfig, mesh: Mesh) -> TrainState:
     return jax.tree.map(of, abstract_state(config))
 
 
-def make_step(config: TrainConfig, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The jitted step: (state, batch) -> (state, metrics f32[] by name). The state that is given is used up."""
+def make_step(config: TrainConfig, mesh: Mesh) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
+    """The jitted step: (state, batch, learning rate f32[]) -> (state, metrics f32[] by name). The state that is given is used up."""
     shapes = config.model.abstract_params()["params"]
     free, optimizer = trainable(shapes, config.frozen), make_optimizer(config, shapes)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, batch: Batch, rate: Array) -> tuple[TrainState, dict[str, Array]]:
         def objective(params: Any) -> tuple[Array, dict[str, Array]]:
             params = jax.tree.map(lambda p, trained: p if trained else jax.lax.stop_gradient(p), params, free)
-            return loss_of(config.model, params, batch, config.background)
+            return loss_of(config, params, batch)
 
         (total, parts), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = optax.apply_updates(state.params, optax.tree.scale(-rate, updates))
         ema = state.ema
         if ema is not None:  # a short memory at first: the start is soon forgotten
             decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
@@ -123,7 +123,7 @@ def make_step(config: TrainConfig, mesh: Mesh) -> Callable[[TrainState, Batch], 
         return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
 
     sharding = state_sharding(config, mesh)
-    return jax.jit(step, donate_argnums=0, in_shardings=(sharding, along_scenes(mesh)), out_shardings=(sharding, None))
+    return jax.jit(step, donate_argnums=0, in_shardings=(sharding, along_scenes(mesh), None), out_shardings=(sharding, None))
 
 
 def along_scenes(mesh: Mesh) -> NamedSharding:
@@ -131,7 +131,9 @@ def along_scenes(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
-def loss_of(model: VGGT | Pi3, params: Any, batch: Batch, background: float = 0.0) -> tuple[Array, dict[str, Array]]:
+def loss_of(config: TrainConfig, params: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
     """The loss that the model was published with, and its parts by name."""
-    loss = pi3_losses.loss if isinstance(model, Pi3) else losses.loss
-    return loss(model.apply({"params": params}, batch.images, batch.query_points), batch.truth, background)
+    prediction = config.model.apply({"params": params}, batch.images, batch.query_points)
+    if isinstance(config.model, Pi3):
+        return pi3_losses.loss(prediction, batch.truth, config.background)
+    return losses.loss(prediction, batch.truth, config.background, config.pairs)

@@ -7,4 +7,4 @@ from fastvggt_jax.train.configs import mini
 
 
 def get_config() -> TrainConfig:
-    return dataclasses.replace(mini.get_config(), shapes=(Shape(scenes=64, frames=8, height=112, width=112),), supersampling=1)
+    return dataclasses.replace(mini.get_config(), shapes=(Shape(scenes=64, frames=8, height=112, width=112),))
