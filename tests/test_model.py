@@ -74,10 +74,10 @@ def test_batch_elements_are_independent(tiny, views):
     assert max_error(both.pose_enc[1], alone.pose_enc[0]) < TOLERANCE["float32"]
 
 
-@pytest.mark.parametrize("frames, chunk", [(5, 2), (5, 4), (4, 1)])
-def test_chunks_of_frames_change_nothing(tiny, views, frames, chunk):
-    images = views(frames)[None]
-    whole, chunked = run(tiny, images, frames_chunk=8), run(tiny, images, frames_chunk=chunk)
+@pytest.mark.parametrize("scenes, frames, chunk", [(1, 5, 2), (1, 5, 4), (1, 4, 1), (2, 5, 5), (2, 3, 1)])
+def test_chunks_of_frames_change_nothing(tiny, views, scenes, frames, chunk):
+    images = np.stack([views(frames), views(frames)[::-1]])[:scenes]
+    whole, chunked = run(tiny, images, frames_chunk=10), run(tiny, images, frames_chunk=chunk)
     for name in ("depth", "depth_conf", "world_points", "world_points_conf"):
         assert max_error(getattr(chunked, name), getattr(whole, name)) < TOLERANCE["float32"], name
 

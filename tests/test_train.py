@@ -282,14 +282,19 @@ def test_eight_devices_compute_what_one_does():
         "        found.append(float(metrics['loss']))\n"
         "    kernel = state.params['aggregator']['global_blocks']['mlp']['fc1']['kernel']\n"
         "    return found, kernel.addressable_shards[0].data.size / kernel.size\n"
-        "print(json.dumps([run(1, False), run(8, True)]))"
+        "dense = MODEL.clone(heads=('depth',), frames_chunk=1)\n"
+        "forward = jax.jit(dense.apply, in_shardings=(None, training.along_scenes(training.make_mesh())))\n"
+        "images = jax.ShapeDtypeStruct((8, 2, 28, 28, 3), jnp.float32)\n"
+        "text = forward.lower(dense.abstract_params(), images).compile().as_text()\n"
+        "print(json.dumps([run(1, False), run(8, True), text.count('all-gather')]))"
     )
     environment = os.environ | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert not done.returncode, done.stderr
-    (one, whole), (spread, share) = json.loads(done.stdout.splitlines()[-1])
+    (one, whole), (spread, share), gathered = json.loads(done.stdout.splitlines()[-1])
     assert (whole, share) == (1, 1 / 8)
     np.testing.assert_allclose(spread, one, rtol=1e-4)
+    assert not gathered  # each device computes the heads of its own scenes
 
 
 def test_a_rendered_batch_agrees_with_itself():

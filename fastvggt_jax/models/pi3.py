@@ -52,7 +52,7 @@ class Pi3(Configured, nn.Module):
       dtype: of the matrix products of encoder, decoder and the three frame decoders; heads, norms, RoPE, softmax statistics and geometry
         are float32 always.
       sparsity: block-sparse attention across frames; None = dense.
-      frames_chunk: how many frames the heads take at a time.
+      frames_chunk: how many frames the heads take at a time, at least one of each scene.
       remat: whether derivatives recompute what blocks and chunks of frames hold instead of keeping it.
     """
 
@@ -132,22 +132,20 @@ class Pi3(Configured, nn.Module):
             sparsity=self.sparsity,
             remat=self.remat,
         )
-        tokens = tokens.reshape(1, B * F, *tokens.shape[2:])
         raw, conf, translation, matrix = over_frame_chunks(
             self,
             lambda self, tokens: self.heads(tokens[0], grid),
-            tokens,
+            tokens[None],
             ((H, W, 3), (H, W, 1), (3,), (9,)),
             self.frames_chunk,
             self.remat,
         )
-        local = activate_points(raw).reshape(B, F, H, W, 3)
+        local = activate_points(raw)
         rotation = decode_rotation(matrix.reshape(B, F, 3, 3))
-        translation = translation.reshape(B, F, 3)
         points = jnp.einsum("bfij,bfhwj->bfhwi", rotation, local, precision="highest") + translation[:, :, None, None]
         upper = jnp.concatenate([rotation, translation[..., None]], -1)
         poses = jnp.concatenate([upper, jnp.broadcast_to(jnp.array([0.0, 0, 0, 1]), (B, F, 1, 4))], -2)
-        return Prediction(points=points, local_points=local, conf=conf.reshape(B, F, H, W, 1), camera_poses=poses)
+        return Prediction(points=points, local_points=local, conf=conf, camera_poses=poses)
 
     def heads(self, tokens: Array, grid: tuple[int, int]) -> tuple[Array, Array, Array, Array]:
         """dtype[B, P, 2D] -> points before activation f32[B, H, W, 3], confidence logits f32[B, H, W, 1], translation, matrix."""

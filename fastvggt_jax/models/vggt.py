@@ -101,7 +101,7 @@ class VGGT(Configured, nn.Module):
     Attributes:
       dtype: of the encoder's and the aggregator's matrix products; heads, norms, RoPE and softmax statistics are float32 always.
       sparsity: block-sparse global attention; None = dense.
-      frames_chunk: how many frames the dense heads take at a time.
+      frames_chunk: how many frames the dense heads take at a time, at least one of each scene.
       remat: whether derivatives recompute what blocks and chunks of frames hold instead of keeping it.
     """
 
@@ -211,24 +211,23 @@ class VGGT(Configured, nn.Module):
         check_images(images, self.patch_size)
         if query_points is not None:
             self.check_query_points(images, query_points)
-        B, F, H, W, _ = images.shape
+        H, W = images.shape[2:4]
         taps, camera_tokens = self.aggregator(images.astype(jnp.float32))
-        taps = taps.reshape(len(self.taps), B * F, *taps.shape[3:])
         out: dict[str, Any] = {}
         if "camera" in self.heads:
             out["pose_enc_list"] = self.camera_head(camera_tokens)
             out["pose_enc"] = out["pose_enc_list"][-1]
         if "depth" in self.heads:
-            out["depth"], out["depth_conf"] = self.dense(self.depth_head, activate_depth, taps, B, (H, W), 1)
+            out["depth"], out["depth_conf"] = self.dense(self.depth_head, activate_depth, taps, (H, W), 1)
         if "point" in self.heads:
-            out["world_points"], out["world_points_conf"] = self.dense(self.point_head, activate_points, taps, B, (H, W), 3)
+            out["world_points"], out["world_points_conf"] = self.dense(self.point_head, activate_points, taps, (H, W), 3)
         if query_points is not None:
             head = self.track_head.feature_extractor
             shape = (H // self.track_stride, W // self.track_stride, self.track_features)
             (maps,) = over_frame_chunks(
                 head, lambda head, taps: (self.logits(head, taps, (H, W)),), taps, (shape,), self.frames_chunk, self.remat
             )
-            tracks, out["vis"], out["conf"] = self.track_head.tracker(query_points.astype(jnp.float32), maps.reshape(B, F, *shape))
+            tracks, out["vis"], out["conf"] = self.track_head.tracker(query_points.astype(jnp.float32), maps)
             out["track_list"], out["track"] = tracks, tracks[-1]
         return Prediction(**out)
 
@@ -244,9 +243,9 @@ class VGGT(Configured, nn.Module):
     def logits(self, head: DPTHead, taps: Array, image_size: tuple[int, int]) -> Array:
         return head(taps[:, :, 1 + self.num_register_tokens :], image_size, self.patch_size)
 
-    def dense(self, head: DPTHead, activate, taps: Array, batch: int, image_size: tuple[int, int], channels: int):
+    def dense(self, head: DPTHead, activate, taps: Array, image_size: tuple[int, int], channels: int):
         """A dense head's values [B, F, H, W, channels] and confidence [B, F, H, W]."""
-        outs = over_frame_chunks(
+        return over_frame_chunks(
             head,
             lambda head, taps: activate(self.logits(head, taps, image_size)),
             taps,
@@ -254,7 +253,6 @@ class VGGT(Configured, nn.Module):
             self.frames_chunk,
             self.remat,
         )
-        return tuple(o.reshape(batch, -1, *o.shape[1:]) for o in outs)
 
 
 def check_images(images: Array, patch_size: int) -> None:

@@ -184,24 +184,31 @@ def over_frame_chunks(
     chunk: int,
     remat: bool = False,
 ) -> tuple[Array, ...]:
-    """`apply(head, taps[:, some frames])` for all frames, `chunk` at most at a time, so that memory does not grow with F.
+    """`apply(head, some frames)` of all frames of taps [taps, B, F, P, C], `chunk` at most at a time, so that memory does not grow with F.
 
-    `apply` returns float32 arrays of `shapes` behind a leading frame axis. The last chunk overlaps the one before where F is no multiple.
-    With `remat` a derivative computes each chunk again instead of keeping it.
+    `apply` takes [taps, N, P, C] and returns float32 arrays [N, *shape] of `shapes`; here they are [B, F, *shape]. Scenes stay on the
+    devices on which they are: each chunk has as many frames, at least one, of every scene. The last one overlaps the one before where F
+    is no multiple. With `remat` a derivative computes each chunk again instead of keeping it.
     """
-    frames = taps.shape[1]
-    if frames <= chunk:
-        return apply(head, taps)
+    _, B, F, *token = taps.shape
+
+    def of_frames(head: DPTHead, start: Array, size: int) -> tuple[Array, ...]:
+        some = jax.lax.dynamic_slice_in_dim(taps, start, size, 2) if size < F else taps
+        outs = apply(head, some.reshape(-1, B * size, *token))
+        return tuple(out.reshape(B, size, *out.shape[1:]) for out in outs)
+
+    if chunk >= B * F:
+        return of_frames(head, 0, F)
     # Among the sizes near `chunk`, the one that computes the fewest frames twice.
-    size = min(range(chunk, chunk // 2, -1), key=lambda c: -(-frames // c) * c)
-    starts = [min(i * size, frames - size) for i in range(-(-frames // size))]
+    most = max(chunk // B, 1)
+    size = min(range(most, most // 2, -1), key=lambda c: -(-F // c) * c)
+    starts = [min(i * size, F - size) for i in range(-(-F // size))]
 
     def body(head: DPTHead, buffers: tuple[Array, ...], start: Array) -> tuple[tuple[Array, ...], None]:
-        outs = apply(head, jax.lax.dynamic_slice_in_dim(taps, start, size, 1))
         update = jax.lax.dynamic_update_slice_in_dim
-        return tuple(update(b, o, start, 0) for b, o in zip(buffers, outs, strict=True)), None
+        return tuple(update(b, o, start, 1) for b, o in zip(buffers, of_frames(head, start, size), strict=True)), None
 
-    buffers = tuple(jnp.zeros((frames, *shape), jnp.float32) for shape in shapes)
+    buffers = tuple(jnp.zeros((B, F, *shape), jnp.float32) for shape in shapes)
     body = nn.remat(body, prevent_cse=False) if remat else body
     scan = nn.scan(body, variable_broadcast="params", variable_axes={"intermediates": 0}, split_rngs={"params": False})
     return scan(head, buffers, jnp.array(starts))[0]
