@@ -15,7 +15,7 @@ from fastvggt_jax.attention import sparse_global_attention
 from fastvggt_jax.checkpoint import save_params
 from fastvggt_jax.evaluate import ablations, plot, stereo
 from fastvggt_jax.evaluate import cli as evaluate_cli
-from fastvggt_jax.evaluate.synthetic import DEFINITIONS, Scenes, Truth, estimate, evaluate
+from fastvggt_jax.evaluate.synthetic import BASELINES, DEFINITIONS, Scenes, Truth, estimate, evaluate
 from fastvggt_jax.models.prediction import Prediction
 from fastvggt_jax.synthetic import sample
 
@@ -63,7 +63,7 @@ def test_a_perfect_model_has_perfect_scores(samples, perfect, model):
 
     result = evaluate({"perfect": predict}, SCENES, lambda: calls.append(1))["perfect"]
     summary = result.summary()
-    assert set(summary) == set(DEFINITIONS) - {"scene's size"} and summary["effective sparsity"] == 0 and len(calls) == 1
+    assert set(summary) == set(DEFINITIONS) - {"scene's size", "baselines"} and summary["effective sparsity"] == 0 and len(calls) == 1
     for name, best in BEST.items():
         assert summary[name] == pytest.approx(best, abs=0.02), name
     assert len(result.report()["scenes"]["AUC@30"]) == 2
@@ -91,6 +91,24 @@ def test_the_medians_are_over_the_pairs_of_all_scenes(perfect):
     spoilt = good.replace(cam_from_world=good.cam_from_world.at[1].set(wrong @ good.cam_from_world[1]))
     summary = evaluate({"x": lambda _: (spoilt, None)}, SCENES)["x"].summary()
     assert 1 < summary["rotation error"] == pytest.approx((0 + 40) / 2, abs=0.1)
+
+
+def test_pairs_are_told_apart_by_the_distance_of_their_cameras(perfect, samples):
+    """Of the second scene all rotations are wrong; each pair is counted where its baseline lies."""
+    good = perfect[as_vggt]
+    turned = jnp.stack([geometry.quat_xyzw_to_rotation([0, np.sin(a), 0, np.cos(a)]) for a in np.deg2rad([0.0, 20, 45])])
+    spoilt = good.replace(cam_from_world=good.cam_from_world.at[1].set(turned @ good.cam_from_world[1]))
+    found = evaluate({"x": lambda _: (spoilt, None)}, SCENES)["x"].by_baseline()
+    centres = np.asarray(samples.world_from_cam)[..., :3, 3]
+    sizes = [Truth(jax.tree.map(lambda x, b=b: x[b], samples)).size for b in range(2)]
+    share = np.array(
+        [[np.linalg.norm(c[i] - c[j]) / size for i, j in ((0, 1), (0, 2), (1, 2))] for c, size in zip(centres, sizes, strict=True)]
+    )
+    assert len(found) > 1 and sum(bin["share"] for bin in found) == pytest.approx(100) and all(bin["from"] in BASELINES for bin in found)
+    for bin in found:
+        inside = (100 * share >= bin["from"]) & (100 * share < (bin["to"] or np.inf))
+        assert bin["share"] == pytest.approx(100 * inside.mean())
+        assert bin["RRA@5"] == pytest.approx(100 * inside[0].sum() / inside.sum())
 
 
 def test_a_prediction_that_is_not_finite_is_named(perfect):
@@ -232,6 +250,8 @@ def test_a_random_model_the_whole_way(checkpoint, samples, tmp_path):
     assert again.exit_code == 2 and "is not empty" in again.stderr
     lines = evaluate_cli.table(report["configurations"]).splitlines()
     assert len(lines) == 3 and len({len(line) for line in lines}) == 1 and lines[2].startswith("ρ and τ: ρ 0.9 τ 0.1")
+    _, *lines = evaluate_cli.baseline_table(report["configurations"]).splitlines()
+    assert len(lines) == 4 and len({len(line) for line in lines}) == 1 and lines[3].startswith("ρ and τ: ρ 0.9 τ 0.1")
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,7 @@ def synthetic(
         typer.echo(json.dumps(report))
     elif not quiet:
         typer.echo(table(rows))
+        typer.echo(baseline_table(rows))
 
 
 @app.command()
@@ -156,6 +157,18 @@ def table(rows: list[dict[str, Any]]) -> str:
     heads = [heading.rjust(len(cell)) for (heading, _), cell in zip(COLUMNS.values(), cells[0], strict=True)]
     lines = [" " * width + "  " + "  ".join(heads)]
     lines += [f"{label:{width}}  " + "  ".join(values) for label, values in zip(labels, cells, strict=True)]
+    return "\n".join(lines)
+
+
+def baseline_table(rows: list[dict[str, Any]]) -> str:
+    """AUC@30 of near and far pairs of views, a line for each configuration."""
+    bins = rows[0]["baselines"]  # the same scenes, so the same for all
+    width = max(len(row["label"]) for row in rows)
+    heads = [f"{b['from']}-{b['to']}" if b["to"] else f"{b['from']}-" for b in bins]
+    line = lambda label, cells: f"{label:{width}}  " + "  ".join(f"{cell:>6}" for cell in cells)
+    lines = ["AUC@30 of pairs of views by their distance, in percent of the scene's size", line("", heads)]
+    lines.append(line("% of pairs", [f"{b['share']:.1f}" for b in bins]))
+    lines += [line(row["label"], [f"{b['AUC@30']:.1f}" for b in row["baselines"]]) for row in rows]
     return "\n".join(lines)
 
 

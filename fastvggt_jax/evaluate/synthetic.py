@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,6 +22,7 @@ from fastvggt_jax.scene import FOV_LIMITS
 Array = jax.Array
 SURFACE_POINTS, SURFACE_QUERIES = 50_000, 2_500  # of a scene's pixels: among which neighbours are looked up, and for how many
 ACCURACIES, AREAS = (5, 15), (5, 30)  # thresholds in degrees
+BASELINES = (0, 3, 6, 12, 25, 50, np.inf)  # percent of the scene's size, between which pairs of views are told apart
 DEFINITIONS = {
     "scene's size": "the mean distance of its true points from the first camera, VGGT's unit; percentages of lengths are of it",
     "rotation error": "degrees, the median over all pairs of views of all scenes",
@@ -36,6 +38,7 @@ DEFINITIONS = {
     "completeness": "percent; mean distance from true points to the nearest predicted ones; the mean over scenes",
     "Chamfer": "percent; the mean of accuracy and completeness",
     "normal consistency": "mean |cosine| between the normals of nearest points, over both directions; the mean over scenes",
+    "baselines": "the same errors of pairs by the distance of their two cameras, from one percentage of the scene's size to another",
     "effective sparsity": "share of blocks of global attention that were not computed, the mean over layers and scenes",
 }
 
@@ -111,6 +114,9 @@ class Truth:
         self.depth, self.points = depth[self.valid].astype(np.float64), points[self.valid].astype(np.float64)
         first = -self.cam_from_world[0, :, :3].T @ self.cam_from_world[0, :, 3]
         self.size = float(np.linalg.norm(self.points - first, axis=-1).mean())
+        centres = -np.einsum("fji,fj->fi", self.cam_from_world[..., :3], self.cam_from_world[..., 3])
+        i, j = np.triu_indices(len(centres), 1)
+        self.baselines = 100 / self.size * np.linalg.norm(centres[i] - centres[j], axis=-1)  # of all pairs of views, in percent
         # The same pixels of truth and prediction; in random order, so that any first few are spread over all.
         self.chosen = np.random.default_rng(0).permutation(len(self.points))[:SURFACE_POINTS]
         self.surface = metrics.Surface(self.points[self.chosen])
@@ -147,9 +153,11 @@ def _of_pairs(pairs: np.ndarray) -> dict[str, float]:
 
 @dataclasses.dataclass
 class Result:
-    """Of one predictor. pairs: f64[2, pairs] a scene; metrics: of each scene; density: f64[layers] a batch, none if dense."""
+    """Of one predictor. pairs: f64[2, pairs] a scene, and their baselines f64[pairs]; metrics: of each scene; density: f64[layers] a batch,
+    none if dense."""
 
     pairs: list[np.ndarray] = dataclasses.field(default_factory=list)
+    baselines: list[np.ndarray] = dataclasses.field(default_factory=list)
     metrics: list[dict[str, float]] = dataclasses.field(default_factory=list)
     density: list[np.ndarray] = dataclasses.field(default_factory=list)
 
@@ -159,11 +167,21 @@ class Result:
         density = float(np.mean(self.density)) if self.density else 1.0
         return {"effective sparsity": 1 - density} | means | _of_pairs(np.concatenate(self.pairs, 1))
 
+    def by_baseline(self) -> list[dict[str, float | None]]:
+        """The metrics of pairs between each two of BASELINES, where there are some; "to" is None at the end, "share" a percentage."""
+        pairs, baselines, found = np.concatenate(self.pairs, 1), np.concatenate(self.baselines), []
+        for low, high in itertools.pairwise(BASELINES):
+            chosen = (low <= baselines) & (baselines < high)
+            if chosen.any():
+                bounds = {"from": low, "to": None if np.isinf(high) else high, "share": 100 * float(chosen.mean())}
+                found.append(bounds | _of_pairs(pairs[:, chosen]))
+        return found
+
     def report(self) -> dict:
-        """The summary, and what it is made of: the density of each layer, and every scene's metrics."""
+        """The summary, and what it is made of: pairs by their baseline, the density of each layer, and every scene's metrics."""
         layers = [round(float(d), 4) for d in np.mean(self.density, 0)] if self.density else None
         scenes = {name: [round(scene[name], 4) for scene in self.metrics] for name in self.metrics[0]}
-        return {"summary": self.summary(), "density": layers, "scenes": scenes}
+        return {"summary": self.summary(), "baselines": self.by_baseline(), "density": layers, "scenes": scenes}
 
 
 def evaluate(
@@ -191,8 +209,10 @@ def evaluate(
                 broken = [number for number, fine in zip(numbers, np.all(finite, 0), strict=True) if not fine]
                 if broken:
                     raise ValueError(f"{name}: the model's cameras or points of test scene {broken[0]} are not finite: damaged weights?")
-                for pairs, values in threads.map(measure, found.cam_from_world, found.depth, found.points, truths):
+                measured = threads.map(measure, found.cam_from_world, found.depth, found.points, truths)
+                for truth, (pairs, values) in zip(truths, measured, strict=True):
                     results[name].pairs.append(pairs)
+                    results[name].baselines.append(truth.baselines)
                     results[name].metrics.append(values)
                 if density is not None:
                     results[name].density.append(np.asarray(density, np.float64))
