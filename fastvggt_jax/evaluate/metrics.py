@@ -30,6 +30,11 @@ def pair_errors(cam_from_world: np.ndarray, truth: np.ndarray) -> tuple[np.ndarr
     return np.rad2deg(rotation), np.rad2deg(translation)
 
 
+def baselines(cam_from_world: np.ndarray) -> np.ndarray:
+    """Distances between the cameras of all pairs of views i < j, in the order of `pair_errors`: f64[F·(F-1)/2]."""
+    return np.linalg.norm(_relative_poses(np.asarray(cam_from_world, np.float64))[1], axis=-1)
+
+
 def _relative_poses(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     i, j = np.triu_indices(len(poses), 1)
     R = poses[i, :, :3] @ poses[j, :, :3].swapaxes(-1, -2)  # [pairs, 3, 3]

@@ -114,9 +114,7 @@ class Truth:
         self.depth, self.points = depth[self.valid].astype(np.float64), points[self.valid].astype(np.float64)
         first = -self.cam_from_world[0, :, :3].T @ self.cam_from_world[0, :, 3]
         self.size = float(np.linalg.norm(self.points - first, axis=-1).mean())
-        centres = -np.einsum("fji,fj->fi", self.cam_from_world[..., :3], self.cam_from_world[..., 3])
-        i, j = np.triu_indices(len(centres), 1)
-        self.baselines = 100 / self.size * np.linalg.norm(centres[i] - centres[j], axis=-1)  # of all pairs of views, in percent
+        self.baselines = 100 / self.size * metrics.baselines(self.cam_from_world)  # in percent
         # The same pixels of truth and prediction; in random order, so that any first few are spread over all.
         self.chosen = np.random.default_rng(0).permutation(len(self.points))[:SURFACE_POINTS]
         self.surface = metrics.Surface(self.points[self.chosen])

@@ -15,7 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from fastvggt_jax.geometry import encode_pose, quat_xyzw_to_rotation
+from fastvggt_jax.geometry import encode_pose, invert_se3, quat_xyzw_to_rotation
 from fastvggt_jax.models.prediction import Prediction
 
 Array = jax.Array
@@ -111,7 +111,7 @@ def loss(prediction: Prediction, truth: Truth, background: float = 0.0, pairs: f
 def camera_loss(pose_enc_list: tuple[Array, ...], target: Array) -> dict[str, Array]:
     """Mean absolute errors of pose encodings f32[B, F, 9] over the iterations, the later ones weighing more."""
     errors = jnp.abs(jnp.stack(pose_enc_list) - target)  # [iterations, B, F, 9]
-    decay = STAGE_DECAY ** jnp.arange(len(errors))[::-1] / len(errors)
+    decay = _decay(STAGE_DECAY, len(errors))
     mean = lambda x: (decay * x.mean((1, 2, 3))).sum()
     return {
         "translation": mean(jnp.minimum(errors[..., :3], LARGEST_ERROR)),
@@ -131,15 +131,25 @@ def pair_loss(pose_enc_list: tuple[Array, ...], target: Array) -> Array:
     errors = norm(_between(jnp.stack(pose_enc_list)) - true)  # [iterations, B, F, F], 0 on the diagonal
     errors /= jnp.linalg.norm(true, axis=-1) + NEAR
     frames = target.shape[1]
-    decay = STAGE_DECAY ** jnp.arange(len(errors))[::-1] / len(errors)
+    decay = _decay(STAGE_DECAY, len(errors))
     return (decay * errors.sum((2, 3)).mean(1)).sum() / max(frames * (frames - 1), 1)
 
 
 def _between(pose_enc: Array) -> Array:
     """Translations of cam_i_from_cam_j, f32[..., F, 9] -> f32[..., F, F, 3]."""
-    R, t = quat_xyzw_to_rotation(pose_enc[..., 3:7]), pose_enc[..., :3]
-    centre = -jnp.einsum("...fji,...fj->...fi", R, t, precision="highest")
-    return jnp.einsum("...fij,...fgj->...fgi", R, centre[..., None, :, :] - centre[..., :, None, :], precision="highest")
+    R, t = quat_xyzw_to_rotation(pose_enc[..., 3:7]), pose_enc[..., :3, None]
+    world_from_cam = invert_se3(jnp.concatenate([R, t], -1))
+    return steps_between(world_from_cam[..., :3, :3], world_from_cam[..., :3, 3])
+
+
+def steps_between(rotation: Array, centre: Array) -> Array:
+    """World_from_cam f32[..., F, 3, 3], f32[..., F, 3] -> each second camera's centre in the first one's coordinates, f32[..., F, F, 3]."""
+    return jnp.einsum("...fji,...fgj->...fgi", rotation, centre[..., None, :, :] - centre[..., :, None, :], precision="highest")
+
+
+def _decay(base: float, iterations: int) -> Array:
+    """How much each iteration of a head weighs, f32[iterations]: the last one most."""
+    return base ** jnp.arange(iterations)[::-1] / iterations
 
 
 def dense_loss(values: Array, conf: Array, target: Array, valid: Array) -> dict[str, Array]:
@@ -156,7 +166,7 @@ def track_loss(track_list: Array, vis: Array, conf: Array, tracks: Array, visibl
     """Of tracks f32[iterations, B, F, Q, 2] where the point is seen, in pixels, and of the probabilities f32[B, F, Q] that it is seen and
     that the last iteration's track is right; each a mean."""
     errors = jnp.minimum(jnp.abs(track_list - tracks).mean(-1), LARGEST_ERROR)
-    decay = TRACK_DECAY ** jnp.arange(len(errors))[::-1] / len(errors)
+    decay = _decay(TRACK_DECAY, len(errors))
     seen = visible / jnp.maximum(visible.sum(), 1)
     right = jax.lax.stop_gradient(jnp.linalg.norm(track_list[-1] - tracks, axis=-1)) < RIGHT_TRACK
     return {

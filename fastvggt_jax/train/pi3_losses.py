@@ -20,7 +20,7 @@ import optax
 
 from fastvggt_jax.geometry import decode_pose, invert_se3
 from fastvggt_jax.models.prediction import Prediction
-from fastvggt_jax.train.losses import Truth, mean_where, norm
+from fastvggt_jax.train.losses import Truth, mean_where, norm, steps_between
 
 Array = jax.Array
 NORMAL, CONFIDENCE, CAMERA = 1.0, 0.05, 0.1  # weights of the parts; the points' is 1
@@ -130,8 +130,7 @@ def camera_loss(rotation: Array, centre: Array, world_from_cam: Array, has_scale
 def _relative(rotation: Array, centre: Array) -> tuple[Array, Array]:
     """World_from_cam f32[B, F, 3, 3], f32[B, F, 3] -> each second camera in the first one's coordinates, [B, F, F, 3, 3], [B, F, F, 3]."""
     turn = jnp.einsum("bfji,bgjk->bfgik", rotation, rotation, precision="highest")
-    step = jnp.einsum("bfji,bfgj->bfgi", rotation, centre[:, None] - centre[:, :, None], precision="highest")
-    return turn, step
+    return turn, steps_between(rotation, centre)
 
 
 def _corners(x: Array) -> list[Array]:
