@@ -30,3 +30,5 @@ def use_compilation_cache(cache_dir: str | None) -> None:
     jax.config.update("jax_compilation_cache_dir", None if cache_dir == "none" else cache_dir)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)  # small programs compile faster than they load
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # On several devices cuDNN's attention stands in a program as a Python object's address, which is another one in every process.
+    jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)

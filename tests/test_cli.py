@@ -154,6 +154,32 @@ def test_in_a_process_of_its_own_with_the_compilation_cache(checkpoint, tmp_path
     assert list((tmp_path / "cache").iterdir())
 
 
+PARTITIONED = """
+import sys
+import jax, jax.numpy as jnp
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
+from fastvggt_jax.options import use_compilation_cache
+use_compilation_cache(sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+double = custom_partitioning(lambda x: 2 * x)
+double.def_partition(partition=lambda mesh, of, to: (mesh, lambda x: 2 * x, to.sharding, (of[0].sharding,)), sharding_rule="i -> i")
+x = jax.device_put(jnp.arange(4.0), NamedSharding(jax.make_mesh((2,), ("data",)), PartitionSpec("data")))
+memory = [bytearray(100) for _ in range(int(sys.argv[2]))]  # moves what comes after it
+print(jax.jit(lambda x: double(x))(x).sum())
+"""
+
+
+def test_a_program_for_several_devices_is_found_in_the_cache(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    for blocks in ("1", "10007"):  # as cuDNN's attention, what is custom-partitioned stands in the program by its address
+        command = [sys.executable, "-c", PARTITIONED, tmp_path, blocks]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, env=environment)
+        assert done.stdout == "12.0\n", done.stderr
+    assert len([path for path in tmp_path.iterdir() if path.name.startswith("jit__lambda") and path.name.endswith("-cache")]) == 1
+
+
 def test_the_cache_can_be_another_or_none(monkeypatch):
     settings = {}
     monkeypatch.setattr(type(jax.config), "update", lambda self, name, value: settings.update({name: value}))

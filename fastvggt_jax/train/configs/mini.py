@@ -37,7 +37,7 @@ def get_config() -> TrainConfig:
         learning_rate=5e-4,
         warmup_steps=500,
         background=0.05,  # sky
-        pairs=3.0,
+        pairs=5.0,
         supersampling=1,  # with 2, half of the time would go into rays
         weights_dtype="bfloat16",
     )
