@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from fastvggt_jax import Sparsity, cli, geometry
 from fastvggt_jax.attention import sparse_global_attention
 from fastvggt_jax.checkpoint import save_params
-from fastvggt_jax.evaluate import ablations, plot, stereo
+from fastvggt_jax.evaluate import ablations, plot, stereo, synthetic
 from fastvggt_jax.evaluate import cli as evaluate_cli
 from fastvggt_jax.evaluate.synthetic import BASELINES, DEFINITIONS, Scenes, Truth, estimate, evaluate
 from fastvggt_jax.models.prediction import Prediction
@@ -252,6 +252,30 @@ def test_a_random_model_the_whole_way(checkpoint, samples, tmp_path):
     assert len(lines) == 3 and len({len(line) for line in lines}) == 1 and lines[2].startswith("ρ and τ: ρ 0.9 τ 0.1")
     _, *lines = evaluate_cli.baseline_table(report["configurations"]).splitlines()
     assert len(lines) == 4 and len({len(line) for line in lines}) == 1 and lines[3].startswith("ρ and τ: ρ 0.9 τ 0.1")
+
+
+def test_an_interrupted_evaluation_reports_its_scenes_so_far(checkpoint, perfect, tmp_path, monkeypatch):
+    calls = []
+
+    def predict(images):
+        calls.append(images)
+        if len(calls) == interrupted:
+            raise KeyboardInterrupt
+        return jax.tree.map(lambda x: x[:1], perfect[as_vggt]), None  # of scene 0
+
+    monkeypatch.setattr(synthetic, "predictor", lambda net, params: predict)
+    options = ["--scenes", 2, "--views", 3, "--size", 42, "--batch", 1, "--sparsity", "dense", "--sparsity", "0.5"]
+    interrupted = 4  # the first configuration has seen both scenes, the second one only the first
+    done = run("synthetic", "--model", checkpoint, *options, "-o", tmp_path / "out")
+    assert done.exit_code == 130 and "this is of the first 1 of 2 scenes" in done.stderr and "AUC@30" in done.stdout
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert report["scenes"]["count"] == 1
+    assert [len(row["scenes"]["AUC@30"]) for row in report["configurations"]] == [1, 1]
+    assert [row["summary"]["AUC@30"] for row in report["configurations"]] == pytest.approx([100, 100])
+    calls.clear()
+    interrupted = 2  # nothing is whole
+    with pytest.raises(KeyboardInterrupt):
+        synthetic.evaluate({"a": predict, "b": predict}, Scenes(count=2, views=3, size=42, batch=1))
 
 
 @pytest.mark.parametrize(

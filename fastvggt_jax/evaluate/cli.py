@@ -27,6 +27,7 @@ Dtype = Annotated[
 ]
 Block = Annotated[str, typer.Option(help="Queries and keys of a block of block-sparse attention.")]
 
+INTERRUPTED = 130  # exit code, as a shell gives a command that Ctrl-C has ended
 OURS = ("evaluation.json", "quality.png")  # what --overwrite may replace
 COLUMNS = {  # of the table: name in a summary -> (heading, format)
     "effective sparsity": ("sparsity", "8.1%"),
@@ -74,7 +75,10 @@ def synthetic(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Cameras, depth and points on rendered scenes of the test split, dense and at several sparsities."""
+    """Cameras, depth and points on rendered scenes of the test split, dense and at several sparsities.
+
+    Interrupted (Ctrl-C), it reports the scenes up to there.
+    """
     with one_sentence(output or Path(), as_json, smaller="take fewer --views, a smaller --size or a smaller --batch"):
         from fastvggt_jax.evaluate import ablations as configurations
         from fastvggt_jax.evaluate.plot import require_matplotlib, write_plot
@@ -96,11 +100,12 @@ def synthetic(
         runs += [configurations.parse(text, blocks) for text in sparsity or ([] if runs else [configurations.DENSE])]
         runs = list({run.label: run for run in runs}.values())
         rows = _measure(net, params, runs, chosen, silent=quiet or as_json)
+        measured = len(rows[0]["scenes"]["AUC@30"])
         report = {
             "format": "fastvggt_jax evaluation",
             "version": __version__,
             "model": _describe(model, net),
-            "scenes": {"split": "test", "first": first, "count": scenes, "views": views, "size": size, "batch": chosen.batch},
+            "scenes": {"split": "test", "first": first, "count": measured, "views": views, "size": size, "batch": chosen.batch},
             "block": list(blocks),
             "device": _device(),
             "definitions": DEFINITIONS,
@@ -110,12 +115,15 @@ def synthetic(
             with output_folder(output, overwrite=overwrite, ours=OURS) as folder:
                 write_file(folder / "evaluation.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
                 if plot:
-                    write_plot(rows, f"{Path(model).stem}: {scenes} scenes of {views} views, {size}×{size}", folder / "quality.png")
+                    write_plot(rows, f"{Path(model).stem}: {measured} scenes of {views} views, {size}×{size}", folder / "quality.png")
     if as_json:
         typer.echo(json.dumps(report))
     elif not quiet:
         typer.echo(table(rows))
         typer.echo(baseline_table(rows))
+    if measured < scenes:
+        typer.echo(f"interrupted: this is of the first {measured} of {scenes} scenes", err=True)
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command()

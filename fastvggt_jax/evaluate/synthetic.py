@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import flax.linen as nn
 import flax.struct
@@ -159,6 +159,11 @@ class Result:
     metrics: list[dict[str, float]] = dataclasses.field(default_factory=list)
     density: list[np.ndarray] = dataclasses.field(default_factory=list)
 
+    def extend(self, other: Result) -> None:
+        """By what the same predictor has given on other scenes."""
+        for field in dataclasses.fields(self):
+            getattr(self, field.name).extend(getattr(other, field.name))
+
     def summary(self) -> dict[str, float]:
         """Over all scenes, by the names of DEFINITIONS."""
         means = {name: float(np.mean([scene[name] for scene in self.metrics])) for name in self.metrics[0]}
@@ -185,7 +190,8 @@ class Result:
 def evaluate(
     predictors: Mapping[str, Predict], scenes: Scenes, advance: Callable[[], object] = lambda: None, *, together: bool = False
 ) -> dict[str, Result]:
-    """Every predictor on the same scenes; calls `advance` once for each predictor and batch.
+    """Every predictor on the same scenes; calls `advance` once for each predictor and batch. Interrupted (KeyboardInterrupt), it returns
+    what the batches before have given, if there are some.
 
     together: predictors are compiled at the same time, in threads, which those with Mosaic kernels must not be; each runs once more for it.
     ValueError if a prediction is not finite.
@@ -193,26 +199,40 @@ def evaluate(
     results = {name: Result() for name in predictors}
     with ThreadPoolExecutor() as threads:  # numpy, scipy and XLA's compiler mostly work outside the GIL
         for start in range(scenes.first, scenes.first + scenes.count, scenes.batch):
-            numbers = range(start, start + scenes.batch)
-            size = dict(frames=scenes.views, height=scenes.size, width=scenes.size)
-            rendered = [synthetic.sample("test", number, **size) for number in numbers]
-            images = jnp.stack([scene.images for scene in rendered])  # [B, F, H, W, 3]
-            truths = list(threads.map(Truth, rendered))
-            if together and start == scenes.first:
-                compile_it = lambda predict, images=images: jax.block_until_ready(predict(images)) and None
-                list(threads.map(compile_it, predictors.values()))
-            for name, predict in predictors.items():
-                found, density = jax.device_get(predict(images))
-                finite = [np.isfinite(x).all((*range(1, x.ndim),)) for x in jax.tree.leaves(found)]
-                broken = [number for number, fine in zip(numbers, np.all(finite, 0), strict=True) if not fine]
-                if broken:
-                    raise ValueError(f"{name}: the model's cameras or points of test scene {broken[0]} are not finite: damaged weights?")
-                measured = threads.map(measure, found.cam_from_world, found.depth, found.points, truths)
-                for truth, (pairs, values) in zip(truths, measured, strict=True):
-                    results[name].pairs.append(pairs)
-                    results[name].baselines.append(truth.baselines)
-                    results[name].metrics.append(values)
-                if density is not None:
-                    results[name].density.append(np.asarray(density, np.float64))
-                advance()
+            first = start == scenes.first
+            try:
+                found = _evaluate_batch(predictors, scenes, start, threads, advance, together and first)
+            except KeyboardInterrupt:
+                if first:
+                    raise
+                break
+            for name, result in found.items():
+                results[name].extend(result)
+    return results
+
+
+def _evaluate_batch(
+    predictors: Mapping[str, Predict], scenes: Scenes, start: int, threads: Executor, advance: Callable[[], object], compile_all: bool
+) -> dict[str, Result]:
+    results = {name: Result() for name in predictors}
+    numbers = range(start, start + scenes.batch)
+    rendered = [synthetic.sample("test", number, frames=scenes.views, height=scenes.size, width=scenes.size) for number in numbers]
+    images = jnp.stack([scene.images for scene in rendered])  # [B, F, H, W, 3]
+    truths = list(threads.map(Truth, rendered))
+    if compile_all:
+        list(threads.map(lambda predict: jax.block_until_ready(predict(images)) and None, predictors.values()))
+    for name, predict in predictors.items():
+        found, density = jax.device_get(predict(images))
+        finite = [np.isfinite(x).all((*range(1, x.ndim),)) for x in jax.tree.leaves(found)]
+        broken = [number for number, fine in zip(numbers, np.all(finite, 0), strict=True) if not fine]
+        if broken:
+            raise ValueError(f"{name}: the model's cameras or points of test scene {broken[0]} are not finite: damaged weights?")
+        measured = threads.map(measure, found.cam_from_world, found.depth, found.points, truths)
+        for truth, (pairs, values) in zip(truths, measured, strict=True):
+            results[name].pairs.append(pairs)
+            results[name].baselines.append(truth.baselines)
+            results[name].metrics.append(values)
+        if density is not None:
+            results[name].density.append(np.asarray(density, np.float64))
+        advance()
     return results
