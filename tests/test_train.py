@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fastvggt_jax import VGGT, Pi3, from_pretrained, geometry
+from fastvggt_jax import VGGT, Pi3, checkpoint, from_pretrained, geometry
 from fastvggt_jax.checkpoint import CheckpointError, save_params
 from fastvggt_jax.cli import app
 from fastvggt_jax.tensor_file import open_safetensors
@@ -223,13 +223,14 @@ def test_recomputing_changes_no_gradient():
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(a).max()))
 
 
-def test_training_goes_on_from_a_weight_file_and_leaves_what_is_frozen(tmp_path):
+def test_training_goes_on_from_a_weight_file_and_leaves_what_is_frozen(tmp_path, monkeypatch):
     before = training.initial_params(CAMERAS, 5, 0.1)
     save_params(tmp_path / "start.safetensors", {"params": before}, CAMERAS, source="the official weights", license="CC BY-NC 4.0")
+    monkeypatch.setitem(checkpoint.BUNDLED, "start", tmp_path / "start.safetensors")  # as mini
     frozen = ("aggregator/patch_embed/*", "camera_head/trunk/*")
     cameras = config(
         model=CAMERAS,
-        init=str(tmp_path / "start.safetensors"),
+        init="start",
         frozen=frozen,
         steps=3,
         warmup_steps=0,

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from fastvggt_jax.checkpoint import CheckpointError, save_params
+from fastvggt_jax.checkpoint import CheckpointError, save_params, weight_file
 from fastvggt_jax.errors import Failed
 from fastvggt_jax.export.atomic import write_file
 from fastvggt_jax.tensor_file import open_safetensors
@@ -119,7 +119,7 @@ def _origin(config: TrainConfig) -> dict[str, str]:
     """Source and licence of what the run starts from."""
     if config.init is None:
         return {"source": "random numbers", "license": "that of whoever trained it"}
-    before = open_safetensors(config.init).metadata() or {}
+    before = open_safetensors(weight_file(config.init)).metadata() or {}
     return {"source": before.get("source", config.init), "license": before.get("license", "unknown, see the source")}
 
 

@@ -38,7 +38,7 @@ class TrainConfig:
       steps: of the whole run, also where it was interrupted.
       learning_rate: at its peak, after `warmup_steps`; from there a cosine falls to `final_learning_rate`.
       weight_decay: of matrices alone. clip_norm: of the gradient. ema_decay: of the averaged weights, None for no average.
-      init: a native weight file to start from; None starts from random numbers.
+      init: a native weight file to start from, or a bundled model's name; None starts from random numbers.
       background: what confidence costs where nothing is, see `losses.loss` and `pi3_losses.loss`; 0 is VGGT's.
       pairs: weight of the translations between all pairs of cameras, see `losses.pair_loss`; 0 is VGGT's.
       layer_scale: of the blocks of a random start (CaiT, arXiv 2103.17239, starts networks of up to 18 blocks at 0.1).
