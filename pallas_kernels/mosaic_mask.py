@@ -118,7 +118,12 @@ def pooled_block_mask(
     cdf_threshold: float | Array | None,
     pool: str,
 ) -> BlockMask:
-    """See `api.pooled_block_mask` and `xla.pooled_block_mask`."""
+    """See `api.pooled_block_mask` and `xla.pooled_block_mask`.
+
+    NotImplementedError for float32, whose attention is no kernel's either: it is plain XLA throughout, with the masks of other devices.
+    """
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        raise NotImplementedError(f"'mosaic_sm90' cannot do this: it takes bfloat16 and float16, not {q.dtype}")
     return xla.pooled_block_mask(
         q,
         k,

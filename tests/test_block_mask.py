@@ -13,9 +13,9 @@ from pallas_kernels import BlockMask, api, pooled_block_mask, reference, thresho
 needs_jax_011 = pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="Mosaic GPU kernels need jax >= 0.11")
 
 
-def queries_and_keys(T, L=None, N=2, H=16, B=1, seed=0):
+def queries_and_keys(T, L=None, N=2, H=16, B=1, seed=0, dtype=jnp.float32):
     q, k = jax.random.split(jax.random.key(seed))
-    return jax.random.normal(q, (B, T, N, H)), jax.random.normal(k, (B, L or T, N, H))
+    return jax.random.normal(q, (B, T, N, H), dtype), jax.random.normal(k, (B, L or T, N, H), dtype)
 
 
 def kept_by_threshold(scores, keep_count, cdf_threshold, find=thresholds.row_thresholds):
@@ -196,7 +196,7 @@ def test_a_block_is_pooled_over_its_own_tokens_only(pool, T):
 def test_no_gradient_passes(implementation, monkeypatch):
     """The mask is a choice: what differentiates around it is not asked for a derivative of it."""
     monkeypatch.setattr(api, "has_hopper", lambda: True)
-    q, k = queries_and_keys(64)
+    q, k = queries_and_keys(64, dtype=jnp.bfloat16)
     options = {"keep_count": 2, "cdf_threshold": 0.3, "block": (16, 8), "implementation": implementation}
     differentiate = lambda: jax.jvp(lambda q: pooled_block_mask(q, k, **options).density, (q,), (q,))
     density, slope = differentiate() if implementation == "xla" else simulated(differentiate)
@@ -282,7 +282,7 @@ def test_the_kernel_makes_the_same_mask(monkeypatch):
 
     monkeypatch.setattr(api, "has_hopper", lambda: True)
     monkeypatch.setattr(mosaic_mask, "SCORES_BYTES", 2 * 2 * 2 * 256 * 4)  # two rows of batch and heads
-    q, k = queries_and_keys(61, 83, B=2)
+    q, k = queries_and_keys(61, 83, B=2, dtype=jnp.bfloat16)
 
     def select(implementation):
         one = lambda n, t: pooled_block_mask(
@@ -294,6 +294,21 @@ def test_the_kernel_makes_the_same_mask(monkeypatch):
     chosen, expected = simulated(lambda: select(None)), select("xla")
     np.testing.assert_array_equal(chosen.kv_bits, expected.kv_bits)
     np.testing.assert_array_equal(chosen.kv_num_blocks, expected.kv_num_blocks)
+
+
+@needs_jax_011
+def test_float32_is_plain_xla(monkeypatch):
+    """Throughout: programs without a Mosaic kernel may be compiled at the same time."""
+    monkeypatch.setattr(api, "has_hopper", lambda: True)
+    lower = lambda dtype: (
+        jax.jit(lambda q, k: pooled_block_mask(q, k, keep_count=2, block=(16, 8)).kv_bits)
+        .trace(*queries_and_keys(64, dtype=dtype))
+        .lower(lowering_platforms=("cuda",))
+        .as_text()
+    )
+    assert "mosaic_gpu" not in lower(jnp.float32) and "mosaic_gpu" in lower(jnp.bfloat16)
+    with pytest.raises(NotImplementedError, match="takes bfloat16 and float16, not float32"):
+        pooled_block_mask(*queries_and_keys(64), keep_count=2, block=(16, 8), implementation="mosaic_sm90")
 
 
 @needs_jax_011

@@ -185,7 +185,9 @@ def test_global_attention_takes_the_blocks_that_its_sparsity_chooses():
 
 
 def test_the_ablations_are_all_there():
-    runs = ablations.ablations(24, (64, 32))
+    runs = ablations.ablations(24, (64, 32), 8 * 225)
+    without = [run.label for run in runs if run.family != "special keys as released"]
+    assert [run.label for run in ablations.ablations(24, (64, 32), 8 * 256)] == without != [run.label for run in runs]
     assert runs[0] == ablations.Configuration("dense", "dense", None) and len({run.label for run in runs}) == len(runs)
     families = {family: [run.sparsity for run in runs if run.family == family] for family in dict.fromkeys(run.family for run in runs)}
     layers = {where: families.pop(f"{where} layers")[0] for where in ("first", "middle", "last")}
@@ -199,10 +201,10 @@ def test_the_ablations_are_all_there():
         assert all(getattr(s, field) == value for s in families[family])
     assert all(s.pool == "max" for s in families["max pooling"])
     assert all(run.sparsity.block == (64, 32) for run in runs[1:])
-    some = ablations.ablations(24, (64, 32), ["random blocks", "last layers"])
+    some = ablations.ablations(24, (64, 32), 8 * 256, ["random blocks", "last layers"])
     assert [run.family for run in some] == ["dense", *["random blocks"] * len(ablations.POINTS), "last layers"]
     for depth in (1, 4, 18):
-        for run in ablations.ablations(depth, (128, 64))[1:]:
+        for run in ablations.ablations(depth, (128, 64), 1000)[1:]:
             run.sparsity.check_depth(depth)
 
 

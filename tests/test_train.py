@@ -23,11 +23,11 @@ from fastvggt_jax import VGGT, Pi3, checkpoint, from_pretrained, geometry
 from fastvggt_jax.checkpoint import CheckpointError, save_params
 from fastvggt_jax.cli import app
 from fastvggt_jax.tensor_file import open_safetensors
-from fastvggt_jax.train import Shape, TrainConfig, TrainingFailed, train
+from fastvggt_jax.train import Shape, TrainConfig, TrainingFailed, loop, train
 from fastvggt_jax.train import state as training
 from fastvggt_jax.train.data import Batch, render
 from fastvggt_jax.train.losses import normalise
-from fastvggt_jax.train.optimizer import learning_rates
+from fastvggt_jax.train.optimizer import learning_rates, make_optimizer
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -249,6 +249,35 @@ def test_training_goes_on_from_a_weight_file_and_leaves_what_is_frozen(tmp_path,
     metadata = written.metadata()
     assert {written.get_slice(name).get_dtype() for name in written.keys()} == {"BF16"}
     assert "3 steps from the official weights" in metadata["source"] and metadata["license"] == "CC BY-NC 4.0"
+
+
+def test_a_run_renders_its_own_scenes_of_every_kind_and_validates_on_others(tmp_path, monkeypatch):
+    rendered = []
+
+    def render(split, first, shape, **_):
+        rendered.append((split, first, shape))
+        return planes.__wrapped__(-first if split == "validation" else first, shape)  # traced, when shapes are asked for
+
+    monkeypatch.setattr(loop, "render", render)
+    other = Shape(scenes=1, frames=3, height=28, width=28)
+    run = config(data=None, shapes=(SHAPE, other), steps=6, warmup_steps=1, validate_every=6, validation_scenes=4, first_scene=70)
+    kinds = [run.shape_of(step) for step in range(6)]
+    assert set(kinds) == {SHAPE, other}
+    train(run, tmp_path, quiet=True)
+    trained = [("train", 70 + 2 * step, kind) for step, kind in enumerate(kinds)]
+    assert rendered[-8:] == [*trained, ("validation", 0, SHAPE), ("validation", 2, SHAPE)]
+    assert all(np.isfinite(losses(tmp_path))) and len(losses(tmp_path)) == 6
+    _, params = from_pretrained(tmp_path / "weights.safetensors")
+    means = [training.loss_of(run, params["params"], planes(-first, SHAPE))[0] for first in (0, 2)]
+    np.testing.assert_allclose(records(tmp_path, "validation")[0]["loss"], np.mean(means), rtol=1e-4)
+
+
+def test_weight_decay_is_of_matrices_alone():
+    state = training.start(config(weight_decay=0.1), training.initial_params(CAMERAS, 5, 0.1))
+    optimizer = make_optimizer(config(weight_decay=0.1), state.params)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, state.params), state.opt_state, state.params)
+    for name, update in flax.traverse_util.flatten_dict(updates, sep="/").items():
+        assert np.asarray(update).any() == name.endswith("/kernel"), name
 
 
 def test_another_schedule_is_the_same_program():

@@ -17,6 +17,7 @@ RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9)
 THRESHOLDS = (0.97, 0.9, 0.7, 0.5, 0.3)
 DROPPED_SHARE = 1 / 6  # of the global layers: 4 of VGGT's 24
 DENSE = "dense"
+RELEASED = "special keys as released"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Configuration:
 class RandomBlocks(Sparsity):
     """The baseline that must lose: every row keeps as many patch blocks as the method would, but any of them.
 
-    Special queries and keys are treated as in the method, so the density is the same, row by row. The draw follows from the queries, so
-    that each layer and batch has another one, and the same batch always the same.
+    Special queries and keys are treated as in the method, so of the same queries and keys the density is the same, row by row. The draw
+    follows from the queries to the last bit: each layer and batch has another one, and so has another device.
     """
 
     def block_mask(self, q: jax.Array, k: jax.Array, **how) -> BlockMask:
@@ -50,10 +51,10 @@ class RandomBlocks(Sparsity):
         return BlockMask.from_dense(jnp.concatenate([shuffled, kept[..., patches:]], -1), mask.q_len, mask.kv_runs, mask.block)
 
 
-def ablations(depth: int, block: tuple[int, int], only: Collection[str] | None = None) -> list[Configuration]:
-    """All of them for a model of `depth` global layers, or those of some families; dense is the first of either.
+def ablations(depth: int, block: tuple[int, int], patches: int, only: Collection[str] | None = None) -> list[Configuration]:
+    """All of them for a model of `depth` global layers on so many patches in all views, or those of some families; dense is the first.
 
-    Special keys as released differ from the others only where the patches of all views do not fill whole blocks of keys.
+    Special keys as released are the same function where the patches fill whole blocks of keys, and are left out there unless asked for.
     ValueError for a family that there is not.
     """
     both = lambda points, kind=Sparsity, **fields: [kind(ratio, threshold, block, **fields) for ratio, threshold in points]
@@ -63,7 +64,7 @@ def ablations(depth: int, block: tuple[int, int], only: Collection[str] | None =
         "ρ alone": [Sparsity(ratio, None, block) for ratio in RATIOS],
         "τ alone": [Sparsity(None, threshold, block) for threshold in THRESHOLDS],
         "random blocks": both(POINTS, RandomBlocks),
-        "special keys as released": both(THREE, special_keys="official"),
+        RELEASED: both(THREE, special_keys="official"),
         "Hilbert order": both(THREE, order="hilbert"),
         "max pooling": both(THREE, pool="max"),
     }
@@ -74,7 +75,8 @@ def ablations(depth: int, block: tuple[int, int], only: Collection[str] | None =
     unknown = [family for family in only or () if family not in known]
     if unknown:
         raise ValueError(f"there is no family of ablations {unknown[0]!r}; there are {', '.join(known)}")
-    return [configuration for configuration in found if not only or configuration.family in (DENSE, *only)]
+    chosen = (DENSE, *only) if only else [family for family in known if family != RELEASED or patches % block[1]]
+    return [configuration for configuration in found if configuration.family in chosen]
 
 
 def some_layers(depth: int) -> dict[str, tuple[int, ...]]:

@@ -23,7 +23,7 @@ app = typer.Typer(help="How good a model is: on rendered scenes with their truth
 Model = Annotated[str, typer.Option(help="A converted weight file (.safetensors), or mini, the bundled model.")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
-    typer.Option(help="Of the backbone's matrix products; auto: bfloat16, but float32 on a CPU."),
+    typer.Option(help="Of the backbone's matrix products; auto: bfloat16, but float32 on a CPU. float32 is that, not TF32."),
 ]
 Block = Annotated[str, typer.Option(help="Queries and keys of a block of block-sparse attention.")]
 
@@ -96,7 +96,8 @@ def synthetic(
         if size < net.patch_size or size % net.patch_size:
             raise ValueError(f"--size must be a positive multiple of the model's patches of {net.patch_size} pixels, not {size}")
         blocks = _block(block)
-        runs = configurations.ablations(net.depth, blocks, family) if ablations or family else []
+        patches = views * (size // net.patch_size) ** 2
+        runs = configurations.ablations(net.depth, blocks, patches, family) if ablations or family else []
         runs += [configurations.parse(text, blocks) for text in sparsity or ([] if runs else [configurations.DENSE])]
         runs = list({run.label: run for run in runs}.values())
         rows = _measure(net, params, runs, chosen, silent=quiet or as_json)
@@ -182,12 +183,16 @@ def baseline_table(rows: list[dict[str, Any]]) -> str:
 
 def _load(path: str, dtype: str) -> tuple[Any, Any]:
     """(model, params) with the heads that are measured."""
+    import jax
+
     from fastvggt_jax.checkpoint import from_pretrained, read_model
     from fastvggt_jax.models.vggt import VGGT
     from fastvggt_jax.reconstruct import compute_dtype
 
     heads = ("camera", "depth") if isinstance(read_model(path), VGGT) else None
     model, params = from_pretrained(path, heads=heads)
+    if dtype == "float32" and jax.default_backend() == "gpu":
+        jax.config.update("jax_default_matmul_precision", "highest")  # and not TF32, whose errors would be measured too
     return model.clone(dtype=compute_dtype(dtype)), params
 
 

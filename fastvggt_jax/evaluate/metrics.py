@@ -68,7 +68,7 @@ class Similarity:
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """[..., 3] -> f64[..., 3]."""
-        return self.scale * (np.asarray(points, np.float64) @ self.rotation.T) + self.translation
+        return self.scale * np.einsum("...j,ij->...i", np.asarray(points, np.float64), self.rotation) + self.translation
 
 
 def align(points: np.ndarray, truth: np.ndarray) -> Similarity:
@@ -79,7 +79,8 @@ def align(points: np.ndarray, truth: np.ndarray) -> Similarity:
     points, truth = np.asarray(points, np.float64), np.asarray(truth, np.float64)
     mean, mean_true = points.mean(0), truth.mean(0)
     centred = points - mean
-    U, S, Vt = np.linalg.svd((truth - mean_true).T @ centred)
+    # einsum and not @: scenes are measured in threads, and BLAS would start threads of its own in each of them.
+    U, S, Vt = np.linalg.svd(np.einsum("mi,mj->ij", truth - mean_true, centred))
     sign = np.array([1, 1, np.sign(np.linalg.det(U) * np.linalg.det(Vt))])
     rotation = U * sign @ Vt
     spread = np.square(centred).sum()

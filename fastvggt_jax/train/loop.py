@@ -87,6 +87,7 @@ def _steps(
     stop: Callable[[], bool],
 ) -> TrainState:
     step, evaluate = compiled(config, mesh)
+    metrics.start_clock()
     rates = learning_rates(config)
     while done < config.steps and not stop():
         shape = config.shape_of(done)

@@ -32,6 +32,10 @@ class Metrics:
         self.console = Console(quiet=quiet, highlight=False)
         self.board = _board(folder, first_step)
         self.pending: list[Mapping[str, jax.Array]] = []
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Of "scenes a second"."""
         self.scenes, self.since = 0, time.monotonic()
 
     def add(self, values: Mapping[str, jax.Array], scenes: int) -> None:
@@ -47,15 +51,15 @@ class Metrics:
         bad = [step - len(values) + i + 1 for i, value in enumerate(values) if not all(math.isfinite(value[name]) for name in FINITE)]
         if bad:
             return bad[0]
-        now = time.monotonic()
-        self.write(step, "train", means(values) | {"scenes a second": self.scenes / (now - self.since)})
-        self.pending, self.scenes, self.since = [], 0, now
+        self.write(step, "train", means(values) | {"scenes a second": self.scenes / (time.monotonic() - self.since)})
+        self.pending = []
+        self.start_clock()
         return None
 
     def validated(self, step: int, values: Mapping[str, float]) -> bool:
         """Writes what a validation has given; True if no earlier one's loss was lower. Its time is not that of the steps."""
         self.write(step, "validation", values)
-        self.since = time.monotonic()
+        self.start_clock()
         best = values["loss"] <= self.best
         self.best = min(self.best, values["loss"])
         return best
