@@ -256,7 +256,7 @@ def test_a_random_model_the_whole_way(checkpoint, samples, tmp_path):
     assert len(lines) == 4 and len({len(line) for line in lines}) == 1 and lines[3].startswith("ρ and τ: ρ 0.9 τ 0.1")
 
 
-def test_an_interrupted_evaluation_reports_its_scenes_so_far(checkpoint, perfect, tmp_path, monkeypatch):
+def test_an_interrupted_evaluation_reports_its_scenes_so_far(checkpoint, samples, perfect, tmp_path, monkeypatch):
     calls = []
 
     def predict(images):
@@ -274,6 +274,7 @@ def test_an_interrupted_evaluation_reports_its_scenes_so_far(checkpoint, perfect
     assert report["scenes"]["count"] == 1
     assert [len(row["scenes"]["AUC@30"]) for row in report["configurations"]] == [1, 1]
     assert [row["summary"]["AUC@30"] for row in report["configurations"]] == pytest.approx([100, 100])
+    np.testing.assert_array_equal(jnp.concatenate(calls[1:3]), samples.images)  # batch after batch, each to both
     calls.clear()
     interrupted = 2  # nothing is whole
     with pytest.raises(KeyboardInterrupt):
