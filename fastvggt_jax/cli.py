@@ -20,7 +20,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from fastvggt_jax import __version__
 from fastvggt_jax.evaluate.cli import app as evaluate_app
 from fastvggt_jax.options import CacheDir, Json, Overwrite, Quiet, use_compilation_cache
-from fastvggt_jax.sentences import one_sentence
+from fastvggt_jax.sentences import INTERRUPTED, one_sentence
 
 app = typer.Typer(
     name="fastvggt",
@@ -178,7 +178,10 @@ def train(
     cache_dir: CacheDir = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a VGGT or a π³ on procedural scenes, from random numbers or on from a weight file."""
+    """Train a VGGT or a π³ on procedural scenes, from random numbers or on from a weight file.
+
+    Interrupted (Ctrl-C), it saves and ends with exit code 130; interrupted again, it ends at once.
+    """
     smaller = "take fewer scenes or views a batch, remat=True in the model, or shard_params=true on several devices"
     with one_sentence(workdir, smaller=smaller), _silent_threads():
         use_compilation_cache(cache_dir)
@@ -186,7 +189,12 @@ def train(
             from fastvggt_jax.train import load_config, train
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"training needs {error.name}: pip install 'fastvggt_jax[train]'") from error
-        train(load_config(config, set_ or ()), workdir, minutes=minutes, quiet=quiet)
+        if minutes is not None and not minutes > 0:
+            raise ValueError(f"--minutes must be greater than 0, not {minutes:g}")
+        wanted, start = load_config(config, set_ or ()), time.monotonic()
+        state = train(wanted, workdir, minutes=minutes, quiet=quiet)
+        if int(state.step) < wanted.steps and (minutes is None or time.monotonic() - start < 60 * minutes):
+            raise typer.Exit(INTERRUPTED)
 
 
 @contextlib.contextmanager

@@ -251,6 +251,8 @@ def read_rgb(path: str | os.PathLike, *, alpha: bool = True) -> Image.Image:
         raise ImageError(f"{path}: {error}") from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path} has more than {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels; make it smaller") from error
+    except PermissionError as error:
+        raise ImageError(f"{path}: no permission to read it") from error
     except _DECODE_ERRORS as error:
         raise ImageError(f"{path} is damaged or not an image ({_reason(error)})") from error
 

@@ -10,7 +10,7 @@ import typer
 
 from fastvggt_jax.errors import Failed, out_of_memory
 
-BAD_INPUT, FAILED = 2, 1  # exit codes
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130  # exit codes; the last as a shell gives a command that Ctrl-C has ended
 _OUR_PACKAGES = ("fastvggt_jax", "pallas_kernels", "convert")
 
 

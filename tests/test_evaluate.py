@@ -254,6 +254,8 @@ def test_a_random_model_the_whole_way(checkpoint, samples, tmp_path):
     assert len(lines) == 3 and len({len(line) for line in lines}) == 1 and lines[2].startswith("ρ and τ: ρ 0.9 τ 0.1")
     _, *lines = evaluate_cli.baseline_table(report["configurations"]).splitlines()
     assert len(lines) == 4 and len({len(line) for line in lines}) == 1 and lines[3].startswith("ρ and τ: ρ 0.9 τ 0.1")
+    _, *lines = evaluate_cli.baseline_table(report["configurations"][:1]).splitlines()
+    assert len(lines) == 3 and len({len(line) for line in lines}) == 1 and lines[2].startswith("dense ")
 
 
 def test_an_interrupted_evaluation_reports_its_scenes_so_far(checkpoint, samples, perfect, tmp_path, monkeypatch):
@@ -291,7 +293,9 @@ def test_an_interrupted_evaluation_reports_its_scenes_so_far(checkpoint, samples
         (["--sparsity", "most"], "--sparsity must be dense, or"),
         (["--sparsity", "1.5"], "sparse_ratio=1.5 must lie in [0, 1]"),
         (["--family", "noise"], "there is no family of ablations 'noise'; there are dense, ρ and τ, ρ alone,"),
-        (["--block", "128"], "--block must be two numbers"),
+        (["--block", "128"], "--block must be two positive numbers"),
+        (["--block", "0,64"], "--block must be two positive numbers"),
+        (["--plot"], "--plot needs a folder to write quality.png into: give -o"),
         (["--model", "nowhere.safetensors"], "nowhere.safetensors: no such weight file"),
     ],
 )

@@ -265,6 +265,15 @@ def test_a_bad_photograph_is_named(with_bad_files):
         load_images(with_bad_files / "d.jpg")
 
 
+def test_a_photograph_that_may_not_be_read_is_not_called_damaged(with_bad_files, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(ImageError, match=r"a\.jpg: no permission to read it$"):
+        load_images(with_bad_files / "a.jpg")
+
+
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".bmp", ".tiff"])
 def test_truncation_is_seen_in_every_format(tmp_path, suffix):
     rng = np.random.default_rng(0)

@@ -374,6 +374,8 @@ def get_config():
         (GOOD.format("query_points=3"), [], "query_points=3 does not fit the heads camera:"),
         ("def get_config(: pass", [], "invalid syntax"),
         ("x = 1", [], "has no get_config"),
+        ("def get_config(): return {}['x']", [], "wrong.py is no configuration that works: KeyError: 'x'"),
+        (GOOD.format(""), ["learning_rate=nan"], "learning_rate=nan must be greater than 0"),
     ],
 )
 def test_a_wrong_configuration_gets_a_sentence(tmp_path, text, overrides, sentence):
@@ -383,6 +385,27 @@ def test_a_wrong_configuration_gets_a_sentence(tmp_path, text, overrides, senten
     done = CliRunner().invoke(app, [*arguments, *(x for override in overrides for x in ("--set", override))])
     assert done.exit_code == 2 and re.search(sentence, done.stderr) and "Traceback" not in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_interrupted_command_saves_and_says_so(tmp_path, monkeypatch, capfd):
+    path, folder = tmp_path / "interrupted.py", tmp_path / "run"
+    path.write_text(
+        "import os, signal\n" + GOOD.format("data=at_step(3, lambda: os.kill(os.getpid(), signal.SIGINT)), steps=5, warmup_steps=0")
+    )
+    path.write_text(path.read_text().replace("import config", "import at_step, config"))
+    command = ["train", str(path), "--workdir", str(folder)]
+    done = CliRunner().invoke(app, [*command, "--minutes", "0"])
+    assert done.exit_code == 2 and "--minutes must be greater than 0, not 0" in done.stderr and not folder.exists()
+    real = loop.compiled
+    monkeypatch.setattr(loop, "compiled", lambda *args: os.kill(os.getpid(), signal.SIGINT) or real(*args))
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 130 and "stopped before the first step" in done.stdout and not (folder / "weights.safetensors").exists()
+    assert "interrupted: ends after this step" in capfd.readouterr().err
+    monkeypatch.setattr(loop, "compiled", real)
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 130 and "stopped after 4 of 5 steps" in done.stdout
+    done = CliRunner().invoke(app, [*command, "--set", f"init={folder / 'weights.safetensors'}"])
+    assert not done.exit_code and "stopped after 5 of 5" in done.stdout and "init is not read again" in done.stdout
 
 
 def test_a_folder_of_another_model_or_of_something_else_is_refused(straight, tmp_path):

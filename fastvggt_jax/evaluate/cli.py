@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fastvggt_jax import __version__
 from fastvggt_jax.options import CacheDir, Json, Overwrite, Quiet, use_compilation_cache
-from fastvggt_jax.sentences import one_sentence
+from fastvggt_jax.sentences import INTERRUPTED, one_sentence
 
 if TYPE_CHECKING:
     from fastvggt_jax.evaluate.ablations import Configuration
@@ -27,7 +27,6 @@ Dtype = Annotated[
 ]
 Block = Annotated[str, typer.Option(help="Queries and keys of a block of block-sparse attention.")]
 
-INTERRUPTED = 130  # exit code, as a shell gives a command that Ctrl-C has ended
 OURS = ("evaluation.json", "quality.png")  # what --overwrite may replace
 COLUMNS = {  # of the table: name in a summary -> (heading, format)
     "effective sparsity": ("sparsity", "8.1%"),
@@ -88,6 +87,8 @@ def synthetic(
         chosen = Scenes(scenes, first, views, size, batch)
         if plot:
             require_matplotlib()
+            if output is None:
+                raise ValueError("--plot needs a folder to write quality.png into: give -o")
         plot = importlib.util.find_spec("matplotlib") is not None if plot is None else plot
         if output is not None:
             check_output_folder(output, overwrite=overwrite, ours=OURS)
@@ -172,11 +173,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 def baseline_table(rows: list[dict[str, Any]]) -> str:
     """AUC@30 of near and far pairs of views, a line for each configuration."""
     bins = rows[0]["baselines"]  # the same scenes, so the same for all
-    width = max(len(row["label"]) for row in rows)
+    share = "% of pairs"
+    width = max(len(label) for label in (share, *(row["label"] for row in rows)))
     heads = [f"{b['from']}-{b['to']}" if b["to"] else f"{b['from']}-" for b in bins]
     line = lambda label, cells: f"{label:{width}}  " + "  ".join(f"{cell:>6}" for cell in cells)
     lines = ["AUC@30 of pairs of views by their distance, in percent of the scene's size", line("", heads)]
-    lines.append(line("% of pairs", [f"{b['share']:.1f}" for b in bins]))
+    lines.append(line(share, [f"{b['share']:.1f}" for b in bins]))
     lines += [line(row["label"], [f"{b['AUC@30']:.1f}" for b in row["baselines"]]) for row in rows]
     return "\n".join(lines)
 
@@ -228,6 +230,6 @@ def _device() -> str:
 def _block(text: str) -> tuple[int, int]:
     """From "128,64" to (128, 64)."""
     parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"--block must be two numbers such as 128,64 (queries, keys), not {text!r}")
+    if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise ValueError(f"--block must be two positive numbers such as 128,64 (queries, keys), not {text!r}")
     return int(parts[0]), int(parts[1])

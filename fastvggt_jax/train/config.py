@@ -98,14 +98,15 @@ class TrainConfig:
             "query_points",
             "background",
             "pairs",
+            "layer_scale",
         ):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:  # NaN too
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")
         for name in ("steps", "learning_rate", "clip_norm", "log_every", "validate_every", "save_every", "supersampling"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
         if self.weights_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"weights_dtype={self.weights_dtype!r} must be 'float32' or 'bfloat16'")
@@ -143,8 +144,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     try:
         get_config = runpy.run_path(str(path)).get("get_config")
         config = get_config() if get_config is not None else None
-    except (TypeError, ValueError, SyntaxError, NameError, ImportError, AttributeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    except Exception as error:  # a user's code: anything
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is no configuration that works: {reason}") from error
     if not isinstance(config, TrainConfig):
         raise ValueError(f"{path} has no get_config() that returns a fastvggt_jax.train.TrainConfig")
     given = dict(_parse(text) for text in overrides)

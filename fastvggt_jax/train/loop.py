@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ def train(config: TrainConfig, workdir: str | Path, *, minutes: float | None = N
     """Trains until `config.steps`, an interrupt, or `minutes` have gone, saves, and writes the (averaged) weights to weights.safetensors.
 
     In a folder of an earlier call it goes on from the last checkpoint, with the same batches and the same state; on a CPU its numbers are
-    those of a run that was never stopped, bit by bit. Compiling counts as time, the last saving does not.
+    those of a run that was never stopped, bit by bit. Compiling counts as time, the last saving does not. Nothing is saved of no steps.
 
     Raises:
       TrainingFailed: the loss or its gradient is not finite, or there is no space for a file; the last good checkpoint stays.
@@ -62,7 +63,12 @@ def train(config: TrainConfig, workdir: str | Path, *, minutes: float | None = N
         metrics = Metrics(folder, done, quiet)
         try:
             metrics.say(f"step {done} of {config.steps}, {mesh.size} × {jax.devices()[0].device_kind}, in {folder}")
+            if checkpoints.last_step is not None and config.init is not None:
+                metrics.say(f"init is not read again: {folder} has a run of {done} steps, which goes on")
             state = _steps(config, mesh, state, done, checkpoints, metrics, lambda: bool(interrupted) or time.monotonic() > deadline)
+            if not int(state.step):
+                metrics.say("stopped before the first step; nothing was saved")
+                return state
             if checkpoints.last_step != int(state.step):
                 checkpoints.save(state)
             checkpoints.wait()
@@ -86,6 +92,9 @@ def _steps(
     metrics: Metrics,
     stop: Callable[[], bool],
 ) -> TrainState:
+    if done >= config.steps:
+        return state
+    metrics.say("compiling, which the compilation cache saves the next run")
     step, evaluate = compiled(config, mesh)
     metrics.start_clock()
     rates = learning_rates(config)
@@ -168,6 +177,7 @@ def _interrupts() -> Iterator[list[int]]:
         if seen:
             raise KeyboardInterrupt
         seen.append(number)
+        os.write(2, b"interrupted: ends after this step and saves; once more ends at once\n")  # print is not for signal handlers
 
     before = {}
     try:
