@@ -193,7 +193,8 @@ def train(
             raise ValueError(f"--minutes must be greater than 0, not {minutes:g}")
         wanted, start = load_config(config, set_ or ()), time.monotonic()
         state = train(wanted, workdir, minutes=minutes, quiet=quiet)
-        if int(state.step) < wanted.steps and (minutes is None or time.monotonic() - start < 60 * minutes):
+        in_time = minutes is None or time.monotonic() - start < 60 * minutes
+        if int(state.step) < wanted.steps and in_time:  # neither at its end nor out of time: it was interrupted
             raise typer.Exit(INTERRUPTED)
 
 

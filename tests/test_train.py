@@ -389,10 +389,8 @@ def test_a_wrong_configuration_gets_a_sentence(tmp_path, text, overrides, senten
 
 def test_an_interrupted_command_saves_and_says_so(tmp_path, monkeypatch, capfd):
     path, folder = tmp_path / "interrupted.py", tmp_path / "run"
-    path.write_text(
-        "import os, signal\n" + GOOD.format("data=at_step(3, lambda: os.kill(os.getpid(), signal.SIGINT)), steps=5, warmup_steps=0")
-    )
-    path.write_text(path.read_text().replace("import config", "import at_step, config"))
+    interrupting = GOOD.format("data=at_step(3, lambda: os.kill(os.getpid(), signal.SIGINT)), steps=5, warmup_steps=0")
+    path.write_text("import os, signal\nfrom tests.test_train import at_step\n" + interrupting)
     command = ["train", str(path), "--workdir", str(folder)]
     done = CliRunner().invoke(app, [*command, "--minutes", "0"])
     assert done.exit_code == 2 and "--minutes must be greater than 0, not 0" in done.stderr and not folder.exists()
