@@ -27,11 +27,11 @@ MINI = VGGT(
 def get_config() -> TrainConfig:
     return TrainConfig(
         model=MINI,
-        shapes=(
-            Shape(scenes=16, frames=8, height=224, width=224, weight=5),
-            Shape(scenes=32, frames=4, height=224, width=224, weight=2),
-            Shape(scenes=16, frames=8, height=168, width=224, weight=2),
-            Shape(scenes=8, frames=16, height=224, width=224, weight=1),
+        shapes=(  # for one card
+            Shape(scenes=8, frames=8, height=224, width=224, weight=5),
+            Shape(scenes=16, frames=4, height=224, width=224, weight=2),
+            Shape(scenes=8, frames=8, height=168, width=224, weight=2),
+            Shape(scenes=4, frames=16, height=224, width=224, weight=1),
         ),
         steps=20_000,
         learning_rate=5e-4,
