@@ -289,6 +289,7 @@ def test_an_interrupted_evaluation_reports_its_scenes_so_far(checkpoint, samples
         (["--scenes", 0], "a test split of 0 scenes has nothing to measure"),
         (["--views", 1], "need at least 2 views, not 1"),
         (["--first", -1], "the first scene must be at least 0"),
+        (["--first", 99999999999], "200 scenes from number 99999999999 on lead beyond the last one, number 2147483647"),
         (["--size", 60], "--size must be a positive multiple of the model's patches of 14 pixels, not 60"),
         (["--sparsity", "most"], "--sparsity must be dense, or"),
         (["--sparsity", "1.5"], "sparse_ratio=1.5 must lie in [0, 1]"),

@@ -111,6 +111,28 @@ def test_steps_in_the_error_cost_more_than_a_constant_one(truth):
     assert rough["depth gradient"] > smooth["depth gradient"] + 0.02
 
 
+def test_the_dense_loss_by_hand():
+    """An error that grows by 0.1 a column: at scale 1 there are 12 steps of 0.1 and 12 of none, at scale 2 two of 0.2 and two of none."""
+    error = jnp.broadcast_to(0.1 * jnp.arange(4)[:, None], (1, 1, 4, 4, 1))
+    parts = losses.dense_loss(error, jnp.full((1, 1, 4, 4), 2.0), jnp.zeros_like(error), jnp.ones((1, 1, 4, 4), bool))
+    reward = 0.2 * np.log(2)
+    expected = {"error": 0.15, "confidence": 0.3 - reward}
+    expected["gradient"] = ((12 * 0.1 * 2 - 24 * reward) / 16 + (2 * 0.2 * 2 - 4 * reward) / 4) / 4
+    for name, value in expected.items():
+        np.testing.assert_allclose(parts[name], value, rtol=1e-5, err_msg=name)
+    turned = losses.dense_loss(error.swapaxes(2, 3), jnp.full((1, 1, 4, 4), 2.0), jnp.zeros_like(error), jnp.ones((1, 1, 4, 4), bool))
+    np.testing.assert_allclose(turned["gradient"], parts["gradient"], rtol=1e-5)
+
+
+def test_the_parts_are_weighed_as_published(truth):
+    wrong = perfect(truth).replace(depth=truth.depth + 0.3, world_points=truth.world_points - 0.2)
+    total, parts = loss(wrong.replace(pose_enc_list=(truth.pose_enc + 0.1,) * 4), truth)
+    sums = {head: sum(value for name, value in parts.items() if name.startswith(head)) for head in ("depth", "point")}
+    camera = parts["translation"] + parts["rotation"] + 0.5 * parts["field of view"]
+    np.testing.assert_allclose(total, 5 * camera + sums["depth"] + sums["point"], rtol=1e-5)
+    assert abs(sums["depth"] - sums["point"]) > 0.01
+
+
 def test_later_iterations_of_the_camera_head_weigh_more(truth):
     def wrong_in(iteration):
         poses = [truth.pose_enc + (0.1 if i == iteration else 0.0) for i in range(4)]

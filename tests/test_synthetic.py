@@ -1,5 +1,7 @@
 """Rendered scenes agree with themselves: depth, points, cameras and colours tell the same story."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,9 @@ import pytest
 from PIL import Image
 
 from fastvggt_jax import geometry
-from fastvggt_jax.synthetic import sample, shapes, tracks
-from fastvggt_jax.synthetic.texture import hash_unit, noise
+from fastvggt_jax.synthetic import path, render, sample, shapes, tracks, world
+from fastvggt_jax.synthetic.sample import _develop
+from fastvggt_jax.synthetic.texture import PATTERNS, albedo, hash_unit, noise
 
 SIZE = dict(frames=3, height=48, width=64, supersampling=1)
 
@@ -50,7 +53,7 @@ def test_a_view_warped_into_another_matches_its_colours(scenes, outdoors):
         at = np.rint(where[view]).astype(int)[seen[view]]
         error = np.abs(np.asarray(scene.images[view])[at[:, 1], at[:, 0]] - first[seen[view]]).mean(-1)
         chance = np.abs(np.roll(first, 500, 0) - first).mean()
-        assert np.median(error) < (0.01 if view == 0 else 0.5 * chance), view
+        assert np.median(error) < (0.01 if view == 0 else 0.25 * chance), view  # a pixel off is more
         found += seen[view].mean()
     assert found > 0.6
 
@@ -75,11 +78,57 @@ def test_a_track_is_where_the_point_is_and_hidden_where_something_is_nearer(scen
 
 
 def test_the_same_number_is_the_same_scene_and_splits_differ():
-    again, other = sample("train", 3, **SIZE), sample("test", 3, **SIZE)
+    again, *others = (sample(split, 3, **SIZE) for split in ("train", "validation", "test"))
     jax.tree.map(np.testing.assert_array_equal, sample("train", 3, **SIZE), again)
-    assert np.abs(np.asarray(again.images) - other.images).mean() > 0.02
+    for one, other in ((again, others[0]), (again, others[1]), others):
+        assert np.abs(np.asarray(one.images) - other.images).mean() > 0.02
     with pytest.raises(ValueError, match="split must be one of train, validation, test, not 'dev'"):
         sample("dev", 0, **SIZE)
+
+
+def test_views_overlap_those_before_them_and_nothing_is_too_near():
+    @jax.jit
+    def score(key):
+        place = world.random_world(key)
+        return path._score(place, *path.random_path(key, place, 4, 48, 64), 48, 64)
+
+    assert min(score(key) for key in jax.random.split(jax.random.key(7), 12)) > 0.3  # an overlap of so much, free sight, and not only sky
+
+
+def test_what_stands_before_the_light_casts_a_shadow(scenes):
+    plot = scenes[True].world
+    away = plot.centre.at[:, 2].set(-50.0)
+    plot = plot.replace(hills=plot.hills.at[:, 0].set(0), light=jnp.array([0.0, 0, 1000]), centre=away)
+    roof = plot.replace(centre=away.at[0].set(jnp.array([0, 0, 6.0])), size=plot.size.at[0].set(jnp.array([1, 1, 0.1])))
+    target = jnp.array([[0.0, 0, 0], [4, 0, 0]])  # under the roof and beside it
+    eye = jnp.array([6.0, 0, 3])
+    direction = (target - eye) / jnp.linalg.norm(target - eye, axis=-1, keepdims=True)
+    lit, shaded = (np.asarray(render.shade(w, jnp.broadcast_to(eye, (2, 3)), direction)[0]) for w in (plot, roof))
+    assert (shaded[0] < 0.7 * lit[0]).all()
+    np.testing.assert_array_equal(shaded[1], lit[1])
+
+
+def test_photographs_differ_in_exposure_white_balance_and_noise_slightly():
+    grey = jnp.full((16, 16, 16, 3), 0.2)
+    photos = np.asarray(jax.vmap(lambda key: _develop(key, grey))(jax.random.split(jax.random.key(1), 16)), np.float64)
+    np.testing.assert_allclose(np.round(photos * 255) / 255, photos, atol=1e-6)
+    colour = photos.mean((2, 3))  # [scene, photo, channel]
+    brightness = colour.mean(-1)
+    tint = colour / brightness[..., None]
+    noise_of_scenes = (photos - colour[:, :, None, None]).std((1, 2, 3, 4))
+    spread = (brightness.mean(1).std(), brightness.std(1).mean(), tint.std(1).mean(), noise_of_scenes.mean())
+    np.testing.assert_allclose(spread, (0.065, 0.017, 0.015, 0.01), rtol=0.35)  # of 25 %, 6 %, 4 % of the light, and noise
+
+
+def test_every_pattern_is_another_one():
+    u, v = jnp.meshgrid(jnp.linspace(0, 4, 64), jnp.linspace(0, 4, 64))
+    wall = jnp.stack([u, jnp.zeros_like(u), v], -1)
+    colors = jnp.broadcast_to(jnp.array([[0.1], [0.4], [0.9]]), (64, 64, 3, 3))
+    facing = jnp.broadcast_to(jnp.array([0.0, 1, 0]), wall.shape)
+    draw = jax.jit(lambda pattern: albedo(wall, facing, pattern, jnp.ones(()), jnp.int32(3), colors))
+    drawn = [np.asarray(draw(pattern)) for pattern in range(len(PATTERNS))]
+    for a, b in itertools.combinations(drawn, 2):
+        assert np.abs(a - b).mean() > 0.03
 
 
 @pytest.mark.parametrize("kind", range(4), ids=[f.__name__ for f in shapes.KINDS])

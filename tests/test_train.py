@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from typer.testing import CliRunner
 
@@ -148,6 +150,7 @@ def test_what_is_recorded(straight):
     assert [record["step"] for record in records(straight, "validation")] == [20, 40]
     assert losses(straight)[-1] < losses(straight)[0] / 3
     assert {path.name for path in straight.iterdir()} >= {"best.safetensors", "weights.safetensors", "model.json"}
+    assert list((straight / "tensorboard").glob("events.*"))
 
 
 def test_a_run_that_was_killed_or_asked_to_stop_goes_on_as_if_it_had_not(straight, tmp_path):
@@ -280,6 +283,25 @@ def test_weight_decay_is_of_matrices_alone():
         assert np.asarray(update).any() == name.endswith("/kernel"), name
 
 
+def test_gradients_are_clipped():
+    clipped = config(clip_norm=0.5)
+    state = training.start(clipped, training.initial_params(CAMERAS, 5, 0.1))
+    steep = jax.tree.map(lambda x: jnp.full(x.shape, 10.0), state.params)
+    _, after = make_optimizer(clipped, state.params).update(steep, state.opt_state, state.params)
+    np.testing.assert_allclose(optax.tree.norm(optax.tree.get(after, "mu")), (1 - clipped.beta1) * 0.5, rtol=1e-4)
+
+
+def test_weights_are_averaged_with_a_memory_that_grows(straight):
+    mesh, run = training.make_mesh(), config()
+    state, step = training.start(run, training.initial_params(CAMERAS, 0, 0.1)), training.make_step(run, mesh)
+    average = jax.device_get(state.params)
+    for i in range(2):
+        state, _ = step(state, planes(0, SHAPE), np.float32(3e-3))
+        decay = (1 + i) / (10 + i)
+        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, jax.device_get(state.params))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-7), jax.device_get(state.weights()), average)
+
+
 def test_another_schedule_is_the_same_program():
     """A run that goes on with another length or learning rate need not be compiled anew."""
     mesh, batch = training.make_mesh(), planes(0, SHAPE)
@@ -350,7 +372,8 @@ def test_a_rendered_batch_agrees_with_itself():
 
 GOOD = """
 import jax.numpy as jnp
-from tests.test_train import config
+from fastvggt_jax import Sparsity
+from tests.test_train import MODEL, SHAPE, Shape, config
 def get_config():
     return config({})
 """
@@ -376,6 +399,16 @@ def get_config():
         ("x = 1", [], "has no get_config"),
         ("def get_config(): return {}['x']", [], "wrong.py is no configuration that works: KeyError: 'x'"),
         (GOOD.format(""), ["learning_rate=nan"], "learning_rate=nan must be greater than 0"),
+        (GOOD.format(""), ["first_scene=99999999999"], "first_scene=99999999999 and 40 steps lead beyond the last scene"),
+        (GOOD.format("steps=10.5"), [], "steps=10.5 must be a whole number"),
+        (GOOD.format("learning_rate='fast'"), [], "learning_rate='fast' must be a number"),
+        (GOOD.format("shard_params=1"), [], "shard_params=1 must be True or False"),
+        (GOOD.format("init=3"), [], "init=3 must be a text or None"),
+        (GOOD.format("data=5"), [], "data=5 must be a function or None"),
+        (GOOD.format("shapes=SHAPE"), [], r"shapes=Shape\(.*\) must be a tuple of Shape"),
+        (GOOD.format("shapes=(Shape(2.0, 2, 28, 28),)"), [], "scenes=2.0 must be a whole number"),
+        (GOOD.format("model='vggt'"), [], "model='vggt' must be a VGGT or a Pi3"),
+        (GOOD.format("model=MODEL.clone(sparsity=Sparsity(0.5))"), [], "must be None: block-sparse attention has no gradient"),
     ],
 )
 def test_a_wrong_configuration_gets_a_sentence(tmp_path, text, overrides, sentence):
@@ -384,7 +417,7 @@ def test_a_wrong_configuration_gets_a_sentence(tmp_path, text, overrides, senten
     arguments = ["train", str(path), "--workdir", str(tmp_path / "run"), "--quiet"]
     done = CliRunner().invoke(app, [*arguments, *(x for override in overrides for x in ("--set", override))])
     assert done.exit_code == 2 and re.search(sentence, done.stderr) and "Traceback" not in done.stderr, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "run").exists()
 
 
 def test_an_interrupted_command_saves_and_says_so(tmp_path, monkeypatch, capfd):
@@ -421,6 +454,8 @@ def test_a_folder_of_another_model_or_of_something_else_is_refused(straight, tmp
         train(config(), tmp_path / "theirs", quiet=True)
     with pytest.raises(CheckpointError, match=r"weights.safetensors holds another model: embed_dim=32 \(here 64\)"):
         train(dataclasses.replace(wide, init=str(straight / "weights.safetensors")), tmp_path / "new", quiet=True)
+    with pytest.raises(CheckpointError, match=r"last/40 does not fit this configuration: was it .* ema_decay or frozen\?$"):
+        train(config(ema_decay=None, steps=80), straight, quiet=True)
 
 
 def test_every_step_has_its_own_scenes_and_its_kind_of_batch():

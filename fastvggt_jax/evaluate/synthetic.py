@@ -34,7 +34,8 @@ DEFINITIONS = {
     "AbsRel": "mean of |depth - truth| / truth after one scale for all views of a scene; the mean over scenes",
     "delta": "percent of depths wrong by a factor below 1.25 after the same scale; the mean over scenes",
     "point error": "percent; the median distance of points from the true ones after alignment by a similarity; the mean over scenes",
-    "accuracy": "percent; mean distance from predicted points to the nearest true ones, after the same alignment; the mean over scenes",
+    "accuracy": "percent; mean distance from predicted points to the nearest true ones, after the same alignment; the mean over scenes. "
+    f"This and the next three: nearest among the points of {SURFACE_POINTS:,} random pixels, for {SURFACE_QUERIES:,} of them",
     "completeness": "percent; mean distance from true points to the nearest predicted ones; the mean over scenes",
     "Chamfer": "percent; the mean of accuracy and completeness",
     "normal consistency": "mean |cosine| between the normals of nearest points, over both directions; the mean over scenes",
@@ -64,6 +65,8 @@ class Scenes:
             raise ValueError(f"cameras are compared in pairs, which need at least 2 views, not {self.views}")
         if self.first < 0 or self.batch < 1:
             raise ValueError(f"the first scene must be at least 0 and the batch at least 1, not {self.first} and {self.batch}")
+        if self.first + self.count > synthetic.SPLIT_SIZE:
+            raise ValueError(f"{self.count} scenes from number {self.first} on lead beyond the last one, number {synthetic.SPLIT_SIZE - 1}")
         divisors = (n for n in range(min(self.batch, self.count), 0, -1) if self.count % n == 0)
         object.__setattr__(self, "batch", next(divisors))
 

@@ -4,6 +4,6 @@
 procedural materials (texture.py), seen by a ray renderer (render.py) from a path of cameras (path.py).
 """
 
-from fastvggt_jax.synthetic.sample import SPLITS, Sample, sample, tracks
+from fastvggt_jax.synthetic.sample import SPLIT_SIZE, SPLITS, Sample, sample, tracks
 
-__all__ = ["SPLITS", "Sample", "sample", "tracks"]
+__all__ = ["SPLITS", "SPLIT_SIZE", "Sample", "sample", "tracks"]

@@ -120,7 +120,7 @@ def _surface(world: World, point: Array, hit: Array) -> tuple[Array, Array]:
     turned = jnp.einsum("...ij,...j->...i", rotation, of_shape, precision="highest")
 
     face = jnp.clip(hit - SURFACE, 0, 5)
-    of_wall = -jnp.sign(face % 2 - 0.5)[..., None] * (jnp.arange(3) == (face // 2)[..., None])
+    of_wall = 1.0 * (jnp.arange(3) == (face // 2)[..., None])  # or the other way; `shade` turns normals towards the camera
     amplitude, kx, ky, phase = jnp.moveaxis(world.hills, -1, 0)
     slope = amplitude * jnp.cos(kx * point[..., :1] + ky * point[..., 1:2] + phase)
     of_ground = jnp.stack([-(slope * kx).sum(-1), -(slope * ky).sum(-1), jnp.ones_like(point[..., 0])], -1)

@@ -15,6 +15,7 @@ from fastvggt_jax.synthetic.world import World, random_world
 
 Array = jax.Array
 SPLITS = {"train": 0, "validation": 1, "test": 2}
+SPLIT_SIZE = 1 << 31  # scenes of a split: their numbers are of 31 bits
 SUPERSAMPLING = 2  # rays a pixel and side, for the colour; the depth is that of the pixel's own ray
 
 

@@ -112,7 +112,7 @@ class Checkpoints:
         except ValueError as error:
             hint = "was it written with another optimizer, ema_decay or frozen?"
             path = self.folder / "last" / str(self.last_step)
-            raise CheckpointError(f"{path} does not fit this configuration ({hint}): {error}") from error
+            raise CheckpointError(f"{path} does not fit this configuration: {hint}") from error
 
 
 def _origin(config: TrainConfig) -> dict[str, str]:

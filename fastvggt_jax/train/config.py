@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import runpy
 import types
 import typing
@@ -14,6 +15,7 @@ import numpy as np
 
 from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.vggt import VGGT
+from fastvggt_jax.synthetic import SPLIT_SIZE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +28,13 @@ class Shape:
     width: int
     weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        _check_types(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Every number of a training run. The defaults are VGGT's (arXiv 2503.11651 §3.4) where it says them.
+    """Every number of a training run. Peak learning rate and clipping are by default VGGT's (arXiv 2503.11651 §3.4).
 
     Attributes:
       model: with its heads, its `dtype` of computing and whether it recomputes (`remat`); the loss is the one that it was published with.
@@ -48,7 +53,8 @@ class TrainConfig:
       supersampling: rays a pixel and side.
       data: (step, shape) -> `data.Batch`, instead of rendered scenes. Steps below 0 are validation's.
       weights_dtype: "float32" or "bfloat16", of the weight file that is written at the end.
-      log_every, validate_every, save_every: steps. validation_scenes: how many held-out scenes the loss is taken over.
+      log_every, validate_every, save_every: steps. validation_scenes: how many held-out scenes the loss is taken over,
+        in whole batches of the first shape.
       shard_params: whether parameters, averages and optimizer are spread over the devices (FSDP), or only the scenes of a batch.
     """
 
@@ -81,6 +87,9 @@ class TrainConfig:
     shard_params: bool = False
 
     def __post_init__(self) -> None:
+        _check_types(self)
+        if self.model.sparsity is not None:
+            raise ValueError(f"the model's sparsity={self.model.sparsity} must be None: block-sparse attention has no gradient")
         if not self.shapes:
             raise ValueError("shapes is empty: give at least one Shape(scenes, frames, height, width)")
         for shape in self.shapes:
@@ -110,6 +119,8 @@ class TrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
         if self.weights_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"weights_dtype={self.weights_dtype!r} must be 'float32' or 'bfloat16'")
+        if self.first_scene_of(self.steps) > SPLIT_SIZE:
+            raise ValueError(f"first_scene={self.first_scene} and {self.steps} steps lead beyond the last scene, number {SPLIT_SIZE - 1}")
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps={self.warmup_steps} must be less than steps={self.steps}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
@@ -131,6 +142,32 @@ class TrainConfig:
     def first_scene_of(self, step: int) -> int:
         """Number of the first scene of a step's batch. No scene comes twice."""
         return self.first_scene + step * max(shape.scenes for shape in self.shapes)
+
+
+WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", type(None): "None", VGGT: "a VGGT", Pi3: "a Pi3"}
+
+
+def _check_types(fields: Shape | TrainConfig) -> None:
+    """Raises ValueError for a field that is not of the type that it is annotated with: a configuration is written by hand."""
+    for name, hint in typing.get_type_hints(type(fields)).items():
+        value = getattr(fields, name)
+        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        if not any(_is_a(value, kind) for kind in kinds):
+            raise ValueError(f"{name}={value!r} must be {' or '.join(map(_in_words, kinds))}")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if kind in (int, float):
+        return isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is_a(member, typing.get_args(kind)[0]) for member in value)
+    return isinstance(value, typing.get_origin(kind) or kind)
+
+
+def _in_words(kind: Any) -> str:
+    if typing.get_origin(kind) is tuple:
+        return f"a tuple of {typing.get_args(kind)[0].__name__}"
+    return WORDS.get(kind, "a function")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
