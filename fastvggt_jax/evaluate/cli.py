@@ -17,6 +17,7 @@ from fastvggt_jax.sentences import INTERRUPTED, one_sentence
 
 if TYPE_CHECKING:
     from fastvggt_jax.evaluate.ablations import Configuration
+    from fastvggt_jax.evaluate.synthetic import Scenes
 
 app = typer.Typer(help="How good a model is: on rendered scenes with their truth, and on a real stereo pair.", no_args_is_help=True)
 
@@ -198,7 +199,7 @@ def _load(path: str, dtype: str) -> tuple[Any, Any]:
     return model.clone(dtype=compute_dtype(dtype)), params
 
 
-def _measure(net: Any, params: Any, runs: list[Configuration], scenes: Any, *, silent: bool) -> list[dict[str, Any]]:
+def _measure(net: Any, params: Any, runs: list[Configuration], scenes: Scenes, *, silent: bool) -> list[dict[str, Any]]:
     import jax
     import jax.numpy as jnp
 

@@ -37,7 +37,6 @@ class Truth:
 
     Attributes:
       pose_enc: f32[B, F, 9]. depth: f32[B, F, H, W, 1]. world_points: f32[B, F, H, W, 3]. valid: bool[B, F, H, W].
-      scale: f32[B], the mean distance of valid points from the first camera, in the unit that the scene came in.
       tracks: f32[B, F, Q, 2], where the points to track are in each view, in pixels. visible: bool[B, F, Q]. None without such points.
     """
 
@@ -45,7 +44,6 @@ class Truth:
     depth: Array
     world_points: Array
     valid: Array
-    scale: Array
     tracks: Array | None = None
     visible: Array | None = None
 
@@ -72,7 +70,6 @@ def normalise(cam_from_world: Array, K: Array, depth: Array, world_points: Array
         depth=jnp.where(mask, divide(depth), 0),
         world_points=jnp.where(mask, divide(points), 0),
         valid=valid,
-        scale=scale,
     )
 
 
