@@ -291,7 +291,7 @@ def test_gradients_are_clipped():
     np.testing.assert_allclose(optax.tree.norm(optax.tree.get(after, "mu")), (1 - clipped.beta1) * 0.5, rtol=1e-4)
 
 
-def test_weights_are_averaged_with_a_memory_that_grows(straight):
+def test_weights_are_averaged_with_a_memory_that_grows():
     mesh, run = training.make_mesh(), config()
     state, step = training.start(run, training.initial_params(CAMERAS, 0, 0.1)), training.make_step(run, mesh)
     average = jax.device_get(state.params)
