@@ -1,5 +1,7 @@
 """The training loss: what it does not depend on, what it is zero for, and what it prefers."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from fastvggt_jax.models.prediction import Prediction
 from fastvggt_jax.train import losses
 
 B, F, H, W = 2, 3, 16, 24
-loss, track_loss = jax.jit(losses.loss), jax.jit(losses.track_loss)
+loss, dense_loss, track_loss = jax.jit(losses.loss), jax.jit(losses.dense_loss), jax.jit(losses.track_loss)
 
 
 def scenes(rotation=None, translation=0.0, scale=1.0):
@@ -90,7 +92,7 @@ def test_what_is_not_valid_has_no_influence(truth):
 
 def test_confidence_in_the_sky_costs_where_that_is_asked_for(truth):
     sky = jnp.where(truth.valid, 5.0, 9.0)
-    parts = losses.loss(perfect(truth).replace(depth_conf=sky), truth, 0.05)[1]
+    parts = jax.jit(partial(losses.loss, background=0.05))(perfect(truth).replace(depth_conf=sky), truth)[1]
     np.testing.assert_allclose(parts["depth background"], 0.05 * np.log(9), rtol=1e-5)
     assert "depth background" not in loss(perfect(truth), truth)[1]
 
@@ -113,13 +115,13 @@ def test_steps_in_the_error_cost_more_than_a_constant_one(truth):
 def test_the_dense_loss_by_hand():
     """An error that grows by 0.1 a column: at scale 1 there are 12 steps of 0.1 and 12 of none, at scale 2 two of 0.2 and two of none."""
     error = jnp.broadcast_to(0.1 * jnp.arange(4)[:, None], (1, 1, 4, 4, 1))
-    parts = losses.dense_loss(error, jnp.full((1, 1, 4, 4), 2.0), jnp.zeros_like(error), jnp.ones((1, 1, 4, 4), bool))
+    conf, target, valid = jnp.full((1, 1, 4, 4), 2.0), jnp.zeros_like(error), jnp.ones((1, 1, 4, 4), bool)
+    parts, turned = (dense_loss(e, conf, target, valid) for e in (error, error.swapaxes(2, 3)))
     reward = 0.2 * np.log(2)
     expected = {"error": 0.15, "confidence": 0.3 - reward}
     expected["gradient"] = ((12 * 0.1 * 2 - 24 * reward) / 16 + (2 * 0.2 * 2 - 4 * reward) / 4) / 4
     for name, value in expected.items():
         np.testing.assert_allclose(parts[name], value, rtol=1e-5, err_msg=name)
-    turned = losses.dense_loss(error.swapaxes(2, 3), jnp.full((1, 1, 4, 4), 2.0), jnp.zeros_like(error), jnp.ones((1, 1, 4, 4), bool))
     np.testing.assert_allclose(turned["gradient"], parts["gradient"], rtol=1e-5)
 
 

@@ -103,7 +103,8 @@ def test_what_stands_before_the_light_casts_a_shadow(scenes):
     target = jnp.array([[0.0, 0, 0], [4, 0, 0]])  # under the roof and beside it
     eye = jnp.array([6.0, 0, 3])
     direction = (target - eye) / jnp.linalg.norm(target - eye, axis=-1, keepdims=True)
-    lit, shaded = (np.asarray(render.shade(w, jnp.broadcast_to(eye, (2, 3)), direction)[0]) for w in (plot, roof))
+    shade = jax.jit(lambda world: render.shade(world, jnp.broadcast_to(eye, (2, 3)), direction)[0])
+    lit, shaded = np.asarray(shade(plot)), np.asarray(shade(roof))
     assert (shaded[0] < 0.7 * lit[0]).all()
     np.testing.assert_array_equal(shaded[1], lit[1])
 
