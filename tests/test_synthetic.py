@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fastvggt_jax import geometry
-from fastvggt_jax.synthetic import path, render, sample, shapes, tracks, world
+from fastvggt_jax.synthetic import path, render, sample, shapes, tracks
 from fastvggt_jax.synthetic.sample import _develop
 from fastvggt_jax.synthetic.texture import PATTERNS, albedo, hash_unit, noise
 
@@ -87,12 +87,9 @@ def test_the_same_number_is_the_same_scene_and_splits_differ():
 
 
 def test_views_overlap_those_before_them_and_nothing_is_too_near():
-    @jax.jit
-    def score(key):
-        place = world.random_world(key)
-        return path._score(place, *path.random_path(key, place, 4, 48, 64), 48, 64)
-
-    assert min(score(key) for key in jax.random.split(jax.random.key(7), 12)) > 0.3  # an overlap of so much, free sight, and not only sky
+    score = jax.jit(lambda scene: path._score(scene.world, scene.K, scene.world_from_cam, *scene.depth.shape[1:3]))
+    scores = [score(sample("train", index, **SIZE)) for index in range(16)]
+    assert min(scores) > 0.3  # an overlap of so much, free sight, and not only sky
 
 
 def test_what_stands_before_the_light_casts_a_shadow(scenes):
