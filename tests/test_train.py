@@ -275,23 +275,16 @@ def test_a_run_renders_its_own_scenes_of_every_kind_and_validates_on_others(tmp_
     np.testing.assert_allclose(records(tmp_path, "validation")[0]["loss"], np.mean(means), rtol=1e-4)
 
 
-def first_update(config: TrainConfig, gradient: float):
-    """(update, state) of a fresh optimizer, of parameters that are all 1 and have this gradient."""
+def test_gradients_are_clipped_and_matrices_alone_decay():
+    run = config(weight_decay=0.1, clip_norm=0.5)
     filled = lambda value: jax.tree.map(lambda x: np.full(x.shape, value, np.float32), CAMERAS.abstract_params()["params"])
-    optimizer = make_optimizer(config, filled(1.0))
-    return jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p))(filled(gradient), filled(1.0))
-
-
-def test_weight_decay_is_of_matrices_alone():
-    updates, _ = first_update(config(weight_decay=0.1), gradient=0.0)
+    optimizer, ones = make_optimizer(run, filled(1.0)), filled(1.0)
+    first_update = jax.jit(lambda gradient: optimizer.update(gradient, optimizer.init(ones), ones))
+    updates, _ = first_update(filled(0.0))
     for name, update in flax.traverse_util.flatten_dict(updates, sep="/").items():
         assert np.asarray(update).any() == name.endswith("/kernel"), name
-
-
-def test_gradients_are_clipped():
-    clipped = config(clip_norm=0.5)
-    _, state = first_update(clipped, gradient=10.0)
-    np.testing.assert_allclose(optax.tree.norm(optax.tree.get(state, "mu")), (1 - clipped.beta1) * 0.5, rtol=1e-4)
+    _, state = first_update(filled(10.0))
+    np.testing.assert_allclose(optax.tree.norm(optax.tree.get(state, "mu")), (1 - run.beta1) * 0.5, rtol=1e-4)
 
 
 def test_weights_are_averaged_with_a_memory_that_grows():
