@@ -151,9 +151,12 @@ def _check_types(fields: Shape | TrainConfig) -> None:
     """Raises ValueError for a field that is not of the type that it is annotated with: a configuration is written by hand."""
     for name, hint in typing.get_type_hints(type(fields)).items():
         value = getattr(fields, name)
-        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        if not any(_is_a(value, kind) for kind in kinds):
-            raise ValueError(f"{name}={value!r} must be {' or '.join(map(_in_words, kinds))}")
+        if not any(_is_a(value, kind) for kind in _kinds(hint)):
+            raise ValueError(f"{name}={value!r} must be {' or '.join(map(_in_words, _kinds(hint)))}")
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
 
 
 def _is_a(value: Any, kind: Any) -> bool:
@@ -204,7 +207,7 @@ def _parse(text: str) -> tuple[str, str]:
 
 def _as_type(name: str, text: str, hint: Any) -> Any:
     """The value that `text` is for a field of that type."""
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = _kinds(hint)
     if type(None) in kinds and text in ("None", "none"):
         return None
     kind = kinds[0]
@@ -219,4 +222,4 @@ def _as_type(name: str, text: str, hint: Any) -> Any:
         number = float(text) if kind is int else None  # 1e5 is a whole number too
         return int(number) if number is not None and number.is_integer() and number < 1e15 else kind(text)
     except (ValueError, OverflowError):
-        raise ValueError(f"{name}={text} must be {'a whole number' if kind is int else 'a number'}") from None
+        raise ValueError(f"{name}={text} must be {_in_words(kind)}") from None
