@@ -52,12 +52,11 @@ def train(config: TrainConfig, workdir: str | Path, *, minutes: float | None = N
     for shape in config.shapes:
         if shape.scenes % mesh.size:
             raise ValueError(f"{shape}: its scenes must be a multiple of the {mesh.size} devices")
-    abstract = abstract_state(config)  # this and the next say what is wrong with `frozen` and `init` before the folder is made
+    sharding = state_sharding(config, mesh)  # this and the next say what is wrong with `frozen` and `init` before the folder is made
     params = None if (folder / MARK).exists() else first_params(config)
     with Checkpoints(folder, config) as checkpoints, _interrupts() as interrupted:
-        sharding = state_sharding(config, mesh)
         if checkpoints.last_step is not None:
-            state = checkpoints.restore(abstract, sharding)
+            state = checkpoints.restore(abstract_state(config), sharding)
         else:
             state = jax.device_put(start(config, params or first_params(config)), sharding)
         done = int(state.step)
