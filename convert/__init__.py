@@ -1,1 +1,3 @@
-"""Converts official PyTorch checkpoints into the one native weight file: the only place that knows PyTorch's names."""
+"""Converts official PyTorch checkpoints into the one native weight file: the only place that knows PyTorch's
+names.
+"""

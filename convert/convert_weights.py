@@ -1,10 +1,12 @@
 """Official PyTorch checkpoint -> native weight file.
 
-    python -m convert.convert_weights IN OUT [--model vggt|pi3] [--config FILE.json] [--variant auto] [--dtype float32]
+    python -m convert.convert_weights IN OUT [--model vggt|pi3] [--config FILE.json] [--variant auto] [--dtype
+    float32]
 
-IN is a .safetensors file, a .pt file (needs the extra torch) or a hub repository such as facebook/VGGT-1B or yyfz233/Pi3
-(needs the extra hub). The conversion is strict: a tensor that is missing, unexpected or misshaped ends it before anything is
-written. It streams: memory holds one official tensor at a time, whatever the size of the model.
+IN is a .safetensors file, a .pt file (needs the extra torch) or a hub repository such as facebook/VGGT-1B or
+yyfz233/Pi3 (needs the extra hub). The conversion is strict: a tensor that is missing, unexpected or misshaped
+ends it before anything is written. It streams: memory holds one official tensor at a time, whatever the size
+of the model.
 """
 
 import argparse
@@ -32,19 +34,36 @@ Network = VGGT | Pi3
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 0, 2 for bad input, 1 when reading, writing or the network fails."""
-    parser = argparse.ArgumentParser(prog="python -m convert.convert_weights", description=__doc__.split("\n")[0])
-    parser.add_argument("source", metavar="IN", help="a .safetensors or .pt file, or a hub repository (OWNER/NAME)")
-    parser.add_argument("target", metavar="OUT", type=Path, help="the native weight file to write (.safetensors)")
-    parser.add_argument("--model", choices=("vggt", "pi3"), help="what IN is; by default recognised from its keys")
-    parser.add_argument("--config", type=Path, metavar="FILE.json", help="sizes of the model if they are not the released one's")
+    """The command line; returns the exit status: 0, 2 for bad input, 1 when reading, writing or the network
+    fails.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m convert.convert_weights", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "source", metavar="IN", help="a .safetensors or .pt file, or a hub repository (OWNER/NAME)"
+    )
+    parser.add_argument(
+        "target", metavar="OUT", type=Path, help="the native weight file to write (.safetensors)"
+    )
+    parser.add_argument(
+        "--model", choices=("vggt", "pi3"), help="what IN is; by default recognised from its keys"
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE.json",
+        help="sizes of the model if they are not the released one's",
+    )
     parser.add_argument(
         "--variant",
         choices=("auto", "1b", "tracker-fixed"),
         default="auto",
         help="tracker-fixed: the track features carry a position embedding, which no key tells; auto decides by the name of IN",
     )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the written weights")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the written weights"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     options = parser.parse_args(arguments)
     try:
@@ -68,10 +87,11 @@ def convert(
     dtype: str = "float32",
     overwrite: bool = False,
 ) -> None:
-    """Converts the checkpoint `source` to the native file `target` and prints what was done; see the command line.
+    """Converts the checkpoint `source` to the native file `target` and prints what was done; see the command
+    line.
 
-    Raises ValueError (CheckpointError), ImportError, OSError and its kinds, each with one sentence; then `target` is
-    as it was before.
+    Raises ValueError (CheckpointError), ImportError, OSError and its kinds, each with one sentence; then
+    `target` is as it was before.
     """
     _check_target(target, overwrite)
     repository = source if hub.is_repository(source) else None
@@ -92,12 +112,23 @@ def convert(
     try:
         plan = make_plan(checkpoint.shapes, wanted, table.RULES, table.IGNORE)
     except CheckpointError as error:
-        sizes = f"the sizes of {config}" if config else f"the sizes of {DEFAULT_SIZES[model]}, assumed for want of --config FILE.json"
+        sizes = (
+            f"the sizes of {config}"
+            if config
+            else f"the sizes of {DEFAULT_SIZES[model]}, assumed for want of --config FILE.json"
+        )
         raise CheckpointError(f"{path} does not fit {sizes}: {error}") from error
 
-    odd = [f"{key} ({checkpoint.dtypes[key]})" for t in plan.targets for key in t.keys if checkpoint.dtypes[key] not in FLOATS]
+    odd = [
+        f"{key} ({checkpoint.dtypes[key]})"
+        for t in plan.targets
+        for key in t.keys
+        if checkpoint.dtypes[key] not in FLOATS
+    ]
     if odd:
-        raise CheckpointError(f"{path} holds numbers that are no weights: {listed(odd)}; they must be {', '.join(FLOATS)}")
+        raise CheckpointError(
+            f"{path} holds numbers that are no weights: {listed(odd)}; they must be {', '.join(FLOATS)}"
+        )
 
     targets = {t.name: t for t in plan.targets}
     size = write_safetensors(
@@ -140,7 +171,9 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 
 def _recognise(checkpoint: Source, asked: str | None) -> str:
-    """A name of MODELS, by the keys. CheckpointError where they are those of neither, or of another model than the one asked for."""
+    """A name of MODELS, by the keys. CheckpointError where they are those of neither, or of another model
+    than the one asked for.
+    """
     path, keys = checkpoint.path, list(checkpoint.shapes)
     found = [name for name, (_, table) in MODELS.items() if any(re.fullmatch(table.KEY, key) for key in keys)]
     if any("/" in key for key in keys):
@@ -156,7 +189,9 @@ def _recognise(checkpoint: Source, asked: str | None) -> str:
     if asked or found:
         return asked or found[0]
     shown = f"{', '.join(keys[:3])}, ..." if keys else "nothing"
-    raise CheckpointError(f"{path} is neither a VGGT nor a π³ checkpoint: it holds {shown}, no aggregator.* and no point_decoder.*")
+    raise CheckpointError(
+        f"{path} is neither a VGGT nor a π³ checkpoint: it holds {shown}, no aggregator.* and no point_decoder.*"
+    )
 
 
 def _build(cls: type[Network], checkpoint: Source, config: Path | None) -> Network:
@@ -169,23 +204,35 @@ def _build(cls: type[Network], checkpoint: Source, config: Path | None) -> Netwo
         except OSError as error:
             raise FileNotFoundError(f"{config}: cannot be read ({error.strerror})") from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{config} is not the configuration of a {cls.__name__} as JSON: {error}") from error
+            raise ValueError(
+                f"{config} is not the configuration of a {cls.__name__} as JSON: {error}"
+            ) from error
     if cls is not VGGT:
         return network
-    present = tuple(h for h in network.heads if any(key.startswith(f"{h}_head.") for key in checkpoint.shapes))
+    present = tuple(
+        h for h in network.heads if any(key.startswith(f"{h}_head.") for key in checkpoint.shapes)
+    )
     return network.clone(heads=present)
 
 
 def _abstract(network: Network, config: Path | None) -> dict[str, jax.ShapeDtypeStruct]:
     try:
         return abstract_tensors(network)
-    except (TypeError, ValueError, ArithmeticError) as error:  # numbers that make no network, such as a width of 0
+    except (
+        TypeError,
+        ValueError,
+        ArithmeticError,
+    ) as error:  # numbers that make no network, such as a width of 0
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{config} does not describe a working {type(network).__name__}: {reason}") from error
+        raise ValueError(
+            f"{config} does not describe a working {type(network).__name__}: {reason}"
+        ) from error
 
 
 def _choose_variant(network: VGGT, variant: str, origin: str, config: Path | None) -> tuple[VGGT, str]:
-    """Sets whether track features carry a position embedding; returns the model and the ground for the choice."""
+    """Sets whether track features carry a position embedding; returns the model and the ground for the
+    choice.
+    """
     fixed = "tracker_fixed" in origin.lower()
     reason = f"assumed: the keys do not tell, and the name {origin} has {'' if fixed else 'no '}tracker_fixed in it"
     if variant != "auto":
@@ -201,5 +248,7 @@ def _count(shapes) -> str:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_platforms", "cpu")  # only shapes are asked of JAX: leave the GPU's memory to others
+    jax.config.update(
+        "jax_platforms", "cpu"
+    )  # only shapes are asked of JAX: leave the GPU's memory to others
     sys.exit(main())

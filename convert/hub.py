@@ -28,13 +28,18 @@ KNOWN = {
         "vggt_1B_commercial.pt",
         "VGGT Commercial License (commercial use allowed on its terms; see huggingface.co/facebook/VGGT-1B-Commercial)",
     ),
-    "yyfz233/Pi3": Repository("model.safetensors", "academic use only, for commercial use ask the authors (github.com/yyfz/Pi3, README)"),
+    "yyfz233/Pi3": Repository(
+        "model.safetensors",
+        "academic use only, for commercial use ask the authors (github.com/yyfz/Pi3, README)",
+    ),
     "facebook/VGGT_tracker_fixed": Repository("model_tracker_fixed_e20.pt", UNKNOWN_LICENCE),
 }
 
 
 def is_repository(name: str) -> bool:
-    """Whether `name`, which is no file here, has the form of a repository's name: OWNER/NAME, no weight-file suffix."""
+    """Whether `name`, which is no file here, has the form of a repository's name: OWNER/NAME, no weight-file
+    suffix.
+    """
     form = re.fullmatch(r"[\w.-]+/[\w.-]+", name)
     return bool(form) and not name.endswith((".safetensors", ".pt", ".pth")) and not Path(name).exists()
 
@@ -47,10 +52,10 @@ def licence_of(repository: str | None) -> str:
 def fetch(repository: str) -> Path:
     """Downloads a repository's checkpoint, or finds it in the hub's cache, and returns its path.
 
-    The file is the known one, else model.safetensors, else the only .pt file (model.pt if there are several). The
-    endpoint, cache, token and offline mode are huggingface_hub's own (HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE).
-    Raises ImportError (extra hub missing), FileNotFoundError (no such repository or file), PermissionError (gated),
-    ConnectionError (hub out of reach).
+    The file is the known one, else model.safetensors, else the only .pt file (model.pt if there are several).
+    The endpoint, cache, token and offline mode are huggingface_hub's own (HF_ENDPOINT, HF_HOME, HF_TOKEN,
+    HF_HUB_OFFLINE). Raises ImportError (extra hub missing), FileNotFoundError (no such repository or file),
+    PermissionError (gated), ConnectionError (hub out of reach).
     """
     try:
         from huggingface_hub import HfApi
@@ -80,11 +85,15 @@ def _download(repository: str, file: str) -> Path | None:
 
 
 def _ask(repository: str, question: Callable[[], T]) -> T:
-    """The hub's answer; its many errors become one sentence each, but for EntryNotFoundError, which is an answer."""
+    """The hub's answer; its many errors become one sentence each, but for EntryNotFoundError, which is an
+    answer.
+    """
     from huggingface_hub import constants, errors
 
     endpoint = constants.ENDPOINT
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it announces every retry; the outcome is one sentence of ours
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # it announces every retry; the outcome is one sentence of ours
     try:
         return question()
     except errors.GatedRepoError as error:
@@ -96,9 +105,14 @@ def _ask(repository: str, question: Callable[[], T]) -> T:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{endpoint} did not answer"
         text = f"{repository} is neither a file here nor in the hub's cache, and {why}: download it or give a file"
         raise ConnectionError(text) from error
-    except errors.EntryNotFoundError:  # must stand below LocalEntryNotFoundError, a subclass with another meaning
+    except (
+        errors.EntryNotFoundError
+    ):  # must stand below LocalEntryNotFoundError, a subclass with another meaning
         raise
-    except (errors.HTTPError, OSError) as error:  # HTTPError is that of the client which the hub's version builds on
+    except (
+        errors.HTTPError,
+        OSError,
+    ) as error:  # HTTPError is that of the client which the hub's version builds on
         reason = str(error).strip().split("\n")[0]
         raise ConnectionError(f"{repository} could not be downloaded from {endpoint}: {reason}") from error
 
@@ -109,4 +123,6 @@ def _torch_file(repository: str, files: list[str]) -> str:
         return "model.pt" if "model.pt" in candidates else candidates[0]
     if not candidates:
         raise FileNotFoundError(f"{repository} on the hub holds neither model.safetensors nor a .pt file")
-    raise FileNotFoundError(f"{repository} on the hub holds several .pt files ({', '.join(candidates)}): download one and give its path")
+    raise FileNotFoundError(
+        f"{repository} on the hub holds several .pt files ({', '.join(candidates)}): download one and give its path"
+    )

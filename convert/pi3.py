@@ -1,5 +1,5 @@
-"""yyfz233/Pi3: which official key becomes which parameter. Names as in `convert.vggt`; of the decoder's blocks the even ones attend within
-a frame, the odd ones across frames, and each kind is a stack of its own.
+"""yyfz233/Pi3: which official key becomes which parameter. Names as in `convert.vggt`; of the decoder's
+blocks the even ones attend within a frame, the odd ones across frames, and each kind is a stack of its own.
 """
 
 import dataclasses
@@ -7,9 +7,13 @@ import dataclasses
 from convert.rules import Rule, conv, linear, norm
 
 KEY = r"(?:point|conf|camera)_decoder\..+"  # the keys by which a checkpoint is known to be a π³
-PI3X_KEY = r"metric_token|metric_(?:head|decoder)\..+|depth_encoder\..+"  # which only Pi3X has, a later model with other heads
+# which only Pi3X has, a later model with other heads
+PI3X_KEY = r"metric_token|metric_(?:head|decoder)\..+|depth_encoder\..+"
 
-_STACKS = (r"(?P<stack>(?:encoder|point_decoder|conf_decoder|camera_decoder)\.blocks)\.(?P<layer>\d+)\.", "{stack}")
+_STACKS = (
+    r"(?P<stack>(?:encoder|point_decoder|conf_decoder|camera_decoder)\.blocks)\.(?P<layer>\d+)\.",
+    "{stack}",
+)
 _FRAME = (r"decoder\.(?P<layer>\d*[02468])\.", "decoder/frame_blocks")
 _GLOBAL = (r"decoder\.(?P<layer>\d*[13579])\.", "decoder/global_blocks")
 
@@ -33,7 +37,10 @@ RULES = (
     *norm(r"encoder\.norm", "encoder/norm"),
     *linear(r"(?P<name>(?:point|conf|camera)_decoder\.(?:projects|linear_out))", "{name}"),
     *linear(r"(?P<name>(?:point|conf)_head\.proj)", "{name}"),
-    *linear(r"camera_head\.res_conv\.(?P<index>[01])\.(?P<name>res_conv[123])", "camera_head/res_conv_{index}/{name}"),
+    *linear(
+        r"camera_head\.res_conv\.(?P<index>[01])\.(?P<name>res_conv[123])",
+        "camera_head/res_conv_{index}/{name}",
+    ),
     *linear(r"camera_head\.more_mlps\.(?P<index>[02])", "camera_head/more_mlps_{index}"),
     *linear(r"camera_head\.(?P<name>fc_t|fc_rot)", "camera_head/{name}"),
 )

@@ -1,7 +1,8 @@
 """The strict engine of conversion: official keys in, named targets of one model out, nothing guessed.
 
-Every source key must match exactly one rule or one excuse, and every target must be produced exactly once and in the
-right shape. The engine works on shapes alone, so a whole conversion is checked before the first byte is read.
+Every source key must match exactly one rule or one excuse, and every target must be produced exactly once and
+in the right shape. The engine works on shapes alone, so a whole conversion is checked before the first byte
+is read.
 """
 
 import re
@@ -29,8 +30,8 @@ TRANSFORMS: dict[str, tuple[int, ...] | None] = {
 class Rule:
     """One line of a conversion table.
 
-    pattern: regular expression for the whole official key. A group named `layer` is the key's index in a stack whose
-    members become one target, joined on a new first axis in the order of that index.
+    pattern: regular expression for the whole official key. A group named `layer` is the key's index in a
+    stack whose members become one target, joined on a new first axis in the order of that index.
     target: the native name; `{group}` stands for the text of a group of the pattern, its '.' turned into '/'.
     transform: a name of TRANSFORMS.
     every: the members of the stack are this many indices apart: 2 for a stack of the even or of the odd ones.
@@ -114,10 +115,10 @@ def make_plan(
 ) -> Plan:
     """Decides which official key goes where.
 
-    source: official key -> shape. wanted: native name -> abstract tensor, the model's whole tree. ignore: pattern of
-    keys that are rightly left out -> reason.
-    Raises CheckpointError naming all keys that are missing (by their official name where a neighbour in the stack
-    tells it, else by the native one), unexpected or misshaped; ValueError if the rules contradict each other.
+    source: official key -> shape. wanted: native name -> abstract tensor, the model's whole tree. ignore:
+    pattern of keys that are rightly left out -> reason. Raises CheckpointError naming all keys that are
+    missing (by their official name where a neighbour in the stack tells it, else by the native one),
+    unexpected or misshaped; ValueError if the rules contradict each other.
     """
     routes, ignored, unexpected = _route(source, rules, ignore)
     missing, wrong, targets = [], [], []
@@ -140,7 +141,9 @@ def make_plan(
                     wrong.append((match.string, source[match.string], shape))
         transforms = {rule.transform for _, rule in members.values()}
         if len(transforms) > 1:
-            raise ValueError(f"the rules for {name} disagree on its transform: {', '.join(sorted(transforms))}")
+            raise ValueError(
+                f"the rules for {name} disagree on its transform: {', '.join(sorted(transforms))}"
+            )
         targets.append(Target(name, spec.shape, tuple(keys), transforms.pop()))
     unexpected += [match.string for members in routes.values() for match, _ in members.values()]
     text = differences(missing, unexpected, wrong)
@@ -150,7 +153,9 @@ def make_plan(
 
 
 def _route(source, rules, ignore):
-    """Sorts the keys: native name -> {layer index or None: (match, rule)}, the excused, and those no rule knows."""
+    """Sorts the keys: native name -> {layer index or None: (match, rule)}, the excused, and those no rule
+    knows.
+    """
     routes: dict[str, dict[int | None, tuple[re.Match, Rule]]] = {}
     ignored, unexpected = [], []
     for key in source:
@@ -187,5 +192,7 @@ def _official_shape(shape: tuple[int, ...], rule: Rule) -> tuple[int, ...]:
     if axes is None:
         return tuple(shape)
     if len(axes) != len(shape):
-        raise ValueError(f"the rule {rule.pattern} makes {len(axes)} axes, but its target has the shape {list(shape)}")
+        raise ValueError(
+            f"the rule {rule.pattern} makes {len(axes)} axes, but its target has the shape {list(shape)}"
+        )
     return tuple(shape[axes.index(axis)] for axis in range(len(axes)))

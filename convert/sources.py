@@ -1,4 +1,6 @@
-"""Official checkpoints as named tensors that are read one by one: .safetensors, and .pt where PyTorch is installed."""
+"""Official checkpoints as named tensors that are read one by one: .safetensors, and .pt where PyTorch is
+installed.
+"""
 
 import pickle
 import zipfile
@@ -12,12 +14,19 @@ import numpy as np
 from fastvggt_jax.tensor_file import CheckpointError, open_safetensors
 
 _WRAPPERS = ("model", "state_dict")  # under which training scripts store the state_dict
-_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as safetensors and as numpy call them
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "BF16": "bfloat16",
+    "F16": "float16",
+}  # as safetensors and as numpy call them
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint: the shape and dtype (its name) of every tensor, and `read`, which loads one as a numpy array."""
+    """A checkpoint: the shape and dtype (its name) of every tensor, and `read`, which loads one as a numpy
+    array.
+    """
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
@@ -45,7 +54,9 @@ def require_torch(path: str | Path):
     try:
         import torch
     except ImportError as error:
-        text = f"{path} is a PyTorch file: reading it needs the extra torch (pip install 'fastvggt_jax[torch]')"
+        text = (
+            f"{path} is a PyTorch file: reading it needs the extra torch (pip install 'fastvggt_jax[torch]')"
+        )
         raise ImportError(text) from error
     return torch
 
@@ -96,6 +107,10 @@ def _state_dict(data, tensor_type):
     """The dict of tensors in what a .pt file held, or None."""
     candidates = [data, *(data.get(name) for name in _WRAPPERS)] if isinstance(data, dict) else []
     for tensors in candidates:
-        if isinstance(tensors, dict) and tensors and all(isinstance(t, tensor_type) for t in tensors.values()):
+        if (
+            isinstance(tensors, dict)
+            and tensors
+            and all(isinstance(t, tensor_type) for t in tensors.values())
+        ):
             return tensors
     return None

@@ -1,7 +1,7 @@
 """facebookresearch/vggt (facebook/VGGT-1B and its variants): which official key becomes which parameter.
 
-A native name is the official one with '/' for '.'; the index of a scanned stack is dropped and its members are
-stacked, any other index is joined with '_'; `weight` is named after what it is (kernel, scale).
+A native name is the official one with '/' for '.'; the index of a scanned stack is dropped and its members
+are stacked, any other index is joined with '_'; `weight` is named after what it is (kernel, scale).
 """
 
 from convert.rules import Rule, conv, conv_transpose, linear, norm
@@ -27,7 +27,10 @@ RULES = (
     *linear(_BLOCK + r"(?P<name>(?:cross_)?attn\.out_proj)", "{stack}/{name}"),
     # Encoder and aggregator outside their blocks.
     Rule(r"aggregator\.(?P<name>camera_token|register_token)", "aggregator/{name}"),
-    Rule(r"aggregator\.patch_embed\.(?P<name>cls_token|pos_embed|register_tokens)", "aggregator/patch_embed/{name}"),
+    Rule(
+        r"aggregator\.patch_embed\.(?P<name>cls_token|pos_embed|register_tokens)",
+        "aggregator/patch_embed/{name}",
+    ),
     *conv(r"aggregator\.patch_embed\.patch_embed\.proj", "aggregator/patch_embed/patch_embed/proj"),
     *norm(r"aggregator\.patch_embed\.norm", "aggregator/patch_embed/norm"),
     # Camera head.
@@ -41,7 +44,10 @@ RULES = (
     *conv_transpose(_DPT + r"resize_layers\.(?P<index>[01])", "{head}/resize_layers_{index}"),
     *conv(_DPT + r"resize_layers\.3", "{head}/resize_layers_3"),
     *conv(_DPT + r"scratch\.(?P<name>layer[1-4]_rn|output_conv1)", "{head}/scratch/{name}"),
-    *conv(_DPT + r"scratch\.(?P<name>refinenet[1-4]\.(?:out_conv|resConfUnit[12]\.conv[12]))", "{head}/scratch/{name}"),
+    *conv(
+        _DPT + r"scratch\.(?P<name>refinenet[1-4]\.(?:out_conv|resConfUnit[12]\.conv[12]))",
+        "{head}/scratch/{name}",
+    ),
     *conv(_DPT + r"scratch\.output_conv2\.(?P<index>[02])", "{head}/scratch/output_conv2_{index}"),
     # Tracker.
     Rule(r"track_head\.tracker\.query_ref_token", "track_head/tracker/query_ref_token"),
@@ -51,8 +57,13 @@ RULES = (
         "track_head/tracker/{name}",
     ),
     *linear(r"track_head\.tracker\.(?P<name>corr_mlp\.fc[12])", "track_head/tracker/{name}"),
-    *linear(_UPDATEFORMER + r"\.(?P<name>input_transform|flow_head)", "track_head/tracker/updateformer/{name}"),
-    *linear(r"track_head\.tracker\.(?P<name>ffeat_updater|vis_predictor|conf_predictor)\.0", "track_head/tracker/{name}_0"),
+    *linear(
+        _UPDATEFORMER + r"\.(?P<name>input_transform|flow_head)", "track_head/tracker/updateformer/{name}"
+    ),
+    *linear(
+        r"track_head\.tracker\.(?P<name>ffeat_updater|vis_predictor|conf_predictor)\.0",
+        "track_head/tracker/{name}_0",
+    ),
 )
 
 IGNORE = {

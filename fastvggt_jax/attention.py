@@ -1,4 +1,6 @@
-"""Softmax attention, BTNH: dense (our Hopper kernel, cuDNN or XLA) and the block-sparse global attention between frames."""
+"""Softmax attention, BTNH: dense (our Hopper kernel, cuDNN or XLA) and the block-sparse global attention
+between frames.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,21 @@ from fastvggt_jax.sparsity import Sparsity
 from pallas_kernels import BlockMask, block_sparse_attention, has_hopper
 
 Array = jax.Array
-LOGITS_BYTES = 256 * 2**20  # XLA's attention takes so many queries at a time that their float32 logits stay below this
-KERNEL_TOKENS = 8192  # from here on our kernel, nothing dropped, is faster than cuDNN on an H100: 1.3 times at 13,740 tokens, 0.8 at 1,374
+LOGITS_BYTES = (
+    256 * 2**20
+)  # XLA's attention takes so many queries at a time that their float32 logits stay below this
+# from here on our kernel, nothing dropped, is faster than cuDNN on an H100: 1.3 times at 13,740 tokens, 0.8
+# at 1,374
+KERNEL_TOKENS = 8192
 
 
 def _use_kernel(q: Array, k: Array) -> bool:
-    return has_hopper() and q.dtype == jnp.bfloat16 and q.shape[-1] == 64 and min(q.shape[1], k.shape[1]) >= KERNEL_TOKENS
+    return (
+        has_hopper()
+        and q.dtype == jnp.bfloat16
+        and q.shape[-1] == 64
+        and min(q.shape[1], k.shape[1]) >= KERNEL_TOKENS
+    )
 
 
 @cache
@@ -44,7 +55,10 @@ def dense_attention(q: Array, k: Array, v: Array) -> Array:
         return jax.nn.dot_product_attention(q, k, v, implementation="xla")
     chunks = -(-T // rows)
     q = jnp.pad(q, ((0, 0), (0, chunks * rows - T), (0, 0), (0, 0))).reshape(B, chunks, rows, N, H)
-    out = jax.lax.map(lambda rows_of_q: jax.nn.dot_product_attention(rows_of_q, k, v, implementation="xla"), jnp.moveaxis(q, 1, 0))
+    out = jax.lax.map(
+        lambda rows_of_q: jax.nn.dot_product_attention(rows_of_q, k, v, implementation="xla"),
+        jnp.moveaxis(q, 1, 0),
+    )
     return jnp.moveaxis(out, 0, 1).reshape(B, chunks * rows, N, H)[:, :T]
 
 
@@ -57,12 +71,16 @@ def _cudnn_attention(q: Array, k: Array, v: Array) -> Array:
 
 
 def _even_attention(q: Array, k: Array, v: Array) -> Array:
-    """cuDNN's as JAX differentiates it, which is at even lengths alone: an odd one gets a token that nobody sees."""
+    """cuDNN's as JAX differentiates it, which is at even lengths alone: an odd one gets a token that nobody
+    sees.
+    """
     if q.shape[1] % 2 == k.shape[1] % 2 == 0:
         return _cudnn(q, k, v)
     pad = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
     queries, keys = (jnp.full(x.shape[0], x.shape[1], jnp.int32) for x in (q, k))
-    return _cudnn(pad(q), pad(k), pad(v), query_seq_lengths=queries, key_value_seq_lengths=keys)[:, : q.shape[1]]
+    return _cudnn(pad(q), pad(k), pad(v), query_seq_lengths=queries, key_value_seq_lengths=keys)[
+        :, : q.shape[1]
+    ]
 
 
 _cudnn_attention.defvjp(lambda q, k, v: jax.vjp(_even_attention, q, k, v), lambda backward, g: backward(g))
@@ -106,14 +124,17 @@ def sparse_global_attention(
 ) -> tuple[Array, Array]:
     """Block-sparse attention between the tokens of all frames (METHOD.md; arXiv 2509.07120 §3).
 
-    Special queries attend to every key. Patch queries attend to the patch blocks that the pooled map selects and to the special keys.
+    Special queries attend to every key. Patch queries attend to the patch blocks that the pooled map selects
+    and to the special keys.
 
     Args:
-      q, k, v: [B, F·P, N, H] in model order (each frame: `num_special` special tokens, then its patches), after QK-norm and RoPE.
+      q, k, v: [B, F·P, N, H] in model order (each frame: `num_special` special tokens, then its patches),
+        after QK-norm and RoPE.
       keep_count, cdf_threshold: of this layer, see `pallas_kernels.pooled_block_mask`.
 
     Returns:
-      [B, F·P, N, H], and the density f32[]: the mean of the block mask, the forced special columns included, special queries not.
+      [B, F·P, N, H], and the density f32[]: the mean of the block mask, the forced special columns included,
+      special queries not.
     """
     q_special, q_patch = split_tokens(q, frames, num_special)
     k_special, k_patch = split_tokens(k, frames, num_special)
@@ -121,9 +142,12 @@ def sparse_global_attention(
     k_all = jnp.concatenate([k_patch, k_special], 1)
     v_all = jnp.concatenate([v_patch, v_special], 1)
     patches, specials = k_patch.shape[1], k_special.shape[1]
-    # "official": the special keys follow the patch keys without a gap, so the first of them share the last, partial patch block.
+    # "official": the special keys follow the patch keys without a gap, so the first of them share the last,
+    # partial patch block.
     kv_runs = (patches, specials) if sparsity.special_keys == "dense" else (patches + specials,)
-    mask = sparsity.block_mask(q_patch, k_patch, keep_count=keep_count, cdf_threshold=cdf_threshold, kv_runs=kv_runs)
+    mask = sparsity.block_mask(
+        q_patch, k_patch, keep_count=keep_count, cdf_threshold=cdf_threshold, kv_runs=kv_runs
+    )
     out_patch = block_sparse_attention(q_patch, k_all, v_all, mask)
     out_special = dense_attention(q_special, k_all, v_all)
     return merge_tokens(out_special, out_patch, frames), mask.density
@@ -132,8 +156,8 @@ def sparse_global_attention(
 def hilbert_order(h: int, w: int) -> list[int]:
     """Row-major indices y·w + x of an h×w grid along the generalised Hilbert ("gilbert") curve.
 
-    Starts at (0, 0) and runs along the longer side, along x for a square. Source: the curve of J. Červený's public description, the
-    order that the released sparse-vggt code uses when its Hilbert option is on.
+    Starts at (0, 0) and runs along the longer side, along x for a square. Source: the curve of J. Červený's
+    public description, the order that the released sparse-vggt code uses when its Hilbert option is on.
     """
     cells: list[int] = []
 

@@ -3,11 +3,13 @@
     python -m fastvggt_jax.bench --frames 1 10 50 100 --sparse-ratio dense 0.75
     python -m fastvggt_jax.bench --model pi3 --only model --frames 100 200
 
-Weights and images are random: the time does not depend on them, nor does a dense model's; which blocks a sparse model keeps does, but with
-`--sparse-ratio` alone their number does not. Each row runs in a process of its own, so its peak memory is its own.
+Weights and images are random: the time does not depend on them, nor does a dense model's; which blocks a
+sparse model keeps does, but with `--sparse-ratio` alone their number does not. Each row runs in a process of
+its own, so its peak memory is its own.
 
-"needs GiB" is what the compiled program holds at once: weights, images, outputs and temporaries. "peak GiB" is the most that the process
-has allocated, which on a first compilation includes what XLA's autotuner tries out; `--memory-limit` shows that it does without.
+"needs GiB" is what the compiled program holds at once: weights, images, outputs and temporaries. "peak GiB"
+is the most that the process has allocated, which on a first compilation includes what XLA's autotuner tries
+out; `--memory-limit` shows that it does without.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ MODELS = {"vggt": VGGT, "pi3": Pi3}
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """One row: compiles and runs the model on `args.frames[0]` frames."""
     frames, ratio = args.frames[0], args.sparse_ratio[0]
-    sparsity = None if ratio == "dense" else Sparsity(sparse_ratio=float(ratio), cdf_threshold=args.cdf_threshold)
+    sparsity = (
+        None if ratio == "dense" else Sparsity(sparse_ratio=float(ratio), cdf_threshold=args.cdf_threshold)
+    )
     config = json.loads(Path(args.config).read_text()) if args.config else {}
     model = MODELS[args.model].from_config(config.get("config", config), sparsity=sparsity)
     if args.model == "vggt":
@@ -51,7 +55,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         params = random_params(model, dtype=jnp.dtype(args.param_dtype))
     height, width = args.size
     images = jax.random.uniform(jax.random.key(1), (1, frames, height, width, 3))
-    points = jnp.full((1, 256, 2), height / 2, jnp.float32) if args.model == "vggt" and "track" in args.heads else None
+    points = (
+        jnp.full((1, 256, 2), height / 2, jnp.float32)
+        if args.model == "vggt" and "track" in args.heads
+        else None
+    )
     jax.block_until_ready((params, images))
     start = time.perf_counter()
     step = jax.jit(model.apply).lower(params, images, points).compile()
@@ -82,7 +90,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def torch_attention_ms(frames: int, size: tuple[int, int], repeats: int) -> dict[str, float]:
-    """PyTorch SDPA of one global layer, bf16, 16 heads × 64, in ms by backend; empty where torch or CUDA is missing."""
+    """PyTorch SDPA of one global layer, bf16, 16 heads × 64, in ms by backend; empty where torch or CUDA is
+    missing.
+    """
     try:
         import torch
         from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -95,7 +105,9 @@ def torch_attention_ms(frames: int, size: tuple[int, int], repeats: int) -> dict
     result = {}
     for name, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION)):
         with sdpa_kernel(backend):
-            result[name] = torch_ms(torch, lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v), repeats=repeats)  # noqa: B023
+            result[name] = torch_ms(
+                torch, lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v), repeats=repeats
+            )  # noqa: B023
     return result
 
 
@@ -104,7 +116,10 @@ def jax_attention_ms(frames: int, size: tuple[int, int], repeats: int) -> float:
     from fastvggt_jax.attention import dense_attention
 
     tokens = frames * (5 + size[0] // 14 * (size[1] // 14))
-    q, k, v = (jax.random.normal(key, (1, tokens, 16, 64), jnp.bfloat16) for key in jax.random.split(jax.random.key(0), 3))
+    q, k, v = (
+        jax.random.normal(key, (1, tokens, 16, 64), jnp.bfloat16)
+        for key in jax.random.split(jax.random.key(0), 3)
+    )
     return jax_ms(dense_attention, q, k, v, repeats=repeats)
 
 
@@ -140,14 +155,26 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sparse-ratio", nargs="+", default=["dense", "0.75"], help="'dense' or ρ")
     parser.add_argument("--cdf-threshold", type=float, help="τ")
     parser.add_argument("--size", type=int, nargs=2, default=[518, 518], metavar=("H", "W"))
-    parser.add_argument("--heads", nargs="*", default=["camera", "depth", "point"], choices=HEADS, help="of VGGT; π³ has one set")
+    parser.add_argument(
+        "--heads",
+        nargs="*",
+        default=["camera", "depth", "point"],
+        choices=HEADS,
+        help="of VGGT; π³ has one set",
+    )
     parser.add_argument("--dtype", help="of the backbone's matrix products (bfloat16)")
     parser.add_argument("--config", metavar="FILE.json", help="sizes of a model other than the released one")
     parser.add_argument("--param-dtype", default="float32")
-    parser.add_argument("--memory-limit", type=float, metavar="GIB", help="JAX may allocate no more than this")
+    parser.add_argument(
+        "--memory-limit", type=float, metavar="GIB", help="JAX may allocate no more than this"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
-    parser.add_argument("--only", choices=("model", "attention"), help="the whole model, or one global layer's attention beside PyTorch's")
+    parser.add_argument(
+        "--only",
+        choices=("model", "attention"),
+        help="the whole model, or one global layer's attention beside PyTorch's",
+    )
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -164,20 +191,33 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     say = (lambda text: None) if args.json else print
-    shared = ["--model", args.model, "--heads", *args.heads, "--size", *map(str, args.size), "--repeats", str(args.repeats)]
+    shared = [
+        "--model",
+        args.model,
+        "--heads",
+        *args.heads,
+        "--size",
+        *map(str, args.size),
+        "--repeats",
+        str(args.repeats),
+    ]
     shared += ["--param-dtype", args.param_dtype] + (["--dtype", args.dtype] if args.dtype else [])
     shared += ["--config", args.config] if args.config else []
     shared += ["--cdf-threshold", str(args.cdf_threshold)] if args.cdf_threshold is not None else []
     failed = False
     if args.only != "attention":
         say(f"{args.model}, {args.size[0]}×{args.size[1]}")
-        say(f"{'frames':>6} {'attention':>9} {'seconds':>8} {'ms/frame':>8} {'compile s':>9} {'needs GiB':>9} {'peak GiB':>8}")
+        say(
+            f"{'frames':>6} {'attention':>9} {'seconds':>8} {'ms/frame':>8} {'compile s':>9} {'needs GiB':>9} {'peak GiB':>8}"
+        )
         for frames in args.frames:
             for ratio in args.sparse_ratio:
                 row = _child([*shared, "--frames", str(frames), "--sparse-ratio", ratio], args.memory_limit)
                 failed |= print_row({"frames": frames, "sparse_ratio": ratio} | row, model_line, args.json)
     if args.only != "model":
-        say("one global layer's dense attention, ms (bf16, 16 heads × 64): ours, then PyTorch SDPA and its ratio to ours")
+        say(
+            "one global layer's dense attention, ms (bf16, 16 heads × 64): ours, then PyTorch SDPA and its ratio to ours"
+        )
         for frames in args.frames:
             row = _child([*shared, "--only", "attention", "--frames", str(frames)])
             failed |= print_row({"frames": frames} | row, attention_line, args.json)
@@ -192,7 +232,9 @@ def check(args: argparse.Namespace) -> None:
     if any(side < 14 or side % 14 for side in args.size):
         raise ValueError(f"--size {args.size[0]} {args.size[1]} must be multiples of 14")
     if args.memory_limit is not None and shutil.which("nvidia-smi") is None:
-        raise ValueError("--memory-limit needs an NVIDIA GPU: it asks nvidia-smi, which is not here, for the whole memory")
+        raise ValueError(
+            "--memory-limit needs an NVIDIA GPU: it asks nvidia-smi, which is not here, for the whole memory"
+        )
     if min(args.frames) < 1 or args.repeats < 1:
         raise ValueError("--frames and --repeats must be at least 1")
     for ratio in args.sparse_ratio:
@@ -213,7 +255,11 @@ def model_line(row: dict[str, Any]) -> str:
 
 
 def attention_line(row: dict[str, Any]) -> str:
-    peers = [f"torch {name} {row[name]:.2f} (×{row[name] / row['jax']:.2f})" for name in ("flash", "cudnn") if name in row]
+    peers = [
+        f"torch {name} {row[name]:.2f} (×{row[name] / row['jax']:.2f})"
+        for name in ("flash", "cudnn")
+        if name in row
+    ]
     return f"{row['frames']:>6} ours {row['jax']:.2f}  {'  '.join(peers)}"
 
 

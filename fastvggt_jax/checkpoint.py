@@ -1,7 +1,8 @@
-"""The one native weight file: safetensors, '/'-joined parameter names, its metadata naming model, config and source.
+"""The one native weight file: safetensors, '/'-joined parameter names, its metadata naming model, config and
+source.
 
-Metadata: format "fastvggt_jax", format_version, model (class name), config (JSON, what the model's `from_config` takes),
-source (where the weights come from), license (what holds for them).
+Metadata: format "fastvggt_jax", format_version, model (class name), config (JSON, what the model's
+`from_config` takes), source (where the weights come from), license (what holds for them).
 """
 
 import json
@@ -46,11 +47,15 @@ def native_metadata(model: nn.Module, source: str, license: str) -> dict[str, st
     }
 
 
-def save_params(path: str | Path, params: Mapping[str, Any], model: nn.Module, source: str = "", license: str = UNKNOWN) -> None:
-    """Writes the parameters of `model` to a native weight file, one tensor at a time and each in its own dtype.
+def save_params(
+    path: str | Path, params: Mapping[str, Any], model: nn.Module, source: str = "", license: str = UNKNOWN
+) -> None:
+    """Writes the parameters of `model` to a native weight file, one tensor at a time and each in its own
+    dtype.
 
-    params: {"params": tree} as `model.init` returns it. An existing file is replaced, once the new one is complete.
-    Raises CheckpointError if names or shapes are not the model's, OSError if the file cannot be written.
+    params: {"params": tree} as `model.init` returns it. An existing file is replaced, once the new one is
+    complete. Raises CheckpointError if names or shapes are not the model's, OSError if the file cannot be
+    written.
     """
     arrays = flax.traverse_util.flatten_dict(params["params"], sep="/")
     wanted = {name: spec.shape for name, spec in abstract_tensors(model).items()}
@@ -63,7 +68,8 @@ def save_params(path: str | Path, params: Mapping[str, Any], model: nn.Module, s
 
 
 def load_params(path: str | Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Reads a native weight file: (model class name, its config, {"params": tree of arrays on the default device}).
+    """Reads a native weight file: (model class name, its config, {"params": tree of arrays on the default
+    device}).
 
     Arrays keep the dtype in which they are stored. Raises as `from_pretrained`.
     """
@@ -81,15 +87,17 @@ def from_pretrained(
     """Builds the model of a native weight file and loads its parameters onto the default device.
 
     path_or_name: a file, or "mini" for the model that comes with the package.
-    dtype: None keeps the stored dtype (float32 unless converted otherwise) and the model's own policy for computing;
-    float32 or bfloat16 casts the parameters on load and becomes the model's `dtype`, that of its matrix products.
-    heads: the heads of a VGGT to load, out of "camera", "depth", "point", "track"; None means all in the file. The
+    dtype: None keeps the stored dtype (float32 unless converted otherwise) and the model's own policy for
+    computing; float32 or bfloat16 casts the parameters on load and becomes the model's `dtype`, that of its
+    matrix products.
+    heads: the heads of a VGGT to load, out of "camera", "depth", "point", "track"; None means all in the
+      file. The
     tensors of the others are not read. module_fields: further fields of the model, such as `sparsity`.
     Tensors are read one by one, so the host holds no second copy.
 
-    Returns (model, params) for `model.apply(params, images)`.
-    Raises FileNotFoundError; CheckpointError if the file is damaged, not native, of a newer version or of another
-    model, or if names or shapes are not the model's; ValueError for a head that the file does not have.
+    Returns (model, params) for `model.apply(params, images)`. Raises FileNotFoundError; CheckpointError if
+    the file is damaged, not native, of a newer version or of another model, or if names or shapes are not the
+    model's; ValueError for a head that the file does not have.
     """
     file, model = _open(path_or_name)
     if dtype is not None:
@@ -108,7 +116,9 @@ def from_pretrained(
     if heads is not None:
         absent = [head for head in heads if head not in model.heads]
         if absent:
-            raise ValueError(f"{path_or_name} has no {', '.join(absent)} head; it has {', '.join(model.heads)}")
+            raise ValueError(
+                f"{path_or_name} has no {', '.join(absent)} head; it has {', '.join(model.heads)}"
+            )
         left_out = tuple(f"{head}_head/" for head in model.heads if head not in heads)
         names = [name for name in names if not name.startswith(left_out)]
         model = model.clone(heads=tuple(head for head in model.heads if head in heads))
@@ -116,7 +126,9 @@ def from_pretrained(
 
 
 def read_model(path_or_name: str | Path) -> nn.Module:
-    """The model of a native weight file, without its parameters. Takes and raises what `from_pretrained` does."""
+    """The model of a native weight file, without its parameters. Takes and raises what `from_pretrained`
+    does.
+    """
     return _open(path_or_name)[1]
 
 
@@ -125,7 +137,9 @@ def weight_file(path_or_name: str | Path) -> Path:
     path = BUNDLED.get(str(path_or_name), Path(path_or_name))
     if not path.exists():
         names = ", ".join(BUNDLED)
-        raise FileNotFoundError(f"{path}: no such weight file; bundled is {names} (an official checkpoint must be converted first)")
+        raise FileNotFoundError(
+            f"{path}: no such weight file; bundled is {names} (an official checkpoint must be converted first)"
+        )
     return path
 
 
@@ -135,7 +149,9 @@ def _read(file, names: Iterable[str], dtype) -> dict[str, Any]:
     for name in names:
         tensor = file.get_tensor(name)
         # Waiting keeps the host from reading ahead of the transfer and so from holding many tensors at once.
-        arrays[name] = jax.block_until_ready(jax.device_put(tensor if dtype is None else tensor.astype(dtype)))
+        arrays[name] = jax.block_until_ready(
+            jax.device_put(tensor if dtype is None else tensor.astype(dtype))
+        )
     return flax.traverse_util.unflatten_dict(arrays, sep="/")
 
 
@@ -143,7 +159,9 @@ def _open(path_or_name: str | Path):
     """The opened native file and the model that its metadata describe."""
     path = weight_file(path_or_name)
     if path.suffix in (".pt", ".pth"):
-        raise CheckpointError(f"{path} is a PyTorch file, not a native weight file; {_CONVERT} {path} OUT.safetensors")
+        raise CheckpointError(
+            f"{path} is a PyTorch file, not a native weight file; {_CONVERT} {path} OUT.safetensors"
+        )
     file = open_safetensors(path)
     metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT:
@@ -157,7 +175,9 @@ def _open(path_or_name: str | Path):
         raise CheckpointError(f"{path} {newer}: upgrade fastvggt_jax or convert the weights again")
     name = metadata.get("model", "")
     if name not in _CLASSES:
-        raise CheckpointError(f"{path} holds the model {name!r}; this fastvggt_jax knows {', '.join(_CLASSES)}")
+        raise CheckpointError(
+            f"{path} holds the model {name!r}; this fastvggt_jax knows {', '.join(_CLASSES)}"
+        )
     try:
         return file, _CLASSES[name].from_config(json.loads(metadata["config"]))
     except (AttributeError, KeyError, TypeError, ValueError) as error:

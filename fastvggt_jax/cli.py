@@ -1,6 +1,7 @@
 """The command `fastvggt`. JAX and the models are imported inside the commands, so that --help is quick.
 
-typer, because it comes with what everybody knows: rich help, shell completion, and tests through click's runner.
+typer, because it comes with what everybody knows: rich help, shell completion, and tests through click's
+runner.
 """
 
 import contextlib
@@ -42,19 +43,34 @@ app.add_typer(evaluate_app, name="evaluate")
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = False,
 ) -> None:
     pass
 
 
 @app.command()
 def reconstruct(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write; it appears when all is done.")],
-    photos: Annotated[list[str] | None, typer.Argument(help="A folder, image files, or a pattern in quotes ('photos/*.jpg').")] = None,
-    checkpoint: Annotated[
-        str | None, typer.Option("-c", "--checkpoint", help="A converted weight file (.safetensors), or mini, the bundled model.")
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder to write; it appears when all is done.")
+    ],
+    photos: Annotated[
+        list[str] | None,
+        typer.Argument(help="A folder, image files, or a pattern in quotes ('photos/*.jpg')."),
     ] = None,
-    demo: Annotated[bool, typer.Option("--demo", help="Without photographs or a checkpoint: bundled views and the bundled model.")] = False,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            "-c", "--checkpoint", help="A converted weight file (.safetensors), or mini, the bundled model."
+        ),
+    ] = None,
+    demo: Annotated[
+        bool,
+        typer.Option(
+            "--demo", help="Without photographs or a checkpoint: bundled views and the bundled model."
+        ),
+    ] = False,
     mode: Annotated[
         Literal["crop", "pad", "square", "area"] | None,
         typer.Option(
@@ -69,14 +85,19 @@ def reconstruct(
         ),
     ] = None,
     sparse_ratio: Annotated[
-        float | None, typer.Option(help="Block-sparse global attention: share of blocks that may be dropped, 0 to 1.")
+        float | None,
+        typer.Option(help="Block-sparse global attention: share of blocks that may be dropped, 0 to 1."),
     ] = None,
-    cdf_threshold: Annotated[float | None, typer.Option(help="Block-sparse: share of attention that is kept at least, 0 to 1.")] = None,
+    cdf_threshold: Annotated[
+        float | None, typer.Option(help="Block-sparse: share of attention that is kept at least, 0 to 1.")
+    ] = None,
     special_keys: Annotated[
         Literal["dense", "official"] | None,
         typer.Option(help="Block-sparse: dense always attends to camera and register tokens (default)."),
     ] = None,
-    sparse_layers: Annotated[str | None, typer.Option(help="Block-sparse: these global layers only, such as 0-9,18-23.")] = None,
+    sparse_layers: Annotated[
+        str | None, typer.Option(help="Block-sparse: these global layers only, such as 0-9,18-23.")
+    ] = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"],
         typer.Option(help="Of the backbone's matrix products; auto: bfloat16, but float32 on a CPU."),
@@ -85,25 +106,41 @@ def reconstruct(
         Literal["depth", "point_head"] | None,
         typer.Option(help="VGGT: points from depth and cameras (default), or from the point head."),
     ] = None,
-    conf_percentile: Annotated[float, typer.Option(help="Drop points less confident than this percentile, and sky; 0: none.")] = 25.0,
+    conf_percentile: Annotated[
+        float, typer.Option(help="Drop points less confident than this percentile, and sky; 0: none.")
+    ] = 25.0,
     edge_filter: Annotated[
-        float | None, typer.Option(help="Drop points at depth jumps larger than this share of the depth, such as 0.03.")
+        float | None,
+        typer.Option(help="Drop points at depth jumps larger than this share of the depth, such as 0.03."),
     ] = None,
-    voxel: Annotated[float | None, typer.Option(help="Keep one point in every cube of this side (in the scene's unit).")] = None,
-    max_points: Annotated[int, typer.Option(help="Keep at most this many points, evenly spread.")] = 5_000_000,
+    voxel: Annotated[
+        float | None, typer.Option(help="Keep one point in every cube of this side (in the scene's unit).")
+    ] = None,
+    max_points: Annotated[
+        int, typer.Option(help="Keep at most this many points, evenly spread.")
+    ] = 5_000_000,
     depth_original: Annotated[
-        bool, typer.Option("--depth-original", help="Depth in the photographs' own pixels instead of the model's.")
+        bool,
+        typer.Option("--depth-original", help="Depth in the photographs' own pixels instead of the model's."),
     ] = False,
-    glb: Annotated[bool | None, typer.Option("--glb/--no-glb", help="Write scene.glb. Default: if trimesh is installed.")] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without unreadable photographs.")] = False,
+    glb: Annotated[
+        bool | None, typer.Option("--glb/--no-glb", help="Write scene.glb. Default: if trimesh is installed.")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Go on without unreadable photographs.")
+    ] = False,
     overwrite: Overwrite = False,
     cache_dir: CacheDir = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Cameras, depth and a point cloud of a scene from its photographs; the first one sets the coordinates."""
-    options = dict(mode=mode, size=size, dtype=dtype, points_from=points_from, conf_percentile=conf_percentile)
-    options |= dict(edge_filter=edge_filter, voxel=voxel, max_points=max_points, depth_original=depth_original)
+    options = dict(
+        mode=mode, size=size, dtype=dtype, points_from=points_from, conf_percentile=conf_percentile
+    )
+    options |= dict(
+        edge_filter=edge_filter, voxel=voxel, max_points=max_points, depth_original=depth_original
+    )
     options |= dict(glb=_has_trimesh() if glb is None else glb, skip_bad=skip_bad, overwrite=overwrite)
     with one_sentence(output, as_json):
         photos, checkpoint = _inputs(photos, checkpoint, demo)
@@ -161,7 +198,9 @@ def info(
             typer.echo(f"{key + ':':24} {_plain(value)}")
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
+)
 def bench(arguments: typer.Context) -> None:
     """Whole-model time and peak memory over frames and sparsity (python -m fastvggt_jax.bench --help)."""
     from fastvggt_jax import bench
@@ -171,10 +210,20 @@ def bench(arguments: typer.Context) -> None:
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="A Python file whose get_config() returns a fastvggt_jax.train.TrainConfig.")],
-    workdir: Annotated[Path, typer.Option(help="Folder of checkpoints, metrics and weights; a run that is there is continued.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="field=value, instead of the configuration's.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Stop after so long, compiling included, and save.")] = None,
+    config: Annotated[
+        Path,
+        typer.Argument(help="A Python file whose get_config() returns a fastvggt_jax.train.TrainConfig."),
+    ],
+    workdir: Annotated[
+        Path,
+        typer.Option(help="Folder of checkpoints, metrics and weights; a run that is there is continued."),
+    ],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="field=value, instead of the configuration's.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop after so long, compiling included, and save.")
+    ] = None,
     cache_dir: CacheDir = None,
     quiet: Quiet = False,
 ) -> None:
@@ -182,25 +231,33 @@ def train(
 
     Interrupted (Ctrl-C), it saves and ends with exit code 130; interrupted again, it ends at once.
     """
-    smaller = "take fewer scenes or views a batch, remat=True in the model, or shard_params=true on several devices"
+    smaller = (
+        "take fewer scenes or views a batch, remat=True in the model, or shard_params=true on several devices"
+    )
     with one_sentence(workdir, smaller=smaller), _silent_threads():
         use_compilation_cache(cache_dir)
         try:
             from fastvggt_jax.train import load_config, train
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"training needs {error.name}: pip install 'fastvggt_jax[train]'") from error
+            raise ModuleNotFoundError(
+                f"training needs {error.name}: pip install 'fastvggt_jax[train]'"
+            ) from error
         if minutes is not None and not minutes > 0:
             raise ValueError(f"--minutes must be greater than 0, not {minutes:g}")
         wanted, start = load_config(config, set_ or ()), time.monotonic()
         state = train(wanted, workdir, minutes=minutes, quiet=quiet)
         in_time = minutes is None or time.monotonic() - start < 60 * minutes
-        if int(state.step) < wanted.steps and in_time:  # neither at its end nor out of time: it was interrupted
+        if (
+            int(state.step) < wanted.steps and in_time
+        ):  # neither at its end nor out of time: it was interrupted
             raise typer.Exit(INTERRUPTED)
 
 
 @contextlib.contextmanager
 def _silent_threads() -> Iterator[None]:
-    """On a full disk Orbax's and tensorstore's threads print pages of tracebacks beside the error that they raise."""
+    """On a full disk Orbax's and tensorstore's threads print pages of tracebacks beside the error that they
+    raise.
+    """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels, hook = [logger.level for logger in loggers], sys.unraisablehook
     for logger in loggers:
@@ -226,23 +283,33 @@ def _inputs(photos: list[str] | None, checkpoint: str | None, demo: bool) -> tup
 
     if demo:
         if photos or checkpoint:
-            raise ValueError("--demo has photographs and a checkpoint of its own; give none, or leave --demo out")
+            raise ValueError(
+                "--demo has photographs and a checkpoint of its own; give none, or leave --demo out"
+            )
         return [str(BUNDLED["mini"].parent / "views")], "mini"
     if not photos:
         raise ValueError("no photographs were given: name a folder or files, or try --demo")
     if not checkpoint:
-        raise ValueError("--checkpoint is missing: a converted weight file, or mini for the small bundled model")
+        raise ValueError(
+            "--checkpoint is missing: a converted weight file, or mini for the small bundled model"
+        )
     return photos, checkpoint
 
 
 def _run(photos, checkpoint, output, options, cache_dir, *, silent) -> dict[str, Any]:
     """reconstruct.reconstruct with progress on stderr; adds the seconds of every step to its report."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's own log lines, a page of them when memory runs out
+    os.environ.setdefault(
+        "TF_CPP_MIN_LOG_LEVEL", "3"
+    )  # XLA's own log lines, a page of them when memory runs out
     use_compilation_cache(cache_dir)
     from fastvggt_jax.reconstruct import Settings, reconstruct
 
     seconds: dict[str, float] = {}
-    columns = SpinnerColumn(finished_text="[green]✓[/]"), TextColumn("{task.description}"), TimeElapsedColumn()
+    columns = (
+        SpinnerColumn(finished_text="[green]✓[/]"),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True, quiet=silent), disable=silent) as progress:
 
         @contextlib.contextmanager
@@ -263,7 +330,10 @@ def _print_report(report: dict[str, Any], quiet: bool, as_json: bool) -> None:
     if as_json or quiet:
         return
     # No rich markup from here on: file names may hold brackets.
-    for kind, texts in (("skipped", [s["reason"] for s in report["skipped"]]), ("warning", report["warnings"])):
+    for kind, texts in (
+        ("skipped", [s["reason"] for s in report["skipped"]]),
+        ("warning", report["warnings"]),
+    ):
         for text in texts:
             typer.echo(f"{typer.style(kind, fg='yellow')} {text}", err=True)
     size, memory, density = report["size"], report["peak_memory_bytes"], report["model"]["density"]
@@ -282,7 +352,9 @@ def _print_report(report: dict[str, Any], quiet: bool, as_json: bool) -> None:
 def _sparsity(ratio, threshold, special_keys, layers):
     """A Sparsity, or None for dense attention. Raises ValueError."""
     if ratio is None and threshold is None:
-        given = [n for n, v in (("--special-keys", special_keys), ("--sparse-layers", layers)) if v is not None]
+        given = [
+            n for n, v in (("--special-keys", special_keys), ("--sparse-layers", layers)) if v is not None
+        ]
         if given:
             raise ValueError(f"{given[0]} needs --sparse-ratio, --cdf-threshold or both")
         return None

@@ -2,7 +2,9 @@
 
 
 class Failed(RuntimeError):
-    """Memory, space or a finite number was missing. The text is a sentence for the user, who finds in it what to change."""
+    """Memory, space or a finite number was missing. The text is a sentence for the user, who finds in it what
+    to change.
+    """
 
 
 def out_of_memory(error: Exception) -> bool:

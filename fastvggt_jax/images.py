@@ -1,10 +1,11 @@
 """Photographs in, model pixels out, and for every photograph the transform back to its own pixels.
 
-The pixels equal upstream's (VGGT: vggt/utils/load_fn.py; π³, mode "area": pi3/utils/basic.py) bit for bit, with these
-differences, all on purpose: the EXIF orientation is applied (upstream ignores it and feeds such photographs sideways),
-VGGT's alpha of every kind is composited on white (upstream does so for RGBA only; π³ drops it), 16-bit grey is scaled
-instead of clipped, and a strip so thin that its height would round to no patch at all gets one row of patches. A folder
-is read in natural order (upstream's is that of characters), which decides what is first.
+The pixels equal upstream's (VGGT: vggt/utils/load_fn.py; π³, mode "area": pi3/utils/basic.py) bit for bit,
+with these differences, all on purpose: the EXIF orientation is applied (upstream ignores it and feeds such
+photographs sideways), VGGT's alpha of every kind is composited on white (upstream does so for RGBA only; π³
+drops it), 16-bit grey is scaled instead of clipped, and a strip so thin that its height would round to no
+patch at all gets one row of patches. A folder is read in natural order (upstream's is that of characters),
+which decides what is first.
 """
 
 import contextlib
@@ -41,9 +42,9 @@ class ImageError(ValueError):
 class ImageTransform:
     """Original pixels (after the EXIF orientation) <-> model pixels of one photograph.
 
-    x_model = scale_x · x_original + offset_x, and the same in y, in continuous coordinates whose origin is the outer
-    corner of the first pixel: the centre of pixel i lies at i + 0.5, an image of width w ends at w. A `K` with its
-    principal point at (W/2, H/2) is in the middle of the image in these coordinates.
+    x_model = scale_x · x_original + offset_x, and the same in y, in continuous coordinates whose origin is
+    the outer corner of the first pixel: the centre of pixel i lies at i + 0.5, an image of width w ends at w.
+    A `K` with its principal point at (W/2, H/2) is in the middle of the image in these coordinates.
     """
 
     original_width: int
@@ -100,7 +101,9 @@ class ImageTransform:
         Padding never bleeds in. What the crop has cut off, the model has not seen: `fill` stands there.
         """
         if values.shape != (self.model_height, self.model_width):
-            raise ValueError(f"the map must be [{self.model_height}, {self.model_width}], not {list(values.shape)}")
+            raise ValueError(
+                f"the map must be [{self.model_height}, {self.model_width}], not {list(values.shape)}"
+            )
         left, top, right, bottom = self.valid
         at_x = (np.arange(self.original_width) + 0.5) * self.scale_x + self.offset_x  # pixel centres
         at_y = (np.arange(self.original_height) + 0.5) * self.scale_y + self.offset_y
@@ -114,7 +117,9 @@ class ImageTransform:
 
 
 def _linear_taps(at: np.ndarray, low: int, high: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For coordinates f64[n]: the two pixels in [low, high) around each, i64[n], and the second one's weight f32[n]."""
+    """For coordinates f64[n]: the two pixels in [low, high) around each, i64[n], and the second one's weight
+    f32[n].
+    """
     at = np.clip(at - 0.5, low, high - 1)
     first = np.floor(at).astype(np.int64)
     return first, np.minimum(first + 1, high - 1), (at - first).astype(np.float32)
@@ -136,22 +141,30 @@ class Images:
     skipped: tuple[tuple[str, str], ...] = ()
 
 
-def load_images(source: Source, *, mode: str = "crop", size: int | None = None, patch_size: int = 14, skip_bad: bool = False) -> Images:
+def load_images(
+    source: Source,
+    *,
+    mode: str = "crop",
+    size: int | None = None,
+    patch_size: int = 14,
+    skip_bad: bool = False,
+) -> Images:
     """Load photographs for the model.
 
-    source: a folder, a file, a glob pattern ("photos/*.jpg"), or a list of these. A folder (not its subfolders) and a
-      pattern give JPEG, PNG, WebP, BMP, TIFF and HEIC (needs pillow-heif, extra `heic`) in natural order, 2 before
-      10; a list keeps its order. The first photograph is VGGT's reference frame.
-    mode: a model's own is its `image_mode`. "crop", VGGT's: width `size`, height to proportion (rounded to patches), what
-      is higher than `size` is cut off above and below. "pad": the longer side `size`, white around to a square. "square":
-      as upstream's COLMAP demo, black around to a square. Photographs that come out in different sizes are padded with
-      white to the largest. "area", π³'s: all are stretched to one size, in the proportions of the first and of
-      about as many pixels as a square of `size`.
-    size: pixels, a multiple of patch_size (but for "area"); by default 518, what VGGT was trained with, and for "area"
-      upstream's 255,000 pixels in all, a square of 505.
+    source: a folder, a file, a glob pattern ("photos/*.jpg"), or a list of these. A folder (not its
+      subfolders) and a pattern give JPEG, PNG, WebP, BMP, TIFF and HEIC (needs pillow-heif, extra `heic`) in
+      natural order, 2 before 10; a list keeps its order. The first photograph is VGGT's reference frame.
+    mode: a model's own is its `image_mode`. "crop", VGGT's: width `size`, height to proportion (rounded to
+      patches), what is higher than `size` is cut off above and below. "pad": the longer side `size`, white
+      around to a square. "square": as upstream's COLMAP demo, black around to a square. Photographs that come
+      out in different sizes are padded with white to the largest. "area", π³'s: all are stretched to one
+      size, in the proportions of the first and of about as many pixels as a square of `size`.
+    size: pixels, a multiple of patch_size (but for "area"); by default 518, what VGGT was trained with, and
+      for "area" upstream's 255,000 pixels in all, a square of 505.
     skip_bad: go on without unreadable photographs, and list them in `skipped`.
 
-    Raises FileNotFoundError (nothing there), ImageError (no images; one is unreadable), ValueError (mode, size).
+    Raises FileNotFoundError (nothing there), ImageError (no images; one is unreadable), ValueError (mode,
+    size).
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
@@ -159,7 +172,9 @@ def load_images(source: Source, *, mode: str = "crop", size: int | None = None, 
         raise ValueError(f"size must be at least {patch_size}, not {size}")
     if size is not None and mode != "area" and (size < patch_size or size % patch_size):
         nearest = max(patch_size, round(size / patch_size) * patch_size)
-        raise ValueError(f"size must be a positive multiple of {patch_size}, not {size}; the nearest is {nearest}")
+        raise ValueError(
+            f"size must be a positive multiple of {patch_size}, not {size}; the nearest is {nearest}"
+        )
     paths = find_images(source)
     if mode == "area":
         limit = AREA if size is None else size**2
@@ -201,7 +216,9 @@ def find_images(source: Source) -> list[Path]:
     elif glob.has_magic(source):
         found, where = map(Path, glob.glob(source, recursive=True)), f"the pattern {source}"
     else:
-        raise FileNotFoundError(f"{path} does not exist; give a folder, image files or a pattern like 'photos/*.jpg'")
+        raise FileNotFoundError(
+            f"{path} does not exist; give a folder, image files or a pattern like 'photos/*.jpg'"
+        )
     # Names that start with a dot are droppings of file managers, not photographs.
     images = [p for p in found if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()]
     if not images:
@@ -231,14 +248,17 @@ def _load_or_error(path: Path, fit: Callable, alpha: bool):
 
 
 def read_rgb(path: str | os.PathLike, *, alpha: bool = True) -> Image.Image:
-    """The photograph upright (EXIF orientation applied) as 8-bit RGB, transparency on white or, without `alpha`, ignored.
+    """The photograph upright (EXIF orientation applied) as 8-bit RGB, transparency on white or, without
+    `alpha`, ignored.
 
     Raises ImageError naming the file if it is damaged, no image, or of a kind without a defined 8-bit form.
     """
     path = Path(path)
     if path.suffix.lower() in (".heic", ".heif"):
         if importlib.util.find_spec("pillow_heif") is None:
-            raise ImageError(f"{path} is HEIC, which needs the extra 'heic': pip install 'fastvggt_jax[heic]'")
+            raise ImageError(
+                f"{path} is HEIC, which needs the extra 'heic': pip install 'fastvggt_jax[heic]'"
+            )
         import pillow_heif
 
         pillow_heif.register_heif_opener()
@@ -250,7 +270,9 @@ def read_rgb(path: str | os.PathLike, *, alpha: bool = True) -> Image.Image:
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path} has more than {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels; make it smaller") from error
+        raise ImageError(
+            f"{path} has more than {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels; make it smaller"
+        ) from error
     except PermissionError as error:
         raise ImageError(f"{path}: no permission to read it") from error
     except _DECODE_ERRORS as error:
@@ -259,7 +281,9 @@ def read_rgb(path: str | os.PathLike, *, alpha: bool = True) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     # Pillow's "cannot identify" repeats the path.
-    return "unknown file format" if isinstance(error, Image.UnidentifiedImageError) else str(error).rstrip(".")
+    return (
+        "unknown file format" if isinstance(error, Image.UnidentifiedImageError) else str(error).rstrip(".")
+    )
 
 
 def _to_rgb(image: Image.Image, alpha: bool) -> Image.Image:
@@ -274,7 +298,9 @@ def _to_rgb(image: Image.Image, alpha: bool) -> Image.Image:
     return image.convert("RGB")
 
 
-def _resized(image: Image.Image, width: int, height: int, how: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
+def _resized(
+    image: Image.Image, width: int, height: int, how: Image.Resampling = Image.Resampling.BICUBIC
+) -> np.ndarray:
     return np.asarray(image.resize((width, height), how))  # u8[height, width, 3]
 
 
@@ -308,7 +334,9 @@ def _fit_square(image: Image.Image, size: int, patch: int) -> tuple[np.ndarray, 
     canvas = Image.new("RGB", (side, side))  # black
     canvas.paste(image, (left, top))
     scale = size / side
-    return _resized(canvas, size, size), ImageTransform(w, h, size, size, scale, scale, left * scale, top * scale)
+    return _resized(canvas, size, size), ImageTransform(
+        w, h, size, size, scale, scale, left * scale, top * scale
+    )
 
 
 _FITS = {"crop": _fit_crop, "pad": _fit_pad, "square": _fit_square}
@@ -316,7 +344,9 @@ MODES = (*_FITS, "area")
 
 
 def area_size(width: int, height: int, limit: int, patch: int) -> tuple[int, int]:
-    """π³'s size (width, height) for photographs like this one: as many whole patches as `limit` pixels hold, about in proportion."""
+    """π³'s size (width, height) for photographs like this one: as many whole patches as `limit` pixels hold,
+    about in proportion.
+    """
     scale = math.sqrt(limit / (width * height))
     wanted = (width * scale) / (height * scale)  # the last digit decides where it equals a ratio of patches
     columns, rows = max(1, round(width * scale / patch)), max(1, round(height * scale / patch))
@@ -329,7 +359,9 @@ def area_size(width: int, height: int, limit: int, patch: int) -> tuple[int, int
 
 
 def _area_target(paths: list[Path], limit: int, patch: int) -> tuple[int, int]:
-    """The size that all photographs get: of the first that can be read. If none can, loading them will say so."""
+    """The size that all photographs get: of the first that can be read. If none can, loading them will say
+    so.
+    """
     for path in paths:
         with contextlib.suppress(ImageError):
             return area_size(*read_rgb(path, alpha=False).size, limit, patch)
@@ -342,7 +374,9 @@ def _fit_area(image: Image.Image, target: tuple[int, int]) -> tuple[np.ndarray, 
     return _resized(image, width, height, Image.Resampling.LANCZOS), transform
 
 
-def _pad_white(pixels: np.ndarray, t: ImageTransform, width: int, height: int) -> tuple[np.ndarray, ImageTransform]:
+def _pad_white(
+    pixels: np.ndarray, t: ImageTransform, width: int, height: int
+) -> tuple[np.ndarray, ImageTransform]:
     """Centred on white; the smaller half of an odd rest goes before."""
     left, top = (width - t.model_width) // 2, (height - t.model_height) // 2
     out = np.full((height, width, 3), WHITE, np.uint8)

@@ -1,9 +1,11 @@
 """Intrinsics from points: π³ predicts for every pixel a point in the camera's coordinates, but no K.
 
-A pinhole camera sees at (u, v) what lies in the direction x/z = (u - cx) / fx, y/z = (v - cy) / fy: two straight lines over the pixels.
-They are fitted by least squares, reweighted until the sum of distances is smallest (Weiszfeld's algorithm, by which DUSt3R finds its focal
-length, arXiv 2312.14132 §3.3), so that a minority of wrong points counts little. Unlike there the errors are those of the directions, since
-the pixels are known exactly, the principal point is fitted too, and fx and fy apart: photographs are stretched to the model's size.
+A pinhole camera sees at (u, v) what lies in the direction x/z = (u - cx) / fx, y/z = (v - cy) / fy: two
+straight lines over the pixels. They are fitted by least squares, reweighted until the sum of distances is
+smallest (Weiszfeld's algorithm, by which DUSt3R finds its focal length, arXiv 2312.14132 §3.3), so that a
+minority of wrong points counts little. Unlike there the errors are those of the directions, since the pixels
+are known exactly, the principal point is fitted too, and fx and fy apart: photographs are stretched to the
+model's size.
 """
 
 from __future__ import annotations
@@ -23,13 +25,17 @@ def fit_intrinsics(local_points: np.ndarray, weights: np.ndarray) -> tuple[np.nd
       weights: f32[H, W], how much each point counts; 0 for not at all.
 
     Returns:
-      K f64[3, 3] in pixels, the outer corner of the first one being (0, 0); and the weighted median distance, in pixels, between where K
-      sees the points and their pixels. K is NaN if fewer than three points count, or no camera sees them.
+      K f64[3, 3] in pixels, the outer corner of the first one being (0, 0); and the weighted median distance,
+      in pixels, between where K sees the points and their pixels. K is NaN if fewer than three points count,
+      or no camera sees them.
     """
     height, width, _ = local_points.shape
     step = max(1, int(np.ceil(np.sqrt(height * width / SAMPLES))))
     grid = (slice(step // 2, None, step),) * 2
-    points, w = local_points[grid].reshape(-1, 3).astype(np.float64), weights[grid].reshape(-1).astype(np.float64)
+    points, w = (
+        local_points[grid].reshape(-1, 3).astype(np.float64),
+        weights[grid].reshape(-1).astype(np.float64),
+    )
     v, u = np.meshgrid(np.arange(height)[grid[0]] + 0.5, np.arange(width)[grid[1]] + 0.5, indexing="ij")
     usable = (w > 0) & np.isfinite(points).all(-1) & (points[:, 2] > 0)
     points, w, u, v = points[usable], w[usable], u.ravel()[usable], v.ravel()[usable]
@@ -50,7 +56,9 @@ def fit_intrinsics(local_points: np.ndarray, weights: np.ndarray) -> tuple[np.nd
 
 
 def _line(u: np.ndarray, x: np.ndarray, w: np.ndarray) -> tuple[float, float]:
-    """(slope, offset) of the line x = slope·u + offset by weighted least squares; NaN if the u are all the same."""
+    """(slope, offset) of the line x = slope·u + offset by weighted least squares; NaN if the u are all the
+    same.
+    """
     mean_u, mean_x = np.average(u, weights=w), np.average(x, weights=w)
     variance = (w * (u - mean_u) ** 2).sum()
     slope = (w * (u - mean_u) * (x - mean_x)).sum() / variance if variance > 0 else np.nan

@@ -12,11 +12,15 @@ from fastvggt_jax.models.vggt import VGGT
 
 
 def random_params(model: VGGT | Pi3, seed: int = 0, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
-    """{"params": tree of arrays}, drawn so that activations neither die nor grow; `model.init` starts the tokens and the
-    layer scales so near 0 that all cameras and depths would come out alike."""
+    """{"params": tree of arrays}, drawn so that activations neither die nor grow; `model.init` starts the
+    tokens and the layer scales so near 0 that all cameras and depths would come out alike.
+    """
     specs = flax.traverse_util.flatten_dict(model.abstract_params()["params"], sep="/")
     keys = jax.random.split(jax.random.key(seed), len(specs))
-    out = {name: _draw(name, spec.shape, key, dtype) for (name, spec), key in zip(specs.items(), keys, strict=True)}
+    out = {
+        name: _draw(name, spec.shape, key, dtype)
+        for (name, spec), key in zip(specs.items(), keys, strict=True)
+    }
     if isinstance(model, VGGT) and "camera" in model.heads:
         # Upright cameras that differ little: four iterations add up the last layer's output.
         last = "camera_head/pose_branch/fc2"

@@ -27,7 +27,14 @@ from fastvggt_jax.scene import Scene, check_cloud_options, to_scene
 from fastvggt_jax.sparsity import Sparsity
 
 OUTPUTS = ("cameras.json", "depth", "overview.jpg", "points.ply", "scene.glb")
-OURS = ("cameras.json", "depth/*.npz", "depth/*.png", "overview.jpg", "points.ply", "scene.glb")  # what --overwrite may replace
+OURS = (
+    "cameras.json",
+    "depth/*.npz",
+    "depth/*.png",
+    "overview.jpg",
+    "points.ply",
+    "scene.glb",
+)  # what --overwrite may replace
 Step = Callable[[str], contextlib.AbstractContextManager]
 
 
@@ -58,14 +65,19 @@ class Settings:
 
     @property
     def cloud(self) -> dict[str, Any]:
-        return dict(conf_percentile=self.conf_percentile, edge_filter=self.edge_filter, voxel=self.voxel, limit=self.max_points)
+        return dict(
+            conf_percentile=self.conf_percentile,
+            edge_filter=self.edge_filter,
+            voxel=self.voxel,
+            limit=self.max_points,
+        )
 
 
 def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
     """Run the steps, each inside `with step(name)`, and return a JSON-able account of what was done.
 
-    All that can be known to be wrong beforehand is checked before anything is computed. Raises what load_images,
-    from_pretrained, to_scene and the writers raise, and OutOfMemoryError.
+    All that can be known to be wrong beforehand is checked before anything is computed. Raises what
+    load_images, from_pretrained, to_scene and the writers raise, and OutOfMemoryError.
     """
     s = settings
     check_output_folder(s.output, overwrite=s.overwrite, ours=OURS)
@@ -78,12 +90,16 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
     if isinstance(model, VGGT):
         heads = ("camera", "depth", "point") if s.points_from == "point_head" else ("camera", "depth")
     elif s.points_from == "depth":
-        raise ValueError(f"--points-from depth is VGGT's, and {s.checkpoint} is a π³: its points come from its point head")
+        raise ValueError(
+            f"--points-from depth is VGGT's, and {s.checkpoint} is a π³: its points come from its point head"
+        )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         with step("load photographs"):
             size = model.image_size if s.size is None else s.size
-            images = load_images(s.photos, mode=mode, size=size, patch_size=model.patch_size, skip_bad=s.skip_bad)
+            images = load_images(
+                s.photos, mode=mode, size=size, patch_size=model.patch_size, skip_bad=s.skip_bad
+            )
         with step("load weights"), memory_errors(images):
             model, params = from_pretrained(s.checkpoint, heads=heads, sparsity=s.sparsity)
             # The dtype of the matrix products; parameters stay as they are stored.
@@ -123,7 +139,9 @@ def compute_dtype(name: str) -> jnp.dtype:
 
 
 def predict(model: nn.Module, params: Any, images: Images, step: Step) -> tuple[Any, list[float] | None]:
-    """(the Prediction for these images, computed; the share of blocks that each sparse layer has attended to)."""
+    """(the Prediction for these images, computed; the share of blocks that each sparse layer has attended
+    to).
+    """
     sparse = model.sparsity is not None
     apply = functools.partial(model.apply, mutable=["intermediates"]) if sparse else model.apply
     pixels = images.pixels[None]
@@ -156,7 +174,9 @@ def write_outputs(scene: Scene, s: Settings) -> int:
 
 
 @contextlib.contextmanager
-def memory_errors(images: Images, params: Any = None, compiled: jax.stages.Compiled | None = None) -> Iterator[None]:
+def memory_errors(
+    images: Images, params: Any = None, compiled: jax.stages.Compiled | None = None
+) -> Iterator[None]:
     """Turns XLA's out-of-memory errors into an OutOfMemoryError with an estimate of what is needed."""
     try:
         yield
@@ -196,7 +216,9 @@ def _gib(count: float) -> str:
 
 
 def peak_memory() -> dict[str, int | None]:
-    """Bytes at the highest: `device` as JAX's allocator counts them (None on a CPU), `host` of this whole process."""
+    """Bytes at the highest: `device` as JAX's allocator counts them (None on a CPU), `host` of this whole
+    process.
+    """
     host = None
     if sys.platform != "win32":
         import resource

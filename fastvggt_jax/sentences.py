@@ -1,4 +1,6 @@
-"""Errors as a command's user should see them: one sentence on stderr and an exit code. Only a bug has a traceback."""
+"""Errors as a command's user should see them: one sentence on stderr and an exit code. Only a bug has a
+traceback.
+"""
 
 import contextlib
 import errno
@@ -10,15 +12,21 @@ import typer
 
 from fastvggt_jax.errors import Failed, out_of_memory
 
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130  # exit codes; the last as a shell gives a command that Ctrl-C has ended
+BAD_INPUT, FAILED, INTERRUPTED = (
+    2,
+    1,
+    130,
+)  # exit codes; the last as a shell gives a command that Ctrl-C has ended
 _OUR_PACKAGES = ("fastvggt_jax", "pallas_kernels", "convert")
 
 
 @contextlib.contextmanager
-def one_sentence(output: Path, as_json: bool = False, *, smaller: str = "take less at a time") -> Iterator[None]:
-    """Ends the command if the block raises what its user can have caused: a wrong argument or file (exit code 2),
-    a full disk or memory (1). `output` is the path that is written to. With as_json, stdout gets {"error": sentence}.
-    `smaller` is what to do if JAX runs out of memory.
+def one_sentence(
+    output: Path, as_json: bool = False, *, smaller: str = "take less at a time"
+) -> Iterator[None]:
+    """Ends the command if the block raises what its user can have caused: a wrong argument or file (exit code
+    2), a full disk or memory (1). `output` is the path that is written to. With as_json, stdout gets
+    {"error": sentence}. `smaller` is what to do if JAX runs out of memory.
     """
     try:
         yield
@@ -41,7 +49,10 @@ def _explain(error: Exception, output: Path, smaller: str) -> tuple[str, int] | 
         return f"out of memory: {smaller}", FAILED
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"the disk of {output} is full; nothing was left behind: free some space or give another -o", FAILED
+            return (
+                f"the disk of {output} is full; nothing was left behind: free some space or give another -o",
+                FAILED,
+            )
         if error.errno is not None:  # the system's own: a permission, a network drive
             return f"{error.filename or output}: {error.strerror}", FAILED
         return str(error), BAD_INPUT

@@ -1,4 +1,6 @@
-"""`Sparsity`: which blocks of global attention are kept. It changes the answer; how fast the answer comes is not its business."""
+"""`Sparsity`: which blocks of global attention are kept. It changes the answer; how fast the answer comes is
+not its business.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,24 @@ Value = float | tuple[float, ...] | None
 
 @dataclasses.dataclass(frozen=True)
 class Sparsity:
-    """Block-sparse global attention (arXiv 2509.07120; see the README). Give `sparse_ratio`, `cdf_threshold` or both.
+    """Block-sparse global attention (arXiv 2509.07120; see the README). Give `sparse_ratio`, `cdf_threshold`
+    or both.
 
     Attributes:
-      sparse_ratio: ρ in [0, 1], the largest share of key blocks that a query block may drop. A tuple gives one value a layer.
-      cdf_threshold: τ in [0, 1]; blocks are kept while their cumulative pooled probability is at most τ. It can only keep more than ρ
-        does. A tuple gives one value a layer.
+      sparse_ratio: ρ in [0, 1], the largest share of key blocks that a query block may drop. A tuple gives
+        one value a layer.
+      cdf_threshold: τ in [0, 1]; blocks are kept while their cumulative pooled probability is at most τ. It
+        can only keep more than ρ does. A tuple gives one value a layer.
       block: (queries, keys) of a mask block; the paper's is (128, 64).
-      special_keys: "dense" lets every patch query see every special (camera and register) key, as the paper says; "official" is the
-        released code's rule, where the first special keys may share the last, partial patch block and be dropped with it.
+      special_keys: "dense" lets every patch query see every special (camera and register) key, as the paper
+        says; "official" is the released code's rule, where the first special keys may share the last, partial
+        patch block and be dropped with it.
       layers: global layers that are sparse (0-based); None = all. The others are dense.
       pool: "mean" (the paper's) or "max" over the tokens of a block.
       order: "raster" or "hilbert", the order of a frame's patch tokens, hence what a block covers.
 
-    A sparse model has no gradient: the method is for inference. Differentiating one raises NotImplementedError.
+    A sparse model has no gradient: the method is for inference. Differentiating one raises
+      NotImplementedError.
 
     Raises:
       ValueError: a value outside the ranges above, or neither ρ nor τ.
@@ -48,7 +54,9 @@ class Sparsity:
 
     def __post_init__(self) -> None:
         if self.sparse_ratio is None and self.cdf_threshold is None:
-            raise ValueError("Sparsity needs sparse_ratio, cdf_threshold or both, e.g. Sparsity(sparse_ratio=0.5)")
+            raise ValueError(
+                "Sparsity needs sparse_ratio, cdf_threshold or both, e.g. Sparsity(sparse_ratio=0.5)"
+            )
         for name in ("sparse_ratio", "cdf_threshold"):
             value = getattr(self, name)
             if isinstance(value, list):
@@ -70,7 +78,9 @@ class Sparsity:
     def check_depth(self, depth: int) -> None:
         """Raises ValueError if a layer number or a tuple does not fit a model of `depth` global layers."""
         if self.layers and self.layers[-1] >= depth:
-            raise ValueError(f"layers={self.layers} names layer {self.layers[-1]}, the model has layers 0 to {depth - 1}")
+            raise ValueError(
+                f"layers={self.layers} names layer {self.layers[-1]}, the model has layers 0 to {depth - 1}"
+            )
         for name in ("sparse_ratio", "cdf_threshold"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != depth:
@@ -100,11 +110,19 @@ class Sparsity:
         cdf_threshold: jax.Array | float | None,
         kv_runs: tuple[int, ...],
     ) -> BlockMask:
-        """The blocks of one layer: of patch queries [B, T, N, H] and keys [B, L, N, H], see `pallas_kernels.pooled_block_mask`.
+        """The blocks of one layer: of patch queries [B, T, N, H] and keys [B, L, N, H], see
+        `pallas_kernels.pooled_block_mask`.
 
-        What a subclass changes to choose otherwise, as the baseline of random blocks in evaluate/ablations.py does.
+        What a subclass changes to choose otherwise, as the baseline of random blocks in evaluate/ablations.py
+        does.
         """
-        how = dict(keep_count=keep_count, cdf_threshold=cdf_threshold, block=self.block, kv_runs=kv_runs, pool=self.pool)
+        how = dict(
+            keep_count=keep_count,
+            cdf_threshold=cdf_threshold,
+            block=self.block,
+            kv_runs=kv_runs,
+            pool=self.pool,
+        )
         return pooled_block_mask(q, k, **how)
 
 

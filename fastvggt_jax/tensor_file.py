@@ -1,7 +1,8 @@
 """Safetensors files, tensor by tensor: opened with clear errors, written as a stream, compared strictly.
 
-The safetensors library reads one tensor at a time but writes only from a dictionary that holds them all. A model of
-5 GB must not be in memory twice, so the writer here takes names, shapes and dtypes first and the data afterwards.
+The safetensors library reads one tensor at a time but writes only from a dictionary that holds them all. A
+model of 5 GB must not be in memory twice, so the writer here takes names, shapes and dtypes first and the
+data afterwards.
 """
 
 import json
@@ -20,20 +21,26 @@ _LISTED = 10  # names that an error spells out before it only counts
 
 
 class CheckpointError(ValueError):
-    """A weight file that is damaged, of another kind, or that does not fit the model; the text is one sentence."""
+    """A weight file that is damaged, of another kind, or that does not fit the model; the text is one
+    sentence.
+    """
 
 
 def open_safetensors(path: str | Path) -> safe_open:
-    """Opens `path` for reading tensor by tensor as numpy arrays (bfloat16 as `ml_dtypes.bfloat16`), memory-mapped.
+    """Opens `path` for reading tensor by tensor as numpy arrays (bfloat16 as `ml_dtypes.bfloat16`),
+    memory-mapped.
 
-    Raises FileNotFoundError, IsADirectoryError, or CheckpointError if the file is not safetensors or is cut short.
+    Raises FileNotFoundError, IsADirectoryError, or CheckpointError if the file is not safetensors or is cut
+    short.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not a weight file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    with open(path, "rb"):  # a permission that is missing gets its own words here, not safetensors' "no such file"
+    with open(
+        path, "rb"
+    ):  # a permission that is missing gets its own words here, not safetensors' "no such file"
         pass
     try:
         return safe_open(path, "np")
@@ -55,10 +62,11 @@ def write_safetensors(
 ) -> int:
     """Writes a safetensors file as a stream and returns its size in bytes.
 
-    tensors: name -> shape and dtype (float32, bfloat16, float16). chunks(name) yields the tensor's data as arrays of
-    that dtype which, each flattened in C order and laid end to end, make the whole; only one is held at a time.
-    The data go to a temporary file beside `path`, which replaces it at the end: on an error nothing is left and an
-    older file stays. Raises OSError (folder missing, disk full), ValueError (dtype not storable).
+    tensors: name -> shape and dtype (float32, bfloat16, float16). chunks(name) yields the tensor's data as
+    arrays of that dtype which, each flattened in C order and laid end to end, make the whole; only one is
+    held at a time.
+    The data go to a temporary file beside `path`, which replaces it at the end: on an error nothing is left
+    and an older file stays. Raises OSError (folder missing, disk full), ValueError (dtype not storable).
     """
     path = Path(path)
     for name, spec in tensors.items():
@@ -71,7 +79,11 @@ def write_safetensors(
     for name in names:
         spec = tensors[name]
         start, end = end, end + math.prod(spec.shape) * spec.dtype.itemsize
-        header[name] = {"dtype": _TAGS[str(spec.dtype)], "shape": list(spec.shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": _TAGS[str(spec.dtype)],
+            "shape": list(spec.shape),
+            "data_offsets": [start, end],
+        }
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)
 
@@ -113,7 +125,11 @@ def compare_shapes(found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequ
     )
 
 
-def differences(missing: Sequence[str], unexpected: Sequence[str], wrong: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> str:
+def differences(
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    wrong: Sequence[tuple[str, Sequence[int], Sequence[int]]],
+) -> str:
     """Text that names missing and unexpected tensors and those of a wrong shape (name, found, wanted).
 
     At most ten of each kind are spelled out, the rest counted; empty if there is none.

@@ -17,7 +17,9 @@ def cdiv(a: int, b: int) -> int:
 
 
 def pack_bits(kept: Array) -> Array:
-    """bool[..., S] -> u32[..., ceil(S / 32)]: bit i of word w is entry 32·w + i; bits past S are zero. One fused pass."""
+    """bool[..., S] -> u32[..., ceil(S / 32)]: bit i of word w is entry 32·w + i; bits past S are zero. One
+    fused pass.
+    """
     size = kept.shape[-1]
     words = cdiv(size, WORD)
     kept = jnp.pad(kept, [(0, 0)] * (kept.ndim - 1) + [(0, words * WORD - size)])
@@ -34,17 +36,21 @@ def pack_bits(kept: Array) -> Array:
 class BlockMask:
     """The kept key blocks of every query block, per batch element and head.
 
-    Queries are cut into `Tb = ceil(q_len / block[0])` blocks. Keys are cut run by run: each entry of `kv_runs` is the length of a stretch
-    of keys that is blocked on its own, so its last block may be partial. One run is the ordinary case; two runs let the special keys
-    that follow the patch keys start a block of their own, without a padded copy of K and V. `Sb` is the number of blocks over all runs.
+    Queries are cut into `Tb = ceil(q_len / block[0])` blocks. Keys are cut run by run: each entry of
+    `kv_runs` is the length of a stretch of keys that is blocked on its own, so its last block may be partial.
+    One run is the ordinary case; two runs let the special keys that follow the patch keys start a block of
+    their own, without a padded copy of K and V. `Sb` is the number of blocks over all runs.
 
-    Why bits: at 1,000 views of 518x518 there are 16 heads x 10,696 x 21,470 blocks. As bools they take 3.7 GB; as int32 lists of the kept
-    ones 3.7 GB at density 0.25 and 14.7 GB where a row may be full (τ), half of that in 16 bits; as bits 0.46 GB at every density. Bits are
-    made by comparing and packing, without a sort or a compaction, and a kernel walks the set ones by counting trailing zeros.
+    Why bits: at 1,000 views of 518x518 there are 16 heads x 10,696 x 21,470 blocks. As bools they take 3.7
+    GB; as int32 lists of the kept ones 3.7 GB at density 0.25 and 14.7 GB where a row may be full (τ), half
+    of that in 16 bits; as bits 0.46 GB at every density. Bits are made by comparing and packing, without a
+    sort or a compaction, and a kernel walks the set ones by counting trailing zeros.
 
     Attributes:
-      kv_num_blocks: i32[B, N, Tb], how many blocks the query block attends to: the number of bits set in its row.
-      kv_bits: u32[B, N, Tb, ceil(Sb / 32)]; bit i of word w is set where key block 32·w + i is kept. Bits past Sb are zero.
+      kv_num_blocks: i32[B, N, Tb], how many blocks the query block attends to: the number of bits set in its
+        row.
+      kv_bits: u32[B, N, Tb, ceil(Sb / 32)]; bit i of word w is set where key block 32·w + i is kept. Bits
+        past Sb are zero.
       q_len: number of queries, T.
       kv_runs: lengths of the runs of keys; they sum to S.
       block: (queries, keys) of a block.
@@ -72,32 +78,46 @@ class BlockMask:
         """(first key, one past the last key) of every key block, in order."""
         bounds, start = [], 0
         for run in self.kv_runs:
-            bounds += [(start + i, min(start + i + self.block[1], start + run)) for i in range(0, run, self.block[1])]
+            bounds += [
+                (start + i, min(start + i + self.block[1], start + run)) for i in range(0, run, self.block[1])
+            ]
             start += run
         return bounds
 
     @classmethod
-    def from_bits(cls, kv_bits: Array, q_len: int, kv_runs: tuple[int, ...], block: tuple[int, int]) -> BlockMask:
+    def from_bits(
+        cls, kv_bits: Array, q_len: int, kv_runs: tuple[int, ...], block: tuple[int, int]
+    ) -> BlockMask:
         """From u32[B, N, Tb, ceil(Sb / 32)] whose bits past Sb are zero; counts them."""
         counts = jnp.sum(jax.lax.population_count(kv_bits).astype(jnp.int32), -1)
         return cls(counts, kv_bits, q_len, tuple(kv_runs), tuple(block))
 
     @classmethod
-    def from_dense(cls, mask: Array, q_len: int, kv_runs: tuple[int, ...], block: tuple[int, int]) -> BlockMask:
-        """From bool[B, N, Tb, Sb], True = computed. ValueError if Tb and Sb are not those of the lengths and the block."""
+    def from_dense(
+        cls, mask: Array, q_len: int, kv_runs: tuple[int, ...], block: tuple[int, int]
+    ) -> BlockMask:
+        """From bool[B, N, Tb, Sb], True = computed. ValueError if Tb and Sb are not those of the lengths and
+        the block.
+        """
         result = cls.from_bits(pack_bits(mask), q_len, kv_runs, block)
         expected = (result.num_q_blocks, result.num_kv_blocks)
         if mask.shape[-2:] != expected:
-            raise ValueError(f"mask has {mask.shape[-2:]} blocks, but {q_len=} {kv_runs=} {block=} make {expected}")
+            raise ValueError(
+                f"mask has {mask.shape[-2:]} blocks, but {q_len=} {kv_runs=} {block=} make {expected}"
+            )
         return result
 
     @classmethod
-    def full(cls, batch: int, heads: int, q_len: int, kv_runs: tuple[int, ...], block: tuple[int, int]) -> BlockMask:
+    def full(
+        cls, batch: int, heads: int, q_len: int, kv_runs: tuple[int, ...], block: tuple[int, int]
+    ) -> BlockMask:
         """Nothing dropped."""
         blocks = cdiv(q_len, block[0]), sum(cdiv(run, block[1]) for run in kv_runs)
         row = pack_bits(jnp.ones(blocks[1], bool))
         counts = jnp.full((batch, heads, blocks[0]), blocks[1], jnp.int32)
-        return cls(counts, jnp.broadcast_to(row, (*counts.shape, *row.shape)), q_len, tuple(kv_runs), tuple(block))
+        return cls(
+            counts, jnp.broadcast_to(row, (*counts.shape, *row.shape)), q_len, tuple(kv_runs), tuple(block)
+        )
 
     def to_dense(self) -> Array:
         """bool[B, N, Tb, Sb], True = computed."""
@@ -106,5 +126,7 @@ class BlockMask:
 
     @property
     def density(self) -> Array:
-        """f32[]: share of blocks computed, over batch, heads and all block pairs (METHOD.md §9: sparsity = 1 - density)."""
+        """f32[]: share of blocks computed, over batch, heads and all block pairs (METHOD.md §9: sparsity = 1
+        - density).
+        """
         return jnp.mean(self.kv_num_blocks.astype(jnp.float32)) / self.num_kv_blocks

@@ -1,8 +1,9 @@
 """The mask on Hopper GPUs: row thresholds by a Pallas Mosaic GPU kernel, the rest as in `xla`.
 
-The kernel is the bisection of `thresholds` with a warpgroup a row: the row is read once and stays on the chip while its threshold is
-sought. What surrounds it is memory-bound and left to XLA: pooling reads q and k once; a float32 matrix product writes the scores, which are
-read twice, by the kernel and by the pass that compares them with the thresholds and packs the bits.
+The kernel is the bisection of `thresholds` with a warpgroup a row: the row is read once and stays on the chip
+while its threshold is sought. What surrounds it is memory-bound and left to XLA: pooling reads q and k once;
+a float32 matrix product writes the scores, which are read twice, by the kernel and by the pass that compares
+them with the thresholds and packs the bits.
 """
 
 from __future__ import annotations
@@ -29,14 +30,20 @@ SHARED_LINES = 224  # what fits beside the reductions' scratch into 227 KiB
 
 
 def row_multiple(num_blocks: int) -> int:
-    """What `row_thresholds` wants the length of rows of `num_blocks` scores to be a multiple of. NotImplementedError for too many."""
+    """What `row_thresholds` wants the length of rows of `num_blocks` scores to be a multiple of.
+    NotImplementedError for too many.
+    """
     if num_blocks > SHARED_LINES * LINE:
-        raise NotImplementedError(f"'mosaic_sm90' takes at most {SHARED_LINES * LINE} key blocks, not {num_blocks}")
+        raise NotImplementedError(
+            f"'mosaic_sm90' takes at most {SHARED_LINES * LINE} key blocks, not {num_blocks}"
+        )
     return LINE if num_blocks <= REGISTER_LINES * LINE else CHUNK_LINES * LINE
 
 
 def _find(fold: Callable[..., Any], shape: tuple[int, int], size: int, n: Array, tau: Array | None) -> Array:
-    """One row's threshold. `fold(f, combine)` gives the combined f(chunk) of the row's chunks, each of `shape`."""
+    """One row's threshold. `fold(f, combine)` gives the combined f(chunk) of the row's chunks, each of
+    `shape`.
+    """
     limit = None
     if tau is not None:
         top = jnp.max(fold(lambda x: jnp.where(x >= -jnp.inf, x, -jnp.inf), jnp.maximum))
@@ -98,7 +105,8 @@ def row_thresholds(scores: Array, n: Array | int, cdf_threshold: Array | float |
             pl.run_scoped(in_shared_memory, plgpu.SMEM((lines, LINE), jnp.float32), plgpu.Barrier())
 
     rows = scores.reshape(-1, lines, LINE)
-    # One warpgroup a block: Mosaic gives all warpgroups of a block the same scratch for sums to a scalar. Some ten blocks share an SM.
+    # One warpgroup a block: Mosaic gives all warpgroups of a block the same scratch for sums to a scalar.
+    # Some ten blocks share an SM.
     found = plgpu.kernel(
         kernel,
         out_type=jax.ShapeDtypeStruct((rows.shape[0],), jnp.float32),
@@ -120,10 +128,13 @@ def pooled_block_mask(
 ) -> BlockMask:
     """See `api.pooled_block_mask` and `xla.pooled_block_mask`.
 
-    NotImplementedError for float32, whose attention is no kernel's either: it is plain XLA throughout, with the masks of other devices.
+    NotImplementedError for float32, whose attention is no kernel's either: it is plain XLA throughout, with
+    the masks of other devices.
     """
     if q.dtype not in (jnp.bfloat16, jnp.float16):
-        raise NotImplementedError(f"'mosaic_sm90' cannot do this: it takes bfloat16 and float16, not {q.dtype}")
+        raise NotImplementedError(
+            f"'mosaic_sm90' cannot do this: it takes bfloat16 and float16, not {q.dtype}"
+        )
     return xla.pooled_block_mask(
         q,
         k,

@@ -1,24 +1,28 @@
 """Block-sparse attention for Hopper GPUs (sm_90a) as one Pallas Mosaic GPU kernel.
 
-How it works. Thread blocks stay on their multiprocessors and take query tiles in turn. In each, one *producer* warpgroup walks the set bits
-of the tile's mask row and gathers the kept key blocks, a step of several blocks at a time, through the copy engine (TMA) into a ring of
-shared-memory stages; one to three *consumer* warpgroups of 64 query rows multiply and exponentiate what lies there:
+How it works. Thread blocks stay on their multiprocessors and take query tiles in turn. In each, one
+*producer* warpgroup walks the set bits of the tile's mask row and gathers the kept key blocks, a step of
+several blocks at a time, through the copy engine (TMA) into a ring of shared-memory stages; one to three
+*consumer* warpgroups of 64 query rows multiply and exponentiate what lies there:
 
     producer   bits -> K(i+2), V(i+2) -> K(i+3) ...              waits until a stage is free
     consumer   S = Q K(i)ᵀ -> P = exp2(S·c - m) -> O += P V(i)   waits until a stage is full
 
-Both products are asynchronous wgmma: while one consumer exponentiates, the tensor cores work for another, and P V(i) runs on while the next
-Q Kᵀ is issued. Barriers count arrivals: a copy arrives when its bytes have landed, a consumer when it has read a stage.
+Both products are asynchronous wgmma: while one consumer exponentiates, the tensor cores work for another, and
+P V(i) runs on while the next Q Kᵀ is issued. Barriers count arrivals: a copy arrives when its bytes have
+landed, a consumer when it has read a stage.
 
-The shift m. Softmax does not depend on m as long as nothing overflows and the largest weights of a row do not vanish. By Cauchy-Schwarz no
-score exceeds m = c·|q|·max|k|, and none lies more than 2m below it; weights are bfloat16, whose exponents reach as far as float32's. Where
-2m stays below `FIXED_SHIFT_RANGE` (QK-normalised heads do, unless their learnt scales are large) no running maximum is needed, nothing is
-ever rescaled, and the consumers save about a seventh of their time. Other tiles, and float16, take the online softmax. Both are exact;
-only values of v below 2^-30 may be lost to underflow where the bound is far from the scores.
+The shift m. Softmax does not depend on m as long as nothing overflows and the largest weights of a row do not
+vanish. By Cauchy-Schwarz no score exceeds m = c·|q|·max|k|, and none lies more than 2m below it; weights are
+bfloat16, whose exponents reach as far as float32's. Where 2m stays below `FIXED_SHIFT_RANGE` (QK-normalised
+heads do, unless their learnt scales are large) no running maximum is needed, nothing is ever rescaled, and
+the consumers save about a seventh of their time. Other tiles, and float16, take the online softmax. Both are
+exact; only values of v below 2^-30 may be lost to underflow where the bound is far from the scores.
 
-Special cases cost little: from the step on that holds the last, partial block of a run of keys or is not full, scores are masked, in a loop
-of its own. The copy engine fills with zeros what lies past the end of an array, and every run of keys is an array of its own: so
-a NaN in a key that is not kept never enters a product.
+Special cases cost little: from the step on that holds the last, partial block of a run of keys or is not
+full, scores are masked, in a loop of its own. The copy engine fills with zeros what lies past the end of an
+array, and every run of keys is an array of its own: so a NaN in a key that is not kept never enters a
+product.
 """
 
 from __future__ import annotations
@@ -39,7 +43,9 @@ from pallas_kernels.tuning import CONSUMER_REGISTERS, WARPGROUP_ROWS, TuningConf
 
 Array = jax.Array
 Ref = Any
-FIXED_SHIFT_RANGE = 96.0  # in powers of two; float32 and bfloat16 have 126 below one, the rest is left to the values
+FIXED_SHIFT_RANGE = (
+    96.0  # in powers of two; float32 and bfloat16 have 126 below one, the rest is left to the values
+)
 PRODUCER_REGISTERS = {1: 40, 2: 40, 3: 32}
 NEVER = 2**30
 
@@ -72,8 +78,9 @@ def block_sparse_attention(
 
     Args:
       num_blocks: thread blocks that stay resident; default one a multiprocessor of the first GPU.
-      interpret: `plgpu.InterpretGPUParams` runs the kernel in Pallas' simulator, on a CPU. It knows no `run_state` and no wgmma operand in
-        registers, so there P passes through shared memory and the online softmax adds P V to its accumulator instead of into it.
+      interpret: `plgpu.InterpretGPUParams` runs the kernel in Pallas' simulator, on a CPU. It knows no
+        `run_state` and no wgmma operand in registers, so there P passes through shared memory and the online
+        softmax adds P V to its accumulator instead of into it.
 
     Raises:
       NotImplementedError: see `why_not`.
@@ -91,15 +98,21 @@ def block_sparse_attention(
 
     @attend.def_vmap
     def _(size: int, batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
-        arrays = [x if b else jnp.broadcast_to(x, (size, *x.shape)) for x, b in zip(arrays, batched, strict=True)]
+        arrays = [
+            x if b else jnp.broadcast_to(x, (size, *x.shape)) for x, b in zip(arrays, batched, strict=True)
+        ]
         out = attend(*(x.reshape(-1, *x.shape[2:]) for x in arrays))
         return out.reshape(size, -1, *out.shape[1:]), True
 
     return attend(q, k, v, mask.kv_num_blocks, mask.kv_bits)
 
 
-def _attend_padded(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig, num_blocks: int, interpret: Any) -> Array:
-    """Rounds the head dim up to what wgmma takes and query blocks to whole warpgroups, with zeros. Sizes that fit are not copied."""
+def _attend_padded(
+    q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig, num_blocks: int, interpret: Any
+) -> Array:
+    """Rounds the head dim up to what wgmma takes and query blocks to whole warpgroups, with zeros. Sizes that
+    fit are not copied.
+    """
     (B, T, N, H), (block_q, block_k) = q.shape, mask.block
     Tb, rows, extra = mask.num_q_blocks, _kernel_block(mask.block)[0], _kernel_head_dim(H) - H
     if extra:
@@ -127,7 +140,16 @@ def _device() -> jax.Device:
     return jax.local_devices(backend="gpu")[0]
 
 
-def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig, scale: float, num_blocks: int, interpret: Any) -> Array:
+def _launch(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: BlockMask,
+    config: TuningConfig,
+    scale: float,
+    num_blocks: int,
+    interpret: Any,
+) -> Array:
     B, T, N, H = q.shape
     runs, block_k = tuple(run for run in mask.kv_runs if run), mask.block[1]  # an empty run has no block
     C, keys, stages = config.warpgroups, config.step_keys, config.stages
@@ -146,29 +168,38 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
 
     bits = lax.bitcast_convert_type(mask.kv_bits, jnp.int32)
     info = _row_info(mask, bits, group, [run_first[r] + run_blocks[r] - 1 for r in partial_runs])
-    # The longest tiles of a head first: a thread block's share is fixed, and so comes out even where rows keep different numbers of blocks.
+    # The longest tiles of a head first: a thread block's share is fixed, and so comes out even where rows
+    # keep different numbers of blocks.
     order = jnp.argsort(-jnp.repeat(mask.kv_num_blocks, tiles_per_row, -1)[..., :tiles], -1).astype(jnp.int32)
     split = lambda x: jnp.split(x, [sum(runs[: r + 1]) for r in range(len(runs) - 1)], axis=1)
     k_runs, v_runs = split(k), split(v)
     # For the fixed shift, which float16 has no range for: there it is computed and not read.
     k_squares = [jnp.max(jnp.sum(jnp.square(x.astype(jnp.float32)), -1), 1) for x in k_runs]
-    k_norm = scale * jnp.sqrt(jax.tree.reduce(jnp.maximum, k_squares)) * (1 + 1e-3)  # f32[B, N]; a little for rounding
+    k_norm = (
+        scale * jnp.sqrt(jax.tree.reduce(jnp.maximum, k_squares)) * (1 + 1e-3)
+    )  # f32[B, N]; a little for rounding
 
     def kernel(q_ref: Ref, order_ref: Ref, info_ref: Ref, bits_ref: Ref, k_norm_ref: Ref, *refs: Any) -> None:
         k_refs, v_refs, out_ref = refs[: len(runs)], refs[len(runs) : 2 * len(runs)], refs[2 * len(runs)]
-        (q_smem, out_smem, k_smem, v_smem, bound_smem, column_smem, p_smem), (q_full, k_full, v_full), (q_free, k_free, v_free) = refs[
-            2 * len(runs) + 1 :
-        ]
+        (
+            (q_smem, out_smem, k_smem, v_smem, bound_smem, column_smem, p_smem),
+            (q_full, k_full, v_full),
+            (q_free, k_free, v_free),
+        ) = refs[2 * len(runs) + 1 :]
         block, wg = lax.axis_index("block"), lax.axis_index("wg")
 
         def position(item: Array | int) -> Array:
-            """Of this block's n-th tile in the order of work. Rounds run to and fro: what one gives unevenly the next evens."""
+            """Of this block's n-th tile in the order of work. Rounds run to and fro: what one gives unevenly
+            the next evens.
+            """
             return item * num_blocks + jnp.where(lax.rem(item, 2) == 1, num_blocks - 1 - block, block)
 
         num_items = rounds - jnp.where(position(jnp.int32(rounds - 1)) < total, 0, 1)
 
         def head_of(item: Array) -> tuple[Array, Array, Array]:
-            """(batch, head, place in the head's order). One head after another, to share what L2 holds of its K and V."""
+            """(batch, head, place in the head's order). One head after another, to share what L2 holds of its
+            K and V.
+            """
             work = jnp.minimum(position(item), total - 1)
             head = lax.div(work, tiles)
             return lax.div(head, N), lax.rem(head, N), lax.rem(work, tiles)
@@ -189,7 +220,8 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                 return [info_ref[b, n, lax.div(tile, tiles_per_row), j] for j in range(2)]
 
             def attend_tile(item: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
-                # Steps done before this tile; this tile and the next; this tile's row of `info`. Read early, so that nothing waits for it.
+                # Steps done before this tile; this tile and the next; this tile's row of `info`. Read early,
+                # so that nothing waits for it.
                 done, tile, next_tile, (count, first_masked) = carry
                 b, n, _ = head_of(item)
                 next_info, second_next_tile = read_info(item + 1, next_tile), tile_of(item + 2)
@@ -202,7 +234,9 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                     column = plgpu.load(column_smem.at[wg], layout=columns.reduce(0))
                     valid = column < (count - i * group) * block_k
                     for slot, r in zip(partial_slots, partial_runs, strict=True):
-                        start = jnp.clip(slot - i * group, -2, group + 1) * block_k  # out of sight where not in this step
+                        start = (
+                            jnp.clip(slot - i * group, -2, group + 1) * block_k
+                        )  # out of sight where not in this step
                         valid = valid & ((column < start + runs[r] % block_k) | (column >= start + block_k))
                     return jnp.where(lax.broadcast_in_dim(valid, s.shape, [1]), s, -jnp.inf)
 
@@ -210,7 +244,9 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                     cut = jnp.minimum(first_masked, steps)
                     carry = lax.fori_loop(0, cut, partial(step, partial_slots=None), carry)
                     # Read here, to leave the registers to the loop above.
-                    slots = [info_ref[b, n, lax.div(tile, tiles_per_row), 2 + j] for j in range(len(partial_runs))]
+                    slots = [
+                        info_ref[b, n, lax.div(tile, tiles_per_row), 2 + j] for j in range(len(partial_runs))
+                    ]
                     return lax.fori_loop(cut, steps, partial(step, partial_slots=slots), carry)
 
                 def weights_operand(p: Array) -> Array | Ref:
@@ -261,7 +297,9 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                 def online_softmax() -> tuple[Array, Array]:
                     """The same with the running maximum as shift."""
 
-                    def step(i: Array, carry: tuple[Array, Array, Array], partial_slots: list[Array] | None) -> tuple[Array, Array, Array]:
+                    def step(
+                        i: Array, carry: tuple[Array, Array, Array], partial_slots: list[Array] | None
+                    ) -> tuple[Array, Array, Array]:
                         out, top, row_sum = carry
 
                         @pl.when((i == 0) | simulated)
@@ -290,7 +328,8 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
 
                             out = out + pl.run_scoped(product, plgpu.ACC((WARPGROUP_ROWS, H)))
                         else:
-                            # All arithmetic before the wait: the tensor cores are another warpgroup's until then.
+                            # All arithmetic before the wait: the tensor cores are another warpgroup's until
+                            # then.
                             out, row_sum, new_top, p = lax.optimization_barrier((out, row_sum, new_top, p))
                             plgpu.barrier_wait(v_full.at[stage(i)])
 
@@ -305,7 +344,10 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                         plgpu.barrier_arrive(v_free.at[stage(i)])
                         return out, new_top, row_sum
 
-                    start = (constant((WARPGROUP_ROWS, H), 0.0, columns), constant((WARPGROUP_ROWS,), -jnp.inf, per_row))
+                    start = (
+                        constant((WARPGROUP_ROWS, H), 0.0, columns),
+                        constant((WARPGROUP_ROWS,), -jnp.inf, per_row),
+                    )
                     out, _, row_sum = loop(step, (*start, constant((WARPGROUP_ROWS,), 0.0, per_row)))
                     return out, row_sum
 
@@ -313,7 +355,8 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                 if dtype == jnp.bfloat16:
                     q32 = plgpu.load(my_q, layout=columns).astype(jnp.float32)
                     bound = lax.sqrt((q32 * q32).sum(1)) * k_norm_ref[b, n]
-                    # Mosaic's own reduction to a scalar goes through memory that all warpgroups share, at one and the same time here.
+                    # Mosaic's own reduction to a scalar goes through memory that all warpgroups share, at one
+                    # and the same time here.
                     bound_smem[wg] = bound
                     plgpu.commit_smem()
                     largest = reduce(jnp.maximum, [bound_smem[wg, r] for r in range(WARPGROUP_ROWS)])
@@ -321,7 +364,9 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                     out, row_sum = lax.cond(in_range, lambda: fixed_shift_softmax(bound), online_softmax)
                 else:
                     out, row_sum = online_softmax()
-                out = out * spread(1.0 / jnp.where(row_sum == 0, 1.0, row_sum), out)  # a row that keeps nothing gives zeros
+                out = out * spread(
+                    1.0 / jnp.where(row_sum == 0, 1.0, row_sum), out
+                )  # a row that keeps nothing gives zeros
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                 out_smem[wg] = out.astype(dtype)
                 plgpu.commit_smem()  # also orders the reads of q before the copy that overwrites it
@@ -330,20 +375,35 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                 plgpu.copy_smem_to_gmem(out_smem.at[wg], out_ref.at[b, pl.ds(first_row, WARPGROUP_ROWS), n])
                 return done + steps, next_tile, second_next_tile, next_info
 
-            # Column numbers, to be read where scores are masked: computed there, they would be hoisted and take the loop's registers.
+            # Column numbers, to be read where scores are masked: computed there, they would be hoisted and
+            # take the loop's registers.
             column_smem[wg] = plgpu.broadcasted_iota(jnp.int32, (keys,), 0, layout=columns.reduce(0))
             plgpu.commit_smem()
             first, second = tile_of(jnp.int32(0)), tile_of(jnp.int32(1))
-            lax.fori_loop(0, num_items, attend_tile, (jnp.int32(0), first, second, read_info(jnp.int32(0), first)))
+            lax.fori_loop(
+                0, num_items, attend_tile, (jnp.int32(0), first, second, read_info(jnp.int32(0), first))
+            )
             plgpu.wait_smem_to_gmem(0)
 
         def produce() -> None:
             plgpu.set_max_registers(PRODUCER_REGISTERS[C], action="decrease")
 
-            def gather(sources: tuple[Ref, ...], smem: Ref, full: Ref, stage: Array, blocks: list[Array], b: Array, n: Array) -> None:
+            def gather(
+                sources: tuple[Ref, ...],
+                smem: Ref,
+                full: Ref,
+                stage: Array,
+                blocks: list[Array],
+                b: Array,
+                n: Array,
+            ) -> None:
                 def copy(r: int, slot: int) -> None:
                     where = pl.ds((blocks[slot] - run_first[r]) * block_k, block_k)
-                    plgpu.copy_gmem_to_smem(sources[r].at[b, where, n], smem.at[stage, pl.ds(slot * block_k, block_k)], full.at[stage])
+                    plgpu.copy_gmem_to_smem(
+                        sources[r].at[b, where, n],
+                        smem.at[stage, pl.ds(slot * block_k, block_k)],
+                        full.at[stage],
+                    )
 
                 def copy_all(r: int) -> None:
                     for slot in range(group):
@@ -353,10 +413,12 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                     copy_all(0)
                     return
 
-                # A block past all runs (a step that is not full) is the last run's: past its end, hence zeros.
+                # A block past all runs (a step that is not full) is the last run's: past its end, hence
+                # zeros.
                 ends = [*run_first[1:], Sb + 1]
                 in_run = lambda block, r: (block >= run_first[r]) & (block < ends[r])
-                # Blocks ascend, so the first and the last tell whether one run holds them all: in nearly every step the first one does.
+                # Blocks ascend, so the first and the last tell whether one run holds them all: in nearly
+                # every step the first one does.
                 whole = [in_run(blocks[0], r) & in_run(blocks[-1], r) for r in range(len(sources))]
                 for r in range(len(sources)):
                     pl.when(whole[r])(partial(copy_all, r))
@@ -383,7 +445,9 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
 
                 for w in range(C):
                     source = q_ref.at[b, pl.ds(tile * rows + w * WARPGROUP_ROWS, WARPGROUP_ROWS), n]
-                    plgpu.copy_gmem_to_smem(source, q_smem.at[lax.rem(item, 2), w], q_full.at[lax.rem(item, 2)])
+                    plgpu.copy_gmem_to_smem(
+                        source, q_smem.at[lax.rem(item, 2), w], q_full.at[lax.rem(item, 2)]
+                    )
                 next_row, second_next_tile = read_row(item + 1, next_tile), tile_of(item + 2)
 
                 def step(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -396,9 +460,14 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                             lambda c: (c[0] + 1, bits_ref[b, n, row, c[0] + 1]),
                             (index, word),
                         )
-                        blocks.append(jnp.where(i * group + slot < count, index * WORD + _lowest_bit(word), Sb))
+                        blocks.append(
+                            jnp.where(i * group + slot < count, index * WORD + _lowest_bit(word), Sb)
+                        )
                         word = word & (word - 1)
-                    for sources, smem, full, free in ((k_refs, k_smem, k_full, k_free), (v_refs, v_smem, v_full, v_free)):
+                    for sources, smem, full, free in (
+                        (k_refs, k_smem, k_full, k_free),
+                        (v_refs, v_smem, v_full, v_free),
+                    ):
 
                         @pl.when(done + i >= stages)
                         def _(free: Ref = free) -> None:
@@ -412,7 +481,9 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
                 return done + steps, next_tile, second_next_tile, next_row
 
             first, second = tile_of(jnp.int32(0)), tile_of(jnp.int32(1))
-            done, *_ = lax.fori_loop(0, num_items, feed_tile, (jnp.int32(0), first, second, read_row(jnp.int32(0), first)))
+            done, *_ = lax.fori_loop(
+                0, num_items, feed_tile, (jnp.int32(0), first, second, read_row(jnp.int32(0), first))
+            )
 
             # Every arrival has been waited for when the block ends.
             @pl.loop(jnp.maximum(done - stages, 0), done)
@@ -463,8 +534,9 @@ def _launch(q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig,
 
 
 def _row_info(mask: BlockMask, bits: Array, group: int, partial_blocks: list[int]) -> Array:
-    """i32[B, N, Tb, 2 + len(partial_blocks)]: a row's number of kept blocks, its first step that needs masking, and where in the row's list
-    each of `partial_blocks` stands (`NEVER` if it is not kept)."""
+    """i32[B, N, Tb, 2 + len(partial_blocks)]: a row's number of kept blocks, its first step that needs
+    masking, and where in the row's list each of `partial_blocks` stands (`NEVER` if it is not kept).
+    """
     counts = mask.kv_num_blocks
     first_masked = jnp.where(counts % group == 0, NEVER, counts // group)
     slots = []
@@ -483,5 +555,7 @@ def _lowest_bit(word: Array) -> Array:
 
 
 def _pad_to_8(x: Array) -> Array:
-    """Rows of zeros up to a multiple of 8, which the copy engine's tiles need; XLA writes them with whatever makes x."""
+    """Rows of zeros up to a multiple of 8, which the copy engine's tiles need; XLA writes them with whatever
+    makes x.
+    """
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, 0)))

@@ -1,7 +1,9 @@
 """The definitions, in plain XLA and float32. Read this first: every faster implementation must agree with it.
 
-Source: "Faster VGGT with Block-Sparse Global Attention" (arXiv 2509.07120) and the behaviour of its released code; quirks are named where
-they stand. Letters: B batch, T queries, S keys, N heads, H head dim, Tb / Sb query / key blocks; arrays are BTNH.
+Source: "Faster VGGT with Block-Sparse Global Attention" (arXiv 2509.07120) and the behaviour of its released
+code; quirks are named where
+they stand. Letters: B batch, T queries, S keys, N heads, H head dim, Tb / Sb query / key blocks; arrays are
+BTNH.
 """
 
 from __future__ import annotations
@@ -25,8 +27,11 @@ def pool_blocks(x: Array, block: int, pool: str = "mean") -> Array:
     reduce = jnp.sum if pool == "mean" else jnp.max
     whole = T // block * block
     windows = [x[:, :whole].reshape(B, -1, block, N, H), x[:, None, whole:]]
-    # Padding the last window, or fusing the sums with what follows, would make XLA read x on GPUs one number at a time.
-    pooled = [jax.lax.optimization_barrier(reduce(part.astype(jnp.float32), 2)) for part in windows if part.size]
+    # Padding the last window, or fusing the sums with what follows, would make XLA read x on GPUs one number
+    # at a time.
+    pooled = [
+        jax.lax.optimization_barrier(reduce(part.astype(jnp.float32), 2)) for part in windows if part.size
+    ]
     pooled = jnp.concatenate(pooled, 1)  # [B, Tb, N, H]
     if pool == "mean":
         pooled /= np.minimum(block, T - np.arange(0, T, block, np.float32))[:, None, None]
@@ -35,15 +40,18 @@ def pool_blocks(x: Array, block: int, pool: str = "mean") -> Array:
 
 def pooled_probabilities(pooled_q: Array, pooled_k: Array) -> Array:
     """softmax over key blocks of q̄·k̄ / sqrt(H): f32[B, N, Tb, H], f32[B, N, Sb, H] -> f32[B, N, Tb, Sb]."""
-    scores = jnp.einsum("bnth,bnsh->bnts", pooled_q, pooled_k, precision="highest") * pooled_q.shape[-1] ** -0.5
+    scores = (
+        jnp.einsum("bnth,bnsh->bnts", pooled_q, pooled_k, precision="highest") * pooled_q.shape[-1] ** -0.5
+    )
     return jax.nn.softmax(scores, axis=-1)
 
 
 def select_blocks(p: Array, keep_count: int | Array | None, cdf_threshold: float | Array | None) -> Array:
     """Which key blocks are kept: f32[..., Sb] -> bool[..., Sb].
 
-    A row's blocks in descending order of p; the first n are kept, n = max(n_cdf, n_ratio), at least 1. n_cdf counts the leading positions
-    whose cumulative mass is at most τ: the block that crosses τ is *not* kept, as in the released code.
+    A row's blocks in descending order of p; the first n are kept, n = max(n_cdf, n_ratio), at least 1. n_cdf
+    counts the leading positions whose cumulative mass is at most τ: the block that crosses τ is *not* kept,
+    as in the released code.
     """
     order = jnp.argsort(p, axis=-1, descending=True, stable=True)
     n = jnp.ones(p.shape[:-1], jnp.int32)
@@ -57,11 +65,15 @@ def select_blocks(p: Array, keep_count: int | Array | None, cdf_threshold: float
 
 
 def block_sparse_attention(q: Array, k: Array, v: Array, block_mask: BlockMask) -> Array:
-    """softmax(q kᵀ / sqrt(H)) v over the kept key blocks only, exactly; holds the whole T×S matrix in float32.
+    """softmax(q kᵀ / sqrt(H)) v over the kept key blocks only, exactly; holds the whole T×S matrix in
+    float32.
 
-    [B, T, N, H], [B, S, N, H], [B, S, N, H] -> [B, T, N, H] in q's dtype. A query block without any kept block gives zeros.
+    [B, T, N, H], [B, S, N, H], [B, S, N, H] -> [B, T, N, H] in q's dtype. A query block without any kept
+    block gives zeros.
     """
-    key_block = jnp.concatenate([jnp.full(stop - start, i, jnp.int32) for i, (start, stop) in enumerate(block_mask.kv_block_bounds())])
+    key_block = jnp.concatenate(
+        [jnp.full(stop - start, i, jnp.int32) for i, (start, stop) in enumerate(block_mask.kv_block_bounds())]
+    )
     query_block = jnp.arange(block_mask.q_len) // block_mask.block[0]
     mask = block_mask.to_dense()[:, :, query_block][:, :, :, key_block]  # [B, N, T, S]
     scores = jnp.einsum("btnh,bsnh->bnts", q, k, precision="highest", preferred_element_type=jnp.float32)

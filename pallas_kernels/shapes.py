@@ -1,8 +1,9 @@
 """Named workloads: the shapes that tests, autotune and bench share.
 
-A workload is the patch queries of one global layer at batch 1: T = `patches` queries against S = `kv_len` keys, the patch keys first and
-then, in a run of their own, the special keys. VGGT has 5 special tokens a frame (camera + 4 register) and 16 heads × 64; the global blocks
-of π³ have the same numbers (5 register tokens, width 1024), so its workloads are VGGT's.
+A workload is the patch queries of one global layer at batch 1: T = `patches` queries against S = `kv_len`
+keys, the patch keys first and then, in a run of their own, the special keys. VGGT has 5 special tokens a
+frame (camera + 4 register) and 16 heads × 64; the global blocks of π³ have the same numbers (5 register
+tokens, width 1024), so its workloads are VGGT's.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ PATCH = 14  # pixels
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """Attention of `frames` views of `height` × `width` pixels, multiples of 14; special tokens are counted a frame."""
+    """Attention of `frames` views of `height` × `width` pixels, multiples of 14; special tokens are counted a
+    frame.
+    """
 
     name: str
     frames: int
@@ -54,7 +57,11 @@ def _plain(name: str, tokens: int, num_heads: int, head_dim: int) -> Workload:
 WORKLOADS = {
     work.name: work
     for work in (
-        *(Workload(f"vggt_{n}_{h}x{w}", n, h, w, 5, 16, 64) for n in (10, 50, 100, 200, 500) for h, w in ((518, 518), (392, 518))),
+        *(
+            Workload(f"vggt_{n}_{h}x{w}", n, h, w, 5, 16, 64)
+            for n in (10, 50, 100, 200, 500)
+            for h, w in ((518, 518), (392, 518))
+        ),
         _plain("square_65536", 65_536, 16, 64),
         _plain("square_137216", 137_216, 16, 64),
     )
@@ -62,9 +69,13 @@ WORKLOADS = {
 
 
 def find(name: str) -> Workload:
-    """The workload of that name, or a plain one from "TOKENSxHEADSxHEAD_DIM", as in "1024x2x64"; ValueError for anything else."""
+    """The workload of that name, or a plain one from "TOKENSxHEADSxHEAD_DIM", as in "1024x2x64"; ValueError
+    for anything else.
+    """
     if name in WORKLOADS:
         return WORKLOADS[name]
     if re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", name):
         return _plain(name, *map(int, name.split("x")))
-    raise ValueError(f"no shape {name!r}: it is TOKENSxHEADSxHEAD_DIM, such as 1024x2x64, or one of {', '.join(WORKLOADS)}")
+    raise ValueError(
+        f"no shape {name!r}: it is TOKENSxHEADSxHEAD_DIM, such as 1024x2x64, or one of {', '.join(WORKLOADS)}"
+    )

@@ -1,9 +1,11 @@
-"""The row threshold of the mask by bisection (METHOD.md §4): the steps, which the GPU kernel takes too, and a loop over them in plain XLA.
+"""The row threshold of the mask by bisection (METHOD.md §4): the steps, which the GPU kernel takes too, and a
+loop over them in plain XLA.
 
-A row's kept blocks are {score >= t}. With ρ alone, t is the largest value that at least n = max(1, keep_count) blocks reach; with τ alone
-the smallest whose blocks hold at most τ + 1e-5 of the mass, where a block's mass is exp(score); with both, the smaller of the two. If not
-even the best block qualifies, ρ decides. What is bisected is the order-preserving integer image of a float32, so 32 steps find t exactly.
-It is a score, not a probability: blocks far away would tie at p = 0.
+A row's kept blocks are {score >= t}. With ρ alone, t is the largest value that at least n = max(1,
+keep_count) blocks reach; with τ alone the smallest whose blocks hold at most τ + 1e-5 of the mass, where a
+block's mass is exp(score); with both, the smaller of the two. If not even the best block qualifies, ρ
+decides. What is bisected is the order-preserving integer image of a float32, so 32 steps find t exactly. It
+is a score, not a probability: blocks far away would tie at p = 0.
 """
 
 from __future__ import annotations
@@ -20,14 +22,18 @@ STEPS = 32  # HIGHEST - LOWEST < 2**32
 
 
 def image_to_float(image: Array) -> Array:
-    """i32 -> f32, increasing: the inverse of a float's order-preserving image (a negative float's bits, the sign's apart, inverted)."""
+    """i32 -> f32, increasing: the inverse of a float's order-preserving image (a negative float's bits, the
+    sign's apart, inverted).
+    """
     return jax.lax.bitcast_convert_type(jnp.where(image < 0, image ^ 0x7FFFFFFF, image), jnp.float32)
 
 
 def start_bracket(like: Array, size: int) -> Bracket:
-    """The whole range of thresholds, for rows of `size` blocks; `like` has the shape and dtype of a row's count.
+    """The whole range of thresholds, for rows of `size` blocks; `like` has the shape and dtype of a row's
+    count.
 
-    The count at -inf is one more than there are, since -inf is never tried: a threshold that keeps every block still has to be found.
+    The count at -inf is one more than there are, since -inf is never tried: a threshold that keeps every
+    block still has to be found.
     """
     image = jnp.zeros(like.shape, jnp.int32)
     return image + LOWEST, image + HIGHEST, jnp.full_like(like, size + 1), jnp.zeros_like(like)
@@ -39,10 +45,12 @@ def middle(bracket: Bracket) -> Array:
 
 
 def narrow(bracket: Bracket, count: Array, n: Array, mass: Array | None, limit: Array | None) -> Bracket:
-    """One step of the bisection for the row threshold t of METHOD.md §4: a block is kept where its score is at least t.
+    """One step of the bisection for the row threshold t of METHOD.md §4: a block is kept where its score is
+    at least t.
 
-    A bracket is (lo, hi, blocks that score >= lo, blocks that score >= hi), thresholds as images. At lo there are too many: at least n
-    blocks and, with τ, a mass above the limit; at hi there are not. `count` and `mass` are those of the blocks at or above the middle.
+    A bracket is (lo, hi, blocks that score >= lo, blocks that score >= hi), thresholds as images. At lo there
+    are too many: at least n blocks and, with τ, a mass above the limit; at hi there are not. `count` and
+    `mass` are those of the blocks at or above the middle.
     """
     lo, hi, count_lo, count_hi = bracket
     mid = middle(bracket)
@@ -70,7 +78,9 @@ def threshold(bracket: Bracket, n: Array) -> Array:
 
 
 def row_thresholds(scores: Array, n: Array | int, cdf_threshold: Array | float | None) -> Array:
-    """f32[..., S] -> f32[...]: the row's kept blocks are those that score at least this, see `pooled_block_mask`. NaN is never kept."""
+    """f32[..., S] -> f32[...]: the row's kept blocks are those that score at least this, see
+    `pooled_block_mask`. NaN is never kept.
+    """
     limit = None
     if cdf_threshold is not None:
         weight = jnp.exp(scores - jnp.max(scores, -1, keepdims=True))

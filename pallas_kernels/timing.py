@@ -1,4 +1,6 @@
-"""How long a call takes on a GPU: work is queued without waiting, so that the host's dispatch is hidden behind the device's work."""
+"""How long a call takes on a GPU: work is queued without waiting, so that the host's dispatch is hidden
+behind the device's work.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,9 @@ def jax_ms(function: Callable[..., Any], *arguments: Any, repeats: int) -> float
 def several(function: Callable[..., Any]) -> Callable[..., list[Any]]:
     """One program that calls `function` once for every tuple of arguments that it is given.
 
-    A dispatch from Python costs 20 to 50 µs, too near to the time of a short call. To XLA the arguments of two calls are different arrays
-    even where the caller gives the same: it cannot merge the calls or share a part of them. And unlike in a loop nothing is sliced or
-    copied between them.
+    A dispatch from Python costs 20 to 50 µs, too near to the time of a short call. To XLA the arguments of
+    two calls are different arrays even where the caller gives the same: it cannot merge the calls or share a
+    part of them. And unlike in a loop nothing is sliced or copied between them.
     """
     return jax.jit(lambda *calls: [function(*arguments) for arguments in calls])
 

@@ -1,4 +1,6 @@
-"""`TuningConfig`: how the Hopper kernel cuts its work. It may change the speed, never the answer: tests run the whole search space."""
+"""`TuningConfig`: how the Hopper kernel cuts its work. It may change the speed, never the answer: tests run
+the whole search space.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from importlib import resources
 SHARED_MEMORY_BYTES = 227 * 1024  # what a block may use on Hopper
 OTHER_BYTES = 3 * 1024 + 256  # the bounds of the rows, Mosaic's scratch for reductions, barriers
 WARPGROUP_ROWS = 64  # of a wgmma instruction
-# Registers a thread of a consumer may own, by the number of consumer warpgroups; the producer keeps 40, beside three consumers 32.
-# 65,536 registers an SM / 128 threads = 512 for all warpgroups together.
+# Registers a thread of a consumer may own, by the number of consumer warpgroups; the producer keeps 40,
+# beside three consumers 32. 65,536 registers an SM / 128 threads = 512 for all warpgroups together.
 CONSUMER_REGISTERS = {1: 240, 2: 232, 3: 160}
 
 
@@ -21,7 +23,8 @@ class TuningConfig:
     """Parameters of `mosaic_sm90`.
 
     Attributes:
-      warpgroups: consumer warpgroups, 1 to 3; each owns 64 query rows, together one query tile, whose rows share a list of key blocks.
+      warpgroups: consumer warpgroups, 1 to 3; each owns 64 query rows, together one query tile, whose rows
+        share a list of key blocks.
       step_keys: keys gathered, multiplied and exponentiated at a time.
       stages: steps of K and V that shared memory holds.
     """
@@ -47,25 +50,32 @@ class TuningConfig:
         return None
 
     def shared_memory_bytes(self, head_dim: int) -> int:
-        """Two buffers of queries and one of outputs for every consumer, and the stages of K and V, 16-bit elements; a step's column
-        numbers for every consumer, 32-bit."""
+        """Two buffers of queries and one of outputs for every consumer, and the stages of K and V, 16-bit
+        elements; a step's column numbers for every consumer, 32-bit.
+        """
         tiles = 2 * head_dim * (3 * WARPGROUP_ROWS * self.warpgroups + 2 * self.stages * self.step_keys)
         return tiles + 4 * self.warpgroups * self.step_keys + OTHER_BYTES
 
     def accumulator_registers(self, head_dim: int) -> int:
-        """32-bit registers a thread: 64 × step_keys scores, the same as 16-bit weights, and 64 × head_dim outputs over 128 threads."""
+        """32-bit registers a thread: 64 × step_keys scores, the same as 16-bit weights, and 64 × head_dim
+        outputs over 128 threads.
+        """
         return self.step_keys // 2 + self.step_keys // 4 + head_dim // 2
 
 
 def search_space(head_dim: int, block: tuple[int, int]) -> list[TuningConfig]:
     """Every config that can run, see `TuningConfig.why_not`."""
-    configs = [TuningConfig(w, s, n) for w in CONSUMER_REGISTERS for s in range(64, 257, 64) for n in range(2, 5)]
+    configs = [
+        TuningConfig(w, s, n) for w in CONSUMER_REGISTERS for s in range(64, 257, 64) for n in range(2, 5)
+    ]
     return [config for config in configs if config.why_not(head_dim, block) is None]
 
 
 def heuristic(head_dim: int, block: tuple[int, int]) -> TuningConfig | None:
-    """The most warpgroups that the mask's query block allows, then the most keys a step that leave the compiler registers to work with,
-    then the most stages; None where no config fits. What `autotune` found on an H100 follows it closely."""
+    """The most warpgroups that the mask's query block allows, then the most keys a step that leave the
+    compiler registers to work with, then the most stages; None where no config fits. What `autotune` found on
+    an H100 follows it closely.
+    """
 
     def merit(config: TuningConfig) -> tuple[int, ...]:
         spare = CONSUMER_REGISTERS[config.warpgroups] - config.accumulator_registers(head_dim)

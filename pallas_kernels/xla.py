@@ -1,10 +1,12 @@
 """The mask and block-sparse attention in plain XLA: for CPUs, and for GPUs without a kernel of ours.
 
-The mask: pooled scores of a few query blocks at a time, a threshold for each row by bisection, one comparison, bits. Nothing is sorted.
+The mask: pooled scores of a few query blocks at a time, a threshold for each row by bisection, one
+comparison, bits. Nothing is sorted.
 
-Attention computes only the kept blocks. Query blocks are taken a few at a time; for each, the kept key blocks are gathered a few a step and
-folded into an online softmax. The largest temporary is some 64 MiB whatever T and S are, besides one copy of K and V cut into blocks. The
-number of steps follows the fullest row of the query blocks at hand.
+Attention computes only the kept blocks. Query blocks are taken a few at a time; for each, the kept key blocks
+are gathered a few a step and folded into an online softmax. The largest temporary is some 64 MiB whatever T
+and S are, besides one copy of K and V cut into blocks. The number of steps follows the fullest row of the
+query blocks at hand.
 """
 
 from __future__ import annotations
@@ -38,13 +40,15 @@ def pooled_block_mask(
     row_multiple: int = 1,
     rows_bytes: int | None = None,
 ) -> BlockMask:
-    """See `api.pooled_block_mask`. Scores exist only for a few query blocks at a time: `rows_bytes` of them, default MASK_ROWS_BYTES.
+    """See `api.pooled_block_mask`. Scores exist only for a few query blocks at a time: `rows_bytes` of them,
+    default MASK_ROWS_BYTES.
 
-    With rounding aside, equal scores are all that tells the result from `reference.select_blocks`: blocks that tie at the threshold are
-    kept or dropped together, so ties at the n-th place are all kept, and ties across τ are dropped as one.
+    With rounding aside, equal scores are all that tells the result from `reference.select_blocks`: blocks
+    that tie at the threshold are kept or dropped together, so ties at the n-th place are all kept, and ties
+    across τ are dropped as one.
 
-    `find_thresholds` does what `row_thresholds` does for scores whose rows are filled with NaN up to a multiple of
-    `row_multiple`: NaN fails every comparison, so that it is neither counted nor kept.
+    `find_thresholds` does what `row_thresholds` does for scores whose rows are filled with NaN up to a
+    multiple of `row_multiple`: NaN fails every comparison, so that it is neither counted nor kept.
     """
     pooled_q = reference.pool_blocks(q, block[0], pool) * q.shape[-1] ** -0.5
     pooled_k = reference.pool_blocks(k, block[1], pool)
@@ -68,17 +72,22 @@ def pooled_block_mask(
         chunk = cdiv(Tb, chunks)
         chunks = cdiv(Tb, chunk)
         padded = jnp.pad(pooled_q, ((0, 0), (0, 0), (0, chunks * chunk - Tb), (0, 0)))
-        bits = jax.lax.map(rows, padded.reshape(B, N, chunks, chunk, H).transpose(2, 0, 1, 3, 4))  # [chunks, B, N, chunk, words]
+        bits = jax.lax.map(
+            rows, padded.reshape(B, N, chunks, chunk, H).transpose(2, 0, 1, 3, 4)
+        )  # [chunks, B, N, chunk, words]
         bits = jnp.moveaxis(bits, 0, 2).reshape(B, N, chunks * chunk, -1)[:, :, :Tb]
     words = cdiv(Sb, WORD)
     column = np.arange(words * WORD)
-    forced = np.packbits((column >= Lb) & (column < Sb), bitorder="little").view("<u4")  # blocks past the pooled keys
+    forced = np.packbits((column >= Lb) & (column < Sb), bitorder="little").view(
+        "<u4"
+    )  # blocks past the pooled keys
     bits = jnp.pad(bits, ((0, 0), (0, 0), (0, 0), (0, words)))[..., :words]
     return BlockMask.from_bits(bits | forced, q.shape[1], kv_runs, block)
 
 
 def nth_set_bit(bits: Array, before: Array, n: Array) -> Array:
-    """The number of the n-th set bit of each row, counted from 0: u32[..., W], i32[..., W], i32[..., G] -> i32[..., G].
+    """The number of the n-th set bit of each row, counted from 0: u32[..., W], i32[..., W], i32[..., G] ->
+    i32[..., G].
 
     `before` counts the bits set in earlier words. Where a row has no n-th bit the result means nothing.
     """
@@ -112,7 +121,9 @@ def block_sparse_attention(q: Array, k: Array, v: Array, mask: BlockMask) -> Arr
     block_q, block_k = mask.block
     Tb, Sb = mask.num_q_blocks, mask.num_kv_blocks
     group = max(1, min(Sb, KEYS_PER_STEP // block_k))  # key blocks a step
-    chunk = max(1, min(Tb, TEMPORARY_BYTES // (4 * B * N * block_q * group * block_k)))  # query blocks at a time
+    chunk = max(
+        1, min(Tb, TEMPORARY_BYTES // (4 * B * N * block_q * group * block_k))
+    )  # query blocks at a time
     chunks = cdiv(Tb, chunk)
 
     k_blocks, v_blocks = _key_blocks(k, mask), _key_blocks(v, mask)
@@ -133,20 +144,26 @@ def block_sparse_attention(q: Array, k: Array, v: Array, mask: BlockMask) -> Arr
 
         def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             top, total, acc = carry
-            slot = jnp.broadcast_to(i * group + jnp.arange(group), (*count.shape, group))  # of the kept blocks, in order
+            slot = jnp.broadcast_to(
+                i * group + jnp.arange(group), (*count.shape, group)
+            )  # of the kept blocks, in order
             slot_used = slot < count[..., None]
             now = jnp.where(slot_used, nth_set_bit(bits, before, slot), 0)  # [B, N, chunk, group]
             key_used = slot_used[..., None] & (jnp.arange(block_k) < block_len[now][..., None])
             key_used = key_used.reshape(*count.shape, 1, group * block_k)
             k_now = gather(k_blocks, now).reshape(*count.shape, group * block_k, H)
             v_now = gather(v_blocks, now).reshape(*count.shape, group * block_k, H)
-            scores = jnp.einsum("bncth,bncsh->bncts", q_tile, k_now, preferred_element_type=jnp.float32) * H**-0.5
+            scores = (
+                jnp.einsum("bncth,bncsh->bncts", q_tile, k_now, preferred_element_type=jnp.float32) * H**-0.5
+            )
             scores = jnp.where(key_used, scores, -jnp.inf)
             new_top = jnp.maximum(top, scores.max(-1))
             finite_top = jnp.where(jnp.isfinite(new_top), new_top, 0.0)  # a row that has seen no key yet
             p = jnp.exp(scores - finite_top[..., None])
             rescale = jnp.exp(top - finite_top)
-            update = jnp.einsum("bncts,bncsh->bncth", p.astype(v.dtype), v_now, preferred_element_type=jnp.float32)
+            update = jnp.einsum(
+                "bncts,bncsh->bncth", p.astype(v.dtype), v_now, preferred_element_type=jnp.float32
+            )
             return new_top, total * rescale + p.sum(-1), acc * rescale[..., None] + update
 
         shape = q_tile.shape[:-1]

@@ -7,11 +7,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
-if shutil.which("nvidia-smi") is None:  # compiling takes most of the CPU suite's time; optimised code would be run only once
+if (
+    shutil.which("nvidia-smi") is None
+):  # compiling takes most of the CPU suite's time; optimised code would be run only once
     flags = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
     flags += "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"  # they take four times as long
     os.environ.setdefault("XLA_FLAGS", flags)
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest's workers and the commands that tests start compile the same programs
+if (
+    "JAX_COMPILATION_CACHE_DIR" not in os.environ
+):  # pytest's workers and the commands that tests start compile the same programs
     programs = tempfile.mkdtemp(prefix="fastvggt-programs-")
     atexit.register(shutil.rmtree, programs, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
@@ -56,7 +60,9 @@ def tiny() -> tuple[VGGT, dict]:
     """VGGT of tiny size with pseudo-weights that make every branch matter, float32, without the track head."""
     model, params = load_model("vggt_tiny")
     heads = ("camera", "depth", "point")
-    return model.clone(heads=heads), {"params": {k: v for k, v in params["params"].items() if k != "track_head"}}
+    return model.clone(heads=heads), {
+        "params": {k: v for k, v in params["params"].items() if k != "track_head"}
+    }
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""Attention in the model: chunks of queries, who sees the special keys, which layers are sparse, what is rounded to bfloat16."""
+"""Attention in the model: chunks of queries, who sees the special keys, which layers are sparse, what is
+rounded to bfloat16.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,10 @@ def rounds_to_itself(x) -> float:
 @pytest.mark.parametrize("rows", [1, 3, 7])
 def test_dense_attention_in_chunks_of_queries_is_the_same(monkeypatch, rows):
     """At full size without cuDNN the logits of all queries do not fit, so a few rows are taken at a time."""
-    q, k, v = (jax.random.normal(key, (2, n, 3, 8)) for key, n in zip(jax.random.split(jax.random.key(0), 3), (13, 11, 11), strict=True))
+    q, k, v = (
+        jax.random.normal(key, (2, n, 3, 8))
+        for key, n in zip(jax.random.split(jax.random.key(0), 3), (13, 11, 11), strict=True)
+    )
     whole = attention.dense_attention(q, k, v)
     logits_of_a_row = 4 * 2 * 3 * 11
     monkeypatch.setattr(attention, "LOGITS_BYTES", rows * logits_of_a_row)
@@ -33,11 +38,15 @@ def test_dense_attention_in_chunks_of_queries_is_the_same(monkeypatch, rows):
 
 @pytest.mark.parametrize("special_keys, seen", [("dense", [True, True]), ("official", [False, True])])
 def test_special_keys_in_the_last_patch_block_are_dropped_with_it_only_in_official_mode(special_keys, seen):
-    """3 frames of 2 special tokens and 5 patches, blocks of 4 keys: patches fill 3¾ blocks, so one special key completes the last."""
+    """3 frames of 2 special tokens and 5 patches, blocks of 4 keys: patches fill 3¾ blocks, so one special
+    key completes the last.
+    """
     frames, special, patches = 3, 2, 5
     _, _, v = jnp.zeros((3, 1, frames * (special + patches), 1, 8)).at[2].add(1.0)
     q, k = jnp.ones_like(v), jnp.zeros_like(v)
-    k = k.at[:, special : special + 4].set(1.0)  # the first four patches are the block that every patch query keeps
+    k = k.at[:, special : special + 4].set(
+        1.0
+    )  # the first four patches are the block that every patch query keeps
     sparsity = Sparsity(sparse_ratio=1.0, block=(4, 4), special_keys=special_keys)
 
     @jax.jit
@@ -52,7 +61,9 @@ def test_special_keys_in_the_last_patch_block_are_dropped_with_it_only_in_offici
         moved = attend(v.at[:, token].add(1.0))
         to_special, to_patch = (np.abs(a - b).max((0, 2, 3)) > 1e-3 for a, b in zip(moved, base, strict=True))
         assert to_special.all() and (to_patch == expected).all(), token
-    to_special, to_patch = (np.abs(a - b).max((0, 2, 3)) > 1e-3 for a, b in zip(attend(v.at[:, -1].add(1.0)), base, strict=True))
+    to_special, to_patch = (
+        np.abs(a - b).max((0, 2, 3)) > 1e-3 for a, b in zip(attend(v.at[:, -1].add(1.0)), base, strict=True)
+    )
     assert to_special.all() and not to_patch.any()  # a patch of a dropped block
 
 
@@ -65,7 +76,9 @@ def aggregator():
 
 
 def captured(module, params, images):
-    return jax.jit(lambda p, x: module.apply(p, x, capture_intermediates=True, mutable=["intermediates"]))(params, images)
+    return jax.jit(lambda p, x: module.apply(p, x, capture_intermediates=True, mutable=["intermediates"]))(
+        params, images
+    )
 
 
 def test_taps_are_the_layers_they_name(aggregator):
@@ -95,7 +108,9 @@ def test_a_later_layer_may_keep_more_than_the_first(aggregator):
     sparse = module.clone(sparsity=Sparsity(sparse_ratio=ratios, block=(4, 1)))
     _, state = captured(sparse, params, images)
     kept = np.array([1, 4, 8, 1, 2, 6])
-    np.testing.assert_allclose(state["intermediates"]["global_blocks"]["density"][0], (kept + 4) / 12, rtol=1e-6)
+    np.testing.assert_allclose(
+        state["intermediates"]["global_blocks"]["density"][0], (kept + 4) / 12, rtol=1e-6
+    )
     assert sparse.sparsity.keep_counts(8, 6) == [0, 4, 8, 0, 2, 6]
 
 
@@ -104,7 +119,9 @@ def test_tau_may_differ_from_layer_to_layer(aggregator):
     sparse = module.clone(sparsity=Sparsity(cdf_threshold=(0.0, 1.0, 0.0, 1.0, 0.0, 0.0), block=(4, 1)))
     _, state = captured(sparse, params, images)
     few = 5 / 12
-    np.testing.assert_allclose(state["intermediates"]["global_blocks"]["density"][0], [few, 1, few, 1, few, few], rtol=1e-6)
+    np.testing.assert_allclose(
+        state["intermediates"]["global_blocks"]["density"][0], [few, 1, few, 1, few, few], rtol=1e-6
+    )
 
 
 def test_a_sparsity_that_does_not_fit_the_depth_is_refused(aggregator):
@@ -114,7 +131,9 @@ def test_a_sparsity_that_does_not_fit_the_depth_is_refused(aggregator):
 
 
 def test_bfloat16_is_for_matrix_products_only(tiny, views):
-    """Residual stream, norms, layer scale and the heads stay float32 to the last bit: nothing of them passes through bfloat16."""
+    """Residual stream, norms, layer scale and the heads stay float32 to the last bit: nothing of them passes
+    through bfloat16.
+    """
     model, params = tiny
     model = model.clone(dtype=jnp.bfloat16, heads=("camera",))
     params = {"params": {k: params["params"][k] for k in ("aggregator", "camera_head")}}
@@ -127,15 +146,22 @@ def test_bfloat16_is_for_matrix_products_only(tiny, views):
         if names[0] == "aggregator" and (name in products or names[1:-1] == ["patch_embed", "patch_embed"]):
             assert x.dtype == jnp.bfloat16, names
         elif x.dtype == jnp.bfloat16:
-            assert names == ["aggregator", "__call__"], names  # the taps; the camera tokens beside them are float32
+            assert names == ["aggregator", "__call__"], (
+                names
+            )  # the taps; the camera tokens beside them are float32
         else:
             assert x.dtype == jnp.float32 and rounds_to_itself(x) < 0.5, names
         seen.add(name)
     head, norm = state["intermediates"]["camera_head"], params["params"]["camera_head"]["token_norm"]
     tokens = np.asarray(state["intermediates"]["aggregator"]["__call__"][0][1], np.float64)
     tokens = (tokens - tokens.mean(-1, keepdims=True)) / np.sqrt(tokens.var(-1, keepdims=True) + 1e-5)
-    assert max_error(head["token_norm"]["__call__"][0], tokens * norm["scale"] + norm["bias"]) < TOLERANCE["float32"]
-    assert products | {"norm1", "q_norm", "ls1", "frame_blocks", "global_blocks", "trunk", "token_norm"} <= seen
+    assert (
+        max_error(head["token_norm"]["__call__"][0], tokens * norm["scale"] + norm["bias"])
+        < TOLERANCE["float32"]
+    )
+    assert (
+        products | {"norm1", "q_norm", "ls1", "frame_blocks", "global_blocks", "trunk", "token_norm"} <= seen
+    )
 
 
 def test_queries_and_keys_are_rounded_only_after_rope():
@@ -150,7 +176,12 @@ def test_queries_and_keys_are_rounded_only_after_rope():
     params = module.init(jax.random.key(1), x)
     rope = rope_tables(patch_positions(3, 3, 0), 16)
     _, state = module.apply(
-        params, x, rope, attend, capture_intermediates=lambda _, method: method == "normalise", mutable=["intermediates"]
+        params,
+        x,
+        rope,
+        attend,
+        capture_intermediates=lambda _, method: method == "normalise",
+        mutable=["intermediates"],
     )
     for name in "qk":
         normed = state["intermediates"][f"{name}_norm"]["normalise"][0]
@@ -160,7 +191,9 @@ def test_queries_and_keys_are_rounded_only_after_rope():
 
 
 def test_head_norm_is_layer_norm_then_rope():
-    """Tokens of small variance around a large mean, which E[x²] - E[x]² in float32 would lose; in 16 bits their rounding does."""
+    """Tokens of small variance around a large mean, which E[x²] - E[x]² in float32 would lose; in 16 bits
+    their rounding does.
+    """
     rope = rope_tables(patch_positions(3, 3, 0), 32)
     small = 30 + 1e-2 * jax.random.normal(jax.random.key(0), (1, 9, 2, 32))
     far = 10 + jax.random.normal(jax.random.key(1), small.shape)
@@ -170,7 +203,10 @@ def test_head_norm_is_layer_norm_then_rope():
         params = jax.tree.map(lambda p: p + jax.random.uniform(jax.random.key(3), p.shape), params)
         x64 = np.asarray(x, np.float64)
         centred = x64 - x64.mean(-1, keepdims=True)
-        normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * params["params"]["scale"] + params["params"]["bias"]
+        normed = (
+            centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * params["params"]["scale"]
+            + params["params"]["bias"]
+        )
         exact = apply_rope(jnp.asarray(normed, jnp.float32), rope)
         assert max_error(module.apply(params, x, rope), exact) < limit
 
@@ -193,7 +229,9 @@ def test_long_sequences_take_the_kernel_and_keep_their_gradient(monkeypatch):
     monkeypatch.setattr(attention, "block_sparse_attention", kernel)
     monkeypatch.setattr(attention, "_cudnn", jax.nn.dot_product_attention)
     keys = jax.random.split(jax.random.key(0), 3)
-    q, k, v = (jax.random.normal(key, (1, n, 2, 64), jnp.bfloat16) for key, n in zip(keys, (50, 60, 60), strict=True))
+    q, k, v = (
+        jax.random.normal(key, (1, n, 2, 64), jnp.bfloat16) for key, n in zip(keys, (50, 60, 60), strict=True)
+    )
     exact = lambda q: jax.nn.dot_product_attention(q, k, v)
     ours = lambda q: attention.dense_attention(q, k, v)
     assert max_error(ours(q), exact(q)) < TOLERANCE["bfloat16"]
@@ -206,7 +244,9 @@ def test_long_sequences_take_the_kernel_and_keep_their_gradient(monkeypatch):
 
 
 def test_a_derivative_meets_cudnn_at_even_lengths_only(monkeypatch):
-    """JAX refuses the others (0.11.2: "Unsupported sequence length Q 261, KV 261"); here XLA stands in for cuDNN."""
+    """JAX refuses the others (0.11.2: "Unsupported sequence length Q 261, KV 261"); here XLA stands in for
+    cuDNN.
+    """
     lengths = []
 
     def cudnn(q, k, v, **masks):
@@ -218,7 +258,10 @@ def test_a_derivative_meets_cudnn_at_even_lengths_only(monkeypatch):
     squares = lambda attend: lambda *qkv: jnp.square(attend(*qkv).astype(jnp.float32)).sum()
     for T, S in ((8, 12), (9, 12), (9, 13)):
         keys = jax.random.split(jax.random.key(T), 3)
-        qkv = [jax.random.normal(key, (2, n, 2, 64), jnp.bfloat16) for key, n in zip(keys, (T, S, S), strict=True)]
+        qkv = [
+            jax.random.normal(key, (2, n, 2, 64), jnp.bfloat16)
+            for key, n in zip(keys, (T, S, S), strict=True)
+        ]
         ours = jax.grad(squares(attention.dense_attention), (0, 1, 2))(*qkv)
         exact = jax.grad(squares(jax.nn.dot_product_attention), (0, 1, 2))(*qkv)
         for mine, other in zip(ours, exact, strict=True):

@@ -30,11 +30,21 @@ def arguments(*more: str) -> tuple[argparse.Namespace, shapes.Workload]:
 
 def test_workloads():
     work = shapes.find("vggt_100_518x518")
-    assert (work.patches, work.specials, work.kv_len, work.kv_runs) == (100 * 37 * 37, 500, 137_400, (136_900, 500))
+    assert (work.patches, work.specials, work.kv_len, work.kv_runs) == (
+        100 * 37 * 37,
+        500,
+        137_400,
+        (136_900, 500),
+    )
     assert shapes.find("vggt_10_392x518").patches == 10 * 28 * 37
     assert shapes.find("square_137216").kv_runs == (137_216,)
-    assert shapes.find("1024x2x64") == shapes.Workload("1024x2x64", 1024, 14, 14, 0, 2, 64) and shapes.find("1024x2x64").kv_len == 1024
-    assert len(shapes.WORKLOADS) == 12 and all((w.num_heads, w.head_dim) == (16, 64) for w in shapes.WORKLOADS.values())
+    assert (
+        shapes.find("1024x2x64") == shapes.Workload("1024x2x64", 1024, 14, 14, 0, 2, 64)
+        and shapes.find("1024x2x64").kv_len == 1024
+    )
+    assert len(shapes.WORKLOADS) == 12 and all(
+        (w.num_heads, w.head_dim) == (16, 64) for w in shapes.WORKLOADS.values()
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,7 +75,12 @@ def test_rows_of_a_tiny_shape_without_a_gpu():
         here = {row["what"]: row for row in rows if row["asked_density"] == asked}
         kernel, both = here[bench.KERNEL], here[bench.SUM]
         for row in (here[bench.MASK], kernel, both):
-            assert row["density"] == density and not row["missing"] and row["device"] == "cpu" and "jax" in row["versions"]
+            assert (
+                row["density"] == density
+                and not row["missing"]
+                and row["device"] == "cpu"
+                and "jax" in row["versions"]
+            )
             assert row["ratio_to_kernel"] == pytest.approx(row["ms"] / kernel["ms"])
             assert row["ratio_to_sum"] == pytest.approx(row["ms"] / both["ms"])
         assert kernel["tflops"] * 1e9 * kernel["ms"] == pytest.approx(4 * 256 * 256 * 2 * 16 * density)
@@ -78,9 +93,13 @@ def test_special_keys_are_measured_too():
     args, _ = arguments("--implementation", "reference")
     work = shapes.Workload("views", 2, 140, 140, 5, 1, 16)
     rows = list(bench.ours_rows(args, work))
-    assert [row.what for row in rows] == 2 * [bench.MASK, bench.KERNEL, bench.SUM] and all(row.ms for row in rows)
+    assert [row.what for row in rows] == 2 * [bench.MASK, bench.KERNEL, bench.SUM] and all(
+        row.ms for row in rows
+    )
     assert (rows[0].T, rows[0].S) == (200, 210)
-    assert rows[3].density == pytest.approx((3 + 1) / (13 + 1))  # 3 of 13 blocks of patch keys, and the special one
+    assert rows[3].density == pytest.approx(
+        (3 + 1) / (13 + 1)
+    )  # 3 of 13 blocks of patch keys, and the special one
 
 
 def test_a_row_that_fails_says_why_and_spares_the_others():
@@ -109,7 +128,9 @@ def test_rows_before_a_crash_are_kept(monkeypatch):
     crashed = subprocess.CompletedProcess([], -11, stdout=f"noise\n{kept}\n" + kept[:20], stderr="")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: crashed)
     rows = bench.run_part("ours", *arguments())
-    assert [row.ms for row in rows] == [2.0] + 5 * [None] and {row.note for row in rows[1:]} == {"ended by signal 11"}
+    assert [row.ms for row in rows] == [2.0] + 5 * [None] and {row.note for row in rows[1:]} == {
+        "ended by signal 11"
+    }
 
 
 @NO_GPU
@@ -121,14 +142,23 @@ def test_peers_that_cannot_run_are_named(part, count):
 
 def test_a_dense_peer_stands_beside_every_density():
     _, work = arguments()
-    rows = [Row(bench.KERNEL, 0.25, 256, 256, ms=2.0, density=0.25), Row(bench.JAX_CUDNN, None, 256, 256, ms=6.0)]
+    rows = [
+        Row(bench.KERNEL, 0.25, 256, 256, ms=2.0, density=0.25),
+        Row(bench.JAX_CUDNN, None, 256, 256, ms=6.0),
+    ]
     shown = bench.entry(rows[1], rows, 0.25, work)
     assert (shown["density"], shown["ratio_to_kernel"], shown["ratio_to_sum"]) == (1.0, 3.0, None)
     assert shown["tflops"] * 1e9 == pytest.approx(4 * 256 * 256 * 2 * 16 / 6.0)
 
 
 def test_nearest_supported_length():
-    assert [bench.nearest_multiple(n, 128) for n in (1, 128, 10_360, 191, 192)] == [128, 128, 10_368, 128, 256]
+    assert [bench.nearest_multiple(n, 128) for n in (1, 128, 10_360, 191, 192)] == [
+        128,
+        128,
+        10_368,
+        128,
+        256,
+    ]
 
 
 def test_median_of_regions():
@@ -152,7 +182,9 @@ def test_short_calls_share_a_program_and_nothing_else():
 
 def test_flex_mask_has_the_density_in_full_blocks():
     pytest.importorskip("torch")
-    work = shapes.Workload("views", 2, 280, 280, 5, 2, 16)  # 800 queries, 810 keys: 7 × 7 blocks, the last ones partial
+    work = shapes.Workload(
+        "views", 2, 280, 280, 5, 2, 16
+    )  # 800 queries, 810 keys: 7 × 7 blocks, the last ones partial
     mask, density = bench.flex_mask(work, 0.5, "cpu")
     assert density == 4 / 7 and mask.to_dense().sum(-1).tolist() == [[[4] * 7] * 2]
     assert not mask.kv_num_blocks.any() and mask.shape == (1, 2, 800, 810)

@@ -1,4 +1,6 @@
-"""The mask: its bits, which blocks it keeps, and the Hopper kernel under Pallas' simulator and lowered for CUDA."""
+"""The mask: its bits, which blocks it keeps, and the Hopper kernel under Pallas' simulator and lowered for
+CUDA.
+"""
 
 import itertools
 import logging
@@ -10,7 +12,9 @@ import pytest
 
 from pallas_kernels import BlockMask, api, pooled_block_mask, reference, thresholds, xla
 
-needs_jax_011 = pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="Mosaic GPU kernels need jax >= 0.11")
+needs_jax_011 = pytest.mark.skipif(
+    jax.__version_info__ < (0, 11), reason="Mosaic GPU kernels need jax >= 0.11"
+)
 
 
 def queries_and_keys(T, L=None, N=2, H=16, B=1, seed=0, dtype=jnp.float32):
@@ -20,11 +24,15 @@ def queries_and_keys(T, L=None, N=2, H=16, B=1, seed=0, dtype=jnp.float32):
 
 def kept_by_threshold(scores, keep_count, cdf_threshold, find=thresholds.row_thresholds):
     """bool[..., S]; keep_count and cdf_threshold are traced where they are not None."""
-    select = jax.jit(lambda scores, n, tau: scores >= find(scores, jnp.maximum(1, 0 if n is None else n), tau)[..., None])
+    select = jax.jit(
+        lambda scores, n, tau: scores >= find(scores, jnp.maximum(1, 0 if n is None else n), tau)[..., None]
+    )
     return np.asarray(select(scores, keep_count, cdf_threshold))
 
 
-@pytest.mark.parametrize("runs", [(5,), (31 * 8,), (32 * 8,), (32 * 8 + 1,), (83, 17), (41 * 8 - 3, 9, 25 * 8)])
+@pytest.mark.parametrize(
+    "runs", [(5,), (31 * 8,), (32 * 8,), (32 * 8 + 1,), (83, 17), (41 * 8 - 3, 9, 25 * 8)]
+)
 def test_bits_say_which_blocks_are_kept(runs):
     T, block, num_kv = 61, (16, 8), sum(-(-run // 8) for run in runs)
     dense = np.asarray(jax.random.bernoulli(jax.random.key(0), 0.4, (2, 3, 4, num_kv)))
@@ -59,7 +67,12 @@ def test_set_bits_are_found_by_their_rank():
 def test_the_mask_of_a_thousand_views_takes_what_its_docstring_says():
     tokens = jax.ShapeDtypeStruct((1, 37 * 37 * 1000, 16, 64), jnp.bfloat16)
     mask = jax.eval_shape(
-        lambda q, k, n: pooled_block_mask(q, k, keep_count=n, kv_runs=(q.shape[1], 5000), implementation="xla"), tokens, tokens, 5000
+        lambda q, k, n: pooled_block_mask(
+            q, k, keep_count=n, kv_runs=(q.shape[1], 5000), implementation="xla"
+        ),
+        tokens,
+        tokens,
+        5000,
     )
     assert (mask.num_q_blocks, mask.num_kv_blocks) == (10696, 21470)
     assert round(mask.kv_bits.size * 4 / 1e9, 2) == 0.46
@@ -87,10 +100,16 @@ def test_thresholds_select_what_sorting_selects(size):
     scores = 2 * jax.random.normal(jax.random.key(size), (3, 10, size)) + shift
     p = jax.nn.softmax(scores, -1)
     keep, tau = (None, 0, 1, size // 3, size), (None, 0.0, 0.3, 0.9, 1.0)
-    by_threshold = jax.jit(lambda n, t: scores >= thresholds.row_thresholds(scores, 1 if n is None else jnp.maximum(1, n), t)[..., None])
+    by_threshold = jax.jit(
+        lambda n, t: (
+            scores >= thresholds.row_thresholds(scores, 1 if n is None else jnp.maximum(1, n), t)[..., None]
+        )
+    )
     by_sorting = jax.jit(lambda n, t: reference.select_blocks(p, n, t))
     for n, t in list(itertools.product(keep, tau))[1:]:
-        np.testing.assert_array_equal(by_threshold(n, t), by_sorting(n, t), err_msg=f"keep_count={n} cdf_threshold={t}")
+        np.testing.assert_array_equal(
+            by_threshold(n, t), by_sorting(n, t), err_msg=f"keep_count={n} cdf_threshold={t}"
+        )
 
 
 def test_blocks_far_away_do_not_tie_at_probability_zero():
@@ -121,16 +140,28 @@ def test_blocks_of_one_score_are_kept_or_dropped_together():
 
 
 def test_of_equally_probable_blocks_the_reference_keeps_the_first():
-    assert reference.select_blocks(jnp.array([0.2, 0.3, 0.2, 0.3, 0.0]), 3, None).tolist() == [True, True, False, True, False]
+    assert reference.select_blocks(jnp.array([0.2, 0.3, 0.2, 0.3, 0.0]), 3, None).tolist() == [
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_every_layer_may_have_its_own_values():
     q, k = queries_and_keys(200)
     keep, tau = jnp.array([0, 3, 25, 12]), jnp.array([0.9, 0.0, 0.5, 1.0])
-    one = lambda n, t: pooled_block_mask(q, k, keep_count=n, cdf_threshold=t, block=(16, 8), implementation="xla")
+    one = lambda n, t: pooled_block_mask(
+        q, k, keep_count=n, cdf_threshold=t, block=(16, 8), implementation="xla"
+    )
     _, scanned = jax.lax.scan(lambda _, layer: (None, one(*layer)), None, (keep, tau))
     mapped = jax.jit(jax.vmap(one))(keep, tau)
-    define = jax.jit(lambda n, t: pooled_block_mask(q, k, keep_count=n, cdf_threshold=t, block=(16, 8), implementation="reference"))
+    define = jax.jit(
+        lambda n, t: pooled_block_mask(
+            q, k, keep_count=n, cdf_threshold=t, block=(16, 8), implementation="reference"
+        )
+    )
     for i in range(4):
         defined = define(keep[i], tau[i])
         for masks in (scanned, mapped):
@@ -141,7 +172,11 @@ def test_every_layer_may_have_its_own_values():
 @pytest.mark.parametrize("T, L", [(61, 83), (5, 300)])
 def test_a_batch_is_a_loop_over_its_elements(T, L):
     q, k = queries_and_keys(T, L, B=3)
-    select = jax.jit(lambda q, k: pooled_block_mask(q, k, keep_count=4, cdf_threshold=0.4, block=(16, 8), kv_runs=(L, 10)).kv_bits)
+    select = jax.jit(
+        lambda q, k: (
+            pooled_block_mask(q, k, keep_count=4, cdf_threshold=0.4, block=(16, 8), kv_runs=(L, 10)).kv_bits
+        )
+    )
     batched, mapped = select(q, k), jax.vmap(select)(q[:, None], k[:, None])
     for b in range(3):
         alone = select(q[b : b + 1], k[b : b + 1])
@@ -162,12 +197,20 @@ def test_pooled_mask_in_chunks_of_rows_is_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
-@pytest.mark.parametrize("L, special", [(64, 10), (31 * 8, 8), (250, 40), (32 * 8, 300)])  # the first special block begins or splits a word
+@pytest.mark.parametrize(
+    "L, special", [(64, 10), (31 * 8, 8), (250, 40), (32 * 8, 300)]
+)  # the first special block begins or splits a word
 def test_special_blocks_are_forced_on(implementation, L, special):
     q, k = queries_and_keys(64, L)
-    dense = pooled_block_mask(q, k, keep_count=1, block=(16, 8), kv_runs=(L, special), implementation=implementation).to_dense()
+    dense = pooled_block_mask(
+        q, k, keep_count=1, block=(16, 8), kv_runs=(L, special), implementation=implementation
+    ).to_dense()
     patch = -(-L // 8)
-    assert dense.shape[-1] == patch + -(-special // 8) and dense[..., patch:].all() and (dense[..., :patch].sum(-1) == 1).all()
+    assert (
+        dense.shape[-1] == patch + -(-special // 8)
+        and dense[..., patch:].all()
+        and (dense[..., :patch].sum(-1) == 1).all()
+    )
 
 
 def test_a_row_keeps_as_many_blocks_as_it_is_told():
@@ -209,7 +252,9 @@ def test_a_nan_among_the_queries_keeps_everything():
     clean = pooled_block_mask(q, k, keep_count=1, block=(16, 8), kv_runs=(64, 5))
     mask = pooled_block_mask(q.at[0, 20, 1, 0].set(jnp.nan), k, keep_count=1, block=(16, 8), kv_runs=(64, 5))
     assert mask.to_dense()[0, 1, 1].all()
-    np.testing.assert_array_equal(mask.to_dense().at[0, 1, 1].set(False), clean.to_dense().at[0, 1, 1].set(False))
+    np.testing.assert_array_equal(
+        mask.to_dense().at[0, 1, 1].set(False), clean.to_dense().at[0, 1, 1].set(False)
+    )
 
 
 def test_bad_arguments_get_one_sentence():
@@ -245,11 +290,15 @@ def test_a_named_implementation_never_becomes_another(caplog, monkeypatch):
     with caplog.at_level(logging.INFO, "pallas_kernels"):
         chosen = [pooled_block_mask(q, k, keep_count=1) for _ in range(2)][0]
     assert [record.getMessage() for record in caplog.records] == ["pooled_block_mask: implementation 'xla'"]
-    np.testing.assert_array_equal(chosen.kv_bits, pooled_block_mask(q, k, keep_count=1, implementation="xla").kv_bits)
+    np.testing.assert_array_equal(
+        chosen.kv_bits, pooled_block_mask(q, k, keep_count=1, implementation="xla").kv_bits
+    )
 
 
 def simulated(run):
-    """What `run` returns with Mosaic GPU kernels simulated on the CPU; asserts that no memory access races another."""
+    """What `run` returns with Mosaic GPU kernels simulated on the CPU; asserts that no memory access races
+    another.
+    """
     import jax.experimental.pallas.mosaic_gpu as plgpu
     from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call as simulator
 
@@ -262,13 +311,19 @@ def simulated(run):
 
 @needs_jax_011
 @pytest.mark.parametrize("size", [256, 4500])  # in registers; in shared memory, and filled up with NaN
-@pytest.mark.parametrize("keep_count, cdf_threshold", [(1, None), (70, None), (256, None), (0, 0.8), (0, 0.0), (0, 1.0), (70, 0.6)])
+@pytest.mark.parametrize(
+    "keep_count, cdf_threshold", [(1, None), (70, None), (256, None), (0, 0.8), (0, 0.0), (0, 1.0), (70, 0.6)]
+)
 def test_the_kernel_keeps_the_same_blocks(size, keep_count, cdf_threshold):
     from pallas_kernels import mosaic_mask
 
     scores = 3 * jax.random.normal(jax.random.key(0), (5, size))
-    scores = scores.at[1].add(-30.0).at[2].set(0.0).at[3].set(jnp.round(scores[3]))  # all negative; all equal; many ties
-    scores = scores.at[4].set(jnp.maximum(scores[4], -1.0)).at[4, 0].set(-5.0)  # an early step leaves only the lowest
+    scores = (
+        scores.at[1].add(-30.0).at[2].set(0.0).at[3].set(jnp.round(scores[3]))
+    )  # all negative; all equal; many ties
+    scores = (
+        scores.at[4].set(jnp.maximum(scores[4], -1.0)).at[4, 0].set(-5.0)
+    )  # an early step leaves only the lowest
     padded = jnp.pad(scores, ((0, 0), (0, -size % mosaic_mask.row_multiple(size))), constant_values=jnp.nan)
     kept = simulated(lambda: kept_by_threshold(padded, keep_count, cdf_threshold, mosaic_mask.row_thresholds))
     np.testing.assert_array_equal(kept[:, :size], kept_by_threshold(scores, keep_count, cdf_threshold))
@@ -277,7 +332,9 @@ def test_the_kernel_keeps_the_same_blocks(size, keep_count, cdf_threshold):
 
 @needs_jax_011
 def test_the_kernel_makes_the_same_mask(monkeypatch):
-    """Through the public function, as if there were a Hopper GPU: a batch, two runs, chunks of rows, traced values of two layers."""
+    """Through the public function, as if there were a Hopper GPU: a batch, two runs, chunks of rows, traced
+    values of two layers.
+    """
     from pallas_kernels import mosaic_mask
 
     monkeypatch.setattr(api, "has_hopper", lambda: True)
@@ -286,7 +343,13 @@ def test_the_kernel_makes_the_same_mask(monkeypatch):
 
     def select(implementation):
         one = lambda n, t: pooled_block_mask(
-            q, k, keep_count=n, cdf_threshold=t, block=(16, 8), kv_runs=(83, 17), implementation=implementation
+            q,
+            k,
+            keep_count=n,
+            cdf_threshold=t,
+            block=(16, 8),
+            kv_runs=(83, 17),
+            implementation=implementation,
         )
         return jax.vmap(one)(jnp.array([2, 5]), jnp.array([0.6, 0.1]))
 
@@ -315,11 +378,15 @@ def test_float32_is_plain_xla(monkeypatch):
 @pytest.mark.parametrize("num_kv", [1024, 2144, 10720, 21469])  # 48, 100, 501 and 1,003 views of 518×518
 @pytest.mark.parametrize("cdf_threshold", [None, 0.9])
 def test_the_kernel_lowers_for_cuda(num_kv, cdf_threshold):
-    """Operations and register layouts that Mosaic GPU does not know are found here; the simulator takes them all."""
+    """Operations and register layouts that Mosaic GPU does not know are found here; the simulator takes them
+    all.
+    """
     from pallas_kernels import mosaic_mask
 
     q, k = (jax.ShapeDtypeStruct((1, length, 2, 64), jnp.bfloat16) for length in (1000, 64 * num_kv - 9))
-    select = lambda q, k, n: mosaic_mask.pooled_block_mask(q, k, (k.shape[1], 50), (128, 64), n, cdf_threshold, "mean")
+    select = lambda q, k, n: mosaic_mask.pooled_block_mask(
+        q, k, (k.shape[1], 50), (128, 64), n, cdf_threshold, "mean"
+    )
     lowered = jax.jit(select).trace(q, k, 100).lower(lowering_platforms=("cuda",))
     assert "mosaic_gpu" in lowered.as_text()
 

@@ -1,4 +1,6 @@
-"""Block-sparse attention: the XLA implementation against the definition, on shapes that are awkward on purpose."""
+"""Block-sparse attention: the XLA implementation against the definition, on shapes that are awkward on
+purpose.
+"""
 
 import dataclasses
 
@@ -37,7 +39,10 @@ def test_xla_agrees_with_the_definition(T, runs, block, B):
     q, k, v = qkv(T, sum(runs), B=B)
     mask = random_mask(T, runs, block, B)
     ours = jax.jit(block_sparse_attention)(q, k, v, mask)
-    assert max_error(ours, block_sparse_attention(q, k, v, mask, implementation="reference")) < TOLERANCE["float32"]
+    assert (
+        max_error(ours, block_sparse_attention(q, k, v, mask, implementation="reference"))
+        < TOLERANCE["float32"]
+    )
 
 
 def test_small_temporaries_change_nothing(monkeypatch):
@@ -54,7 +59,9 @@ def test_dropped_keys_weigh_nothing():
     first_only = jnp.zeros((1, 2, 2, 4), bool).at[..., 0].set(True)
     mask = BlockMask.from_dense(first_only, 32, (32,), (16, 8))
     clean = block_sparse_attention(q, k, v, mask)
-    np.testing.assert_array_equal(clean, block_sparse_attention(q, k.at[:, 8:].set(1e4), v.at[:, 8:].set(1e4), mask))
+    np.testing.assert_array_equal(
+        clean, block_sparse_attention(q, k.at[:, 8:].set(1e4), v.at[:, 8:].set(1e4), mask)
+    )
     alone = jax.nn.dot_product_attention(q, k[:, :8], v[:, :8])
     assert max_error(clean, alone) < TOLERANCE["float32"]
 
@@ -66,7 +73,11 @@ def test_a_row_without_keys_gives_zeros():
     for implementation in ("xla", "reference"):
         with pytest.raises(ValueError, match="query block 0 of head 1 in batch element 0 keeps no key block"):
             block_sparse_attention(q, k, v, mask, implementation=implementation)
-        out = np.asarray(jax.jit(block_sparse_attention, static_argnames="implementation")(q, k, v, mask, implementation=implementation))
+        out = np.asarray(
+            jax.jit(block_sparse_attention, static_argnames="implementation")(
+                q, k, v, mask, implementation=implementation
+            )
+        )
         assert (out[0, :16, 1] == 0).all() and np.isfinite(out).all() and (out[0, 16:, 1] != 0).any()
 
 
@@ -81,7 +92,9 @@ def test_large_scores_do_not_overflow():
     q, k, v = qkv(32, 32)
     mask = random_mask(32, (32,), (16, 8), density=1.0)
     out = block_sparse_attention(100 * q, 100 * k, v, mask)
-    assert max_error(out, block_sparse_attention(100 * q, 100 * k, v, mask, implementation="reference")) < 1e-4
+    assert (
+        max_error(out, block_sparse_attention(100 * q, 100 * k, v, mask, implementation="reference")) < 1e-4
+    )
 
 
 def test_bfloat16_keeps_float32_statistics():
@@ -89,18 +102,24 @@ def test_bfloat16_keeps_float32_statistics():
     mask = random_mask(64, (4096,), (16, 64), density=1.0)
     out = block_sparse_attention(q, k, v, mask)
     assert out.dtype == jnp.bfloat16
-    exact = block_sparse_attention(*(x.astype(jnp.float32) for x in (q, k, v)), mask, implementation="reference")
+    exact = block_sparse_attention(
+        *(x.astype(jnp.float32) for x in (q, k, v)), mask, implementation="reference"
+    )
     assert max_error(out, exact) < 1e-2
 
 
 @pytest.mark.parametrize("S", [256, 2048])
 def test_bfloat16_rounds_the_weights_and_the_result_but_no_sum(S):
-    """Values around 1.5, so that a rounded sum would move the result to a neighbouring bfloat16 about as often as not."""
+    """Values around 1.5, so that a rounded sum would move the result to a neighbouring bfloat16 about as
+    often as not.
+    """
     q, k, v = qkv(64, S, dtype=jnp.bfloat16)
     v = 1.5 + 0.25 * v
     mask = random_mask(64, (S,), (16, 64), density=1.0)
     out = block_sparse_attention(q, k, v, mask)
-    exact = block_sparse_attention(*(x.astype(jnp.float32) for x in (q, k, v)), mask, implementation="reference")
+    exact = block_sparse_attention(
+        *(x.astype(jnp.float32) for x in (q, k, v)), mask, implementation="reference"
+    )
     assert (out == exact.astype(jnp.bfloat16)).mean() > 0.9
 
 
@@ -149,6 +168,9 @@ def test_a_full_mask_drops_nothing():
     mask = BlockMask.full(1, 2, 61, (83, 17), (16, 8))
     assert mask.density == 1
     np.testing.assert_array_equal(mask.to_dense(), True)
-    assert max_error(block_sparse_attention(q, k, v, mask), jax.nn.dot_product_attention(q, k, v)) < TOLERANCE["float32"]
+    assert (
+        max_error(block_sparse_attention(q, k, v, mask), jax.nn.dot_product_attention(q, k, v))
+        < TOLERANCE["float32"]
+    )
     with pytest.raises(ValueError, match="must not be empty"):
         block_sparse_attention(q, k[:, :0], v[:, :0], mask)

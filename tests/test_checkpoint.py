@@ -16,7 +16,14 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from fastvggt_jax import checkpoint
-from fastvggt_jax.checkpoint import abstract_tensors, from_pretrained, load_params, read_model, save_params, weight_file
+from fastvggt_jax.checkpoint import (
+    abstract_tensors,
+    from_pretrained,
+    load_params,
+    read_model,
+    save_params,
+    weight_file,
+)
 from fastvggt_jax.models.vggt import VGGT
 from fastvggt_jax.tensor_file import CheckpointError, differences, open_safetensors, write_safetensors
 
@@ -68,7 +75,8 @@ def rewrite(saved, path, tensors=None, **metadata):
     return path
 
 
-# --- the stream -------------------------------------------------------------------------------------------------
+# --- the stream
+# -------------------------------------------------------------------------------------------------
 
 
 def test_written_stream_is_what_safetensors_reads(tmp_path):
@@ -118,7 +126,9 @@ def test_stack_is_written_layer_by_layer(tmp_path):
 )
 def test_data_unlike_their_announcement_are_not_written(tmp_path, chunks):
     with pytest.raises((ValueError, TypeError), match="weight was announced as float32"):
-        write_safetensors(tmp_path / "a", {"weight": jax.ShapeDtypeStruct((4,), jnp.float32)}, lambda name: chunks, {})
+        write_safetensors(
+            tmp_path / "a", {"weight": jax.ShapeDtypeStruct((4,), jnp.float32)}, lambda name: chunks, {}
+        )
     assert os.listdir(tmp_path) == []
 
 
@@ -127,9 +137,13 @@ def test_full_disk_leaves_the_old_file_and_says_so(tmp_path):
     path.write_bytes(b"old")
     spec = {"weight": jax.ShapeDtypeStruct((1 << 20,), jnp.dtype("float32"))}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))  # the kernel refuses to let a file grow further
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (1 << 20, hard)
+    )  # the kernel refuses to let a file grow further
     try:
-        with pytest.raises(OSError, match=r"could not write .*a\.safetensors \(0\.00 GB\).*nothing was left behind"):
+        with pytest.raises(
+            OSError, match=r"could not write .*a\.safetensors \(0\.00 GB\).*nothing was left behind"
+        ):
             write_safetensors(path, spec, lambda name: [np.zeros(1 << 20, np.float32)], {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -152,7 +166,8 @@ def test_differences_name_ten_and_count_the_rest():
     assert differences([], [], []) == ""
 
 
-# --- the native file --------------------------------------------------------------------------------------------
+# --- the native file
+# --------------------------------------------------------------------------------------------
 
 
 def test_round_trip_keeps_every_bit(model, params, saved):
@@ -235,7 +250,8 @@ def test_saving_what_is_not_the_models_fails(model, params, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-# --- bad files --------------------------------------------------------------------------------------------------
+# --- bad files
+# --------------------------------------------------------------------------------------------------
 
 
 def test_file_that_does_not_fit_its_config(saved, tmp_path):
@@ -309,16 +325,22 @@ def test_file_of_another_kind(metadata, message, saved, tmp_path):
 def test_official_checkpoint_is_to_be_converted(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"aggregator.camera_token": np.zeros((1, 2, 1, 8), np.float32)}, path)
-    with pytest.raises(CheckpointError, match=r"official checkpoint.*python -m convert\.convert_weights .*model"):
+    with pytest.raises(
+        CheckpointError, match=r"official checkpoint.*python -m convert\.convert_weights .*model"
+    ):
         from_pretrained(path)
     path = tmp_path / "model.pt"
     path.write_bytes(b"PK\x03\x04")
-    with pytest.raises(CheckpointError, match=r"PyTorch file.*python -m convert\.convert_weights .*model\.pt"):
+    with pytest.raises(
+        CheckpointError, match=r"PyTorch file.*python -m convert\.convert_weights .*model\.pt"
+    ):
         from_pretrained(path)
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path / 'none.safetensors'}: no such weight file")):
+    with pytest.raises(
+        FileNotFoundError, match=re.escape(f"{tmp_path / 'none.safetensors'}: no such weight file")
+    ):
         from_pretrained(tmp_path / "none.safetensors")
     with pytest.raises(IsADirectoryError, match="is a folder"):
         from_pretrained(tmp_path)
@@ -326,7 +348,11 @@ def test_no_file(tmp_path):
 
 def test_the_bundled_model_has_a_name():
     model, params = from_pretrained("mini", heads=("camera",))
-    assert type(model).__name__ == "VGGT" and model.image_size == 224 and read_model("mini").heads == ("camera", "depth", "point")
+    assert (
+        type(model).__name__ == "VGGT"
+        and model.image_size == 224
+        and read_model("mini").heads == ("camera", "depth", "point")
+    )
     assert weight_file("mini").stat().st_size < 40e6
     with pytest.raises(FileNotFoundError, match=r"maxi: no such weight file; bundled is mini \(an official"):
         from_pretrained("maxi")

@@ -44,7 +44,9 @@ def checkpoint(tmp_path_factory) -> Path:
 def pi3_checkpoint(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "pi3.safetensors"
     fields = dict(img_size=98, embed_dim=64, encoder_depth=2, encoder_num_heads=2, depth=2, num_heads=2)
-    model = Pi3(**fields, head_embed_dim=64, head_depth=1, head_num_heads=2, head_out_dim=64, camera_out_dim=32)
+    model = Pi3(
+        **fields, head_embed_dim=64, head_depth=1, head_num_heads=2, head_out_dim=64, camera_out_dim=32
+    )
     save_params(path, random_params(model), model)
     return path
 
@@ -53,7 +55,9 @@ def run(*args):
     return CliRunner().invoke(cli.app, [str(a) for a in args])
 
 
-def reconstruct_args(checkpoint, out, *more, photos=(PHOTOS / "landscape_101x67.png", PHOTOS / "rgba_97x55.png")):
+def reconstruct_args(
+    checkpoint, out, *more, photos=(PHOTOS / "landscape_101x67.png", PHOTOS / "rgba_97x55.png")
+):
     return ["reconstruct", *photos, "-c", checkpoint, "-o", out, "--size", 56, *more]
 
 
@@ -64,7 +68,9 @@ def fake_predict(model, params, images, step):
     pose_enc[..., 6:] = 1
     depth = np.random.default_rng(0).uniform(1, 2, (1, frames, height, width, 1))
     with step("compile"), step("run"):
-        prediction = Prediction(pose_enc=pose_enc, depth=jnp.asarray(depth), depth_conf=jnp.asarray(depth[..., 0]))
+        prediction = Prediction(
+            pose_enc=pose_enc, depth=jnp.asarray(depth), depth_conf=jnp.asarray(depth[..., 0])
+        )
     if "point" in model.heads:
         sevens = jnp.full((1, frames, height, width, 3), 7.0)
         prediction = prediction.replace(world_points=sevens, world_points_conf=sevens[..., 0])
@@ -105,16 +111,34 @@ def test_photographs_to_files_as_json(checkpoint, tmp_path):
         f"{stem}.{suffix}" for stem in ("landscape_101x67", "rgba_97x55") for suffix in ("npz", "png")
     ]
     ply = (tmp_path / "out" / "points.ply").read_bytes()
-    # The second photograph is 28 rows high and padded; a quarter of the points falls below the confidence percentile.
-    assert report["points"] == 3 * 56 * (42 + 28) // 4 and f"element vertex {report['points']}\n".encode() in ply
+    # The second photograph is 28 rows high and padded; a quarter of the points falls below the confidence
+    # percentile.
+    assert (
+        report["points"] == 3 * 56 * (42 + 28) // 4 and f"element vertex {report['points']}\n".encode() in ply
+    )
 
 
 def test_other_options_and_one_photograph(checkpoint, tmp_path):
-    more = ["--mode", "pad", "--points-from", "point_head", "--depth-original", "--no-glb", "--conf-percentile", 0]
+    more = [
+        "--mode",
+        "pad",
+        "--points-from",
+        "point_head",
+        "--depth-original",
+        "--no-glb",
+        "--conf-percentile",
+        0,
+    ]
     more += ["--max-points", 100, "--edge-filter", 50, "--dtype", "bfloat16", "--json"]
-    result = run(*reconstruct_args(checkpoint, tmp_path / "out", *more, photos=[PHOTOS / "portrait_61x133.png"]))
+    result = run(
+        *reconstruct_args(checkpoint, tmp_path / "out", *more, photos=[PHOTOS / "portrait_61x133.png"])
+    )
     report = json.loads(result.stdout)
-    assert report["points"] == 100 and report["files"] == FILES[:4] and not (tmp_path / "out" / "scene.glb").exists()
+    assert (
+        report["points"] == 100
+        and report["files"] == FILES[:4]
+        and not (tmp_path / "out" / "scene.glb").exists()
+    )
     assert report["model"]["heads"] == ["camera", "depth", "point"] and report["model"]["dtype"] == "bfloat16"
     with np.load(tmp_path / "out" / "depth" / "portrait_61x133.npz") as npz:
         assert npz["depth"].shape == (133, 61) and npz["valid"].all()
@@ -125,8 +149,16 @@ def test_pi3_writes_the_same_files(pi3_checkpoint, tmp_path):
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES
-    assert report["model"]["class"] == "Pi3" and report["model"]["heads"] is None and len(report["model"]["density"]) == 2
-    assert report["size"] == {"width": 70, "height": 42, "mode": "area"}  # 56² pixels in the first photograph's proportions
+    assert (
+        report["model"]["class"] == "Pi3"
+        and report["model"]["heads"] is None
+        and len(report["model"]["density"]) == 2
+    )
+    assert report["size"] == {
+        "width": 70,
+        "height": 42,
+        "mode": "area",
+    }  # 56² pixels in the first photograph's proportions
     images = json.loads((tmp_path / "out" / "cameras.json").read_text())["images"]
     assert [image["intrinsics"] for image in images] == report["intrinsics"]
     assert set(report["intrinsics"]) <= {"recovered", "guessed"}
@@ -144,13 +176,25 @@ def test_sparse_attention_reports_its_density(checkpoint, tmp_path):
 
 
 def test_in_a_process_of_its_own_with_the_compilation_cache(checkpoint, tmp_path):
-    args = reconstruct_args(checkpoint, tmp_path / "out", "--cache-dir", tmp_path / "cache", photos=[PHOTOS / "landscape_101x67.png"])
+    args = reconstruct_args(
+        checkpoint,
+        tmp_path / "out",
+        "--cache-dir",
+        tmp_path / "cache",
+        photos=[PHOTOS / "landscape_101x67.png"],
+    )
     command = [sys.executable, "-m", "fastvggt_jax", *map(str, args)]
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # as users compile; only what is slow is kept
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, env=environment)
+    environment = {
+        name: value for name, value in os.environ.items() if name != "XLA_FLAGS"
+    }  # as users compile; only what is slow is kept
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, env=environment
+    )
     assert done.returncode == 0, done.stderr
     assert "1 photograph (56x42)" in done.stdout and "peak memory host" in done.stdout
-    assert all(word in done.stderr for word in ("load photographs", "load weights", "compile", "run", "write"))
+    assert all(
+        word in done.stderr for word in ("load photographs", "load weights", "compile", "run", "write")
+    )
     assert list((tmp_path / "cache").iterdir())
 
 
@@ -173,11 +217,25 @@ print(jax.jit(lambda x: double(x))(x).sum())
 def test_a_program_for_several_devices_is_found_in_the_cache(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    for blocks in ("1", "10007"):  # as cuDNN's attention, what is custom-partitioned stands in the program by its address
+    for blocks in (
+        "1",
+        "10007",
+    ):  # as cuDNN's attention, what is custom-partitioned stands in the program by its address
         command = [sys.executable, "-c", PARTITIONED, tmp_path, blocks]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, env=environment)
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, env=environment
+        )
         assert done.stdout == "12.0\n", done.stderr
-    assert len([path for path in tmp_path.iterdir() if path.name.startswith("jit__lambda") and path.name.endswith("-cache")]) == 1
+    assert (
+        len(
+            [
+                path
+                for path in tmp_path.iterdir()
+                if path.name.startswith("jit__lambda") and path.name.endswith("-cache")
+            ]
+        )
+        == 1
+    )
 
 
 def test_the_cache_can_be_another_or_none(monkeypatch):
@@ -200,7 +258,9 @@ def test_the_readmes_demo_finds_the_cameras(tmp_path):
     found = json.loads((tmp_path / "demo" / "cameras.json").read_text())["images"]
     true = json.loads((Path(__file__).parent / "golden" / "demo_cameras.json").read_text())
     inverse = lambda poses: np.linalg.inv(np.array(poses, np.float64))[:, :3]
-    rotation, translation = metrics.pair_errors(inverse([image["world_from_cam"] for image in found]), inverse(true))
+    rotation, translation = metrics.pair_errors(
+        inverse([image["world_from_cam"] for image in found]), inverse(true)
+    )
     assert np.median(rotation) < 3 and np.median(translation) < 6
     assert "is not empty" in run("reconstruct", "--demo", "-o", tmp_path / "demo").stderr
 
@@ -208,14 +268,21 @@ def test_the_readmes_demo_finds_the_cameras(tmp_path):
 def test_the_readmes_lines_of_python(tmp_path, monkeypatch):
     shutil.copytree(BUNDLED["mini"].parent / "views", tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
-    exec("".join(re.findall(r"```python\n(.*?)```", README, re.S)), {})  # the later block goes on where the first ends
+    exec(
+        "".join(re.findall(r"```python\n(.*?)```", README, re.S)), {}
+    )  # the later block goes on where the first ends
     header = Path("points.ply").read_bytes()[:200]
     assert header.startswith(b"ply\nformat binary_little_endian") and b"element vertex 0\n" not in header
 
 
 def test_the_demo_has_photographs_and_a_model_of_its_own(tmp_path):
     out = tmp_path / "out"
-    assert_sentence(run("reconstruct", PHOTOS, "--demo", "-o", out), "--demo has photographs and a checkpoint of its own", 2, out)
+    assert_sentence(
+        run("reconstruct", PHOTOS, "--demo", "-o", out),
+        "--demo has photographs and a checkpoint of its own",
+        2,
+        out,
+    )
     assert_sentence(run("reconstruct", "-c", "mini", "-o", out), "no photographs were given", 2, out)
     assert_sentence(run("reconstruct", PHOTOS, "-o", out), "--checkpoint is missing", 2, out)
 
@@ -230,7 +297,9 @@ def test_info(checkpoint):
 
 
 def test_help_is_quick_because_it_leaves_jax_alone():
-    code = "import sys, fastvggt_jax.cli; sys.exit(bool({'jax', 'flax', 'numpy', 'PIL'} & sys.modules.keys()))"
+    code = (
+        "import sys, fastvggt_jax.cli; sys.exit(bool({'jax', 'flax', 'numpy', 'PIL'} & sys.modules.keys()))"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
     assert "reconstruct" in run("--help").stdout and "0.1" in run("--version").stdout
 
@@ -315,17 +384,40 @@ def test_bench_says_what_is_wrong_with_its_arguments(option, message, capsys, mo
 def test_bench_measures_both_models_dense_and_sparse(tmp_path, capsys, monkeypatch):
     from fastvggt_jax import bench
 
-    monkeypatch.setattr(bench, "_child", lambda arguments, limit: bench.measure(bench.parse(arguments)))  # not in processes of their own
+    monkeypatch.setattr(
+        bench, "_child", lambda arguments, limit: bench.measure(bench.parse(arguments))
+    )  # not in processes of their own
     tiny = dict(img_size=28, embed_dim=32, encoder_depth=1, encoder_num_heads=1, num_heads=1)
     heads = dict(head_embed_dim=32, head_depth=1, head_num_heads=1, head_out_dim=32, camera_out_dim=32)
-    for name, config in (("vggt", dict(depth=4, taps=[0, 1, 2, 3], dpt_features=16)), ("pi3", dict(depth=2, **heads))):
+    for name, config in (
+        ("vggt", dict(depth=4, taps=[0, 1, 2, 3], dpt_features=16)),
+        ("pi3", dict(depth=2, **heads)),
+    ):
         (tmp_path / "config.json").write_text(json.dumps(tiny | config))
-        arguments = ["--model", name, "--config", tmp_path / "config.json", "--size", 28, 42, "--frames", 2, "--repeats", 1]
+        arguments = [
+            "--model",
+            name,
+            "--config",
+            tmp_path / "config.json",
+            "--size",
+            28,
+            42,
+            "--frames",
+            2,
+            "--repeats",
+            1,
+        ]
         arguments += ["--heads", "depth", "--only", "model", "--json"]
         assert bench.main([str(a) for a in arguments]) == 0
         rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-        assert [(row["model"], row["frames"], row["sparse_ratio"]) for row in rows] == [(name, 2, "dense"), (name, 2, "0.75")]
-        assert all(row["seconds"] > 0 and row["ms_per_frame"] == 500 * row["seconds"] and row["needs_gib"] > 0 for row in rows)
+        assert [(row["model"], row["frames"], row["sparse_ratio"]) for row in rows] == [
+            (name, 2, "dense"),
+            (name, 2, "0.75"),
+        ]
+        assert all(
+            row["seconds"] > 0 and row["ms_per_frame"] == 500 * row["seconds"] and row["needs_gib"] > 0
+            for row in rows
+        )
 
 
 def test_a_full_disk(checkpoint, tmp_path, without_model, monkeypatch):
@@ -360,14 +452,22 @@ def test_out_of_memory_in_any_command_says_what_to_lower(tmp_path, capsys):
 
 def test_out_of_memory_before_there_is_a_program():
     images = reconstruct.load_images(PHOTOS / "grey_83x80.png", size=28)
-    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.")
-    with pytest.raises(OutOfMemoryError, match="the weights alone do not fit"), reconstruct.memory_errors(images):
+    error = jax.errors.JaxRuntimeError(
+        "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes."
+    )
+    with (
+        pytest.raises(OutOfMemoryError, match="the weights alone do not fit"),
+        reconstruct.memory_errors(images),
+    ):
         raise error
     params = {"a": np.zeros(2**20, np.float32)}
     match = "1 photographs .* more than 16.0 GiB, of which 0.0 GiB are weights"
     with pytest.raises(OutOfMemoryError, match=match), reconstruct.memory_errors(images, params):
         raise error
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), reconstruct.memory_errors(images, params):
+    with (
+        pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"),
+        reconstruct.memory_errors(images, params),
+    ):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 

@@ -1,4 +1,6 @@
-"""Conversion: every official key lands once and in the right layout, or nothing is written and misfits are named."""
+"""Conversion: every official key lands once and in the right layout, or nothing is written and misfits are
+named.
+"""
 
 import json
 import math
@@ -35,7 +37,8 @@ def manifest_shapes(name):
     return {t["key"]: tuple(t["shape"]) for t in tensors}
 
 
-# --- VGGT's table -----------------------------------------------------------------------------------------------
+# --- VGGT's table
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +83,8 @@ def test_one_missing_or_misshaped_key_of_the_released_model_fails(full_size, key
         make_plan(source, full_size, vggt.RULES, vggt.IGNORE)
 
 
-# --- the command, on pseudo-checkpoints -------------------------------------------------------------------------
+# --- the command, on pseudo-checkpoints
+# -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +103,9 @@ def tiny_tensors():
 def camera_only(tiny):
     """A checkpoint whose other heads were stripped (and which is quick to convert)."""
     path = tiny.with_name("camera.safetensors")
-    save_file({k: v for k, v in load_file(tiny).items() if k.startswith(("aggregator.", "camera_head."))}, path)
+    save_file(
+        {k: v for k, v in load_file(tiny).items() if k.startswith(("aggregator.", "camera_head."))}, path
+    )
     return path
 
 
@@ -138,18 +144,28 @@ def test_tiny_checkpoint_lands_where_it_should(tiny, tmp_path, capsys):
     assert len(ours) == len(jax.tree.leaves(params)) == 344
     for native, official in {
         "aggregator/camera_token": theirs["aggregator.camera_token"],
-        "aggregator/patch_embed/patch_embed/proj/kernel": theirs["aggregator.patch_embed.patch_embed.proj.weight"].transpose(2, 3, 1, 0),
+        "aggregator/patch_embed/patch_embed/proj/kernel": theirs[
+            "aggregator.patch_embed.patch_embed.proj.weight"
+        ].transpose(2, 3, 1, 0),
         "camera_head/poseLN_modulation_1/kernel": theirs["camera_head.poseLN_modulation.1.weight"].T,
-        "point_head/resize_layers_0/kernel": theirs["point_head.resize_layers.0.weight"].transpose(2, 3, 0, 1),
-        "point_head/resize_layers_3/kernel": theirs["point_head.resize_layers.3.weight"].transpose(2, 3, 1, 0),
+        "point_head/resize_layers_0/kernel": theirs["point_head.resize_layers.0.weight"].transpose(
+            2, 3, 0, 1
+        ),
+        "point_head/resize_layers_3/kernel": theirs["point_head.resize_layers.3.weight"].transpose(
+            2, 3, 1, 0
+        ),
         "depth_head/scratch/output_conv2_2/bias": theirs["depth_head.scratch.output_conv2.2.bias"],
         "track_head/tracker/vis_predictor_0/kernel": theirs["track_head.tracker.vis_predictor.0.weight"].T,
     }.items():
         np.testing.assert_array_equal(ours[native], official, strict=True)
     for i in range(4):
         for native, official in {
-            "aggregator/global_blocks/attn/proj/kernel": theirs[f"aggregator.global_blocks.{i}.attn.proj.weight"].T,
-            "aggregator/frame_blocks/attn/q_norm/scale": theirs[f"aggregator.frame_blocks.{i}.attn.q_norm.weight"],
+            "aggregator/global_blocks/attn/proj/kernel": theirs[
+                f"aggregator.global_blocks.{i}.attn.proj.weight"
+            ].T,
+            "aggregator/frame_blocks/attn/q_norm/scale": theirs[
+                f"aggregator.frame_blocks.{i}.attn.q_norm.weight"
+            ],
             "aggregator/frame_blocks/ls2/gamma": theirs[f"aggregator.frame_blocks.{i}.ls2.gamma"],
         }.items():
             np.testing.assert_array_equal(ours[native][i], official, strict=True)
@@ -181,8 +197,12 @@ def test_stripped_heads_and_bfloat16(camera_only, tmp_path, capsys):
     ours, theirs = load_file(out), load_file(camera_only)
     assert {str(array.dtype) for array in ours.values()} == {"bfloat16"}
     key = "aggregator.global_blocks.2.attn.proj.weight"
-    bits = make_checkpoint.to_bfloat16_bits(theirs[key]).reshape(theirs[key].shape)  # to nearest, ties to even
-    np.testing.assert_array_equal(ours["aggregator/global_blocks/attn/proj/kernel"][2].view(np.uint16), bits.T)
+    bits = make_checkpoint.to_bfloat16_bits(theirs[key]).reshape(
+        theirs[key].shape
+    )  # to nearest, ties to even
+    np.testing.assert_array_equal(
+        ours["aggregator/global_blocks/attn/proj/kernel"][2].view(np.uint16), bits.T
+    )
     ties = np.array([1 + 2**-8, 1 + 3 * 2**-8], np.float32).astype(ml_dtypes.bfloat16).astype(np.float32)
     assert ties.tolist() == [1.0, 1 + 2**-6]
     model, _ = from_pretrained(out)
@@ -199,13 +219,20 @@ def test_bfloat16_source_and_flat_config(camera_only, tmp_path):
     out = tmp_path / "native.safetensors"
     assert run(tmp_path / "half.safetensors", out, "--config", tmp_path / "flat.json") == 0
     written = load_file(out)["camera_head/embed_pose/kernel"]
-    np.testing.assert_array_equal(written, half["camera_head.embed_pose.weight"].astype(np.float32).T, strict=True)
+    np.testing.assert_array_equal(
+        written, half["camera_head.embed_pose.weight"].astype(np.float32).T, strict=True
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "fixed", "why"),
     [
-        ("model_tracker_fixed_e20.safetensors", (), True, "name model_tracker_fixed_e20.safetensors has tracker_fixed"),
+        (
+            "model_tracker_fixed_e20.safetensors",
+            (),
+            True,
+            "name model_tracker_fixed_e20.safetensors has tracker_fixed",
+        ),
         ("model.safetensors", ("--variant", "tracker-fixed"), True, "(as asked)"),
         ("model_tracker_fixed_e20.safetensors", ("--variant", "1b"), False, "(as asked)"),
     ],
@@ -248,23 +275,34 @@ def test_other_sizes_need_a_config(camera_only, tmp_path, capsys):
 def test_other_models_are_refused(tmp_path, capsys):
     out = tmp_path / "out.safetensors"
     save_file({"point_decoder.projects.weight": np.zeros((2, 2), np.float32)}, tmp_path / "pi3.safetensors")
-    assert "pi3.safetensors is a checkpoint of pi3, not of vggt: leave --model out or give --model pi3" in refused(
-        capsys, tmp_path / "pi3.safetensors", out, "--model", "vggt"
+    assert (
+        "pi3.safetensors is a checkpoint of pi3, not of vggt: leave --model out or give --model pi3"
+        in refused(capsys, tmp_path / "pi3.safetensors", out, "--model", "vggt")
     )
     assert "does not fit the sizes of the released π³" in refused(capsys, tmp_path / "pi3.safetensors", out)
     assert "--variant 1b is of VGGT" in refused(capsys, tmp_path / "pi3.safetensors", out, "--variant", "1b")
-    tensors = {key: np.zeros((2, 2), np.float32) for key in ("point_decoder.projects.weight", "metric_token", "conf_head.uv.weight")}
+    tensors = {
+        key: np.zeros((2, 2), np.float32)
+        for key in ("point_decoder.projects.weight", "metric_token", "conf_head.uv.weight")
+    }
     save_file(tensors, tmp_path / "pi3x.safetensors")
-    assert "pi3x.safetensors is a checkpoint of Pi3X, another model than π³" in refused(capsys, tmp_path / "pi3x.safetensors", out)
+    assert "pi3x.safetensors is a checkpoint of Pi3X, another model than π³" in refused(
+        capsys, tmp_path / "pi3x.safetensors", out
+    )
     save_file({"depth_encoder.proj.weight": np.zeros((2, 2), np.float32)}, tmp_path / "other.safetensors")
     assert "is neither a VGGT nor a π³ checkpoint" in refused(capsys, tmp_path / "other.safetensors", out)
     save_file({"aggregator.camera_token": np.zeros((2, 2), np.float32)}, tmp_path / "vggt.safetensors")
-    assert "vggt.safetensors is a checkpoint of vggt, not of pi3" in refused(capsys, tmp_path / "vggt.safetensors", out, "--model", "pi3")
-    save_file({"layer1.0.conv1.weight": np.zeros((2, 2), np.float32)}, tmp_path / "resnet.safetensors")
-    assert "is neither a VGGT nor a π³ checkpoint: it holds layer1.0.conv1.weight, ..., no aggregator.*" in refused(
-        capsys, tmp_path / "resnet.safetensors", out
+    assert "vggt.safetensors is a checkpoint of vggt, not of pi3" in refused(
+        capsys, tmp_path / "vggt.safetensors", out, "--model", "pi3"
     )
-    assert "does not fit the sizes" in refused(capsys, tmp_path / "resnet.safetensors", out, "--model", "vggt", "--config", TINY)
+    save_file({"layer1.0.conv1.weight": np.zeros((2, 2), np.float32)}, tmp_path / "resnet.safetensors")
+    assert (
+        "is neither a VGGT nor a π³ checkpoint: it holds layer1.0.conv1.weight, ..., no aggregator.*"
+        in refused(capsys, tmp_path / "resnet.safetensors", out)
+    )
+    assert "does not fit the sizes" in refused(
+        capsys, tmp_path / "resnet.safetensors", out, "--model", "vggt", "--config", TINY
+    )
     save_file({"aggregator/camera_token": np.zeros((2, 2), np.float32)}, tmp_path / "native.safetensors")
     assert "is a native weight file already" in refused(capsys, tmp_path / "native.safetensors", out)
     assert not out.exists()
@@ -276,13 +314,19 @@ def test_unusable_arguments(camera_only, tmp_path, capsys):
     assert "none.pt: no such file" in refused(capsys, tmp_path / "none.pt", out)
     assert "nor the name of a hub repository (OWNER/NAME)" in refused(capsys, "vggt", out)
     (tmp_path / "weights.bin").write_bytes(b"1234")
-    assert "weights.bin must be a .safetensors or a .pt file" in refused(capsys, tmp_path / "weights.bin", out)
+    assert "weights.bin must be a .safetensors or a .pt file" in refused(
+        capsys, tmp_path / "weights.bin", out
+    )
     (tmp_path / "cut.safetensors").write_bytes(camera_only.read_bytes()[:-10])
-    assert "cut.safetensors is a safetensors file that is cut short" in refused(capsys, tmp_path / "cut.safetensors", out)
+    assert "cut.safetensors is a safetensors file that is cut short" in refused(
+        capsys, tmp_path / "cut.safetensors", out
+    )
     assert "out.npz must end in .safetensors" in refused(capsys, camera_only, tmp_path / "out.npz")
     assert "does not exist" in refused(capsys, camera_only, tmp_path / "no" / "out.safetensors")
     (tmp_path / "old.safetensors").write_bytes(b"old")
-    assert "exists already: give another name or --overwrite" in refused(capsys, camera_only, tmp_path / "old.safetensors")
+    assert "exists already: give another name or --overwrite" in refused(
+        capsys, camera_only, tmp_path / "old.safetensors"
+    )
     assert "is the checkpoint itself" in refused(capsys, camera_only, camera_only, "--overwrite")
     assert not out.exists()
     assert (tmp_path / "old.safetensors").read_bytes() == b"old"
@@ -298,17 +342,23 @@ def test_unusable_config(camera_only, tmp_path, capsys):
     assert "c.json is not the configuration of a VGGT as JSON: " in with_config('{"widht": 3}')
     assert "c.json does not describe a working VGGT: " in with_config('{"embed_dim": "wide"}')
     assert "c.json does not describe a working VGGT: " in with_config('{"depth": 3}')
-    assert "none.json: cannot be read" in refused(capsys, camera_only, tmp_path / "out.safetensors", "--config", tmp_path / "none.json")
+    assert "none.json: cannot be read" in refused(
+        capsys, camera_only, tmp_path / "out.safetensors", "--config", tmp_path / "none.json"
+    )
 
 
 def test_full_disk(camera_only, tmp_path, capsys):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))  # the kernel refuses to let a file grow further
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (1 << 20, hard)
+    )  # the kernel refuses to let a file grow further
     try:
         assert run(camera_only, tmp_path / "out.safetensors", "--config", TINY) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert re.fullmatch(r"error: could not write .*out\.safetensors .*; nothing was left behind\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        r"error: could not write .*out\.safetensors .*; nothing was left behind\n", capsys.readouterr().err
+    )
     assert os.listdir(tmp_path) == []
 
 
@@ -319,7 +369,8 @@ def test_overwrite_replaces(camera_only, tmp_path):
     assert from_pretrained(out)[0].heads == ("camera",)
 
 
-# --- PyTorch files ----------------------------------------------------------------------------------------------
+# --- PyTorch files
+# ----------------------------------------------------------------------------------------------
 
 
 def test_safetensors_need_no_torch(camera_only, tmp_path):
@@ -336,7 +387,10 @@ def test_pt_without_torch(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "model.pt").write_bytes(b"PK\x03\x04")
     err = refused(capsys, tmp_path / "model.pt", tmp_path / "out.safetensors")
-    assert "model.pt is a PyTorch file: reading it needs the extra torch (pip install 'fastvggt_jax[torch]')" in err
+    assert (
+        "model.pt is a PyTorch file: reading it needs the extra torch (pip install 'fastvggt_jax[torch]')"
+        in err
+    )
 
 
 @pytest.mark.parametrize("form", ["plain", "under model", "under state_dict", "old"])

@@ -12,7 +12,9 @@ from fastvggt_jax.tensor_file import CheckpointError, write_safetensors
 
 
 def specs(**shapes):
-    return {name.replace("__", "/"): jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    return {
+        name.replace("__", "/"): jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()
+    }
 
 
 RULES = (
@@ -66,7 +68,9 @@ def test_layouts_against_what_the_layers_compute():
 
     x = rng.standard_normal((7, 5)).astype(np.float32)
     for i in range(3):  # torch's Linear is x Wᵀ, ours x W; square, so no shape would tell
-        np.testing.assert_array_equal(x @ made["blocks/mlp/out/kernel"][i], x @ source[f"blocks.{i}.mlp.out.weight"].T)
+        np.testing.assert_array_equal(
+            x @ made["blocks/mlp/out/kernel"][i], x @ source[f"blocks.{i}.mlp.out.weight"].T
+        )
 
     # Convolutions at one position: [out, in, kh, kw] against a patch [in, kh, kw], ours against [kh, kw, in].
     patch = rng.standard_normal((1, 3, 3)).astype(np.float32)
@@ -99,8 +103,12 @@ def test_many_keys_are_counted():
 
 
 def test_contradicting_rules_are_refused():
-    assert "token matches more than one rule: token and tok.*" in failure(SOURCE, rules=(*RULES, Rule("tok.*", "other")), error=ValueError)
-    assert "unused.buffer matches more than one rule" in failure(SOURCE, rules=(*RULES, Rule(r"unused\.buffer", "other")), error=ValueError)
+    assert "token matches more than one rule: token and tok.*" in failure(
+        SOURCE, rules=(*RULES, Rule("tok.*", "other")), error=ValueError
+    )
+    assert "unused.buffer matches more than one rule" in failure(
+        SOURCE, rules=(*RULES, Rule(r"unused\.buffer", "other")), error=ValueError
+    )
     assert "token and tokens would both become token" in failure(
         SOURCE | {"tokens": (1, 4)}, rules=(*RULES, Rule("tokens", "token")), error=ValueError
     )

@@ -66,7 +66,9 @@ def test_cameras_json_projects_points_onto_the_original_photographs(scene, tmp_p
         pixel = np.array(image["K"]) @ in_cam[:3]
         model = image["model"]
         back = pixel[:2] / pixel[2] * model["scale"] + model["offset"]
-        np.testing.assert_allclose(back, [u, v], atol=1e-3)  # upstream's unprojection goes through integer pixels
+        np.testing.assert_allclose(
+            back, [u, v], atol=1e-3
+        )  # upstream's unprojection goes through integer pixels
         assert (model["width"], model["height"], model["valid"]) == (W, H, [6, 0, 36, 28])
 
 
@@ -115,12 +117,16 @@ def test_depth_pictures_are_black_where_nothing_is(scene, tmp_path):
     sky = np.zeros((H, W), bool)
     sky[: H // 2] = True
     depth = np.where(sky, 1e3, scene.depth)
-    half = dataclasses.replace(scene, depth=depth, depth_conf=np.where(sky, 1, np.full_like(depth, 2)), conf_floor=1.1)
+    half = dataclasses.replace(
+        scene, depth=depth, depth_conf=np.where(sky, 1, np.full_like(depth, 2)), conf_floor=1.1
+    )
     export.write_depth(half, tmp_path)
     pictures = [Image.open(tmp_path / f"{i}.png") for i in range(F)]
     assert all((np.asarray(picture)[sky] == 0).all() for picture in pictures)
     assert float(pictures[0].text["far"]) < 5  # the sky takes no part in the scale of colours
-    assert (np.load(tmp_path / "0.npz")["depth"][sky & half.valid[0]] == 1e3).all()  # the numbers are the model's
+    assert (
+        np.load(tmp_path / "0.npz")["depth"][sky & half.valid[0]] == 1e3
+    ).all()  # the numbers are the model's
 
 
 def test_file_stems_never_collide():
@@ -188,7 +194,9 @@ def test_glb_holds_points_and_cameras_in_opengl_axes(scene, tmp_path):
     assert len(lines) == 5 * F
     assert all(np.abs(lines - centre).max(-1).min() < 1e-3 for centre in centres)
     export.write_glb(scene, tmp_path / "all.glb")
-    assert len(trimesh.load_scene(tmp_path / "all.glb").geometry["points"].vertices) == len(scene.point_cloud())
+    assert len(trimesh.load_scene(tmp_path / "all.glb").geometry["points"].vertices) == len(
+        scene.point_cloud()
+    )
 
 
 def test_frusta_end_at_the_corners_of_the_photograph(scene):
@@ -227,7 +235,9 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(scene, tmp_path, monke
             super().write(bytes(data)[: len(data) // 2])
             raise DISK_FULL
 
-    monkeypatch.setattr("builtins.open", lambda p, mode="r": Full(p, mode) if "x" in mode else real_open(p, mode))
+    monkeypatch.setattr(
+        "builtins.open", lambda p, mode="r": Full(p, mode) if "x" in mode else real_open(p, mode)
+    )
     with pytest.raises(OSError) as caught:
         export.write_ply(scene.point_cloud(), target)
     assert caught.value.errno == errno.ENOSPC
@@ -247,7 +257,10 @@ def test_output_folder_vanishes_on_failure_and_the_old_one_stays(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "a.txt").write_text(OLD)
-    with pytest.raises(OSError, match="No space"), atomic.output_folder(out, overwrite=True, ours=["a.txt"]) as folder:
+    with (
+        pytest.raises(OSError, match="No space"),
+        atomic.output_folder(out, overwrite=True, ours=["a.txt"]) as folder,
+    ):
         (folder / "a.txt").write_text("half")
         raise DISK_FULL
     assert (out / "a.txt").read_text() == OLD and [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -285,7 +298,9 @@ def test_output_folder_refuses_what_it_would_lose(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match=r"not written here \(holiday\.jpg\)"):
         atomic.check_output_folder(out, overwrite=True, ours=["cameras.json"])
     (out / "holiday.jpg").rename(out / "points.ply")
-    with pytest.raises(FileExistsError, match=r"not written here \(cameras\.json\)"):  # named like ours, but without our name in it
+    with pytest.raises(
+        FileExistsError, match=r"not written here \(cameras\.json\)"
+    ):  # named like ours, but without our name in it
         (out / "cameras.json").write_text("{}")
         atomic.check_output_folder(out, overwrite=True, ours=["cameras.json", "points.ply"])
     (out / "points.ply").rename(out / "holiday.jpg")
@@ -325,13 +340,19 @@ def test_the_overview_has_all_cameras_and_most_points_in_sight(scene):
     assert np.allclose(view[:, :3] @ view[:, :3].T, np.eye(3), atol=1e-6) and np.linalg.det(view[:, :3]) > 0
     for points, share in ((cameras.reshape(-1, 3), 1.0), (cloud.xyz, 0.85)):
         uv, z = overview.project(view, points)
-        assert ((uv >= 0).all(-1) & (uv < (overview.WIDTH, overview.HEIGHT)).all(-1) & (z > 0)).mean() >= share
+        assert (
+            (uv >= 0).all(-1) & (uv < (overview.WIDTH, overview.HEIGHT)).all(-1) & (z > 0)
+        ).mean() >= share
 
 
 @pytest.mark.parametrize("points, depth", [(True, True), (False, True), (True, False)])
 def test_the_overview_is_written_without_points_or_depth_too(scene, tmp_path, points, depth):
     scene = scene if depth else dataclasses.replace(scene, depth=None, depth_conf=None)
-    cloud = scene.point_cloud() if points else PointCloud(np.zeros((0, 3)), np.zeros((0, 3), np.uint8), np.zeros(0))
+    cloud = (
+        scene.point_cloud()
+        if points
+        else PointCloud(np.zeros((0, 3)), np.zeros((0, 3), np.uint8), np.zeros(0))
+    )
     export.write_overview(scene, tmp_path / "overview.jpg", cloud=cloud)
     page = Image.open(tmp_path / "overview.jpg")
     tile = round(overview.WIDTH / overview.COLUMNS * H / W)

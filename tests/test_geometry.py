@@ -74,11 +74,15 @@ def test_the_nearest_rotation_is_that_of_an_exact_svd(kind):
     matrix = matrix.astype(np.float32)
     found, (exact, gap) = np.asarray(jax.jit(geometry.nearest_rotation)(matrix)), exact_rotation(matrix)
     assert (np.abs(found - exact).max((-1, -2)) * gap).max() < 2e-6
-    np.testing.assert_allclose(found @ found.swapaxes(-1, -2), np.broadcast_to(np.eye(3), found.shape), atol=1e-5)
+    np.testing.assert_allclose(
+        found @ found.swapaxes(-1, -2), np.broadcast_to(np.eye(3), found.shape), atol=1e-5
+    )
     np.testing.assert_allclose(np.linalg.det(found), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("matrix", [np.zeros((3, 3)), np.ones((3, 3)), np.diag([0, 0, 2.0]), np.diag([0, -1.0, 0])])
+@pytest.mark.parametrize(
+    "matrix", [np.zeros((3, 3)), np.ones((3, 3)), np.diag([0, 0, 2.0]), np.diag([0, -1.0, 0])]
+)
 def test_a_matrix_without_one_nearest_rotation_gives_one_all_the_same(matrix):
     found = np.asarray(geometry.nearest_rotation(matrix))
     np.testing.assert_allclose(found @ found.T, np.eye(3), atol=1e-5)
@@ -88,10 +92,19 @@ def test_a_matrix_without_one_nearest_rotation_gives_one_all_the_same(matrix):
 
 def test_the_nearest_rotation_has_derivatives_also_where_singular_values_coincide():
     for matrix in (np.eye(3), np.random.default_rng(0).normal(size=(3, 3))):
-        check_grads(jax.jit(geometry.nearest_rotation), (jnp.asarray(matrix, jnp.float32),), order=2, eps=1e-2, atol=3e-3, rtol=3e-3)
+        check_grads(
+            jax.jit(geometry.nearest_rotation),
+            (jnp.asarray(matrix, jnp.float32),),
+            order=2,
+            eps=1e-2,
+            atol=3e-3,
+            rtol=3e-3,
+        )
 
 
 @pytest.mark.parametrize("matrix", [np.zeros((3, 3)), np.diag([0, 0, 2.0]), np.diag([1, 1, -1.0])])
 def test_where_there_is_no_derivative_it_is_finite(matrix):
-    gradient = jax.grad(lambda m: (geometry.nearest_rotation(m) * jnp.arange(9.0).reshape(3, 3)).sum())(jnp.asarray(matrix, jnp.float32))
+    gradient = jax.grad(lambda m: (geometry.nearest_rotation(m) * jnp.arange(9.0).reshape(3, 3)).sum())(
+        jnp.asarray(matrix, jnp.float32)
+    )
     assert np.isfinite(gradient).all()

@@ -1,4 +1,6 @@
-"""On an NVIDIA GPU (`pytest -m gpu`; the full size apart: `-m "gpu and not weights"`): the same functions, cuDNN and bfloat16."""
+"""On an NVIDIA GPU (`pytest -m gpu`; the full size apart: `-m "gpu and not weights"`): the same functions,
+cuDNN and bfloat16.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -64,10 +66,13 @@ def test_float32_is_the_reference_here_too(name):
     assert not [(stage, error) for stage, error, limit in rows if not error <= limit]
 
 
-@pytest.mark.parametrize("T, S, dtype", [(325, 325, jnp.bfloat16), (50, 1377, jnp.bfloat16), (1374, 1374, jnp.float16)])
+@pytest.mark.parametrize(
+    "T, S, dtype", [(325, 325, jnp.bfloat16), (50, 1377, jnp.bfloat16), (1374, 1374, jnp.float16)]
+)
 def test_dense_attention_takes_any_length(T, S, dtype):
     q, k, v = (
-        jax.random.normal(key, (2, n, 3, 64), dtype) for key, n in zip(jax.random.split(jax.random.key(0), 3), (T, S, S), strict=True)
+        jax.random.normal(key, (2, n, 3, 64), dtype)
+        for key, n in zip(jax.random.split(jax.random.key(0), 3), (T, S, S), strict=True)
     )
     exact = jax.nn.dot_product_attention(*(x.astype(jnp.float32) for x in (q, k, v)), implementation="xla")
     assert max_error(jax.jit(dense_attention)(q, k, v), exact) < 1e-2
@@ -76,19 +81,28 @@ def test_dense_attention_takes_any_length(T, S, dtype):
 @pytest.mark.parametrize("T, S", [(261, 261), (69, 70), (64, 64)])
 def test_dense_attention_has_a_derivative_at_any_length(T, S):
     keys = jax.random.split(jax.random.key(0), 3)
-    qkv = [jax.random.normal(key, (2, n, 4, 64), jnp.bfloat16) for key, n in zip(keys, (T, S, S), strict=True)]
+    qkv = [
+        jax.random.normal(key, (2, n, 4, 64), jnp.bfloat16) for key, n in zip(keys, (T, S, S), strict=True)
+    ]
     squares = lambda attend: lambda *qkv: jnp.square(attend(*qkv).astype(jnp.float32)).sum()
     ours = jax.jit(jax.grad(squares(dense_attention), (0, 1, 2)))(*qkv)
     exact = jax.grad(squares(jax.nn.dot_product_attention), (0, 1, 2))(*(x.astype(jnp.float32) for x in qkv))
     for mine, other in zip(ours, exact, strict=True):
-        assert max_error(mine, other) < 2 * TOLERANCE["bfloat16"]  # squared: the output's rounding comes in twice
+        assert (
+            max_error(mine, other) < 2 * TOLERANCE["bfloat16"]
+        )  # squared: the output's rounding comes in twice
 
 
 def test_block_sparse_attention():
-    q, k, v = (jax.random.normal(key, (1, 1000, 4, 64), jnp.bfloat16) for key in jax.random.split(jax.random.key(0), 3))
+    q, k, v = (
+        jax.random.normal(key, (1, 1000, 4, 64), jnp.bfloat16)
+        for key in jax.random.split(jax.random.key(0), 3)
+    )
     dense = jax.random.bernoulli(jax.random.key(1), 0.3, (1, 4, 8, 16)).at[..., 0].set(True)
     mask = BlockMask.from_dense(dense, 1000, (1000,), (128, 64))
-    exact = block_sparse_attention(*(x.astype(jnp.float32) for x in (q, k, v)), mask, implementation="reference")
+    exact = block_sparse_attention(
+        *(x.astype(jnp.float32) for x in (q, k, v)), mask, implementation="reference"
+    )
     assert max_error(jax.jit(block_sparse_attention)(q, k, v, mask), exact) < 1e-2
 
 
@@ -96,7 +110,9 @@ def test_block_sparse_attention():
 @pytest.mark.parametrize("T", [1000, 65536, 280_000])  # rows of scores in registers and in shared memory
 @pytest.mark.parametrize("cdf_threshold", [None, 0.9])
 def test_the_mask_kernel_keeps_what_xla_keeps(T, cdf_threshold):
-    q, k = (jax.random.normal(key, (1, T, 4, 64), jnp.bfloat16) for key in jax.random.split(jax.random.key(0)))
+    q, k = (
+        jax.random.normal(key, (1, T, 4, 64), jnp.bfloat16) for key in jax.random.split(jax.random.key(0))
+    )
     keep = -(-T // 64) // 4
     ours, theirs = (
         jax.jit(

@@ -28,8 +28,14 @@ def test_layer_norms_have_upstreams_epsilons():
     encoder = {f"aggregator/patch_embed/{x}" for x in ("blocks/norm1", "blocks/norm2", "norm")}
     assert small == encoder | {"camera_head/adaln_norm"}
     names = {path.split("/", 1)[1] for path in norms if path.startswith(("aggregator", "track_head"))}
-    assert {"frame_blocks/attn/q_norm", "global_blocks/norm2", "tracker/fmap_norm", "tracker/updateformer/time_blocks/norm1"} <= names
-    # The fast variance cancels; a norm in bfloat16 would lose what its float32 input holds. HeadNorm has a test of its own.
+    assert {
+        "frame_blocks/attn/q_norm",
+        "global_blocks/norm2",
+        "tracker/fmap_norm",
+        "tracker/updateformer/time_blocks/norm1",
+    } <= names
+    # The fast variance cancels; a norm in bfloat16 would lose what its float32 input holds. HeadNorm has a
+    # test of its own.
     layer_norms = {path: norm for path, norm in norms.items() if isinstance(norm, nn.LayerNorm)}
     assert not any(norm.use_fast_variance for norm in layer_norms.values())
     aggregator = [norm for path, norm in layer_norms.items() if path.startswith("aggregator")]
@@ -41,17 +47,25 @@ def test_the_tracker_is_told_the_flow_in_feature_pixels_and_twice_in_units_of_ma
     tracker = Tracker(2, stride, 2, 1, 16, 1, 2, 2, scale, C)
     maps = jax.random.normal(jax.random.key(0), (1, 3, 6, 7, C))
     points = jnp.array([[[3.0, 4.0], [9.5, 1.25]]])
-    (tracks, _, _), state = jax.jit(lambda: tracker.init_with_output(jax.random.key(1), points, maps, mutable=True))()
+    (tracks, _, _), state = jax.jit(
+        lambda: tracker.init_with_output(jax.random.key(1), points, maps, mutable=True)
+    )()
     first, second = state["intermediates"]["updateformer"]["update_in"][0]  # [B, Q, F, 3C + 4]
-    told = (second - first)[..., : C + 4]  # in the first iteration the flow is 0; position and frame embeddings cancel
+    told = (second - first)[
+        ..., : C + 4
+    ]  # in the first iteration the flow is 0; position and frame embeddings cancel
     flow = ((tracks[0] - tracks[0][:, :1]) / stride).transpose(0, 2, 1, 3)  # [B, Q, F, 2]
     assert np.abs(flow).max() > 0.1
-    expected = jnp.concatenate([embed_flow(flow, C // 2) - embed_flow(0 * flow, C // 2), flow / scale, flow / scale], -1)
+    expected = jnp.concatenate(
+        [embed_flow(flow, C // 2) - embed_flow(0 * flow, C // 2), flow / scale, flow / scale], -1
+    )
     assert max_error(told[..., C:], expected[..., C:]) < 20 * TOLERANCE["float32"]
     assert max_error(told, expected) < 1e-2  # up to 1000 radians a pixel
 
 
-@pytest.mark.parametrize("frames, chunk, chunks", [(8, 8, None), (9, 8, (2, 5)), (12, 8, (2, 6)), (5, 4, (2, 3)), (5, 1, (5, 1))])
+@pytest.mark.parametrize(
+    "frames, chunk, chunks", [(8, 8, None), (9, 8, (2, 5)), (12, 8, (2, 6)), (5, 4, (2, 3)), (5, 1, (5, 1))]
+)
 def test_chunks_are_as_equal_as_they_can_be(tiny, frames, chunk, chunks):
     """9 frames, 8 at a time at most: 5 and 5, which computes one frame twice, rather than 8 and 8."""
     model, params = tiny

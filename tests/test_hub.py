@@ -1,7 +1,8 @@
-"""Downloads from the hub, against a server on this machine that speaks the routes which huggingface_hub needs.
+"""Downloads from the hub, against a server on this machine that speaks the routes which huggingface_hub
+needs.
 
-HEAD and GET of /OWNER/NAME/resolve/REVISION/FILE fetch a file; GET of /api/models/OWNER/NAME/tree/REVISION lists a
-repository. The library reads its environment when it is imported, hence the subprocesses.
+HEAD and GET of /OWNER/NAME/resolve/REVISION/FILE fetch a file; GET of /api/models/OWNER/NAME/tree/REVISION
+lists a repository. The library reads its environment when it is imported, hence the subprocesses.
 """
 
 import hashlib
@@ -55,7 +56,10 @@ class Hub(BaseHTTPRequestHandler):
         if not folder.is_dir():
             return self.reply(401, b"", body, {"X-Error-Code": "RepoNotFound"})
         if listing:
-            files = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40} for f in folder.iterdir()]
+            files = [
+                {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40}
+                for f in folder.iterdir()
+            ]
             return self.reply(200, json.dumps(files).encode(), body, {"Content-Type": "application/json"})
         if not (folder / file).is_file():
             return self.reply(404, b"", body, {"X-Error-Code": "EntryNotFound"})
@@ -64,7 +68,11 @@ class Hub(BaseHTTPRequestHandler):
 
     def reply(self, status, data, body, headers=None):
         self.send_response(status)
-        for name, value in {"X-Repo-Commit": COMMIT, **(headers or {}), "Content-Length": str(len(data))}.items():
+        for name, value in {
+            "X-Repo-Commit": COMMIT,
+            **(headers or {}),
+            "Content-Length": str(len(data)),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if body:
@@ -80,7 +88,9 @@ def server(tmp_path_factory):
     vggt = root / "facebook" / "VGGT-1B"
     vggt.mkdir(parents=True)
     manifest = make_checkpoint.load_manifest(TINY.with_name("vggt_tiny.manifest.json"))
-    manifest["tensors"] = [t for t in manifest["tensors"] if t["key"].startswith(("aggregator.", "camera_head."))]
+    manifest["tensors"] = [
+        t for t in manifest["tensors"] if t["key"].startswith(("aggregator.", "camera_head."))
+    ]
     make_checkpoint.write_checkpoint(manifest, vggt / "model.safetensors")
     for name, files in {
         "one-pt": ["weights.pt"],
@@ -99,9 +109,15 @@ def server(tmp_path_factory):
 
 
 def python(arguments, home, **environment):
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and k.lower() not in ("http_proxy", "https_proxy", "all_proxy")}
+    clean = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith("HF_") and k.lower() not in ("http_proxy", "https_proxy", "all_proxy")
+    }
     env = clean | {"HF_HOME": str(home), "JAX_PLATFORMS": "cpu", **environment}
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=100
+    )
 
 
 def refusal(done):
@@ -169,7 +185,14 @@ for repository in sys.argv[1:]:
 
 
 def test_which_file_of_a_repository(server, tmp_path):
-    repositories = ["somebody/one-pt", "somebody/model-pt", "somebody/two-pt", "somebody/no", "some/gated", "some/none"]
+    repositories = [
+        "somebody/one-pt",
+        "somebody/model-pt",
+        "somebody/two-pt",
+        "somebody/no",
+        "some/gated",
+        "some/none",
+    ]
     done = python(["-c", FETCH, *repositories], tmp_path / "home", HF_ENDPOINT=server)
     assert done.stdout.splitlines() == [
         "weights.pt",
@@ -183,13 +206,17 @@ def test_which_file_of_a_repository(server, tmp_path):
 
 def test_pt_is_not_downloaded_where_it_cannot_be_read(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError, match=r"facebook/VGGT_tracker_fixed/model_tracker_fixed_e20\.pt is a PyTorch file"):
+    with pytest.raises(
+        ImportError, match=r"facebook/VGGT_tracker_fixed/model_tracker_fixed_e20\.pt is a PyTorch file"
+    ):
         hub.fetch("facebook/VGGT_tracker_fixed")
 
 
 def test_without_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ImportError, match=r"facebook/VGGT-1B is no file here; .* needs the extra hub \(pip install"):
+    with pytest.raises(
+        ImportError, match=r"facebook/VGGT-1B is no file here; .* needs the extra hub \(pip install"
+    ):
         hub.fetch("facebook/VGGT-1B")
 
 

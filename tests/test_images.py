@@ -1,4 +1,6 @@
-"""Loading photographs: upstream's pixels, the way back to the original pixels, and what is said about bad files."""
+"""Loading photographs: upstream's pixels, the way back to the original pixels, and what is said about bad
+files.
+"""
 
 import hashlib
 import json
@@ -57,14 +59,20 @@ def test_pixels_equal_those_of_pi3(key):
     np.testing.assert_array_equal(nchw[..., 3::7, 2::7], GOLDEN[key])
     assert hashlib.sha256(nchw.tobytes()).hexdigest() == CASE["full"][key]["sha256_of_uint8_NCHW"]
     for t in images.transforms:  # every photograph fills the image, each by its own scales
-        np.testing.assert_allclose(t.to_model([[t.original_width, t.original_height]]), [[images.pixels.shape[2], images.pixels.shape[1]]])
+        np.testing.assert_allclose(
+            t.to_model([[t.original_width, t.original_height]]),
+            [[images.pixels.shape[2], images.pixels.shape[1]]],
+        )
 
 
 def test_the_size_for_an_area_equals_upstream():
     for width, height, limit, *target in GOLDEN["pi3.resize_rule"].astype(int).tolist():
         assert fi.area_size(width, height, limit, 14) == tuple(target)
     assert fi.area_size(1, 10_000, 200, 14) == (14, 14)
-    assert fi.area_size(396, 407, 255_000, 14) == (490, 518)  # 36:37 exactly, where upstream's rounding errors decide
+    assert fi.area_size(396, 407, 255_000, 14) == (
+        490,
+        518,
+    )  # 36:37 exactly, where upstream's rounding errors decide
 
 
 def test_an_area_is_sized_by_the_first_photograph_that_can_be_read(tmp_path):
@@ -78,7 +86,9 @@ def test_an_area_is_sized_by_the_first_photograph_that_can_be_read(tmp_path):
 
 
 def test_square_corners_equal_upstream():
-    images = load_images([PHOTOS / f"{name}.png" for name in CASE["groups"]["all_mixed"]], mode="square", size=266)
+    images = load_images(
+        [PHOTOS / f"{name}.png" for name in CASE["groups"]["all_mixed"]], mode="square", size=266
+    )
     for t, (x1, y1, x2, y2, w, h) in zip(images.transforms, GOLDEN["vggt.square266.coords"], strict=True):
         np.testing.assert_allclose(t.to_model([[0, 0], [w, h]]), [[x1, y1], [x2, y2]], rtol=1e-6, atol=1e-5)
 
@@ -239,7 +249,9 @@ def test_a_map_comes_back_to_original_pixels(tmp_path, mode):
         assert np.isnan(back[~rows]).all() and 85 <= rows.sum() <= 92
     else:
         rows = np.ones(200, bool)
-    inner = slice(12, -12)  # half a model pixel at the border has no second tap, nor have pixels that show it in part
+    inner = slice(
+        12, -12
+    )  # half a model pixel at the border has no second tap, nor have pixels that show it in part
     np.testing.assert_allclose(back[rows][inner, inner], expected[rows][inner, inner], atol=0.5)
     with pytest.raises(ValueError, match="the map must be"):
         t.map_to_original(np.zeros((3, 3), np.float32))

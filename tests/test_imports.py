@@ -52,7 +52,12 @@ MAY_IMPORT = {
 
 
 def role(path: str) -> str:
-    return ROLES[max((prefix for prefix in ROLES if path == prefix or path.startswith((prefix + "/", prefix + "."))), key=len)]
+    return ROLES[
+        max(
+            (prefix for prefix in ROLES if path == prefix or path.startswith((prefix + "/", prefix + "."))),
+            key=len,
+        )
+    ]
 
 
 def imports(path: Path) -> set[str]:
@@ -72,7 +77,11 @@ def imports(path: Path) -> set[str]:
     return {name for name in found if (ROOT / name.split("/")[0]).is_dir()}
 
 
-SOURCES = [p for folder in ("pallas_kernels", "fastvggt_jax", "convert") for p in sorted((ROOT / folder).rglob("*.py"))]
+SOURCES = [
+    p
+    for folder in ("pallas_kernels", "fastvggt_jax", "convert")
+    for p in sorted((ROOT / folder).rglob("*.py"))
+]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -83,7 +92,9 @@ def test_imports_go_one_way(path):
         return
     for name in imports(path):
         there = role(name)
-        assert there == here or there in MAY_IMPORT[here], f"{path.name} ({here}) must not import {name} ({there})"
+        assert there == here or there in MAY_IMPORT[here], (
+            f"{path.name} ({here}) must not import {name} ({there})"
+        )
 
 
 def test_kernels_know_no_flax_and_convert_no_torch():

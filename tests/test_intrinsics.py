@@ -51,7 +51,9 @@ def test_a_heavy_minority_outweighs_a_light_majority():
 
 
 def test_large_images_are_sampled():
-    np.testing.assert_allclose(fit_intrinsics(points_seen_by(K, 600, 500), np.ones((600, 500)))[0], K, rtol=1e-5)
+    np.testing.assert_allclose(
+        fit_intrinsics(points_seen_by(K, 600, 500), np.ones((600, 500)))[0], K, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("case", ["mirrored", "one direction", "nothing counts"])

@@ -25,7 +25,9 @@ def scenes(rotation=None, translation=0.0, scale=1.0):
     valid = rng.random((B, F, H, W)) < 0.8
     cam_from_world = np.asarray(cam_from_world, np.float64)
     R = np.eye(3) if rotation is None else rotation
-    moved = scale * points @ R.T + translation  # x' = s R x + t, so R_i x + t_i = (R_i Rᵀ x' - R_i Rᵀ t) / s + t_i
+    moved = (
+        scale * points @ R.T + translation
+    )  # x' = s R x + t, so R_i x + t_i = (R_i Rᵀ x' - R_i Rᵀ t) / s + t_i
     turned = cam_from_world[..., :3] @ R.T
     shift = scale * cam_from_world[..., 3] - turned @ np.broadcast_to(translation, 3)
     cameras = np.concatenate([turned, shift[..., None]], -1)
@@ -81,7 +83,9 @@ def test_a_perfect_prediction_has_only_the_reward_for_confidence(truth):
 def test_what_is_not_valid_has_no_influence(truth):
     spoilt = perfect(truth)
     bad = ~truth.valid
-    spoilt = spoilt.replace(depth=jnp.where(bad[..., None], 1e6, spoilt.depth), depth_conf=jnp.where(bad, 77.0, spoilt.depth_conf))
+    spoilt = spoilt.replace(
+        depth=jnp.where(bad[..., None], 1e6, spoilt.depth), depth_conf=jnp.where(bad, 77.0, spoilt.depth_conf)
+    )
     value = lambda p: loss(p, truth)[1]
     clean, dirty = value(perfect(truth)), value(spoilt)
     for name in ("depth confidence", "depth error"):
@@ -101,19 +105,25 @@ def test_confidence_in_the_sky_costs_where_that_is_asked_for(truth):
 def test_the_best_confidence_is_inverse_to_the_error(truth, error):
     wrong = perfect(truth).replace(depth=truth.depth + error)
     confs = np.geomspace(0.1, 100, 200)
-    values = jax.vmap(lambda c: loss(wrong.replace(depth_conf=jnp.full((B, F, H, W), c)), truth)[1]["depth confidence"])(confs)
+    values = jax.vmap(
+        lambda c: loss(wrong.replace(depth_conf=jnp.full((B, F, H, W), c)), truth)[1]["depth confidence"]
+    )(confs)
     assert abs(confs[np.argmin(values)] / (losses.LOG_CONFIDENCE / error) - 1) < 0.05
 
 
 def test_steps_in_the_error_cost_more_than_a_constant_one(truth):
     stripes = jnp.where(jnp.arange(W) % 2 == 0, 0.1, -0.1)[:, None]
-    smooth, rough = (loss(perfect(truth).replace(depth=truth.depth + e), truth)[1] for e in (jnp.float32(0.1), stripes))
+    smooth, rough = (
+        loss(perfect(truth).replace(depth=truth.depth + e), truth)[1] for e in (jnp.float32(0.1), stripes)
+    )
     np.testing.assert_allclose(smooth["depth error"], rough["depth error"], rtol=1e-4)
     assert rough["depth gradient"] > smooth["depth gradient"] + 0.02
 
 
 def test_the_dense_loss_by_hand():
-    """An error that grows by 0.1 a column: at scale 1 there are 12 steps of 0.1 and 12 of none, at scale 2 two of 0.2 and two of none."""
+    """An error that grows by 0.1 a column: at scale 1 there are 12 steps of 0.1 and 12 of none, at scale 2
+    two of 0.2 and two of none.
+    """
     error = jnp.broadcast_to(0.1 * jnp.arange(4)[:, None], (1, 1, 4, 4, 1))
     conf, target, valid = jnp.full((1, 1, 4, 4), 2.0), jnp.zeros_like(error), jnp.ones((1, 1, 4, 4), bool)
     parts, turned = (dense_loss(e, conf, target, valid) for e in (error, error.swapaxes(2, 3)))
@@ -128,7 +138,10 @@ def test_the_dense_loss_by_hand():
 def test_the_parts_are_weighed_as_published(truth):
     wrong = perfect(truth).replace(depth=truth.depth + 0.3, world_points=truth.world_points - 0.2)
     total, parts = loss(wrong.replace(pose_enc_list=(truth.pose_enc + 0.1,) * 4), truth)
-    sums = {head: sum(value for name, value in parts.items() if name.startswith(head)) for head in ("depth", "point")}
+    sums = {
+        head: sum(value for name, value in parts.items() if name.startswith(head))
+        for head in ("depth", "point")
+    }
     camera = parts["translation"] + parts["rotation"] + 0.5 * parts["field of view"]
     np.testing.assert_allclose(total, 5 * camera + sums["depth"] + sums["point"], rtol=1e-5)
     assert abs(sums["depth"] - sums["point"]) > 0.01
@@ -152,16 +165,23 @@ def test_pairs_cost_what_their_translations_are_off_in_units_of_their_distance(t
     d, pose = 1e-3, np.asarray(truth.pose_enc, np.float64)
     cam_from_world, _ = geometry.decode_pose(pose, H, W)
     centre = np.asarray(geometry.invert_se3(cam_from_world), np.float64)[..., 3]
-    distance = np.linalg.norm(centre[:, 1:] - centre[:, :1], axis=-1)  # [B, F - 1], from the first camera to the others
+    distance = np.linalg.norm(
+        centre[:, 1:] - centre[:, :1], axis=-1
+    )  # [B, F - 1], from the first camera to the others
     pose[:, 0, :3] += [0, d, 0]
     decay = (losses.STAGE_DECAY ** np.arange(4)).mean()
-    np.testing.assert_allclose(cost(pose), decay * (2 * d / (distance + losses.NEAR)).sum(1).mean() / (F * (F - 1)), rtol=1e-2)
+    np.testing.assert_allclose(
+        cost(pose), decay * (2 * d / (distance + losses.NEAR)).sum(1).mean() / (F * (F - 1)), rtol=1e-2
+    )
     # nor is the world's choice an error: turning and moving it leaves pairs as they are
     world = np.asarray(geometry.quat_xyzw_to_rotation(np.array([0.3, -0.5, 0.1, 0.8])), np.float64)
     R = np.asarray(cam_from_world)[..., :3] @ world.T
     t = np.asarray(cam_from_world)[..., 3] - R @ np.array([3.0, -2, 5])
     K = jnp.broadcast_to(scenes()[1], (B, F, 3, 3))
-    assert cost(geometry.encode_pose(jnp.asarray(np.concatenate([R, t[..., None]], -1), jnp.float32), K, H, W)) < 1e-4
+    assert (
+        cost(geometry.encode_pose(jnp.asarray(np.concatenate([R, t[..., None]], -1), jnp.float32), K, H, W))
+        < 1e-4
+    )
     wrong = perfect(truth).replace(pose_enc_list=(jnp.asarray(pose, jnp.float32),) * 4)
     total, parts = losses.loss(wrong, truth, pairs=2.0)
     np.testing.assert_allclose(total - loss(wrong, truth)[0], 2 * parts["pairs"], rtol=1e-3)
@@ -181,7 +201,10 @@ Q = 7
 def tracked(shift=0.0, iteration=-1, vis=None, conf=1.0):
     """Arguments of `track_loss`: true but for one iteration, which is off by `shift` pixels in x and y."""
     rng = np.random.default_rng(1)
-    tracks, visible = jnp.asarray(rng.uniform(0, 20, (B, F, Q, 2)), jnp.float32), jnp.asarray(rng.random((B, F, Q)) < 0.6)
+    tracks, visible = (
+        jnp.asarray(rng.uniform(0, 20, (B, F, Q, 2)), jnp.float32),
+        jnp.asarray(rng.random((B, F, Q)) < 0.6),
+    )
     track_list = jnp.stack([tracks] * 4).at[iteration].add(shift)
     vis = visible.astype(jnp.float32) if vis is None else jnp.full((B, F, Q), vis)
     return track_list, vis, jnp.full((B, F, Q), conf), tracks, visible

@@ -19,13 +19,20 @@ def camera(rotation, centre) -> np.ndarray:
 
 def some_cameras(frames=4, seed=0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return np.stack([camera(turn(rng.normal(size=3), rng.uniform(0, 170)), rng.normal(size=3)) for _ in range(frames)])
+    return np.stack(
+        [camera(turn(rng.normal(size=3), rng.uniform(0, 170)), rng.normal(size=3)) for _ in range(frames)]
+    )
 
 
 def moved(cameras, rotation, translation, scale) -> np.ndarray:
     """The same cameras in the world x' = scale · rotation · x + translation."""
     centres = -np.einsum("fji,fj->fi", cameras[:, :, :3], cameras[:, :, 3])
-    return np.stack([camera(c[:, :3] @ rotation.T, scale * rotation @ x + translation) for c, x in zip(cameras, centres, strict=True)])
+    return np.stack(
+        [
+            camera(c[:, :3] @ rotation.T, scale * rotation @ x + translation)
+            for c, x in zip(cameras, centres, strict=True)
+        ]
+    )
 
 
 ELSEWHERE = (turn([1, -2, 0.5], 77), np.array([3.0, -1, 8]), 4.5)
@@ -47,9 +54,13 @@ def test_one_camera_turned_by_ten_degrees():
     cameras[0] = turn([1, 0, 0], 10) @ true[0]
     rotation, translation = metrics.pair_errors(cameras, true)
     np.testing.assert_allclose(rotation, [10, 10, 0], atol=1e-4)
-    # cam_0_from_cam_j has cam_j's centre as its translation: along the axis it stays, across it turns by 10° as well.
+    # cam_0_from_cam_j has cam_j's centre as its translation: along the axis it stays, across it turns by 10°
+    # as well.
     np.testing.assert_allclose(translation, [0, 10, 0], atol=1e-4)
-    assert metrics.accuracy_at(rotation, 5) == pytest.approx(100 / 3) and metrics.accuracy_at(rotation, 15) == 100
+    assert (
+        metrics.accuracy_at(rotation, 5) == pytest.approx(100 / 3)
+        and metrics.accuracy_at(rotation, 15) == 100
+    )
     # At 1° to 10° a third of the pairs passes, from 11° on all do.
     errors = np.array([10.5, 10.5, 0])
     assert metrics.auc(errors, np.zeros(3), 30) == pytest.approx(100 * (10 / 3 + 20) / 30)
@@ -88,15 +99,25 @@ def test_alignment_recovers_a_similarity():
 
 @pytest.mark.parametrize("mirror", [1, -1])
 def test_alignment_is_the_best_there_is(mirror):
-    """No similarity nearby is nearer: neither the scale nor the rotation is only about right, also of a mirror image."""
+    """No similarity nearby is nearer: neither the scale nor the rotation is only about right, also of a
+    mirror image.
+    """
     rng = np.random.default_rng(1)
     points, noise = rng.normal(size=(2, 40, 3)) * [3, 2, 1]
     truth = points * [1, 1, mirror] + 0.5 * noise
     found = metrics.align(points, truth)
     cost = lambda s: np.square(s(points) - truth).sum()
-    for scale, axis, shift in ((1.02, None, 0), (0.98, None, 0), (1, [1, 0, 0], 0), (1, [0, 1, 1], 0), (1, None, 0.02)):
+    for scale, axis, shift in (
+        (1.02, None, 0),
+        (0.98, None, 0),
+        (1, [1, 0, 0], 0),
+        (1, [0, 1, 1], 0),
+        (1, None, 0.02),
+    ):
         rotation = found.rotation if axis is None else turn(axis, 2) @ found.rotation
-        assert cost(metrics.Similarity(scale * found.scale, rotation, found.translation + shift)) > cost(found)
+        assert cost(metrics.Similarity(scale * found.scale, rotation, found.translation + shift)) > cost(
+            found
+        )
 
 
 def test_points_that_coincide_can_be_aligned():
@@ -105,7 +126,9 @@ def test_points_that_coincide_can_be_aligned():
 
 
 def test_trajectory_error_of_one_camera_out_of_place():
-    """Four centres on a square of side 2; those of a rectangle 2 × 4 fit best at scale s = Σ|p||q|cos / Σ|p|², by hand."""
+    """Four centres on a square of side 2; those of a rectangle 2 × 4 fit best at scale s = Σ|p||q|cos /
+    Σ|p|², by hand.
+    """
     square = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0.0]])
     cameras = lambda centres: np.stack([camera(np.eye(3), c) for c in centres])
     rectangle = square * [1, 2, 1]
@@ -117,7 +140,11 @@ def test_trajectory_error_of_one_camera_out_of_place():
 def test_depth_that_is_a_tenth_too_far():
     truth = np.random.default_rng(3).uniform(1, 5, 1000)
     assert metrics.abs_rel(1.1 * truth, truth) == pytest.approx(0.1)
-    assert metrics.delta(1.1 * truth, truth) == 100 and metrics.delta(1.3 * truth, truth) == 0 and metrics.delta(0.7 * truth, truth) == 0
+    assert (
+        metrics.delta(1.1 * truth, truth) == 100
+        and metrics.delta(1.3 * truth, truth) == 0
+        and metrics.delta(0.7 * truth, truth) == 0
+    )
     scale = metrics.depth_scale(1.1 * truth, truth)
     assert scale == pytest.approx(1 / 1.1) and metrics.abs_rel(scale * 1.1 * truth, truth) < 1e-12
 
@@ -162,5 +189,7 @@ def test_normals_of_planes_at_sixty_degrees():
     np.testing.assert_allclose(np.abs(normals), np.tile([0, 0, 1.0], (9, 1)), atol=1e-6)
     found = metrics.surface_errors(tilted, metrics.Surface(plane()))
     assert found["normal consistency"] == pytest.approx(0.5, abs=1e-5)
-    some = metrics.surface_errors(tilted, metrics.Surface(plane()), slice(0, 40))  # the row along the axis, which both planes share
+    some = metrics.surface_errors(
+        tilted, metrics.Surface(plane()), slice(0, 40)
+    )  # the row along the axis, which both planes share
     assert some["accuracy"] < 1e-9 < found["accuracy"]

@@ -44,7 +44,9 @@ def test_frames_attend_to_each_other_only_in_global_blocks(tiny, views):
 
 
 def test_heads_of_attention_do_not_mix(tiny):
-    """Of one attention layer, the values of head n reach only the channels of head n: the layout BTNH is what is meant."""
+    """Of one attention layer, the values of head n reach only the channels of head n: the layout BTNH is what
+    is meant.
+    """
     from fastvggt_jax.attention import dense_attention
 
     q, k, v = (jax.random.normal(key, (1, 7, 3, 8)) for key in jax.random.split(jax.random.key(0), 3))
@@ -58,7 +60,9 @@ def test_frames_but_the_first_may_be_permuted(tiny, views):
     order = np.array([0, 3, 1, 2])
     base, permuted = run(tiny, images[None]), run(tiny, images[None, order])
     for name in ("pose_enc", "depth", "world_points"):
-        assert max_error(getattr(permuted, name), getattr(base, name)[:, order]) < 20 * TOLERANCE["float32"], name
+        assert (
+            max_error(getattr(permuted, name), getattr(base, name)[:, order]) < 20 * TOLERANCE["float32"]
+        ), name
 
 
 def test_the_first_frame_is_special(tiny, views):
@@ -104,7 +108,9 @@ def test_bfloat16_backbone_stays_near_float32(tiny, views):
 def test_density_is_reported_for_each_layer(tiny, views):
     model, params = tiny
     sparsity = Sparsity(sparse_ratio=0.5, block=(16, 8), layers=(1, 3))
-    _, state = jax.jit(lambda p, x: model.clone(sparsity=sparsity).apply(p, x, mutable=["intermediates"]))(params, views(3)[None])
+    _, state = jax.jit(lambda p, x: model.clone(sparsity=sparsity).apply(p, x, mutable=["intermediates"]))(
+        params, views(3)[None]
+    )
     (density,) = state["intermediates"]["aggregator"]["global_blocks"]["density"]
     patches, special = 3 * 16, 3 * 5
     expected = (patches // 8 // 2 + 2) / (patches // 8 + 2)  # half of the patch blocks and both special ones
@@ -123,7 +129,9 @@ def test_values_a_layer_are_taken_layer_by_layer(tiny, views):
     images = views(3)[None]
     one_layer = Sparsity(sparse_ratio=(0.0, 0.75, 0.0, 0.0), block=(16, 8))
     same = Sparsity(sparse_ratio=0.75, block=(16, 8), layers=(1,))
-    assert max_error(run(tiny, images, sparsity=one_layer).depth, run(tiny, images, sparsity=same).depth) < 1e-4
+    assert (
+        max_error(run(tiny, images, sparsity=one_layer).depth, run(tiny, images, sparsity=same).depth) < 1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,8 +161,12 @@ def test_bad_query_points_and_heads(tiny, views):
     with pytest.raises(ValueError, match="depht"):
         model.clone(heads=("depht",)).apply(params, views(2)[None])
     with pytest.raises(ValueError, match="too small to track"):
-        VGGT().apply({"params": {}}, np.zeros((1, 1, 126, 56, 3), np.float32), np.zeros((1, 1, 2), np.float32))
-    VGGT().check_query_points(np.zeros((1, 1, 128, 128, 3)), np.zeros((1, 1, 2)))  # the smallest: one pixel at the coarsest level
+        VGGT().apply(
+            {"params": {}}, np.zeros((1, 1, 126, 56, 3), np.float32), np.zeros((1, 1, 2), np.float32)
+        )
+    VGGT().check_query_points(
+        np.zeros((1, 1, 128, 128, 3)), np.zeros((1, 1, 2))
+    )  # the smallest: one pixel at the coarsest level
 
 
 def test_config_round_trips_and_refuses_what_it_does_not_know():
@@ -173,7 +185,13 @@ def test_config_round_trips_and_refuses_what_it_does_not_know():
 
 
 @pytest.mark.parametrize(
-    "fields", [{"depth": 30}, {"depth": 4, "taps": (2, 0, 1, 3)}, {"depth": 4, "taps": (3, 1, 2, 3)}, {"taps": (4, 11, 23)}]
+    "fields",
+    [
+        {"depth": 30},
+        {"depth": 4, "taps": (2, 0, 1, 3)},
+        {"depth": 4, "taps": (3, 1, 2, 3)},
+        {"taps": (4, 11, 23)},
+    ],
 )
 def test_taps_must_ascend_to_the_last_layer(fields):
     with pytest.raises(ValueError, match="taps="):

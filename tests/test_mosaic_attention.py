@@ -1,4 +1,6 @@
-"""The Hopper kernel of block-sparse attention against the definition: in Pallas' simulator on a CPU, and on the GPU (`-m gpu`)."""
+"""The Hopper kernel of block-sparse attention against the definition: in Pallas' simulator on a CPU, and on
+the GPU (`-m gpu`).
+"""
 
 import re
 from functools import partial
@@ -12,10 +14,14 @@ from pallas_kernels import BlockMask, TuningConfig, api, block_sparse_attention,
 from pallas_kernels.tuning import search_space
 
 mosaic = pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="Pallas Mosaic GPU needs jax >= 0.11")
-hopper = [pytest.mark.gpu, pytest.mark.skipif(not api.has_hopper(), reason="needs a Hopper GPU and jax >= 0.11")]
+hopper = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not api.has_hopper(), reason="needs a Hopper GPU and jax >= 0.11"),
+]
 
-# |out - reference| / rms(reference) at the quantiles 0.5, 0.99 and 1, against float32 arithmetic on the same rounded inputs. What is left
-# is the rounding of the weights P and of the output: 2^-9 (bfloat16) and 2^-12 (float16) of a value.
+# |out - reference| / rms(reference) at the quantiles 0.5, 0.99 and 1, against float32 arithmetic on the same
+# rounded inputs. What is left is the rounding of the weights P and of the output: 2^-9 (bfloat16) and 2^-12
+# (float16) of a value.
 QUANTILES = (0.5, 0.99, 1.0)
 TOLERANCE = {"bfloat16": (3e-3, 1.2e-2, 8e-2), "float16": (4e-4, 1.5e-3, 1e-2)}
 
@@ -32,15 +38,23 @@ def assert_close(out, exact):
 
 
 def make(T, runs, block, H=64, B=1, N=2, density=0.4, dtype=jnp.bfloat16, scale=1.0, late_keys=1.0, seed=0):
-    """q (times `scale`), k (after the first run times `late_keys`), v and a random mask, some of whose rows keep a single block."""
-    with jax.default_device(jax.devices("cpu")[0]):  # what is no kernel compiles much faster there than on a GPU
-        return jax.device_put(_make(T, runs, block, H, B, N, density, dtype, scale, late_keys, seed), jax.devices()[0])
+    """q (times `scale`), k (after the first run times `late_keys`), v and a random mask, some of whose rows
+    keep a single block.
+    """
+    with jax.default_device(
+        jax.devices("cpu")[0]
+    ):  # what is no kernel compiles much faster there than on a GPU
+        return jax.device_put(
+            _make(T, runs, block, H, B, N, density, dtype, scale, late_keys, seed), jax.devices()[0]
+        )
 
 
 def _make(T, runs, block, H, B, N, density, dtype, scale, late_keys, seed):
     keys = jax.random.split(jax.random.key(seed), 5)
     S = sum(runs)
-    q, k, v = (jax.random.normal(key, (B, n, N, H)).astype(dtype) for key, n in zip(keys[:3], (T, S, S), strict=True))
+    q, k, v = (
+        jax.random.normal(key, (B, n, N, H)).astype(dtype) for key, n in zip(keys[:3], (T, S, S), strict=True)
+    )
     blocks = (-(-T // block[0]), sum(-(-r // block[1]) for r in runs))
     dense = jax.random.bernoulli(keys[3], density, (B, N, *blocks)).at[:, :, ::3].set(False)
     one = jax.random.randint(keys[4], (B, N, blocks[0], 1), 0, blocks[1])
@@ -51,11 +65,15 @@ def _make(T, runs, block, H, B, N, density, dtype, scale, late_keys, seed):
 
 def without_rows(mask, rows):
     """The mask with query blocks that keep nothing."""
-    return BlockMask.from_dense(mask.to_dense().at[:, :, rows].set(False), mask.q_len, mask.kv_runs, mask.block)
+    return BlockMask.from_dense(
+        mask.to_dense().at[:, :, rows].set(False), mask.q_len, mask.kv_runs, mask.block
+    )
 
 
 def half_out_of_range(q):
-    """Every other 64 rows of q so large that one warpgroup of a tile leaves the range of the fixed shift, the other not."""
+    """Every other 64 rows of q so large that one warpgroup of a tile leaves the range of the fixed shift, the
+    other not.
+    """
     return jnp.where((jnp.arange(q.shape[1]) // 64 % 2 == 1)[:, None, None], 30 * q, q)
 
 
@@ -73,11 +91,35 @@ def exact_attention(*arguments):
 @pytest.mark.parametrize(
     "T, runs, block, config, options",
     [
-        (300, (300, 70), (128, 64), TuningConfig(2, 192, 3), {}),  # two runs, ragged tails, several tiles a block
-        (300, (300, 70), (128, 64), TuningConfig(2, 128, 2), {"scale": 12.0}),  # scores out of the fixed shift's range: online softmax
-        (128, (64, 64), (128, 64), TuningConfig(2, 128, 2), {"late_keys": 300.0}),  # out of range by the second run alone
+        (
+            300,
+            (300, 70),
+            (128, 64),
+            TuningConfig(2, 192, 3),
+            {},
+        ),  # two runs, ragged tails, several tiles a block
+        (
+            300,
+            (300, 70),
+            (128, 64),
+            TuningConfig(2, 128, 2),
+            {"scale": 12.0},
+        ),  # scores out of the fixed shift's range: online softmax
+        (
+            128,
+            (64, 64),
+            (128, 64),
+            TuningConfig(2, 128, 2),
+            {"late_keys": 300.0},
+        ),  # out of range by the second run alone
         (200, (330,), (64, 128), TuningConfig(1, 128, 2), {"H": 128, "B": 2, "N": 1}),
-        (150, (150,), (48, 16), TuningConfig(1, 64, 3), {"dtype": jnp.float16, "H": 40}),  # padded blocks and head dim
+        (
+            150,
+            (150,),
+            (48, 16),
+            TuningConfig(1, 64, 3),
+            {"dtype": jnp.float16, "H": 40},
+        ),  # padded blocks and head dim
     ],
 )
 def test_simulated(T, runs, block, config, options):
@@ -87,7 +129,9 @@ def test_simulated(T, runs, block, config, options):
 
     q, k, v, mask = make(T, runs, block, **options)
     simulator = plgpu.InterpretGPUParams(detect_races=True)
-    run = jax.jit(partial(mosaic_sm90.block_sparse_attention, config=config, num_blocks=2, interpret=simulator))
+    run = jax.jit(
+        partial(mosaic_sm90.block_sparse_attention, config=config, num_blocks=2, interpret=simulator)
+    )
     assert_close(run(q, k, v, mask), exact_attention(q, k, v, mask))
     assert not races_found()
 
@@ -108,7 +152,14 @@ def test_simulated_tiles_one_after_another():
     q, k, v, mask = make(640, (200, 0, 30), (128, 64), N=1)
     q, mask = half_out_of_range(q), without_rows(mask, jnp.array([1, 2]))
     simulator = plgpu.InterpretGPUParams(detect_races=True)
-    run = jax.jit(partial(mosaic_sm90.block_sparse_attention, config=TuningConfig(2, 64, 2), num_blocks=1, interpret=simulator))
+    run = jax.jit(
+        partial(
+            mosaic_sm90.block_sparse_attention,
+            config=TuningConfig(2, 64, 2),
+            num_blocks=1,
+            interpret=simulator,
+        )
+    )
     out = run(q, k, v, mask)
     assert_close(out, exact_attention(q, k, v, mask))
     assert not out[:, 128:384].any()
@@ -126,7 +177,9 @@ def test_simulated_nan_of_a_dropped_block_is_never_seen():
     mask = BlockMask.from_dense(jnp.ones((1, 2, 1, 3), bool).at[..., 2].set(False), 128, (100, 60), (128, 64))
     exact = exact_attention(q, k, v, mask)
     simulator = plgpu.InterpretGPUParams(detect_races=True)
-    run = partial(mosaic_sm90.block_sparse_attention, config=TuningConfig(2, 128, 2), num_blocks=1, interpret=simulator)
+    run = partial(
+        mosaic_sm90.block_sparse_attention, config=TuningConfig(2, 128, 2), num_blocks=1, interpret=simulator
+    )
     assert_close(run(q, k.at[:, 100:].set(jnp.nan), v.at[:, 100:].set(jnp.nan), mask), exact)
     assert not races_found()
 
@@ -144,10 +197,24 @@ def run_all(cases):
     from pallas_kernels import mosaic_sm90
 
     # One after the other: Mosaic GPU compiles on one thread only.
-    return [jax.jit(partial(mosaic_sm90.block_sparse_attention, config=config, num_blocks=3))(*a) for a, config in cases]
+    return [
+        jax.jit(partial(mosaic_sm90.block_sparse_attention, config=config, num_blocks=3))(*a)
+        for a, config in cases
+    ]
 
 
-GRANULARITIES = [(128, 64), (192, 64), (64, 64), (256, 64), (128, 128), (128, 32), (128, 192), (384, 128), (32, 16), (100, 8)]
+GRANULARITIES = [
+    (128, 64),
+    (192, 64),
+    (64, 64),
+    (256, 64),
+    (128, 128),
+    (128, 32),
+    (128, 192),
+    (384, 128),
+    (32, 16),
+    (100, 8),
+]
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -168,12 +235,19 @@ class TestOnTheGpu:
 
     @pytest.mark.parametrize("block", GRANULARITIES)
     def test_granularities(self, block):
-        cases = [make(1111, runs, block, dtype=dtype) for runs in ((1111,), (1111, 37)) for dtype in (jnp.bfloat16, jnp.float16)]
+        cases = [
+            make(1111, runs, block, dtype=dtype)
+            for runs in ((1111,), (1111, 37))
+            for dtype in (jnp.bfloat16, jnp.float16)
+        ]
         for out, arguments in zip(run_all([(case, None) for case in cases]), cases, strict=True):
             assert_close(out, exact_attention(*arguments))
 
     @pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 1.0])
-    @pytest.mark.parametrize("T, runs", [(1, (1,)), (63, (5,)), (128, (64,)), (1024, (1024,)), (1000, (3000, 1)), (2049, (513, 300))])
+    @pytest.mark.parametrize(
+        "T, runs",
+        [(1, (1,)), (63, (5,)), (128, (64,)), (1024, (1024,)), (1000, (3000, 1)), (2049, (513, 300))],
+    )
     def test_shapes_and_densities(self, T, runs, density):
         cases = [make(T, runs, (128, 64), density=density, scale=scale) for scale in (1.0, 12.0)]
         for out, arguments in zip(run_all([(case, None) for case in cases]), cases, strict=True):
@@ -181,7 +255,9 @@ class TestOnTheGpu:
 
     @pytest.mark.parametrize("H, block", [(64, (128, 64)), (128, (128, 64))])
     def test_no_register_is_spilled(self, H, block, tmp_path, monkeypatch):
-        """With two partial runs of keys, as models have them; spilling there once cost more than half of the speed, and no result."""
+        """With two partial runs of keys, as models have them; spilling there once cost more than half of the
+        speed, and no result.
+        """
         monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
         monkeypatch.setenv("MOSAIC_GPU_DUMP_TO", str(tmp_path))
         q, k, v, mask = make(1369, (1369, 5), block, H=H)
@@ -192,12 +268,16 @@ class TestOnTheGpu:
     def test_an_all_true_mask_is_dense_attention(self, kernel):
         q, k, v, mask = make(1500, (1500,), (128, 64), density=1.0)
         mask = BlockMask.from_dense(jnp.ones(mask.to_dense().shape, bool), 1500, (1500,), (128, 64))
-        exact = jax.nn.dot_product_attention(*(x.astype(jnp.float32) for x in (q, k, v)), implementation="xla")
+        exact = jax.nn.dot_product_attention(
+            *(x.astype(jnp.float32) for x in (q, k, v)), implementation="xla"
+        )
         assert_close(kernel(q, k, v, mask, implementation="mosaic_sm90"), exact)
 
     def test_nan_of_dropped_blocks_is_never_seen(self, kernel):
         q, k, v, mask = make(1000, (1000, 60), (128, 64))
-        mask = BlockMask.from_dense(mask.to_dense().at[..., 3:5].set(False).at[..., 16].set(False), 1000, (1000, 60), (128, 64))
+        mask = BlockMask.from_dense(
+            mask.to_dense().at[..., 3:5].set(False).at[..., 16].set(False), 1000, (1000, 60), (128, 64)
+        )
         exact = exact_attention(q, k, v, mask)
         dropped = jnp.zeros(1060, bool).at[192:320].set(True).at[1000:].set(True)
         poison = lambda x: jnp.where(dropped[:, None, None], jnp.nan, x)
@@ -211,7 +291,11 @@ class TestOnTheGpu:
 
     def test_every_element_is_written(self):
         arguments = make(1000, (1000,), (128, 64))
-        step = jax.jit(lambda poison, *a: block_sparse_attention(*a, implementation="mosaic_sm90"), donate_argnums=0, keep_unused=True)
+        step = jax.jit(
+            lambda poison, *a: block_sparse_attention(*a, implementation="mosaic_sm90"),
+            donate_argnums=0,
+            keep_unused=True,
+        )
         poison = jnp.full((1, 1000, 2, 64), jnp.nan, jnp.bfloat16)
         where = poison.unsafe_buffer_pointer()
         out = step(poison, *arguments)
@@ -223,7 +307,9 @@ class TestOnTheGpu:
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *cases)
         batched = jax.vmap(partial(block_sparse_attention, implementation="mosaic_sm90"))(*stacked)
         for out, arguments in zip(batched, cases, strict=True):
-            np.testing.assert_array_equal(*(np.asarray(x, np.float32) for x in (out, kernel(*arguments, implementation="mosaic_sm90"))))
+            np.testing.assert_array_equal(
+                *(np.asarray(x, np.float32) for x in (out, kernel(*arguments, implementation="mosaic_sm90")))
+            )
 
     def test_rows_that_keep_nothing_give_zeros(self, kernel):
         q, k, v, mask = make(300, (300,), (128, 64))

@@ -1,4 +1,6 @@
-"""Our numbers are the reference's: every golden case, every stage, within its limit. `python -m tests.parity` prints them."""
+"""Our numbers are the reference's: every golden case, every stage, within its limit. `python -m tests.parity`
+prints them.
+"""
 
 from pathlib import Path
 
@@ -11,9 +13,12 @@ from tests.parity.goldens import Goldens
 GOLDENS = Goldens()
 TINY = [name for name in GOLDENS.names() if not name.startswith("full")]
 FULL = [name for name in GOLDENS.names() if name.startswith("full")]
-# Golden tensors that nothing of ours computes on its own: activations that no VGGT head asks for, and a zero-padded sampler whose
-# behaviour the correlation cases cover.
-UNUSED = {f"head_{x}" for x in ("conf_expp0", "conf_sigmoid", "linear", "norm", "norm_exp", "relu", "sigmoid", "xy_inv_log")}
+# Golden tensors that nothing of ours computes on its own: activations that no VGGT head asks for, and a
+# zero-padded sampler whose behaviour the correlation cases cover.
+UNUSED = {
+    f"head_{x}"
+    for x in ("conf_expp0", "conf_sigmoid", "linear", "norm", "norm_exp", "relu", "sigmoid", "xy_inv_log")
+}
 UNUSED |= {"sample_zeros"}
 
 

@@ -1,4 +1,6 @@
-"""What π³ must do whatever its weights: no frame is special, rotations are rotations, chunks change nothing, bad input."""
+"""What π³ must do whatever its weights: no frame is special, rotations are rotations, chunks change nothing,
+bad input.
+"""
 
 import functools
 import json
@@ -76,7 +78,9 @@ def test_points_are_the_local_ones_seen_from_the_world(tiny, views):
 def test_the_rotation_ignores_the_length_of_rows():
     """... and flips the least certain axis of a reflection; a row of zeros is no NaN."""
     angle = np.float32(0.3)
-    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]], np.float32)
+    turn = np.array(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]], np.float32
+    )
     assert max_error(decode_rotation(turn * np.array([[1e-3], [5], [1e4]], np.float32)), turn) < 1e-5
     found = np.asarray(decode_rotation(turn * np.array([1, 1, -1], np.float32)))
     assert abs(np.linalg.det(found) - 1) < 1e-5

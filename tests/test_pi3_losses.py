@@ -1,4 +1,6 @@
-"""π³'s training loss: the scale it finds, what it does not depend on, what it is least for, and what each of its parts is of."""
+"""π³'s training loss: the scale it finds, what it does not depend on, what it is least for, and what each of
+its parts is of.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +40,10 @@ def truth():
 def perfect(truth: losses.Truth, logit: float = 0.0) -> Prediction:
     """In units and a world of its own; wrong where the truth does not say."""
     cam_from_world, _ = geometry.decode_pose(truth.pose_enc, H, W)
-    local = np.einsum("bfij,bfhwj->bfhwi", cam_from_world[..., :3], truth.world_points) + cam_from_world[:, :, None, None, :, 3]
+    local = (
+        np.einsum("bfij,bfhwj->bfhwi", cam_from_world[..., :3], truth.world_points)
+        + cam_from_world[:, :, None, None, :, 3]
+    )
     local = np.where(truth.valid[..., None], local, 0.7)
     return Prediction(
         local_points=jnp.asarray(local),
@@ -55,10 +60,21 @@ def parts_of(prediction: Prediction, truth: losses.Truth) -> dict[str, float]:
 def noisy(truth: losses.Truth) -> Prediction:
     rng = np.random.default_rng(5)
     p = perfect(truth)
-    turns = geometry.quat_xyzw_to_rotation(np.concatenate([rng.normal(0, 0.1, (B, F, 3)), np.ones((B, F, 1))], -1))
-    poses = p.camera_poses.at[..., :3, :3].set(turns @ p.camera_poses[..., :3, :3]).at[..., :3, 3].add(rng.normal(0, 0.1, (B, F, 3)))
+    turns = geometry.quat_xyzw_to_rotation(
+        np.concatenate([rng.normal(0, 0.1, (B, F, 3)), np.ones((B, F, 1))], -1)
+    )
+    poses = (
+        p.camera_poses.at[..., :3, :3]
+        .set(turns @ p.camera_poses[..., :3, :3])
+        .at[..., :3, 3]
+        .add(rng.normal(0, 0.1, (B, F, 3)))
+    )
     local = p.local_points * (1 + 0.05 * rng.normal(size=(B, F, H, W, 1)))
-    return p.replace(local_points=local, conf=jnp.asarray(rng.normal(size=(B, F, H, W, 1)), jnp.float32), camera_poses=poses)
+    return p.replace(
+        local_points=local,
+        conf=jnp.asarray(rng.normal(size=(B, F, H, W, 1)), jnp.float32),
+        camera_poses=poses,
+    )
 
 
 # ---- the scale
@@ -78,7 +94,9 @@ def test_no_other_scale_is_better_whatever_the_outliers(seed):
     garbage = lambda x: np.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, 1e6).astype(np.float32)
     found = float(align(garbage(points), garbage(target), garbage(weight), valid))
     kept = points[valid], target[valid], weight[valid]
-    ratios = (kept[1] / np.where(kept[0] == 0, np.nan, kept[0])).ravel()  # the sum's corners: one of them is its minimum
+    ratios = (
+        kept[1] / np.where(kept[0] == 0, np.nan, kept[0])
+    ).ravel()  # the sum's corners: one of them is its minimum
     assert cost(found, *kept) <= cost(ratios[np.isfinite(ratios)], *kept).min() * (1 + 1e-6)
     assert abs(found - 2.5) < 0.1
 
@@ -126,7 +144,12 @@ def test_what_a_perfect_prediction_costs(truth):
 
 def test_the_whole_is_the_weighted_sum_of_its_parts(truth):
     parts = parts_of(noisy(truth), truth)
-    whole = parts["point error"] + parts["normal"] + 0.05 * parts["confidence"] + 0.1 * (parts["rotation"] + 100 * parts["translation"])
+    whole = (
+        parts["point error"]
+        + parts["normal"]
+        + 0.05 * parts["confidence"]
+        + 0.1 * (parts["rotation"] + 100 * parts["translation"])
+    )
     np.testing.assert_allclose(parts["loss"], whole, rtol=1e-5)
 
 
@@ -134,13 +157,23 @@ def test_neither_scale_nor_world_nor_the_order_of_frames_matters(truth):
     p = noisy(truth)
     base = parts_of(p, truth)
     assert min(base["point error"], base["rotation"], 100 * base["translation"], 100 * base["normal"]) > 0.02
-    scaled = p.replace(local_points=7 * p.local_points, camera_poses=p.camera_poses.at[..., :3, 3].multiply(7))
-    world = geometry.invert_se3(geometry.decode_pose(np.array([3.0, -2, 5, 0.3, -0.5, 0.1, 0.8, 1, 1]), H, W)[0])
+    scaled = p.replace(
+        local_points=7 * p.local_points, camera_poses=p.camera_poses.at[..., :3, 3].multiply(7)
+    )
+    world = geometry.invert_se3(
+        geometry.decode_pose(np.array([3.0, -2, 5, 0.3, -0.5, 0.1, 0.8, 1, 1]), H, W)[0]
+    )
     moved = p.replace(camera_poses=world @ p.camera_poses)
     order = np.array([2, 0, 1])
     turned = jax.tree.map(lambda x: x[:, order], p)
-    permuted = truth.replace(**{name: getattr(truth, name)[:, order] for name in ("pose_enc", "depth", "world_points", "valid")})
-    for what, found in (("scale", parts_of(scaled, truth)), ("world", parts_of(moved, truth)), ("order", parts_of(turned, permuted))):
+    permuted = truth.replace(
+        **{name: getattr(truth, name)[:, order] for name in ("pose_enc", "depth", "world_points", "valid")}
+    )
+    for what, found in (
+        ("scale", parts_of(scaled, truth)),
+        ("world", parts_of(moved, truth)),
+        ("order", parts_of(turned, permuted)),
+    ):
         for name, value in base.items():
             np.testing.assert_allclose(found[name], value, rtol=2e-4, err_msg=f"{name} {what}")
 
@@ -148,7 +181,10 @@ def test_neither_scale_nor_world_nor_the_order_of_frames_matters(truth):
 def test_a_gradient_leaves_scale_and_world_alone(truth):
     p = noisy(truth)
     gradient = value_and_grad(p, truth)[1]
-    longer = (gradient.local_points * p.local_points).sum((1, 2, 3, 4)), (gradient.camera_poses * p.camera_poses)[..., :3, 3].sum((1, 2))
+    longer = (
+        (gradient.local_points * p.local_points).sum((1, 2, 3, 4)),
+        (gradient.camera_poses * p.camera_poses)[..., :3, 3].sum((1, 2)),
+    )
     assert np.abs(longer[1]).min() > 1e-3  # cameras farther apart for the same points are another scene
     np.testing.assert_allclose(longer[0] + longer[1], 0, atol=2e-5)
     np.testing.assert_allclose(gradient.camera_poses[..., :3, 3].sum(1), 0, atol=1e-5)
@@ -159,7 +195,11 @@ def test_a_gradient_leaves_scale_and_world_alone(truth):
 
 def changed(prediction: Prediction, truth: losses.Truth) -> dict[str, float]:
     base = parts_of(perfect(truth), truth)
-    return {name: value for name, value in parts_of(prediction, truth).items() if abs(value - base[name]) > 2e-6 and name != "loss"}
+    return {
+        name: value
+        for name, value in parts_of(prediction, truth).items()
+        if abs(value - base[name]) > 2e-6 and name != "loss"
+    }
 
 
 def test_points_that_are_too_far_cost_their_relative_error(truth):
@@ -180,14 +220,17 @@ def test_points_that_are_too_far_cost_their_relative_error(truth):
 
 @pytest.mark.parametrize("logit, loss", [(200.0, 0), (-200.0, 200), (0.0, np.log(2))])
 def test_confidence_is_a_logit(truth, logit, loss):
-    np.testing.assert_allclose(parts_of(perfect(truth, logit), truth)["confidence"], loss, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        parts_of(perfect(truth, logit), truth)["confidence"], loss, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_nearness_weighs_but_only_to_a_tenth_of_the_mean_depth(truth):
     p, pixel = perfect(truth), (0, 0, 1, 12)
     near = (
         lambda z: truth.world_points.at[pixel].set(  # a point of depth z in the centre of the first view
-            geometry.decode_pose(truth.pose_enc[0, 0], H, W)[0][:, :3].T @ (np.array([0, 0, z]) - truth.pose_enc[0, 0, :3])
+            geometry.decode_pose(truth.pose_enc[0, 0], H, W)[0][:, :3].T
+            @ (np.array([0, 0, z]) - truth.pose_enc[0, 0, :3])
         )
     )
     costs = []
@@ -202,7 +245,10 @@ def test_normals_that_are_tilted_cost_the_angle(truth):
     p = perfect(truth)
     # About x, which lies nearly in the surface.
     tilt = geometry.quat_xyzw_to_rotation(np.array([np.sin(np.radians(5)), 0, 0, np.cos(np.radians(5))]))
-    found = parts_of(p.replace(local_points=p.local_points @ tilt.T), truth)["normal"] / parts_of(p, truth)["normal"]
+    found = (
+        parts_of(p.replace(local_points=p.local_points @ tilt.T), truth)["normal"]
+        / parts_of(p, truth)["normal"]
+    )
     np.testing.assert_allclose(found, np.radians(10 - 1.5) / (np.radians(1) ** 2 / np.radians(6)), rtol=0.02)
 
 
@@ -227,7 +273,9 @@ def test_a_turned_camera_costs_its_angle_in_the_pairs_it_is_in(truth):
 
 def test_a_moved_camera_costs_hubers_loss_in_the_pairs_it_is_in(truth):
     p = perfect(truth)
-    move = lambda d: changed(p.replace(camera_poses=p.camera_poses.at[:, 1, :3, 3].add(jnp.array([d, 0, 0]))), truth)
+    move = lambda d: changed(
+        p.replace(camera_poses=p.camera_poses.at[:, 1, :3, 3].add(jnp.array([d, 0, 0]))), truth
+    )
     near = move(0.05)
     assert set(near) == {"translation"}
     np.testing.assert_allclose(near["translation"], 4 / 6 * 0.05**2 / 2 / 3, rtol=1e-3)
@@ -242,7 +290,9 @@ def test_a_moved_camera_costs_hubers_loss_in_the_pairs_it_is_in(truth):
 def test_what_is_not_valid_has_no_influence(truth):
     p = noisy(truth)
     bad = ~truth.valid[..., None]
-    spoilt = p.replace(local_points=jnp.where(bad, jnp.inf, p.local_points), conf=jnp.where(bad, 77.0, p.conf))
+    spoilt = p.replace(
+        local_points=jnp.where(bad, jnp.inf, p.local_points), conf=jnp.where(bad, 77.0, p.conf)
+    )
     assert parts_of(spoilt, truth) == parts_of(p, truth)
     gradient = value_and_grad(spoilt, truth)[1]
     for x in (gradient.local_points, gradient.conf):
@@ -260,11 +310,19 @@ def test_a_scene_without_a_point_teaches_rotations_alone_and_spoils_nothing(trut
     empty = scenes(np.zeros((B, F, H, W), bool))
     half = scenes(np.asarray(truth.valid) & (np.arange(B) == 0)[:, None, None, None])
     for t in (truth, half, empty):
-        for p in (perfect(t), noisy(t), perfect(t).replace(local_points=jnp.ones((B, F, H, W, 3)))):  # all in one point
+        for p in (
+            perfect(t),
+            noisy(t),
+            perfect(t).replace(local_points=jnp.ones((B, F, H, W, 3))),
+        ):  # all in one point
             (total, parts), gradient = value_and_grad(p, t)
-            assert np.isfinite(total) and all(np.isfinite(x).all() for x in jax.tree.leaves((parts, gradient)))
+            assert np.isfinite(total) and all(
+                np.isfinite(x).all() for x in jax.tree.leaves((parts, gradient))
+            )
     (_, parts), gradient = value_and_grad(noisy(half), half)
     assert not gradient.local_points[1].any() and not gradient.camera_poses[1, :, :, 3].any()
     assert np.abs(gradient.camera_poses[1, :, :3, :3]).max() > 1e-3
     (_, parts), _ = value_and_grad(noisy(empty), empty)
-    assert parts["rotation"] > 0.01 and not any(parts[name] for name in ("point error", "normal", "confidence", "translation"))
+    assert parts["rotation"] > 0.01 and not any(
+        parts[name] for name in ("point error", "normal", "confidence", "translation")
+    )

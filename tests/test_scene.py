@@ -18,7 +18,9 @@ LEFT, RIGHT = 7, 35  # the photographs are 28 pixels wide, with 7 columns of pad
 
 def images_of(height=H, width=W, frames=F) -> Images:
     t = ImageTransform(56, 56, width, height, 0.5, height / 56, float(LEFT), 0.0)
-    pixels = np.random.default_rng(0).integers(0, 256, (frames, height, width, 3)).astype(np.float32) / np.float32(255)
+    pixels = np.random.default_rng(0).integers(0, 256, (frames, height, width, 3)).astype(
+        np.float32
+    ) / np.float32(255)
     return Images(pixels, (t,) * frames, tuple(f"{i}.jpg" for i in range(frames)))
 
 
@@ -36,7 +38,9 @@ def prediction_of(**fields) -> Prediction:
         world_points_conf=rng.uniform(1, 9, (1, F, H, W)),
     )
     everything |= fields
-    return Prediction(**{k: None if v is None else jnp.asarray(v, jnp.float32) for k, v in everything.items()})
+    return Prediction(
+        **{k: None if v is None else jnp.asarray(v, jnp.float32) for k, v in everything.items()}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,9 @@ def test_points_come_from_depth_and_cameras(scene):
     assert scene.intrinsics == ("predicted",) * F
     np.testing.assert_array_equal(scene.depth, prediction.depth[0, ..., 0])
     np.testing.assert_array_equal(scene.colors, np.rint(images_of().pixels * 255))
-    assert all(isinstance(getattr(scene, f.name), np.ndarray | tuple | float) for f in dataclasses.fields(scene))
+    assert all(
+        isinstance(getattr(scene, f.name), np.ndarray | tuple | float) for f in dataclasses.fields(scene)
+    )
 
 
 def test_points_come_from_the_point_head_when_asked_or_alone():
@@ -73,10 +79,14 @@ def test_without_depth_the_edge_filter_takes_the_depth_of_the_points():
     depth = np.ones((1, F, H, W, 1)) * (1 + 0.01 * np.arange(W))[:, None]
     depth[:, :, 10:20, 15:25] *= 3
     with_depth = to_scene(prediction_of(depth=depth), images_of())
-    prediction = prediction_of(depth=None, world_points=with_depth.points[None], world_points_conf=depth[..., 0])
+    prediction = prediction_of(
+        depth=None, world_points=with_depth.points[None], world_points_conf=depth[..., 0]
+    )
     expected = with_depth.point_cloud(edge_filter=0.02).xyz
     assert len(expected) < with_depth.valid.sum()
-    np.testing.assert_array_equal(to_scene(prediction, images_of()).point_cloud(edge_filter=0.02).xyz, expected)
+    np.testing.assert_array_equal(
+        to_scene(prediction, images_of()).point_cloud(edge_filter=0.02).xyz, expected
+    )
 
 
 def test_padding_and_non_finite_points_are_invalid():
@@ -122,7 +132,9 @@ def test_what_cannot_become_a_scene():
         to_scene(prediction_of(world_points=None), images, points_from="point_head")
     with pytest.raises(ValueError, match="'depth' or 'point_head', not 'points'"):
         to_scene(prediction_of(), images, points_from="points")
-    with pytest.raises(ValueError, match="the prediction is of 3 images of 42x28 pixels, but 2 of 42x28 were given"):
+    with pytest.raises(
+        ValueError, match="the prediction is of 3 images of 42x28 pixels, but 2 of 42x28 were given"
+    ):
         to_scene(prediction_of(), images_of(frames=2))
 
 
@@ -157,7 +169,9 @@ def test_conf_percentile_drops_what_is_no_surface():
 
 @pytest.mark.parametrize("unit", [0.01, 100])
 def test_edge_filter_drops_the_rim_of_a_jump_and_not_the_slope(unit):
-    depth = np.ones((1, F, H, W, 1)) * unit * (1 + 0.01 * np.arange(W))[:, None]  # a gentle slope, 1 % a pixel
+    depth = (
+        np.ones((1, F, H, W, 1)) * unit * (1 + 0.01 * np.arange(W))[:, None]
+    )  # a gentle slope, 1 % a pixel
     depth[:, :, 10:20, 15:25] *= 3
     depth[:, :, :, RIGHT:] = 1e4  # padding is no jump
     scene = to_scene(prediction_of(depth=depth), images_of())
@@ -173,7 +187,9 @@ def test_voxel_keeps_the_surest_point_of_every_cube(scene):
     cloud, everything = scene.point_cloud(voxel=voxel), scene.point_cloud()
     cubes = [tuple(c) for c in np.floor(cloud.xyz / np.float64(voxel))]
     best = {}
-    for cube, conf in zip(map(tuple, np.floor(everything.xyz / np.float64(voxel))), everything.conf, strict=True):
+    for cube, conf in zip(
+        map(tuple, np.floor(everything.xyz / np.float64(voxel))), everything.conf, strict=True
+    ):
         best[cube] = max(best.get(cube, 0), conf)
     assert len(cubes) == len(set(cubes)) == len(best) < len(everything)
     assert all(best[cube] == conf for cube, conf in zip(cubes, cloud.conf, strict=True))
@@ -209,7 +225,13 @@ def test_options_combine(scene):
 
 @pytest.mark.parametrize(
     "options",
-    [dict(conf_percentile=101), dict(conf_percentile=-1), dict(edge_filter=0), dict(voxel=0), dict(voxel=np.inf)]
+    [
+        dict(conf_percentile=101),
+        dict(conf_percentile=-1),
+        dict(edge_filter=0),
+        dict(voxel=0),
+        dict(voxel=np.inf),
+    ]
     + [dict(limit=0), dict(voxel=np.nan), dict(edge_filter=np.nan)],
 )
 def test_bad_options_are_named(scene, options):
@@ -236,7 +258,10 @@ def pi3_prediction_of(K, **fields) -> Prediction:
     poses[:, :3, :3] = geometry.quat_xyzw_to_rotation(rng.normal(size=(F, 4)))
     poses[:, :3, 3] = rng.normal(size=(F, 3))
     points = np.einsum("fij,fhwj->fhwi", poses[:, :3, :3], local) + poses[:, None, None, :3, 3]
-    everything = dict(points=points, local_points=local, camera_poses=poses, conf=rng.normal(size=(F, H, W, 1))) | fields
+    everything = (
+        dict(points=points, local_points=local, camera_poses=poses, conf=rng.normal(size=(F, H, W, 1)))
+        | fields
+    )
     return Prediction(**{k: jnp.asarray(v, jnp.float32)[None] for k, v in everything.items()})
 
 
@@ -248,14 +273,21 @@ def test_a_pi3_prediction_becomes_a_scene_like_any_other():
     scene = to_scene(prediction, images_of())
     assert scene.intrinsics == ("recovered",) * F
     np.testing.assert_allclose(scene.K, np.tile(PI3_K, (F, 1, 1)), rtol=1e-4)
-    np.testing.assert_allclose(scene.cam_from_world[0], np.eye(4)[:3], atol=1e-6)  # the world is the first camera's frame
+    np.testing.assert_allclose(
+        scene.cam_from_world[0], np.eye(4)[:3], atol=1e-6
+    )  # the world is the first camera's frame
     first = np.asarray(prediction.camera_poses[0, 0], np.float64)
     expected = (np.asarray(prediction.points[0]) - first[:3, 3]) @ first[:3, :3]
     np.testing.assert_allclose(scene.points, expected, atol=1e-5)
-    in_cam = np.einsum("fij,fhwj->fhwi", scene.cam_from_world[..., :3], scene.points) + scene.cam_from_world[:, None, None, :, 3]
+    in_cam = (
+        np.einsum("fij,fhwj->fhwi", scene.cam_from_world[..., :3], scene.points)
+        + scene.cam_from_world[:, None, None, :, 3]
+    )
     np.testing.assert_allclose(in_cam, prediction.local_points[0], atol=1e-5)
     np.testing.assert_array_equal(scene.depth, prediction.local_points[0, ..., 2])
-    np.testing.assert_allclose(scene.points_conf, 1 / (1 + np.exp(-np.asarray(prediction.conf[0, ..., 0]))), rtol=1e-6)
+    np.testing.assert_allclose(
+        scene.points_conf, 1 / (1 + np.exp(-np.asarray(prediction.conf[0, ..., 0]))), rtol=1e-6
+    )
     assert not scene.valid[:, :, :LEFT].any()
 
 
@@ -269,16 +301,24 @@ def test_padding_has_no_part_in_recovered_intrinsics():
 def test_points_that_no_camera_sees_get_a_guessed_k_and_a_warning():
     prediction = pi3_prediction_of(PI3_K)
     mirrored = prediction.local_points.at[:, 1, ..., 0].multiply(-1)
-    with pytest.warns(UserWarning, match="no pinhole camera could be fitted to the points of 1.jpg: K is a guess there"):
+    with pytest.warns(
+        UserWarning, match="no pinhole camera could be fitted to the points of 1.jpg: K is a guess there"
+    ):
         scene = to_scene(prediction.replace(local_points=mirrored), images_of())
     assert scene.intrinsics == ("recovered", "guessed", "recovered")
-    np.testing.assert_allclose(scene.K_original(1), [[56, 0, 28], [0, 56, 28], [0, 0, 1]])  # square pixels in the photograph
-    scattered = prediction.local_points.at[:, 2, ..., :2].add(np.random.default_rng(3).normal(size=(1, H, W, 2)))
+    np.testing.assert_allclose(
+        scene.K_original(1), [[56, 0, 28], [0, 56, 28], [0, 0, 1]]
+    )  # square pixels in the photograph
+    scattered = prediction.local_points.at[:, 2, ..., :2].add(
+        np.random.default_rng(3).normal(size=(1, H, W, 2))
+    )
     with pytest.warns(UserWarning, match="half of the points or more of 2.jpg lie more than 2%"):
         to_scene(prediction.replace(local_points=scattered), images_of())
 
 
-@pytest.mark.parametrize("lens", [(5000, 1, "guessed"), (1, 5000, "guessed"), (2000, 60, "recovered"), (40, 2000, "guessed")])
+@pytest.mark.parametrize(
+    "lens", [(5000, 1, "guessed"), (1, 5000, "guessed"), (2000, 60, "recovered"), (40, 2000, "guessed")]
+)
 def test_a_field_of_view_that_no_lens_has_is_not_believed(lens):
     fx, fy, expected = lens
     with warnings.catch_warnings():
@@ -312,4 +352,6 @@ def test_what_a_pi3_scene_cannot_be():
     with pytest.raises(ValueError, match="the prediction is of 3 images of 42x28 pixels, but 2"):
         to_scene(prediction, images_of(frames=2))
     with pytest.raises(ValueError, match="the model's camera for 1.jpg is not finite"):
-        to_scene(prediction.replace(camera_poses=prediction.camera_poses.at[:, 1, 0, 0].set(jnp.nan)), images_of())
+        to_scene(
+            prediction.replace(camera_poses=prediction.camera_poses.at[:, 1, 0, 0].set(jnp.nan)), images_of()
+        )

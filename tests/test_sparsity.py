@@ -40,7 +40,9 @@ def test_depth_is_checked():
 
 def test_lists_become_tuples_so_that_a_model_can_be_hashed():
     listed = Sparsity(sparse_ratio=[0.5, 0.25], cdf_threshold=[0.9, 0.8], block=[16, 8], layers=[1, 0, 1])
-    assert listed == Sparsity(sparse_ratio=(0.5, 0.25), cdf_threshold=(0.9, 0.8), block=(16, 8), layers=(0, 1))
+    assert listed == Sparsity(
+        sparse_ratio=(0.5, 0.25), cdf_threshold=(0.9, 0.8), block=(16, 8), layers=(0, 1)
+    )
     assert hash(listed) is not None
 
 
@@ -51,11 +53,15 @@ def test_no_layers_are_not_all_layers():
 
 
 def test_a_partial_block_counts():
-    assert Sparsity(sparse_ratio=0.5).num_kv_blocks(129) == 3 and Sparsity(sparse_ratio=0.5, block=(16, 43)).num_kv_blocks(129) == 3
+    assert (
+        Sparsity(sparse_ratio=0.5).num_kv_blocks(129) == 3
+        and Sparsity(sparse_ratio=0.5, block=(16, 43)).num_kv_blocks(129) == 3
+    )
 
 
 def test_kept_count_truncates_in_double_precision():
-    # 10 · (1 - 0.9) is 0.9999999999999998 in doubles: the released code keeps int(·) = 0 and then raises it to 1.
+    # 10 · (1 - 0.9) is 0.9999999999999998 in doubles: the released code keeps int(·) = 0 and then raises it
+    # to 1.
     assert Sparsity(sparse_ratio=0.9).keep_counts(10, 1) == [0]
     assert Sparsity(sparse_ratio=0.75).keep_counts(1070, 2) == [267, 267]
     assert Sparsity(cdf_threshold=0.9).keep_counts(10, 1) is None

@@ -46,7 +46,9 @@ def test_a_view_warped_into_another_matches_its_colours(scenes, outdoors):
     """Points of the first view, looked up where the second one sees them."""
     scene = scenes[outdoors]
     v, u = np.mgrid[:48, :64]
-    where, seen = (np.asarray(x) for x in tracks(scene, jnp.asarray(np.stack([u, v], -1).reshape(-1, 2), jnp.float32)))
+    where, seen = (
+        np.asarray(x) for x in tracks(scene, jnp.asarray(np.stack([u, v], -1).reshape(-1, 2), jnp.float32))
+    )
     first = np.asarray(scene.images[0]).reshape(-1, 3)
     found = 0
     for view in (0, 1):
@@ -87,7 +89,9 @@ def test_the_same_number_is_the_same_scene_and_splits_differ():
 
 
 def test_views_overlap_those_before_them_and_nothing_is_too_near():
-    score = jax.jit(lambda scene: path._score(scene.world, scene.K, scene.world_from_cam, *scene.depth.shape[1:3]))
+    score = jax.jit(
+        lambda scene: path._score(scene.world, scene.K, scene.world_from_cam, *scene.depth.shape[1:3])
+    )
     scores = [score(sample("train", index, **SIZE)) for index in range(16)]
     assert min(scores) > 0.3  # an overlap of so much, free sight, and not only sky
 
@@ -96,7 +100,9 @@ def test_what_stands_before_the_light_casts_a_shadow(scenes):
     plot = scenes[True].world
     away = plot.centre.at[:, 2].set(-50.0)
     plot = plot.replace(hills=plot.hills.at[:, 0].set(0), light=jnp.array([0.0, 0, 1000]), centre=away)
-    roof = plot.replace(centre=away.at[0].set(jnp.array([0, 0, 6.0])), size=plot.size.at[0].set(jnp.array([1, 1, 0.1])))
+    roof = plot.replace(
+        centre=away.at[0].set(jnp.array([0, 0, 6.0])), size=plot.size.at[0].set(jnp.array([1, 1, 0.1]))
+    )
     target = jnp.array([[0.0, 0, 0], [4, 0, 0]])  # under the roof and beside it
     eye = jnp.array([6.0, 0, 3])
     direction = (target - eye) / jnp.linalg.norm(target - eye, axis=-1, keepdims=True)
@@ -108,14 +114,18 @@ def test_what_stands_before_the_light_casts_a_shadow(scenes):
 
 def test_photographs_differ_in_exposure_white_balance_and_noise_slightly():
     grey = jnp.full((16, 16, 16, 3), 0.2)
-    photos = np.asarray(jax.vmap(lambda key: _develop(key, grey))(jax.random.split(jax.random.key(1), 16)), np.float64)
+    photos = np.asarray(
+        jax.vmap(lambda key: _develop(key, grey))(jax.random.split(jax.random.key(1), 16)), np.float64
+    )
     np.testing.assert_allclose(np.round(photos * 255) / 255, photos, atol=1e-6)
     colour = photos.mean((2, 3))  # [scene, photo, channel]
     brightness = colour.mean(-1)
     tint = colour / brightness[..., None]
     noise_of_scenes = (photos - colour[:, :, None, None]).std((1, 2, 3, 4))
     spread = (brightness.mean(1).std(), brightness.std(1).mean(), tint.std(1).mean(), noise_of_scenes.mean())
-    np.testing.assert_allclose(spread, (0.065, 0.017, 0.015, 0.01), rtol=0.35)  # of 25 %, 6 %, 4 % of the light, and noise
+    np.testing.assert_allclose(
+        spread, (0.065, 0.017, 0.015, 0.01), rtol=0.35
+    )  # of 25 %, 6 %, 4 % of the light, and noise
 
 
 def test_every_pattern_is_another_one():
@@ -149,8 +159,13 @@ def test_rays_meet_shapes_where_their_surface_is(kind):
     found = np.asarray(shapes.KINDS[kind](jnp.moveaxis(origin, -1, 0), jnp.moveaxis(direction, -1, 0)))
     with np.errstate(invalid="ignore"):
         agree = (np.abs(found - expected) < 5e-3) | (np.isinf(found) & np.isinf(expected))
-    assert agree.mean() > 0.98 and np.isfinite(found).sum() > 100  # the march misses what is thinner than a step
-    hit = origin[agree & np.isfinite(found)] + found[agree & np.isfinite(found), None] * direction[agree & np.isfinite(found)]
+    assert (
+        agree.mean() > 0.98 and np.isfinite(found).sum() > 100
+    )  # the march misses what is thinner than a step
+    hit = (
+        origin[agree & np.isfinite(found)]
+        + found[agree & np.isfinite(found), None] * direction[agree & np.isfinite(found)]
+    )
     normal = np.asarray(shapes.normal(jnp.full(len(hit), kind), hit))
     assert (~inside(hit + 1e-2 * normal)).mean() > 0.98 and inside(hit - 1e-2 * normal).mean() > 0.95
 
@@ -167,7 +182,23 @@ def test_noise_is_smooth_and_hashes_are_even():
 def test_a_contact_sheet_is_written(tmp_path, capsys):
     from fastvggt_jax.synthetic.__main__ import main
 
-    assert main([str(tmp_path / "sheet.png"), "--scenes", "2", "--frames", "3", "--size", "48", "64", "--supersampling", "1"]) == 0
+    assert (
+        main(
+            [
+                str(tmp_path / "sheet.png"),
+                "--scenes",
+                "2",
+                "--frames",
+                "3",
+                "--size",
+                "48",
+                "64",
+                "--supersampling",
+                "1",
+            ]
+        )
+        == 0
+    )
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (4 * 64, 2 * 48)
     assert main([str(tmp_path / "sheet.txt")]) == 2

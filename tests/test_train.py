@@ -33,12 +33,17 @@ from fastvggt_jax.train.optimizer import learning_rates, make_optimizer
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
-SMALL = dict(embed_dim=32, encoder_depth=1, encoder_num_heads=1, num_heads=1, camera_num_heads=1, camera_iterations=2)
+SMALL = dict(
+    embed_dim=32, encoder_depth=1, encoder_num_heads=1, num_heads=1, camera_num_heads=1, camera_iterations=2
+)
 SMALL |= dict(img_size=28, dpt_features=16, dpt_level_channels=(8, 8, 8, 8))
 MODEL = VGGT(**{**TINY, **SMALL, "heads": ("camera", "depth")}, dtype=jnp.float32)
 CAMERAS = MODEL.clone(heads=("camera",))  # compiles and runs in a third of the time
 PI3 = Pi3(
-    **{name: SMALL[name] for name in ("img_size", "embed_dim", "encoder_depth", "encoder_num_heads", "num_heads")},
+    **{
+        name: SMALL[name]
+        for name in ("img_size", "embed_dim", "encoder_depth", "encoder_num_heads", "num_heads")
+    },
     **dict(depth=1, head_embed_dim=32, head_depth=1, head_num_heads=1, head_out_dim=32, camera_out_dim=16),
     dtype=jnp.float32,
     remat=True,
@@ -51,10 +56,14 @@ def planes(step: int, shape: Shape) -> Batch:
     """Views of tilted planes, without rendering: noise for images, the same for the same step."""
     rng = np.random.default_rng(step % 2**32)
     B, F, H, W = shape.scenes, shape.frames, shape.height, shape.width
-    pose = np.concatenate([rng.normal(0, 0.3, (B, F, 3)), rng.normal(0, 0.1, (B, F, 3)), np.ones((B, F, 3))], -1)
+    pose = np.concatenate(
+        [rng.normal(0, 0.3, (B, F, 3)), rng.normal(0, 0.1, (B, F, 3)), np.ones((B, F, 3))], -1
+    )
     cam_from_world, K = geometry.decode_pose(pose, H, W)
     slope = rng.normal(0, 0.3, (2, B, F, 1, 1))
-    depth = (2 + slope[0] * np.linspace(-1, 1, W) + slope[1] * np.linspace(-1, 1, H)[:, None])[..., None].astype(np.float32)
+    depth = (2 + slope[0] * np.linspace(-1, 1, W) + slope[1] * np.linspace(-1, 1, H)[:, None])[
+        ..., None
+    ].astype(np.float32)
     points = geometry.unproject_depth(depth, K, cam_from_world)
     truth = normalise(cam_from_world, K, jnp.asarray(depth), points, jnp.ones((B, F, H, W), bool))
     return Batch(images=jnp.asarray(rng.random((B, F, H, W, 3)), jnp.float32), query_points=None, truth=truth)
@@ -67,7 +76,15 @@ def same(step: int, shape: Shape) -> Batch:
 
 def config(**fields) -> TrainConfig:
     """Most runs are of one program, which is compiled once (conftest.py)."""
-    defaults = dict(model=CAMERAS, shapes=(SHAPE,), steps=40, warmup_steps=5, learning_rate=3e-3, weight_decay=0.0, data=same)
+    defaults = dict(
+        model=CAMERAS,
+        shapes=(SHAPE,),
+        steps=40,
+        warmup_steps=5,
+        learning_rate=3e-3,
+        weight_decay=0.0,
+        data=same,
+    )
     defaults |= dict(log_every=1, save_every=4, validate_every=20, validation_scenes=2)
     return TrainConfig(**{**defaults, **fields})
 
@@ -119,9 +136,14 @@ def test_a_batch_is_learnt_by_heart(tmp_path):
     model, params = from_pretrained(tmp_path / "weights.safetensors")
     assert model.config() == MODEL.config()
     batch, exact = same(0, SHAPE), config(model=model.clone(dtype=jnp.float32))
-    error = lambda parts: parts["translation"] + parts["rotation"] + parts["field of view"] + parts["depth error"]
+    error = lambda parts: (
+        parts["translation"] + parts["rotation"] + parts["field of view"] + parts["depth error"]
+    )
     start = training.initial_params(MODEL, 0, 0.1)
-    errors = [error(jax.jit(training.loss_of, static_argnums=0)(exact, p, batch)[1]) for p in (start, params["params"])]
+    errors = [
+        error(jax.jit(training.loss_of, static_argnums=0)(exact, p, batch)[1])
+        for p in (start, params["params"])
+    ]
     assert errors[1] < errors[0] / 100, errors
 
 
@@ -130,11 +152,18 @@ def test_pi3_learns_by_its_own_loss_and_is_read_from_a_weight_file(tmp_path):
     train(pi3, tmp_path / "run", quiet=True)
     first, *_, last = records(tmp_path / "run")
     assert last["loss"] < first["loss"] / 4
-    assert all(last[name] < first[name] for name in ("point error", "normal", "confidence", "rotation", "translation"))
+    assert all(
+        last[name] < first[name]
+        for name in ("point error", "normal", "confidence", "rotation", "translation")
+    )
     weights = str(tmp_path / "run" / "weights.safetensors")
     model, params = from_pretrained(weights)
     assert model.config() == PI3.config()
-    jax.tree.map(np.testing.assert_array_equal, training.first_params(dataclasses.replace(pi3, init=weights)), params["params"])
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        training.first_params(dataclasses.replace(pi3, init=weights)),
+        params["params"],
+    )
     text = str(jax.make_jaxpr(lambda p: training.loss_of(pi3, p, same(0, SHAPE)))(params["params"]))
     assert text.count("remat") >= 5  # the encoder's blocks, the pairs, the three frame decoders
     with pytest.raises(CheckpointError, match="init: .*weights.safetensors holds a Pi3, not a VGGT"):
@@ -149,7 +178,11 @@ def test_what_is_recorded(straight):
     assert [record["step"] for record in records(straight)] == list(range(1, 41))
     assert [record["step"] for record in records(straight, "validation")] == [20, 40]
     assert losses(straight)[-1] < losses(straight)[0] / 3
-    assert {path.name for path in straight.iterdir()} >= {"best.safetensors", "weights.safetensors", "model.json"}
+    assert {path.name for path in straight.iterdir()} >= {
+        "best.safetensors",
+        "weights.safetensors",
+        "model.json",
+    }
     assert list((straight / "tensorboard").glob("events.*"))
 
 
@@ -175,7 +208,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
         return batch.replace(images=batch.images * (jnp.nan if step == 5 else 1))
 
     with pytest.raises(
-        TrainingFailed, match=r"step 6 is not finite; the last good checkpoint is .*last/4; .*lower learning_rate than 0.003"
+        TrainingFailed,
+        match=r"step 6 is not finite; the last good checkpoint is .*last/4; .*lower learning_rate than 0.003",
     ):
         train(config(data=data, log_every=3), tmp_path / "run", quiet=True)
     assert sorted(path.name for path in (tmp_path / "run" / "last").iterdir()) == ["4"]
@@ -189,7 +223,9 @@ def test_a_gradient_that_is_not_finite_is_not_saved_either(tmp_path, monkeypatch
         return total + jnp.sqrt(0 * total), parts
 
     monkeypatch.setattr(training, "loss_of", steep)
-    with pytest.raises(TrainingFailed, match="the loss or gradient of step 1 is not finite; there is no checkpoint before it"):
+    with pytest.raises(
+        TrainingFailed, match="the loss or gradient of step 1 is not finite; there is no checkpoint before it"
+    ):
         train(config(save_every=1), tmp_path / "run", quiet=True)
 
 
@@ -202,7 +238,9 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
 
     folder = tmp_path / "run"
     try:
-        with pytest.raises(TrainingFailed, match=r"could not be written in .*run: .*; the last good checkpoint is .*last/4"):
+        with pytest.raises(
+            TrainingFailed, match=r"could not be written in .*run: .*; the last good checkpoint is .*last/4"
+        ):
             train(config(data=at_step(6, full), validate_every=4), folder, quiet=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -219,8 +257,14 @@ def gradient(model: VGGT, params, batch: Batch):
 
 def test_recomputing_changes_no_gradient():
     params = training.initial_params(CAMERAS, 0, 0.1)
-    kept, again = (gradient(model, params, planes(3, SHAPE)) for model in (CAMERAS, CAMERAS.clone(remat=True)))
-    text = str(jax.make_jaxpr(lambda p: training.loss_of(config(model=CAMERAS.clone(remat=True)), p, planes(3, SHAPE)))(params))
+    kept, again = (
+        gradient(model, params, planes(3, SHAPE)) for model in (CAMERAS, CAMERAS.clone(remat=True))
+    )
+    text = str(
+        jax.make_jaxpr(
+            lambda p: training.loss_of(config(model=CAMERAS.clone(remat=True)), p, planes(3, SHAPE))
+        )(params)
+    )
     assert text.count("remat") >= 2  # the encoder's blocks and the pairs
     for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(a).max()))
@@ -228,7 +272,13 @@ def test_recomputing_changes_no_gradient():
 
 def test_training_goes_on_from_a_weight_file_and_leaves_what_is_frozen(tmp_path, monkeypatch):
     before = training.initial_params(CAMERAS, 5, 0.1)
-    save_params(tmp_path / "start.safetensors", {"params": before}, CAMERAS, source="the official weights", license="CC BY-NC 4.0")
+    save_params(
+        tmp_path / "start.safetensors",
+        {"params": before},
+        CAMERAS,
+        source="the official weights",
+        license="CC BY-NC 4.0",
+    )
     monkeypatch.setitem(checkpoint.BUNDLED, "start", tmp_path / "start.safetensors")  # as mini
     frozen = ("aggregator/patch_embed/*", "camera_head/trunk/*")
     cameras = config(
@@ -246,7 +296,11 @@ def test_training_goes_on_from_a_weight_file_and_leaves_what_is_frozen(tmp_path,
         stays = name.startswith(("aggregator/patch_embed/", "camera_head/trunk/"))
         assert (np.array_equal(old[name], new[name])) == stays or not np.asarray(old[name]).any(), name
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
-    trained = sum(x.size for name, x in old.items() if not name.startswith(("aggregator/patch_embed/", "camera_head/trunk/")))
+    trained = sum(
+        x.size
+        for name, x in old.items()
+        if not name.startswith(("aggregator/patch_embed/", "camera_head/trunk/"))
+    )
     assert sum(x.size for x in moments) == 2 * trained  # none are kept of what is frozen
     written = open_safetensors(tmp_path / "run" / "weights.safetensors")
     metadata = written.metadata()
@@ -259,11 +313,21 @@ def test_a_run_renders_its_own_scenes_of_every_kind_and_validates_on_others(tmp_
 
     def render(split, first, shape, **_):
         rendered.append((split, first, shape))
-        return planes.__wrapped__(-first if split == "validation" else first, shape)  # traced, when shapes are asked for
+        return planes.__wrapped__(
+            -first if split == "validation" else first, shape
+        )  # traced, when shapes are asked for
 
     monkeypatch.setattr(loop, "render", render)
     other = Shape(scenes=1, frames=3, height=28, width=28)
-    run = config(data=None, shapes=(SHAPE, other), steps=6, warmup_steps=1, validate_every=6, validation_scenes=4, first_scene=70)
+    run = config(
+        data=None,
+        shapes=(SHAPE, other),
+        steps=6,
+        warmup_steps=1,
+        validate_every=6,
+        validation_scenes=4,
+        first_scene=70,
+    )
     kinds = [run.shape_of(step) for step in range(6)]
     assert set(kinds) == {SHAPE, other}
     train(run, tmp_path, quiet=True)
@@ -277,7 +341,9 @@ def test_a_run_renders_its_own_scenes_of_every_kind_and_validates_on_others(tmp_
 
 def test_gradients_are_clipped_and_matrices_alone_decay():
     run = config(weight_decay=0.1, clip_norm=0.5)
-    filled = lambda value: jax.tree.map(lambda x: np.full(x.shape, value, np.float32), CAMERAS.abstract_params()["params"])
+    filled = lambda value: jax.tree.map(
+        lambda x: np.full(x.shape, value, np.float32), CAMERAS.abstract_params()["params"]
+    )
     optimizer, ones = make_optimizer(run, filled(1.0)), filled(1.0)
     first_update = jax.jit(lambda gradient: optimizer.update(gradient, optimizer.init(ones), ones))
     updates, _ = first_update(filled(0.0))
@@ -294,14 +360,20 @@ def test_weights_are_averaged_with_a_memory_that_grows():
     for i in range(2):
         state, _ = step(state, planes(0, SHAPE), np.float32(3e-3))
         decay = (1 + i) / (10 + i)
-        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, jax.device_get(state.params))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-7), jax.device_get(state.weights()), average)
+        average = jax.tree.map(
+            lambda a, p, d=decay: d * a + (1 - d) * p, average, jax.device_get(state.params)
+        )
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-7), jax.device_get(state.weights()), average
+    )
 
 
 def test_another_schedule_is_the_same_program():
     """A run that goes on with another length or learning rate need not be compiled anew."""
     mesh, batch = training.make_mesh(), planes(0, SHAPE)
-    lower = lambda c: training.make_step(c, mesh).lower(training.abstract_state(c), batch, np.float32(0)).as_text()
+    lower = lambda c: (
+        training.make_step(c, mesh).lower(training.abstract_state(c), batch, np.float32(0)).as_text()
+    )
     one, other = config(), config(steps=90, learning_rate=1e-5, warmup_steps=3, final_learning_rate=1e-6)
     assert lower(one) == lower(other) != lower(config(weight_decay=0.5))
 
@@ -336,8 +408,12 @@ def test_eight_devices_compute_what_one_does():
         "text = forward.lower(dense.abstract_params(), images).compile().as_text()\n"
         "print(json.dumps([run(1, False), run(8, True), text.count('all-gather')]))"
     )
-    environment = os.environ | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment)
+    environment = os.environ | {
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
     assert not done.returncode, done.stderr
     (one, whole), (spread, share), gathered = json.loads(done.stdout.splitlines()[-1])
     assert (whole, share) == (1, 1 / 8)
@@ -355,7 +431,10 @@ def test_a_rendered_batch_agrees_with_itself():
     np.testing.assert_allclose(points[valid], np.asarray(truth.world_points)[valid], atol=1e-3)
     for b in range(2):  # the queries' points, seen from all views
         u, v = np.asarray(batch.query_points[b], int).T
-        at = np.einsum("fij,qj->fqi", cam_from_world[b, :, :, :3], truth.world_points[b, 0, v, u]) + cam_from_world[b, :, None, :, 3]
+        at = (
+            np.einsum("fij,qj->fqi", cam_from_world[b, :, :, :3], truth.world_points[b, 0, v, u])
+            + cam_from_world[b, :, None, :, 3]
+        )
         pixels = np.einsum("fij,fqj->fqi", K[b], at / at[..., 2:])[..., :2]
         seen = np.asarray(truth.visible[b])
         assert seen[0].any() and seen[1:].any()
@@ -379,7 +458,11 @@ def get_config():
     "text, overrides, sentence",
     [
         (GOOD.format("learning_ratio=1"), [], "learning_ratio"),
-        (GOOD.format(""), ["learning_ratio=1"], "learning_ratio cannot be set; what can: steps, learning_rate"),
+        (
+            GOOD.format(""),
+            ["learning_ratio=1"],
+            "learning_ratio cannot be set; what can: steps, learning_rate",
+        ),
         (GOOD.format(""), ["steps"], "'steps' must be field=value"),
         (GOOD.format(""), ["steps=many"], "steps=many must be a whole number"),
         (GOOD.format(""), ["learning_rate=fast"], "learning_rate=fast must be a number"),
@@ -389,13 +472,21 @@ def get_config():
         (GOOD.format("weights_dtype='int8'"), [], "weights_dtype='int8' must be"),
         (GOOD.format(""), ["steps=0"], "steps=0 must be greater than 0"),
         (GOOD.format("shapes=()"), [], "shapes is empty"),
-        (GOOD.format("frozen=('decoder/*',)"), [], "no parameter is named like 'decoder/.'; names are such as aggregator/"),
+        (
+            GOOD.format("frozen=('decoder/*',)"),
+            [],
+            "no parameter is named like 'decoder/.'; names are such as aggregator/",
+        ),
         (GOOD.format("query_points=3"), [], "query_points=3 does not fit the heads camera:"),
         ("def get_config(: pass", [], "invalid syntax"),
         ("x = 1", [], "has no get_config"),
         ("def get_config(): return {}['x']", [], "wrong.py is no configuration that works: KeyError: 'x'"),
         (GOOD.format(""), ["learning_rate=nan"], "learning_rate=nan must be greater than 0"),
-        (GOOD.format(""), ["first_scene=99999999999"], "first_scene=99999999999 and 40 steps lead beyond the last scene"),
+        (
+            GOOD.format(""),
+            ["first_scene=99999999999"],
+            "first_scene=99999999999 and 40 steps lead beyond the last scene",
+        ),
         (GOOD.format("steps=10.5"), [], "steps=10.5 must be a whole number"),
         (GOOD.format("learning_rate='fast'"), [], "learning_rate='fast' must be a number"),
         (GOOD.format("shard_params=1"), [], "shard_params=1 must be True or False"),
@@ -404,7 +495,11 @@ def get_config():
         (GOOD.format("shapes=SHAPE"), [], r"shapes=Shape\(.*\) must be a tuple of Shape"),
         (GOOD.format("shapes=(Shape(2.0, 2, 28, 28),)"), [], "scenes=2.0 must be a whole number"),
         (GOOD.format("model='vggt'"), [], "model='vggt' must be a VGGT or a Pi3"),
-        (GOOD.format("model=MODEL.clone(sparsity=Sparsity(0.5))"), [], "must be None: block-sparse attention has no gradient"),
+        (
+            GOOD.format("model=MODEL.clone(sparsity=Sparsity(0.5))"),
+            [],
+            "must be None: block-sparse attention has no gradient",
+        ),
     ],
 )
 def test_a_wrong_configuration_gets_a_sentence(tmp_path, text, overrides, sentence):
@@ -412,27 +507,43 @@ def test_a_wrong_configuration_gets_a_sentence(tmp_path, text, overrides, senten
     path.write_text(text)
     arguments = ["train", str(path), "--workdir", str(tmp_path / "run"), "--quiet"]
     done = CliRunner().invoke(app, [*arguments, *(x for override in overrides for x in ("--set", override))])
-    assert done.exit_code == 2 and re.search(sentence, done.stderr) and "Traceback" not in done.stderr, done.stderr
+    assert done.exit_code == 2 and re.search(sentence, done.stderr) and "Traceback" not in done.stderr, (
+        done.stderr
+    )
     assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "run").exists()
 
 
 def test_an_interrupted_command_saves_and_says_so(tmp_path, monkeypatch, capfd):
     path, folder = tmp_path / "interrupted.py", tmp_path / "run"
-    interrupting = GOOD.format("data=at_step(3, lambda: os.kill(os.getpid(), signal.SIGINT)), steps=5, warmup_steps=0")
+    interrupting = GOOD.format(
+        "data=at_step(3, lambda: os.kill(os.getpid(), signal.SIGINT)), steps=5, warmup_steps=0"
+    )
     path.write_text("import os, signal\nfrom tests.test_train import at_step\n" + interrupting)
     command = ["train", str(path), "--workdir", str(folder)]
     done = CliRunner().invoke(app, [*command, "--minutes", "0"])
-    assert done.exit_code == 2 and "--minutes must be greater than 0, not 0" in done.stderr and not folder.exists()
+    assert (
+        done.exit_code == 2
+        and "--minutes must be greater than 0, not 0" in done.stderr
+        and not folder.exists()
+    )
     real = loop.compiled
     monkeypatch.setattr(loop, "compiled", lambda *args: os.kill(os.getpid(), signal.SIGINT) or real(*args))
     done = CliRunner().invoke(app, command)
-    assert done.exit_code == 130 and "stopped before the first step" in done.stdout and not (folder / "weights.safetensors").exists()
+    assert (
+        done.exit_code == 130
+        and "stopped before the first step" in done.stdout
+        and not (folder / "weights.safetensors").exists()
+    )
     assert "interrupted: ends after this step" in capfd.readouterr().err
     monkeypatch.setattr(loop, "compiled", real)
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 130 and "stopped after 4 of 5 steps" in done.stdout
     done = CliRunner().invoke(app, [*command, "--set", f"init={folder / 'weights.safetensors'}"])
-    assert not done.exit_code and "stopped after 5 of 5" in done.stdout and "init is not read again" in done.stdout
+    assert (
+        not done.exit_code
+        and "stopped after 5 of 5" in done.stdout
+        and "init is not read again" in done.stdout
+    )
 
 
 def test_a_folder_of_another_model_or_of_something_else_is_refused(straight, tmp_path):
@@ -448,9 +559,17 @@ def test_a_folder_of_another_model_or_of_something_else_is_refused(straight, tmp
     (tmp_path / "theirs" / "model.json").write_text("{}")
     with pytest.raises(CheckpointError, match="a model.json that no training run has written"):
         train(config(), tmp_path / "theirs", quiet=True)
-    with pytest.raises(CheckpointError, match=r"weights.safetensors holds another model: embed_dim=32 \(here 64\)"):
-        train(dataclasses.replace(wide, init=str(straight / "weights.safetensors")), tmp_path / "new", quiet=True)
-    with pytest.raises(CheckpointError, match=r"last/40 does not fit this configuration: was it .* ema_decay or frozen\?$"):
+    with pytest.raises(
+        CheckpointError, match=r"weights.safetensors holds another model: embed_dim=32 \(here 64\)"
+    ):
+        train(
+            dataclasses.replace(wide, init=str(straight / "weights.safetensors")),
+            tmp_path / "new",
+            quiet=True,
+        )
+    with pytest.raises(
+        CheckpointError, match=r"last/40 does not fit this configuration: was it .* ema_decay or frozen\?$"
+    ):
         train(config(ema_decay=None, steps=80), straight, quiet=True)
 
 
@@ -460,5 +579,9 @@ def test_every_step_has_its_own_scenes_and_its_kind_of_batch():
     drawn = [mixed.shape_of(step) for step in range(2000)]
     assert abs(drawn.count(kinds[0]) / 2000 - 0.75) < 0.03
     assert drawn == [config(shapes=kinds).shape_of(step) for step in range(2000)]
-    used = [scene for step in range(50) for scene in range(mixed.first_scene_of(step), mixed.first_scene_of(step) + drawn[step].scenes)]
+    used = [
+        scene
+        for step in range(50)
+        for scene in range(mixed.first_scene_of(step), mixed.first_scene_of(step) + drawn[step].scenes)
+    ]
     assert len(set(used)) == len(used) and min(used) == 1000

@@ -9,11 +9,18 @@ from pallas_kernels import TuningConfig, autotune, tuning
 H100 = "NVIDIA H100 80GB HBM3"
 
 
-@pytest.mark.parametrize("name", [path.name for path in (tuning.resources.files("pallas_kernels") / "tuned").iterdir()])
+@pytest.mark.parametrize(
+    "name", [path.name for path in (tuning.resources.files("pallas_kernels") / "tuned").iterdir()]
+)
 def test_tuned_configs_can_run(name):
     content = json.loads((tuning.resources.files("pallas_kernels") / "tuned" / name).read_text())
     assert name == tuning.tuned_file(content["setting"]["device"])
-    known = {tuning.key(h, (q, k)): (h, (q, k)) for h in (64, 128) for q in range(64, 513, 64) for k in range(8, 257, 8)}
+    known = {
+        tuning.key(h, (q, k)): (h, (q, k))
+        for h in (64, 128)
+        for q in range(64, 513, 64)
+        for k in range(8, 257, 8)
+    }
     for key, config in content["configs"].items():
         head_dim, block = known[key]
         assert TuningConfig(*config) in tuning.search_space(head_dim, block)
@@ -36,7 +43,9 @@ def test_a_config_that_does_not_fit_says_why():
     assert TuningConfig(2, 192, 3).why_not(64, (128, 64)) is None
 
 
-@pytest.mark.parametrize("block", [(128, 64), (192, 64), (64, 64), (256, 64), (128, 128), (128, 32), (128, 192), (384, 128)])
+@pytest.mark.parametrize(
+    "block", [(128, 64), (192, 64), (64, 64), (256, 64), (128, 128), (128, 32), (128, 192), (384, 128)]
+)
 def test_the_heuristic_is_in_the_search_space(block):
     assert tuning.heuristic(64, block) in tuning.search_space(64, block)
 
@@ -45,11 +54,16 @@ def test_autotune_adds_to_its_file(tmp_path):
     path = tmp_path / "tuned" / "gpu.json"
     autotune.write(path, {"device": "a"}, {"x": [2, 128, 2]})
     autotune.write(path, {"device": "b"}, {"y": [2, 192, 2], "x": [3, 128, 2]})
-    assert json.loads(path.read_text()) == {"setting": {"device": "b"}, "configs": {"x": [3, 128, 2], "y": [2, 192, 2]}}
+    assert json.loads(path.read_text()) == {
+        "setting": {"device": "b"},
+        "configs": {"x": [3, 128, 2], "y": [2, 192, 2]},
+    }
     assert [p.name for p in path.parent.iterdir()] == ["gpu.json"]
 
 
-@pytest.mark.parametrize("arguments, message", [(["--block", "128x300"], "no config fits"), ([], "needs a Hopper GPU")])
+@pytest.mark.parametrize(
+    "arguments, message", [(["--block", "128x300"], "no config fits"), ([], "needs a Hopper GPU")]
+)
 def test_autotune_refuses_in_one_sentence(arguments, message, capsys, monkeypatch):
     class Other:
         platform, device_kind = "cpu", "cpu"

@@ -26,4 +26,6 @@ TINY = dict(
 def write_random_checkpoint(path: Path, seed: int = 0, **fields: Any) -> None:
     """Write a native weight file of a VGGT of the numbers TINY, changed by `fields`."""
     model = VGGT(**{**TINY, **fields})
-    save_params(path, random_params(model, seed), model, source=f"random numbers, seed {seed}", license="none needed")
+    save_params(
+        path, random_params(model, seed), model, source=f"random numbers, seed {seed}", license="none needed"
+    )

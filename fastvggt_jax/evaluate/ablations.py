@@ -1,4 +1,6 @@
-"""The paper's ablations (arXiv 2509.07120 §4 and appendix) as a list of configurations, and its baseline of random blocks."""
+"""The paper's ablations (arXiv 2509.07120 §4 and appendix) as a list of configurations, and its baseline of
+random blocks.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,15 @@ import jax.numpy as jnp
 from fastvggt_jax.sparsity import Sparsity
 from pallas_kernels import BlockMask
 
-POINTS = ((0.1, 0.97), (0.6, 0.93), (0.5, 0.9), (0.5, 0.8), (0.5, 0.7), (0.6, 0.4), (0.8, 0.4))  # (ρ, τ) that the authors print
+POINTS = (
+    (0.1, 0.97),
+    (0.6, 0.93),
+    (0.5, 0.9),
+    (0.5, 0.8),
+    (0.5, 0.7),
+    (0.6, 0.4),
+    (0.8, 0.4),
+)  # (ρ, τ) that the authors print
 THREE = ((0.5, 0.9), (0.5, 0.7), (0.8, 0.4))  # a low, a middle and a high one of them
 RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9)
 THRESHOLDS = (0.97, 0.9, 0.7, 0.5, 0.3)
@@ -38,8 +48,9 @@ class Configuration:
 class RandomBlocks(Sparsity):
     """The baseline that must lose: every row keeps as many patch blocks as the method would, but any of them.
 
-    Special queries and keys are treated as in the method, so of the same queries and keys the density is the same, row by row. The draw
-    follows from the queries to the last bit: each layer and batch has another one, and so has another device.
+    Special queries and keys are treated as in the method, so of the same queries and keys the density is the
+    same, row by row. The draw follows from the queries to the last bit: each layer and batch has another one,
+    and so has another device.
     """
 
     def block_mask(self, q: jax.Array, k: jax.Array, **how) -> BlockMask:
@@ -48,16 +59,23 @@ class RandomBlocks(Sparsity):
         patches = self.num_kv_blocks(k.shape[1])
         kept = mask.to_dense()  # [B, N, Tb, Sb]
         shuffled = jax.random.permutation(key, kept[..., :patches], -1, independent=True)
-        return BlockMask.from_dense(jnp.concatenate([shuffled, kept[..., patches:]], -1), mask.q_len, mask.kv_runs, mask.block)
+        return BlockMask.from_dense(
+            jnp.concatenate([shuffled, kept[..., patches:]], -1), mask.q_len, mask.kv_runs, mask.block
+        )
 
 
-def ablations(depth: int, block: tuple[int, int], patches: int, only: Collection[str] | None = None) -> list[Configuration]:
-    """All of them for a model of `depth` global layers on so many patches in all views, or those of some families; dense is the first.
+def ablations(
+    depth: int, block: tuple[int, int], patches: int, only: Collection[str] | None = None
+) -> list[Configuration]:
+    """All of them for a model of `depth` global layers on so many patches in all views, or those of some
+    families; dense is the first.
 
-    Special keys as released are the same function where the patches fill whole blocks of keys, and are left out there unless asked for.
-    ValueError for a family that there is not.
+    Special keys as released are the same function where the patches fill whole blocks of keys, and are left
+    out there unless asked for. ValueError for a family that there is not.
     """
-    both = lambda points, kind=Sparsity, **fields: [kind(ratio, threshold, block, **fields) for ratio, threshold in points]
+    both = lambda points, kind=Sparsity, **fields: [
+        kind(ratio, threshold, block, **fields) for ratio, threshold in points
+    ]
     families = {
         DENSE: [None],
         "ρ and τ": both(POINTS),
@@ -68,21 +86,32 @@ def ablations(depth: int, block: tuple[int, int], patches: int, only: Collection
         "Hilbert order": both(THREE, order="hilbert"),
         "max pooling": both(THREE, pool="max"),
     }
-    found = [Configuration(family, describe(sparsity), sparsity) for family, members in families.items() for sparsity in members]
+    found = [
+        Configuration(family, describe(sparsity), sparsity)
+        for family, members in families.items()
+        for sparsity in members
+    ]
     for where, layers in some_layers(depth).items():
-        found.append(Configuration(f"{where} layers", f"ρ 1 in {_span(layers)}", Sparsity(1.0, None, block, layers=layers)))
+        found.append(
+            Configuration(
+                f"{where} layers", f"ρ 1 in {_span(layers)}", Sparsity(1.0, None, block, layers=layers)
+            )
+        )
     known = dict.fromkeys(configuration.family for configuration in found)
     unknown = [family for family in only or () if family not in known]
     if unknown:
         raise ValueError(f"there is no family of ablations {unknown[0]!r}; there are {', '.join(known)}")
-    chosen = (DENSE, *only) if only else [family for family in known if family != RELEASED or patches % block[1]]
+    chosen = (
+        (DENSE, *only) if only else [family for family in known if family != RELEASED or patches % block[1]]
+    )
     return [configuration for configuration in found if configuration.family in chosen]
 
 
 def some_layers(depth: int) -> dict[str, tuple[int, ...]]:
     """The first, middle and last sixth of the global layers, at least one each.
 
-    With ρ = 1 a query block there keeps its best key block and the special keys: as much as the method can drop.
+    With ρ = 1 a query block there keeps its best key block and the special keys: as much as the method can
+    drop.
     """
     count = max(1, round(depth * DROPPED_SHARE))
     starts = {"first": 0, "middle": (depth - count) // 2, "last": depth - count}
@@ -97,7 +126,9 @@ def parse(text: str, block: tuple[int, int]) -> Configuration:
         values = [float(part) if part.strip() else None for part in text.split(",")]
         ratio, threshold = (*values, None)[:2] if len(values) < 3 else values
     except ValueError:
-        raise ValueError(f"--sparsity must be dense, or ρ, τ or both such as 0.5,0.7 or 0.5 or ,0.7; not {text!r}") from None
+        raise ValueError(
+            f"--sparsity must be dense, or ρ, τ or both such as 0.5,0.7 or 0.5 or ,0.7; not {text!r}"
+        ) from None
     sparsity = Sparsity(ratio, threshold, block)
     family = "ρ alone" if threshold is None else "τ alone" if ratio is None else "ρ and τ"
     return Configuration(family, describe(sparsity), sparsity)

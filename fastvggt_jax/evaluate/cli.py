@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from fastvggt_jax import __version__
 from fastvggt_jax.options import CacheDir, Json, Overwrite, Quiet, use_compilation_cache
@@ -19,12 +26,19 @@ if TYPE_CHECKING:
     from fastvggt_jax.evaluate.ablations import Configuration
     from fastvggt_jax.evaluate.synthetic import Scenes
 
-app = typer.Typer(help="How good a model is: on rendered scenes with their truth, and on a real stereo pair.", no_args_is_help=True)
+app = typer.Typer(
+    help="How good a model is: on rendered scenes with their truth, and on a real stereo pair.",
+    no_args_is_help=True,
+)
 
-Model = Annotated[str, typer.Option(help="A converted weight file (.safetensors), or mini, the bundled model.")]
+Model = Annotated[
+    str, typer.Option(help="A converted weight file (.safetensors), or mini, the bundled model.")
+]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
-    typer.Option(help="Of the backbone's matrix products; auto: bfloat16, but float32 on a CPU. float32 is that, not TF32."),
+    typer.Option(
+        help="Of the backbone's matrix products; auto: bfloat16, but float32 on a CPU. float32 is that, not TF32."
+    ),
 ]
 Block = Annotated[str, typer.Option(help="Queries and keys of a block of block-sparse attention.")]
 
@@ -50,7 +64,9 @@ COLUMNS = {  # of the table: name in a summary -> (heading, format)
 @app.command()
 def synthetic(
     model: Model,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for evaluation.json and quality.png.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for evaluation.json and quality.png.")
+    ] = None,
     scenes: Annotated[int, typer.Option(help="How many scenes of the test split.")] = 200,
     first: Annotated[int, typer.Option(help="Number of the first one.")] = 0,
     views: Annotated[int, typer.Option(help="Views of a scene.")] = 8,
@@ -58,18 +74,26 @@ def synthetic(
     batch: Annotated[int, typer.Option(help="Scenes at a time, at most.")] = 8,
     sparsity: Annotated[
         list[str] | None,
-        typer.Option(help="dense, or ρ and τ as 0.5,0.7, or one of them as 0.5 or ,0.7; may be given several times. Default: dense."),
+        typer.Option(
+            help="dense, or ρ and τ as 0.5,0.7, or one of them as 0.5 or ,0.7; may be given several times. Default: dense."
+        ),
     ] = None,
     ablations: Annotated[
-        bool, typer.Option("--ablations", help="All of the method's ablations and its baseline of random blocks.")
+        bool,
+        typer.Option("--ablations", help="All of the method's ablations and its baseline of random blocks."),
     ] = False,
     family: Annotated[
         list[str] | None,
-        typer.Option(help="Of the ablations these only, such as 'random blocks'; may be given several times."),
+        typer.Option(
+            help="Of the ablations these only, such as 'random blocks'; may be given several times."
+        ),
     ] = None,
     block: Block = "128,64",
     dtype: Dtype = "auto",
-    plot: Annotated[bool | None, typer.Option("--plot/--no-plot", help="Write quality.png. Default: if matplotlib is installed.")] = None,
+    plot: Annotated[
+        bool | None,
+        typer.Option("--plot/--no-plot", help="Write quality.png. Default: if matplotlib is installed."),
+    ] = None,
     overwrite: Overwrite = False,
     cache_dir: CacheDir = None,
     quiet: Quiet = False,
@@ -79,7 +103,9 @@ def synthetic(
 
     Interrupted (Ctrl-C), it reports the scenes up to there.
     """
-    with one_sentence(output or Path(), as_json, smaller="take fewer --views, a smaller --size or a smaller --batch"):
+    with one_sentence(
+        output or Path(), as_json, smaller="take fewer --views, a smaller --size or a smaller --batch"
+    ):
         from fastvggt_jax.evaluate import ablations as configurations
         from fastvggt_jax.evaluate.plot import require_matplotlib, write_plot
         from fastvggt_jax.evaluate.synthetic import DEFINITIONS, Scenes
@@ -96,11 +122,16 @@ def synthetic(
         use_compilation_cache(cache_dir)
         net, params = _load(model, dtype)
         if size < net.patch_size or size % net.patch_size:
-            raise ValueError(f"--size must be a positive multiple of the model's patches of {net.patch_size} pixels, not {size}")
+            raise ValueError(
+                f"--size must be a positive multiple of the model's patches of {net.patch_size} pixels, not {size}"
+            )
         blocks = _block(block)
         patches = views * (size // net.patch_size) ** 2
         runs = configurations.ablations(net.depth, blocks, patches, family) if ablations or family else []
-        runs += [configurations.parse(text, blocks) for text in sparsity or ([] if runs else [configurations.DENSE])]
+        runs += [
+            configurations.parse(text, blocks)
+            for text in sparsity or ([] if runs else [configurations.DENSE])
+        ]
         runs = list({run.label: run for run in runs}.values())
         rows = _measure(net, params, runs, chosen, silent=quiet or as_json)
         measured = len(rows[0]["scenes"]["AUC@30"])
@@ -108,7 +139,14 @@ def synthetic(
             "format": "fastvggt_jax evaluation",
             "version": __version__,
             "model": _describe(model, net),
-            "scenes": {"split": "test", "first": first, "count": measured, "views": views, "size": size, "batch": chosen.batch},
+            "scenes": {
+                "split": "test",
+                "first": first,
+                "count": measured,
+                "views": views,
+                "size": size,
+                "batch": chosen.batch,
+            },
             "block": list(blocks),
             "device": _device(),
             "definitions": DEFINITIONS,
@@ -116,9 +154,16 @@ def synthetic(
         }
         if output is not None:
             with output_folder(output, overwrite=overwrite, ours=OURS) as folder:
-                write_file(folder / "evaluation.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
+                write_file(
+                    folder / "evaluation.json",
+                    json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode(),
+                )
                 if plot:
-                    write_plot(rows, f"{Path(model).stem}: {measured} scenes of {views} views, {size}×{size}", folder / "quality.png")
+                    write_plot(
+                        rows,
+                        f"{Path(model).stem}: {measured} scenes of {views} views, {size}×{size}",
+                        folder / "quality.png",
+                    )
     if as_json:
         typer.echo(json.dumps(report))
     elif not quiet:
@@ -133,13 +178,17 @@ def synthetic(
 def stereo(
     model: Model,
     size: Annotated[int | None, typer.Option(help="As for `fastvggt reconstruct`.")] = None,
-    sparsity: Annotated[str, typer.Option(help="dense, or ρ and τ as 0.5,0.7, or one of them as 0.5 or ,0.7.")] = "dense",
+    sparsity: Annotated[
+        str, typer.Option(help="dense, or ρ and τ as 0.5,0.7, or one of them as 0.5 or ,0.7.")
+    ] = "dense",
     block: Block = "128,64",
     dtype: Dtype = "auto",
     cache_dir: CacheDir = None,
     as_json: Json = False,
 ) -> None:
-    """Depth of a real photograph, a Middlebury stereo pair's left one: does it order the pixels as the measured disparity does?"""
+    """Depth of a real photograph, a Middlebury stereo pair's left one: does it order the pixels as the
+    measured disparity does?
+    """
     with one_sentence(Path(), as_json, smaller="take a smaller --size"):
         from fastvggt_jax.evaluate.ablations import parse
         from fastvggt_jax.evaluate.stereo import evaluate_pair, motorcycle
@@ -195,11 +244,15 @@ def _load(path: str, dtype: str) -> tuple[Any, Any]:
     heads = ("camera", "depth") if isinstance(read_model(path), VGGT) else None
     model, params = from_pretrained(path, heads=heads)
     if dtype == "float32" and jax.default_backend() == "gpu":
-        jax.config.update("jax_default_matmul_precision", "highest")  # and not TF32, whose errors would be measured too
+        jax.config.update(
+            "jax_default_matmul_precision", "highest"
+        )  # and not TF32, whose errors would be measured too
     return model.clone(dtype=compute_dtype(dtype)), params
 
 
-def _measure(net: Any, params: Any, runs: list[Configuration], scenes: Scenes, *, silent: bool) -> list[dict[str, Any]]:
+def _measure(
+    net: Any, params: Any, runs: list[Configuration], scenes: Scenes, *, silent: bool
+) -> list[dict[str, Any]]:
     import jax
     import jax.numpy as jnp
 
@@ -207,13 +260,22 @@ def _measure(net: Any, params: Any, runs: list[Configuration], scenes: Scenes, *
     from pallas_kernels import has_hopper
 
     predictors = {run.label: predictor(net.clone(sparsity=run.sparsity), params) for run in runs}
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True, quiet=silent), disable=silent) as progress:
         task = progress.add_task("evaluate", total=len(runs) * scenes.count // scenes.batch)
         kernels = has_hopper() and jnp.dtype(net.dtype) != jnp.float32
         together = jax.default_backend() == "gpu" and not kernels  # where compiling takes longer than running
         results = evaluate(predictors, scenes, lambda: progress.advance(task), together=together)
-    return [{"label": run.label, "family": run.family, "name": run.name} | results[run.label].report() for run in runs]
+    return [
+        {"label": run.label, "family": run.family, "name": run.name} | results[run.label].report()
+        for run in runs
+    ]
 
 
 def _describe(path: str, net: Any) -> dict[str, Any]:

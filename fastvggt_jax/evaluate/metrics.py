@@ -1,7 +1,8 @@
-"""Metrics as the field defines them, in numpy, scipy (which JAX brings along) and float64. Each names where its definition comes from.
+"""Metrics as the field defines them, in numpy, scipy (which JAX brings along) and float64. Each names where
+its definition comes from.
 
-Cameras: `cam_from_world` [F, 3, 4], OpenCV axes. No metric depends on the world that cameras and points are given in: predictions are
-compared by what is relative between views, or after alignment.
+Cameras: `cam_from_world` [F, 3, 4], OpenCV axes. No metric depends on the world that cameras and points are
+given in: predictions are compared by what is relative between views, or after alignment.
 """
 
 from __future__ import annotations
@@ -17,13 +18,19 @@ NEIGHBOURS = 30  # that a normal is fitted to, as Open3D's default
 
 
 def pair_errors(cam_from_world: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Errors of the relative poses cam_i_from_cam_j of all pairs of views i < j, in degrees: f64[F·(F-1)/2] twice.
+    """Errors of the relative poses cam_i_from_cam_j of all pairs of views i < j, in degrees: f64[F·(F-1)/2]
+    twice.
 
-    The first is the angle of the rotation between the two rotations, the second the angle between the two translations, up to sign: at most
-    90°, which it also is where one of them is zero (VGGT's evaluation/test_co3d.py, after PoseDiffusion, arXiv 2306.15667 §4).
+    The first is the angle of the rotation between the two rotations, the second the angle between the two
+    translations, up to sign: at most 90°, which it also is where one of them is zero (VGGT's
+    evaluation/test_co3d.py, after PoseDiffusion, arXiv 2306.15667 §4).
     """
-    (R, t), (R_true, t_true) = (_relative_poses(np.asarray(poses, np.float64)) for poses in (cam_from_world, truth))
-    chord = np.linalg.norm(R - R_true, axis=(-2, -1)) / 8**0.5  # sin(angle / 2); an arccos of the trace would lose small angles
+    (R, t), (R_true, t_true) = (
+        _relative_poses(np.asarray(poses, np.float64)) for poses in (cam_from_world, truth)
+    )
+    chord = (
+        np.linalg.norm(R - R_true, axis=(-2, -1)) / 8**0.5
+    )  # sin(angle / 2); an arccos of the trace would lose small angles
     rotation = 2 * np.arcsin(np.minimum(chord, 1))
     across, along = np.linalg.norm(np.cross(t, t_true), axis=-1), np.abs((t * t_true).sum(-1))
     translation = np.where((across == 0) & (along == 0), np.pi / 2, np.arctan2(across, along))
@@ -31,7 +38,9 @@ def pair_errors(cam_from_world: np.ndarray, truth: np.ndarray) -> tuple[np.ndarr
 
 
 def baselines(cam_from_world: np.ndarray) -> np.ndarray:
-    """Distances between the cameras of all pairs of views i < j, in the order of `pair_errors`: f64[F·(F-1)/2]."""
+    """Distances between the cameras of all pairs of views i < j, in the order of `pair_errors`:
+    f64[F·(F-1)/2].
+    """
     return np.linalg.norm(_relative_poses(np.asarray(cam_from_world, np.float64))[1], axis=-1)
 
 
@@ -47,7 +56,8 @@ def accuracy_at(errors: np.ndarray, threshold: float) -> float:
 
 
 def auc(rotation: np.ndarray, translation: np.ndarray, threshold: int) -> float:
-    """AUC@threshold in percent, of the larger of a pair's two errors: the mean of the accuracies at 1°, 2°, … threshold°.
+    """AUC@threshold in percent, of the larger of a pair's two errors: the mean of the accuracies at 1°, 2°, …
+    threshold°.
 
     As VGGT computes it, from a histogram with a bin a degree.
     """
@@ -68,18 +78,24 @@ class Similarity:
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """[..., 3] -> f64[..., 3]."""
-        return self.scale * np.einsum("...j,ij->...i", np.asarray(points, np.float64), self.rotation) + self.translation
+        return (
+            self.scale * np.einsum("...j,ij->...i", np.asarray(points, np.float64), self.rotation)
+            + self.translation
+        )
 
 
 def align(points: np.ndarray, truth: np.ndarray) -> Similarity:
-    """The similarity that brings points [M, 3] nearest to the truth's, in the sense of least squares; never a reflection.
+    """The similarity that brings points [M, 3] nearest to the truth's, in the sense of least squares; never a
+    reflection.
 
-    Umeyama 1991, "Least-squares estimation of transformation parameters between two point patterns". Points that all coincide keep scale 1.
+    Umeyama 1991, "Least-squares estimation of transformation parameters between two point patterns". Points
+    that all coincide keep scale 1.
     """
     points, truth = np.asarray(points, np.float64), np.asarray(truth, np.float64)
     mean, mean_true = points.mean(0), truth.mean(0)
     centred = points - mean
-    # einsum and not @: scenes are measured in threads, and BLAS would start threads of its own in each of them.
+    # einsum and not @: scenes are measured in threads, and BLAS would start threads of its own in each of
+    # them.
     U, S, Vt = np.linalg.svd(np.einsum("mi,mj->ij", truth - mean_true, centred))
     sign = np.array([1, 1, np.sign(np.linalg.det(U) * np.linalg.det(Vt))])
     rotation = U * sign @ Vt
@@ -89,7 +105,9 @@ def align(points: np.ndarray, truth: np.ndarray) -> Similarity:
 
 
 def ate(cam_from_world: np.ndarray, truth: np.ndarray) -> float:
-    """Absolute trajectory error: the root mean square distance between camera centres after `align`, in the truth's unit."""
+    """Absolute trajectory error: the root mean square distance between camera centres after `align`, in the
+    truth's unit.
+    """
     centres, centres_true = _centres(cam_from_world), _centres(truth)
     return float(np.sqrt(np.square(align(centres, centres_true)(centres) - centres_true).sum(-1).mean()))
 
@@ -105,7 +123,8 @@ def _centres(cam_from_world: np.ndarray) -> np.ndarray:
 def depth_scale(depth: np.ndarray, truth: np.ndarray) -> float:
     """The s that makes Σ |s · depth - truth| smallest: [M] and [M] > 0, in one unit each.
 
-    The scale-only alignment of MonST3R's, CUT3R's and π³'s evaluation, which iterate towards it; a weighted median hits it exactly.
+    The scale-only alignment of MonST3R's, CUT3R's and π³'s evaluation, which iterate towards it; a weighted
+    median hits it exactly.
     """
     depth, truth = np.asarray(depth, np.float64), np.asarray(truth, np.float64)
     some = depth != 0
@@ -121,7 +140,9 @@ def abs_rel(depth: np.ndarray, truth: np.ndarray) -> float:
 
 
 def delta(depth: np.ndarray, truth: np.ndarray, limit: float = 1.25) -> float:
-    """How many of the depths are wrong by a factor below `limit`, in percent: max(depth / truth, truth / depth) < limit."""
+    """How many of the depths are wrong by a factor below `limit`, in percent: max(depth / truth, truth /
+    depth) < limit.
+    """
     return 100 * float(np.mean((depth * limit > truth) & (depth < truth * limit)))
 
 
@@ -149,9 +170,10 @@ class Surface:
 def surface_errors(surface: Surface, truth: Surface, queries: slice = slice(None)) -> dict[str, float]:
     """How far two surfaces in one unit, already aligned, are apart.
 
-    "accuracy": the mean distance from a point to the nearest true one; "completeness": from a true point to the nearest of ours (the two of
-    DTU); "Chamfer": their mean; "normal consistency": the mean |cosine| between the normals at both ends, over both directions. So in the
-    evaluations of Spann3R, CUT3R and π³ on 7-Scenes and DTU, but for a refinement by ICP.
+    "accuracy": the mean distance from a point to the nearest true one; "completeness": from a true point to
+    the nearest of ours (the two of DTU); "Chamfer": their mean; "normal consistency": the mean |cosine|
+    between the normals at both ends, over both directions. So in the evaluations of Spann3R, CUT3R and π³ on
+    7-Scenes and DTU, but for a refinement by ICP.
 
     queries: which points of each are looked up in the other.
     """

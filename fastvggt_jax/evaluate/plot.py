@@ -24,9 +24,11 @@ def require_matplotlib() -> None:
 
 
 def write_plot(rows: Sequence[Mapping], title: str, path: str | os.PathLike) -> None:
-    """Writes a PNG with a panel for each of PANELS and a line for each family; dense, where it was run, is a horizontal one.
+    """Writes a PNG with a panel for each of PANELS and a line for each family; dense, where it was run, is a
+    horizontal one.
 
-    rows: with "family" and "summary", as in evaluation.json. Raises ModuleNotFoundError without matplotlib, OSError if writing fails.
+    rows: with "family" and "summary", as in evaluation.json. Raises ModuleNotFoundError without matplotlib,
+      OSError if writing fails.
     """
     require_matplotlib()
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
@@ -42,7 +44,12 @@ def write_plot(rows: Sequence[Mapping], title: str, path: str | os.PathLike) -> 
                 continue
             members = sorted(members, key=lambda summary: summary["effective sparsity"])
             style = dict(color=f"C{number % 10}", marker="osDv^<>Px*"[number % 10], markersize=5)
-            axes.plot([100 * m["effective sparsity"] for m in members], [m[metric] for m in members], label=family, **style)
+            axes.plot(
+                [100 * m["effective sparsity"] for m in members],
+                [m[metric] for m in members],
+                label=family,
+                **style,
+            )
         axes.set(xlabel="effective sparsity, %", ylabel=label, xlim=(0, None))
         axes.grid(alpha=0.3)
     figure.suptitle(title)

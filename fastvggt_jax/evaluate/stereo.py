@@ -1,4 +1,5 @@
-"""A real stereo pair with measured depth: the motorcycle of Middlebury 2014, which scikit-image ships. Needs the extra `evaluate`.
+"""A real stereo pair with measured depth: the motorcycle of Middlebury 2014, which scikit-image ships. Needs
+the extra `evaluate`.
 
 D. Scharstein et al., "High-resolution stereo datasets with subpixel-accurate ground truth", GCPR 2014.
 """
@@ -21,18 +22,24 @@ from fastvggt_jax.images import load_images
 
 
 def motorcycle() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The left and the right photograph, u8[500, 741, 3], and the left one's disparity in pixels f32[500, 741], inf where unknown."""
+    """The left and the right photograph, u8[500, 741, 3], and the left one's disparity in pixels f32[500,
+    741], inf where unknown.
+    """
     if importlib.util.find_spec("skimage") is None:
-        raise ModuleNotFoundError("the stereo pair comes with scikit-image: pip install 'fastvggt_jax[evaluate]'")
+        raise ModuleNotFoundError(
+            "the stereo pair comes with scikit-image: pip install 'fastvggt_jax[evaluate]'"
+        )
     import skimage.data
 
     return skimage.data.stereo_motorcycle()
 
 
 def rank_correlation(depth: np.ndarray, disparity: np.ndarray) -> tuple[float, int]:
-    """Spearman's ρ between 1 / depth and the disparity over the pixels [H, W] where both are known, and how many these are.
+    """Spearman's ρ between 1 / depth and the disparity over the pixels [H, W] where both are known, and how
+    many these are.
 
-    It is 1 for every depth that orders the pixels as they are: neither the unit nor an offset of the disparity counts.
+    It is 1 for every depth that orders the pixels as they are: neither the unit nor an offset of the
+      disparity counts.
     """
     known = np.isfinite(disparity) & (disparity > 0) & np.isfinite(depth) & (depth > 0)
     if known.sum() < 2:
@@ -41,9 +48,16 @@ def rank_correlation(depth: np.ndarray, disparity: np.ndarray) -> tuple[float, i
 
 
 def evaluate_pair(
-    model: nn.Module, params: Mapping, left: np.ndarray, right: np.ndarray, disparity: np.ndarray, size: int | None = None
+    model: nn.Module,
+    params: Mapping,
+    left: np.ndarray,
+    right: np.ndarray,
+    disparity: np.ndarray,
+    size: int | None = None,
 ) -> dict:
-    """A pair as the model sizes photographs (`load_images`), the left one first, measured in the left one's own pixels."""
+    """A pair as the model sizes photographs (`load_images`), the left one first, measured in the left one's
+    own pixels.
+    """
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("left.png", "right.png")]
         for file, pixels in zip(files, (left, right), strict=True):

@@ -23,7 +23,9 @@ CONVENTIONS = {
 def write_cameras(scene: Scene, path: str | os.PathLike) -> None:
     """Write K, world_from_cam, name, size and model transform of every photograph as JSON. Raises OSError."""
     images = []
-    for i, (name, t, pose) in enumerate(zip(scene.names, scene.transforms, scene.world_from_cam, strict=True)):
+    for i, (name, t, pose) in enumerate(
+        zip(scene.names, scene.transforms, scene.world_from_cam, strict=True)
+    ):
         model = {
             "width": t.model_width,
             "height": t.model_height,
@@ -43,5 +45,10 @@ def write_cameras(scene: Scene, path: str | os.PathLike) -> None:
                 "model": model,
             }
         )
-    content = {"format": "fastvggt_jax cameras", "format_version": 1, "conventions": CONVENTIONS, "images": images}
+    content = {
+        "format": "fastvggt_jax cameras",
+        "format_version": 1,
+        "conventions": CONVENTIONS,
+        "images": images,
+    }
     write_file(path, json.dumps(content, indent=1, allow_nan=False).encode())

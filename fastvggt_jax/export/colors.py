@@ -2,7 +2,8 @@
 
 import numpy as np
 
-# From far to near: dark indigo over blue, teal and green to light sand; every step is lighter than the one before.
+# From far to near: dark indigo over blue, teal and green to light sand; every step is lighter than the one
+# before.
 _ANCHORS = np.array(
     [
         (24, 16, 64),
@@ -25,7 +26,9 @@ def colorize(values: np.ndarray) -> np.ndarray:
 
 
 class DepthColors:
-    """One scale of colours for depth maps f32[..., H, W] that are NaN where nothing is known: logarithmic, 2nd to 98th percentile."""
+    """One scale of colours for depth maps f32[..., H, W] that are NaN where nothing is known: logarithmic,
+    2nd to 98th percentile.
+    """
 
     def __init__(self, depths: np.ndarray) -> None:
         known = depths[np.isfinite(depths)]

@@ -15,11 +15,12 @@ from fastvggt_jax.scene import Scene
 def write_depth(scene: Scene, folder: str | os.PathLike, *, original: bool = False) -> list[Path]:
     """Write for every photograph an .npz and a .png; returns the .npz files, in the order of the photographs.
 
-    The .npz holds depth f32[H, W] along the camera's z (NaN where there is none), conf f32[H, W], valid bool[H, W],
-    K f64[3, 3] of these pixels and cam_from_world f32[3, 4]. They are the model's pixels; with `original`, those of
-    the photograph, bilinearly resampled, and NaN where the model has not seen it.
-    The .png has one scale of colours for all photographs, light near and dark far, logarithmic from the 2nd to the
-    98th percentile (its text fields `near` and `far`); black is no depth, or no confidence in it, as in the sky.
+    The .npz holds depth f32[H, W] along the camera's z (NaN where there is none), conf f32[H, W], valid
+    bool[H, W], K f64[3, 3] of these pixels and cam_from_world f32[3, 4]. They are the model's pixels; with
+    `original`, those of the photograph, bilinearly resampled, and NaN where the model has not seen it. The
+    .png has one scale of colours for all photographs, light near and dark far, logarithmic from the 2nd to
+    the 98th percentile (its text fields `near` and `far`); black is no depth, or no confidence in it, as in
+    the sky.
 
     Raises ValueError if the scene has no depth (the depth head was off), OSError if writing fails.
     """
@@ -35,7 +36,9 @@ def write_depth(scene: Scene, folder: str | os.PathLike, *, original: bool = Fal
         if original:
             t = scene.transforms[i]
             depth, conf, K = t.map_to_original(depth), t.map_to_original(conf), scene.K_original(i)
-        arrays = dict(depth=depth, conf=conf, valid=np.isfinite(depth), K=K, cam_from_world=scene.cam_from_world[i])
+        arrays = dict(
+            depth=depth, conf=conf, valid=np.isfinite(depth), K=K, cam_from_world=scene.cam_from_world[i]
+        )
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         write_file(folder / f"{stem}.npz", buffer.getbuffer())
@@ -45,7 +48,9 @@ def write_depth(scene: Scene, folder: str | os.PathLike, *, original: bool = Fal
 
 
 def file_stems(names: tuple[str, ...]) -> list[str]:
-    """A file name without ending for every photograph, all different whatever the file system makes of capitals."""
+    """A file name without ending for every photograph, all different whatever the file system makes of
+    capitals.
+    """
     stems, taken = [], set()
     for name in names:
         path = PurePosixPath(name.replace("\\", "/"))

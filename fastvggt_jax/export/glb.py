@@ -1,4 +1,6 @@
-"""scene.glb: the point cloud and the cameras' frusta, for web and desktop viewers. Needs trimesh (extra `glb`)."""
+"""scene.glb: the point cloud and the cameras' frusta, for web and desktop viewers. Needs trimesh (extra
+`glb`).
+"""
 
 import importlib.util
 import os
@@ -12,7 +14,8 @@ from fastvggt_jax.scene import PointCloud, Scene
 # glTF is y up and looks along -z (OpenGL); our world is OpenCV's: half a turn about x.
 GL_FROM_CV = np.diag([1.0, -1.0, -1.0])
 
-# The frustum as two strokes of a pen: vertex 0 is the camera's centre, 1 to 4 are the image's corners in turn.
+# The frustum as two strokes of a pen: vertex 0 is the camera's centre, 1 to 4 are the image's corners in
+# turn.
 STROKES = ([0, 1, 2, 0, 3, 4, 0], [2, 3], [4, 1])
 
 
@@ -23,8 +26,9 @@ def require_trimesh() -> None:
 
 
 def write_glb(scene: Scene, path: str | os.PathLike, *, cloud: PointCloud | None = None) -> None:
-    """Write a binary glTF with the nodes "points" (`cloud`, by default all valid points) and "cameras" (lines, dark
-    for the first photograph to light for the last), turned from OpenCV's to OpenGL's axes: (x, y, z) -> (x, -y, -z).
+    """Write a binary glTF with the nodes "points" (`cloud`, by default all valid points) and "cameras"
+    (lines, dark for the first photograph to light for the last), turned from OpenCV's to OpenGL's axes: (x,
+    y, z) -> (x, -y, -z).
 
     Raises ModuleNotFoundError without trimesh, OSError if writing fails.
     """

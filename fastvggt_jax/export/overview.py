@@ -1,4 +1,6 @@
-"""overview.jpg: photographs, their depth, and the point cloud with the cameras from behind and above, in one picture."""
+"""overview.jpg: photographs, their depth, and the point cloud with the cameras from behind and above, in one
+picture.
+"""
 
 import io
 import os
@@ -21,7 +23,9 @@ SPLAT = 3  # pixels a side that a point covers
 
 
 def write_overview(scene: Scene, path: str | os.PathLike, *, cloud: PointCloud | None = None) -> None:
-    """Write a JPEG; the cameras are dark for the first photograph to light for the last. Raises OSError if writing fails."""
+    """Write a JPEG; the cameras are dark for the first photograph to light for the last. Raises OSError if
+    writing fails.
+    """
     cloud = scene.point_cloud() if cloud is None else cloud
     chosen = np.unique(np.linspace(0, len(scene.names) - 1, COLUMNS).round().astype(int))
     tile = WIDTH // COLUMNS
@@ -33,7 +37,10 @@ def write_overview(scene: Scene, path: str | os.PathLike, *, cloud: PointCloud |
     page = Image.new("RGB", (WIDTH, len(rows) * height + HEIGHT), BACKGROUND)
     for y, row in enumerate(rows):
         for x, pixels in enumerate(row):
-            page.paste(Image.fromarray(pixels).resize((tile, height), Image.Resampling.BICUBIC), (x * tile, y * height))
+            page.paste(
+                Image.fromarray(pixels).resize((tile, height), Image.Resampling.BICUBIC),
+                (x * tile, y * height),
+            )
     page.paste(_view(scene, cloud), (0, len(rows) * height))
     buffer = io.BytesIO()
     page.save(buffer, format="JPEG", quality=90)
@@ -50,7 +57,9 @@ def _view(scene: Scene, cloud: PointCloud) -> Image.Image:
         uv, z = project(view, corners)
         if (z > 1e-6).all():
             for stroke in STROKES:
-                draw.line([tuple(uv[corner]) for corner in stroke], fill=tuple(int(c) for c in color), width=2)
+                draw.line(
+                    [tuple(uv[corner]) for corner in stroke], fill=tuple(int(c) for c in color), width=2
+                )
     return image
 
 

@@ -1,4 +1,6 @@
-"""Alternating attention, the backbone that VGGT and π³ share: blocks within each frame and across all frames in turn, scanned in pairs."""
+"""Alternating attention, the backbone that VGGT and π³ share: blocks within each frame and across all frames
+in turn, scanned in pairs.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,8 @@ def alternate(
       remat: whether a derivative keeps each pair's input alone and computes the rest again.
 
     Returns:
-      dtype[taps, B, F, P, 2D], the frame block's output beside the global block's; and f32[B, F, 2D], the same of the last pair's first
-      token.
+      dtype[taps, B, F, P, 2D], the frame block's output beside the global block's; and f32[B, F, 2D], the
+      same of the last pair's first token.
     """
     B, F, P, D = x.shape
     positions, order = patch_positions(*grid, num_special), None
@@ -99,7 +101,9 @@ def _layer_sparsity(sparsity: Sparsity, depth: int, patch_tokens: int) -> dict[s
 def _attend_sparse(
     q: Array, k: Array, v: Array, frames: int, num_special: int, sparsity: Sparsity, layer: dict[str, Array]
 ) -> tuple[Array, Array]:
-    """One global layer's attention and its density: sparse, or dense if the layer is not among `Sparsity.layers`."""
+    """One global layer's attention and its density: sparse, or dense if the layer is not among
+    `Sparsity.layers`.
+    """
 
     def sparse(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
         return sparse_global_attention(

@@ -1,4 +1,6 @@
-"""A model's configuration: the flat dict of its fields, and the nested object in upstream's words that describes the same model."""
+"""A model's configuration: the flat dict of its fields, and the nested object in upstream's words that
+describes the same model.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +119,9 @@ def _field_value(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-FIRST_RUN_FIELD = "dtype"  # it and the fields after it say how a model is run; those before it define its weights
+FIRST_RUN_FIELD = (
+    "dtype"  # it and the fields after it say how a model is run; those before it define its weights
+)
 
 
 class Configured:
@@ -128,7 +132,8 @@ class Configured:
         """From `config()`'s dict or a nested one in upstream's words; `fields` override.
 
         Raises:
-          ValueError: names every key that is unknown, or whose value is not the one that the architecture has.
+          ValueError: names every key that is unknown, or whose value is not the one that the architecture
+            has.
         """
         nested = any(isinstance(value, dict) for value in config.values())
         return cls(**{**(_from_official if nested else _from_fields)(cls, config), **fields})
@@ -156,7 +161,9 @@ def _from_official(cls: type, config: dict[str, Any]) -> dict[str, Any]:
     known = official.fields | official.constants | official.halved
     wrong = [f"unknown key {key}" for key in flat if key not in known and key not in official.twice_width]
     wrong += [
-        f"{key}={flat[key]!r} (only {fixed!r} is supported)" for key, fixed in official.constants.items() if flat.get(key, fixed) != fixed
+        f"{key}={flat[key]!r} (only {fixed!r} is supported)"
+        for key, fixed in official.constants.items()
+        if flat.get(key, fixed) != fixed
     ]
     found: dict[str, Any] = {}
     for key, field in official.fields.items():

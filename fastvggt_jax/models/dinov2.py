@@ -1,4 +1,6 @@
-"""DINOv2 ViT with registers, the image encoder (upstream: vggt/layers/vision_transformer.py). LayerNorm eps 1e-6 everywhere."""
+"""DINOv2 ViT with registers, the image encoder (upstream: vggt/layers/vision_transformer.py). LayerNorm eps
+1e-6 everywhere.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,12 @@ NORM_EPS = 1e-6
 
 
 def resize_pos_embed(table: Array, h: int, w: int) -> Array:
-    """Position table [1, 1 + n·n, C] for an h×w patch grid: [1, 1 + h·w, C]; row 0 belongs to the class token.
+    """Position table [1, 1 + n·n, C] for an h×w patch grid: [1, 1 + h·w, C]; row 0 belongs to the class
+    token.
 
-    Bicubic with antialias and half-pixel centres, no offset (upstream sets interpolate_antialias and interpolate_offset=0 for the
-    register variants). With antialias torch uses the Keys kernel a = -0.5, as jax.image.resize does. Used as it is where the grid fits.
+    Bicubic with antialias and half-pixel centres, no offset (upstream sets interpolate_antialias and
+    interpolate_offset=0 for the register variants). With antialias torch uses the Keys kernel a = -0.5, as
+    jax.image.resize does. Used as it is where the grid fits.
     """
     n = round((table.shape[1] - 1) ** 0.5)
     if (h, w) == (n, n):
@@ -30,7 +34,9 @@ def resize_pos_embed(table: Array, h: int, w: int) -> Array:
 
 
 class PatchProjection(nn.Module):
-    """A convolution whose stride is its size, as one matrix product: [B, h·p, w·p, 3] -> [B, h·w, D], row-major."""
+    """A convolution whose stride is its size, as one matrix product: [B, h·p, w·p, 3] -> [B, h·w, D],
+    row-major.
+    """
 
     patch_size: int
     features: int
@@ -79,7 +85,9 @@ class DinoV2(nn.Module):
         self.norm = layer_norm(NORM_EPS)
 
     def embed(self, images: Array) -> Array:
-        """[B, H, W, 3] in [0, 1] -> f32[B, 1 + registers + h·w, D]: class token, registers, patches. Registers get no position."""
+        """[B, H, W, 3] in [0, 1] -> f32[B, 1 + registers + h·w, D]: class token, registers, patches.
+        Registers get no position.
+        """
         B, H, W, _ = images.shape
         images = (images - jnp.asarray(IMAGE_MEAN, jnp.float32)) / jnp.asarray(IMAGE_STD, jnp.float32)
         patches = self.patch_embed(images).astype(jnp.float32)
@@ -88,6 +96,8 @@ class DinoV2(nn.Module):
         return jnp.concatenate([x[:, :1], jnp.tile(self.register_tokens, (B, 1, 1)), x[:, 1:]], 1)
 
     def __call__(self, images: Array) -> Array:
-        """f32[B, H, W, 3] in [0, 1] -> f32[B, h·w, D]: the normed patch tokens; class and register tokens are dropped."""
+        """f32[B, H, W, 3] in [0, 1] -> f32[B, h·w, D]: the normed patch tokens; class and register tokens are
+        dropped.
+        """
         x = scan_blocks(self.blocks, self.depth, self.embed(images), remat=self.remat)
         return self.norm(x)[:, 1 + self.num_register_tokens :]

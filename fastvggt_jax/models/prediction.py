@@ -10,20 +10,24 @@ Array = jax.Array
 
 @flax.struct.dataclass
 class Prediction:
-    """Names are upstream's. B batch, F frames, H×W pixels of the model's input, Q query points; everything float32.
+    """Names are upstream's. B batch, F frames, H×W pixels of the model's input, Q query points; everything
+    float32.
 
     Attributes:
-      pose_enc: [B, F, 9] translation (3), quaternion x y z w (4), vertical and horizontal field of view in radians (2); the camera is
-        cam_from_world, OpenCV axes, in units of the scene (not metres), the first frame near the origin.
+      pose_enc: [B, F, 9] translation (3), quaternion x y z w (4), vertical and horizontal field of view in
+        radians (2); the camera is cam_from_world, OpenCV axes, in units of the scene (not metres), the first
+        frame near the origin.
       pose_enc_list: the same after each iteration of the camera head, the last being `pose_enc`.
       depth: [B, F, H, W, 1] distance along the optical axis, in units of the scene, > 0.
       depth_conf: [B, F, H, W] confidence of `depth`, > 1.
       world_points: [B, F, H, W, 3] in the coordinates of the first camera.
       world_points_conf: [B, F, H, W] confidence of `world_points`, > 1.
       track: [B, F, Q, 2] where the query points of frame 0 are seen, pixels (x, y).
-      track_list: [iterations, B, F, Q, 2] the same after each iteration of the tracker, the last being `track`.
+      track_list: [iterations, B, F, Q, 2] the same after each iteration of the tracker, the last being
+        `track`.
       vis: [B, F, Q] probability that the point is visible.
-      conf: VGGT: [B, F, Q] probability that the track is right. π³: [B, F, H, W, 1] confidence of the points, a logit.
+      conf: VGGT: [B, F, Q] probability that the track is right. π³: [B, F, H, W, 1] confidence of the points,
+        a logit.
       points: [B, F, H, W, 3] in π³'s own world; no camera is at its origin.
       local_points: [B, F, H, W, 3] the same in each camera's coordinates, OpenCV axes; the last is the depth.
       camera_poses: [B, F, 4, 4] world_from_cam.

@@ -1,7 +1,9 @@
-"""VGGT: photographs of a scene to cameras, depth, points and tracks in one pass (arXiv 2503.11651; upstream: facebookresearch/vggt).
+"""VGGT: photographs of a scene to cameras, depth, points and tracks in one pass (arXiv 2503.11651; upstream:
+facebookresearch/vggt).
 
-An image encoder (DINOv2) turns each frame into patch tokens; the aggregator lets them attend within their frame and across all frames in
-turn, 24 times each; four heads read four tapped layers. Letters: B batch, F frames, P tokens a frame (special + patches), D width.
+An image encoder (DINOv2) turns each frame into patch tokens; the aggregator lets them attend within their
+frame and across all frames in turn, 24 times each; four heads read four tapped layers. Letters: B batch, F
+frames, P tokens a frame (special + patches), D width.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ HEADS = ("camera", "depth", "point", "track")
 
 
 class Aggregator(nn.Module):
-    """Alternating attention. LayerNorm eps 1e-5, QK-norm, RoPE; special tokens: one camera token and the registers, in front.
+    """Alternating attention. LayerNorm eps 1e-5, QK-norm, RoPE; special tokens: one camera token and the
+    registers, in front.
 
     The fields are VGGT's of the same names.
     """
@@ -50,7 +53,13 @@ class Aggregator(nn.Module):
     def setup(self) -> None:
         D, normal = self.embed_dim, nn.initializers.normal(1e-6)
         self.patch_embed = DinoV2(
-            self.img_size, self.patch_size, D, self.encoder_depth, self.encoder_num_heads, dtype=self.dtype, remat=self.remat
+            self.img_size,
+            self.patch_size,
+            D,
+            self.encoder_depth,
+            self.encoder_num_heads,
+            dtype=self.dtype,
+            remat=self.remat,
         )
         # Index 0 is for the first frame, which fixes the coordinates; index 1 for all others.
         self.camera_token = self.param("camera_token", normal, (1, 2, 1, D))
@@ -68,7 +77,9 @@ class Aggregator(nn.Module):
         return jnp.concatenate([special, patches.reshape(B, F, -1, self.embed_dim)], 2)
 
     def __call__(self, images: Array) -> tuple[Array, Array]:
-        """f32[B, F, H, W, 3] -> the tapped layers, dtype[taps, B, F, P, 2D], and the last camera tokens, f32[B, F, 2D]."""
+        """f32[B, F, H, W, 3] -> the tapped layers, dtype[taps, B, F, P, 2D], and the last camera tokens,
+        f32[B, F, 2D].
+        """
         return alternate(
             self.frame_blocks,
             self.global_blocks,
@@ -94,19 +105,23 @@ class TrackHead(nn.Module):
 
 
 class VGGT(Configured, nn.Module):
-    """The fields are the configuration, their defaults the released VGGT-1B; a tiny model is the same class with smaller numbers.
+    """The fields are the configuration, their defaults the released VGGT-1B; a tiny model is the same class
+    with smaller numbers.
 
     Those up to `track_pos_embed` define the weights (`config()`); the rest only how they are run:
 
     Attributes:
-      dtype: of the encoder's and the aggregator's matrix products; heads, norms, RoPE and softmax statistics are float32 always.
+      dtype: of the encoder's and the aggregator's matrix products; heads, norms, RoPE and softmax statistics
+        are float32 always.
       sparsity: block-sparse global attention; None = dense.
       frames_chunk: how many frames the dense heads take at a time, at least one of each scene.
       remat: whether derivatives recompute what blocks and chunks of frames hold instead of keeping it.
     """
 
     image_mode: ClassVar[str] = "crop"  # of `load_images`: how upstream sizes photographs for this model
-    img_size: int = 518  # the square image that the position table was made for; any multiple of patch_size runs
+    img_size: int = (
+        518  # the square image that the position table was made for; any multiple of patch_size runs
+    )
     patch_size: int = 14
     embed_dim: int = 1024
     encoder_depth: int = 24
@@ -156,21 +171,34 @@ class VGGT(Configured, nn.Module):
 
     @property
     def smallest_tracked(self) -> int:
-        """The shortest side of an image, in pixels, of which the tracker's coarsest level still holds something."""
+        """The shortest side of an image, in pixels, of which the tracker's coarsest level still holds
+        something.
+        """
         return self.track_stride << (self.track_corr_levels - 1)
 
     def setup(self) -> None:
         unknown = set(self.heads) - set(HEADS)
         if unknown:
             raise ValueError(f"heads={self.heads}: {sorted(unknown)} is none of {HEADS}")
-        if len(self.taps) != 4 or list(self.taps) != sorted(set(self.taps)) or self.taps[0] < 0 or self.taps[-1] != self.depth - 1:
-            raise ValueError(f"taps={self.taps} must be four layers in ascending order, the last one the last of {self.depth}")
+        if (
+            len(self.taps) != 4
+            or list(self.taps) != sorted(set(self.taps))
+            or self.taps[0] < 0
+            or self.taps[-1] != self.depth - 1
+        ):
+            raise ValueError(
+                f"taps={self.taps} must be four layers in ascending order, the last one the last of {self.depth}"
+            )
         if self.frames_chunk < 1:
             raise ValueError(f"frames_chunk={self.frames_chunk} must be at least 1")
-        shared = [field.name for field in dataclasses.fields(Aggregator) if field.name not in ("parent", "name")]
+        shared = [
+            field.name for field in dataclasses.fields(Aggregator) if field.name not in ("parent", "name")
+        ]
         self.aggregator = Aggregator(**{name: getattr(self, name) for name in shared})
         if "camera" in self.heads:
-            self.camera_head = CameraHead(self.camera_trunk_depth, self.camera_num_heads, num_iterations=self.camera_iterations)
+            self.camera_head = CameraHead(
+                self.camera_trunk_depth, self.camera_num_heads, num_iterations=self.camera_iterations
+            )
         if "depth" in self.heads:
             self.depth_head = DPTHead(self.dpt_features, self.dpt_level_channels, out_channels=2)
         if "point" in self.heads:
@@ -202,7 +230,8 @@ class VGGT(Configured, nn.Module):
         """Reconstructs B scenes of F views each.
 
         Args:
-          images: float[B, F, H, W, 3] in [0, 1]; H and W multiples of `patch_size`. The first frame fixes the coordinates.
+          images: float[B, F, H, W, 3] in [0, 1]; H and W multiples of `patch_size`. The first frame fixes the
+            coordinates.
           query_points: float[B, Q, 2], pixels (x, y) of frame 0 to track; None leaves the track head out.
 
         Raises:
@@ -220,12 +249,19 @@ class VGGT(Configured, nn.Module):
         if "depth" in self.heads:
             out["depth"], out["depth_conf"] = self.dense(self.depth_head, activate_depth, taps, (H, W), 1)
         if "point" in self.heads:
-            out["world_points"], out["world_points_conf"] = self.dense(self.point_head, activate_points, taps, (H, W), 3)
+            out["world_points"], out["world_points_conf"] = self.dense(
+                self.point_head, activate_points, taps, (H, W), 3
+            )
         if query_points is not None:
             head = self.track_head.feature_extractor
             shape = (H // self.track_stride, W // self.track_stride, self.track_features)
             (maps,) = over_frame_chunks(
-                head, lambda head, taps: (self.logits(head, taps, (H, W)),), taps, (shape,), self.frames_chunk, self.remat
+                head,
+                lambda head, taps: (self.logits(head, taps, (H, W)),),
+                taps,
+                (shape,),
+                self.frames_chunk,
+                self.remat,
             )
             tracks, out["vis"], out["conf"] = self.track_head.tracker(query_points.astype(jnp.float32), maps)
             out["track_list"], out["track"] = tracks, tracks[-1]
@@ -236,9 +272,13 @@ class VGGT(Configured, nn.Module):
             raise ValueError(f"query_points were given, but the model has no track head: heads={self.heads}")
         B, _, H, W, _ = images.shape
         if query_points.ndim != 3 or query_points.shape[::2] != (B, 2) or not query_points.shape[1]:
-            raise ValueError(f"query_points {query_points.shape} must be [B={B}, Q, 2], pixels (x, y) of frame 0")
+            raise ValueError(
+                f"query_points {query_points.shape} must be [B={B}, Q, 2], pixels (x, y) of frame 0"
+            )
         if min(H, W) < self.smallest_tracked:
-            raise ValueError(f"images of {H}×{W} are too small to track points in: both sides need {self.smallest_tracked} pixels or more")
+            raise ValueError(
+                f"images of {H}×{W} are too small to track points in: both sides need {self.smallest_tracked} pixels or more"
+            )
 
     def logits(self, head: DPTHead, taps: Array, image_size: tuple[int, int]) -> Array:
         return head(taps[:, :, 1 + self.num_register_tokens :], image_size, self.patch_size)
@@ -258,12 +298,20 @@ class VGGT(Configured, nn.Module):
 def check_images(images: Array, patch_size: int) -> None:
     """Raises ValueError unless images are float[B, F, H, W, 3] with H and W multiples of `patch_size`."""
     if images.ndim != 5 or images.shape[-1] != 3:
-        hint = "; these look channels-first, transpose to NHWC" if images.ndim == 5 and images.shape[2] == 3 else ""
+        hint = (
+            "; these look channels-first, transpose to NHWC"
+            if images.ndim == 5 and images.shape[2] == 3
+            else ""
+        )
         raise ValueError(f"images {images.shape} must be [B, F, H, W, 3] (channels last){hint}")
     if not images.shape[0] or not images.shape[1]:
         raise ValueError(f"images {images.shape} hold no frame: B and F must be at least 1")
     if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images are {images.dtype}, they must be floating point in [0, 1]; divide 8-bit pixels by 255")
+        raise ValueError(
+            f"images are {images.dtype}, they must be floating point in [0, 1]; divide 8-bit pixels by 255"
+        )
     for name, size in zip("HW", images.shape[2:4], strict=True):
         if size % patch_size or not size:
-            raise ValueError(f"image size {name}={size} must be a positive multiple of the patch size {patch_size}")
+            raise ValueError(
+                f"image size {name}={size} must be a positive multiple of the patch size {patch_size}"
+            )

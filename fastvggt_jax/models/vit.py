@@ -1,8 +1,8 @@
 """The transformer block that the encoder, the aggregator and the camera head share.
 
-Dtype policy of the whole package: parameters float32 (or bfloat16 where asked); matrix products in `dtype`, in which the tapped layers that
-the heads read are kept too; everything else float32: the residual stream, LayerNorm, QK-norm, RoPE, softmax statistics, heads, geometry. So
-it is in the official demo under autocast.
+Dtype policy of the whole package: parameters float32 (or bfloat16 where asked); matrix products in `dtype`,
+in which the tapped layers that the heads read are kept too; everything else float32: the residual stream,
+LayerNorm, QK-norm, RoPE, softmax statistics, heads, geometry. So it is in the official demo under autocast.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def layer_norm(epsilon: float, name: str | None = None) -> nn.LayerNorm:
 
 
 def gelu(x: Array) -> Array:
-    """Exact (erf) GELU, computed in float32. jax.nn.gelu rounds sqrt(1/2) and the product with it to bfloat16, in two passes."""
+    """Exact (erf) GELU, computed in float32. jax.nn.gelu rounds sqrt(1/2) and the product with it to
+    bfloat16, in two passes.
+    """
     x32 = x.astype(jnp.float32)
     return (0.5 * x32 * (1 + jax.lax.erf(x32 * 0.5**0.5))).astype(x.dtype)
 
@@ -53,11 +55,12 @@ class Mlp(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """LayerNorm over the head dim (eps 1e-5 wherever upstream has it) and then RoPE: [B, T, N, H] -> f32[B, T, N, H].
+    """LayerNorm over the head dim (eps 1e-5 wherever upstream has it) and then RoPE: [B, T, N, H] -> f32[B,
+    T, N, H].
 
-    Written for two passes over x, where XLA would make four, two of them over a float32 copy: the statistics end behind a barrier, and the
-    rotation's partner channels are normalised where they are read. Of bfloat16 the variance is E[x²] - E[x]²: in float32 its cancellation
-    loses less than the rounding of x already has.
+    Written for two passes over x, where XLA would make four, two of them over a float32 copy: the statistics
+    end behind a barrier, and the rotation's partner channels are normalised where they are read. Of bfloat16
+    the variance is E[x²] - E[x]²: in float32 its cancellation loses less than the rounding of x already has.
     """
 
     epsilon: float = 1e-5
@@ -69,12 +72,18 @@ class HeadNorm(nn.Module):
         one_pass = x.dtype == jnp.bfloat16
         x = x.astype(jnp.float32)
         mean = x.mean(-1, keepdims=True)
-        variance = jnp.maximum(jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean), 0) if one_pass else x.var(-1, keepdims=True)
+        variance = (
+            jnp.maximum(jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean), 0)
+            if one_pass
+            else x.var(-1, keepdims=True)
+        )
         mean, factor = jax.lax.optimization_barrier((mean, jax.lax.rsqrt(variance + self.epsilon)))
         normed = self.normalise(x, mean, factor * scale, bias)
         if rope is None:
             return normed
-        return rotate(normed, self.normalise(swap_pairs(x), mean, factor * swap_pairs(scale), swap_pairs(bias)), rope)
+        return rotate(
+            normed, self.normalise(swap_pairs(x), mean, factor * swap_pairs(scale), swap_pairs(bias)), rope
+        )
 
     def normalise(self, x: Array, mean: Array, scale: Array, bias: Array) -> Array:
         return (x - mean) * scale + bias
@@ -102,7 +111,9 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x += ls1·attn(norm1 x); x += ls2·mlp(norm2 x). `norm_eps` differs by site: 1e-5 in VGGT's aggregator and camera trunk, else 1e-6."""
+    """x += ls1·attn(norm1 x); x += ls2·mlp(norm2 x). `norm_eps` differs by site: 1e-5 in VGGT's aggregator
+    and camera trunk, else 1e-6.
+    """
 
     num_heads: int
     norm_eps: float
@@ -116,14 +127,17 @@ class Block(nn.Module):
         """f32[B, T, D] -> f32[B, T, D]."""
         scaled = lambda name, y: LayerScale(name=name)(y) if self.layer_scale else y
         D = x.shape[-1]
-        y = Attention(self.num_heads, self.qk_norm, self.dtype, name="attn")(layer_norm(self.norm_eps, "norm1")(x), rope, attend)
+        y = Attention(self.num_heads, self.qk_norm, self.dtype, name="attn")(
+            layer_norm(self.norm_eps, "norm1")(x), rope, attend
+        )
         x = x + scaled("ls1", y)
         y = Mlp(int(D * self.mlp_ratio), D, self.dtype, name="mlp")(layer_norm(self.norm_eps, "norm2")(x))
         return x + scaled("ls2", y)
 
 
 def scan_blocks(block: nn.Module, depth: int, x: Array, *args: Any, remat: bool = False) -> Array:
-    """Applies `depth` blocks in turn, each to (x, *args). Their parameters get a leading layer axis; one block is compiled, not `depth`.
+    """Applies `depth` blocks in turn, each to (x, *args). Their parameters get a leading layer axis; one
+    block is compiled, not `depth`.
 
     With `remat` a derivative keeps each block's input alone and computes the rest again.
     """

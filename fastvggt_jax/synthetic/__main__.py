@@ -17,7 +17,9 @@ from fastvggt_jax.synthetic.sample import SUPERSAMPLING
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m fastvggt_jax.synthetic", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m fastvggt_jax.synthetic", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("output", help="the picture to write (.jpg, .png)")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first scene")
@@ -31,12 +33,22 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {args.output} must end in .jpg or .png", file=sys.stderr)
         return 2
     if min(args.scenes, args.frames, args.supersampling) < 1 or min(args.size) < 8:
-        print("error: --scenes, --frames and --supersampling must be at least 1, --size at least 8 8", file=sys.stderr)
+        print(
+            "error: --scenes, --frames and --supersampling must be at least 1, --size at least 8 8",
+            file=sys.stderr,
+        )
         return 2
     rows = []
     for index in range(args.first, args.first + args.scenes):
         height, width = args.size
-        scene = sample(args.split, index, frames=args.frames, height=height, width=width, supersampling=args.supersampling)
+        scene = sample(
+            args.split,
+            index,
+            frames=args.frames,
+            height=height,
+            width=width,
+            supersampling=args.supersampling,
+        )
         views = np.rint(np.asarray(scene.images) * 255).astype(np.uint8)
         depth = np.where(scene.valid[0], scene.depth[0, ..., 0], np.float32(np.nan))
         rows.append(np.concatenate([*views, DepthColors(depth)(depth)], 1))

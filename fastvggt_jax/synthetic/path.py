@@ -1,4 +1,6 @@
-"""Cameras: orbits, walks forward and hand-held shots through a world, each view overlapping the one before it."""
+"""Cameras: orbits, walks forward and hand-held shots through a world, each view overlapping the one before
+it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ SAME_POINT = 0.01  # a surface nearer by more than this share of the distance st
 
 
 def random_path(key: Array, world: World, frames: int, height: int, width: int) -> tuple[Array, Array]:
-    """(K f32[3, 3], world_from_cam f32[frames, 4, 4]): of several random paths the one with most overlap and free sight."""
+    """(K f32[3, 3], world_from_cam f32[frames, 4, 4]): of several random paths the one with most overlap and
+    free sight.
+    """
     of_lens, of_paths, of_taste = jax.random.split(key, 3)
     focal = jax.random.uniform(of_lens, (), minval=0.65, maxval=1.25) * max(height, width)
     K = intrinsics(focal, focal, width / 2, height / 2)
@@ -29,22 +33,30 @@ def random_path(key: Array, world: World, frames: int, height: int, width: int) 
 
 
 def rays(K: Array, world_from_cam: Array, u: Array, v: Array) -> tuple[Array, Array, Array]:
-    """Origins and unit directions f32[..., 3] in the world through pixels (u, v), and the depth f32[...] that a unit of each reaches."""
+    """Origins and unit directions f32[..., 3] in the world through pixels (u, v), and the depth f32[...] that
+    a unit of each reaches.
+    """
     in_cam = jnp.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], jnp.ones_like(u)], -1)
     length = jnp.linalg.norm(in_cam, axis=-1)
-    direction = jnp.einsum("ij,...j->...i", world_from_cam[:3, :3], in_cam, precision="highest") / length[..., None]
+    direction = (
+        jnp.einsum("ij,...j->...i", world_from_cam[:3, :3], in_cam, precision="highest") / length[..., None]
+    )
     return jnp.broadcast_to(world_from_cam[:3, 3], direction.shape), direction, 1 / length
 
 
 def look(world: World, K: Array, world_from_cam: Array, u: Array, v: Array) -> tuple[Array, Array, Array]:
-    """What pixels (u, v) show: points f32[..., 3], their depths and distances f32[...]; for the sky the camera's centre, 0 and inf."""
+    """What pixels (u, v) show: points f32[..., 3], their depths and distances f32[...]; for the sky the
+    camera's centre, 0 and inf.
+    """
     origin, direction, _ = rays(K, world_from_cam, u, v)
     distance, _ = first_hit(world, origin, direction)
     return *at(distance, K, world_from_cam, u, v), distance
 
 
 def at(distance: Array, K: Array, world_from_cam: Array, u: Array, v: Array) -> tuple[Array, Array]:
-    """Points f32[..., 3] at these distances f32[...] in pixels (u, v), and their depths f32[...]; at inf the camera's centre and 0."""
+    """Points f32[..., 3] at these distances f32[...] in pixels (u, v), and their depths f32[...]; at inf the
+    camera's centre and 0.
+    """
     origin, direction, forward = rays(K, world_from_cam, u, v)
     reach = jnp.where(jnp.isfinite(distance), distance, 0)
     return origin + reach[..., None] * direction, reach * forward
@@ -52,7 +64,9 @@ def at(distance: Array, K: Array, world_from_cam: Array, u: Array, v: Array) -> 
 
 def project(K: Array, world_from_cam: Array, points: Array) -> tuple[Array, Array]:
     """(pixels (u, v) f32[..., 2], depths f32[...]) of world points f32[..., 3]."""
-    cam = jnp.einsum("...i,ij->...j", points - world_from_cam[:3, 3], world_from_cam[:3, :3], precision="highest")
+    cam = jnp.einsum(
+        "...i,ij->...j", points - world_from_cam[:3, 3], world_from_cam[:3, :3], precision="highest"
+    )
     z = cam[..., 2]
     safe = jnp.where(jnp.abs(z) < 1e-6, 1e-6, z)
     return jnp.stack([K[0, 0] * cam[..., 0] / safe + K[0, 2], K[1, 1] * cam[..., 1] / safe + K[1, 2]], -1), z
@@ -64,7 +78,11 @@ def sees(world: World, K: Array, world_from_cam: Array, points: Array, height: i
     inside = ((pixels >= 0) & (pixels <= jnp.array([width - 1, height - 1]))).all(-1) & (depth > 0)
     to_point = points - world_from_cam[:3, 3]
     distance = jnp.linalg.norm(to_point, axis=-1)
-    t, _ = first_hit(world, jnp.broadcast_to(world_from_cam[:3, 3], points.shape), to_point / jnp.maximum(distance, 1e-6)[..., None])
+    t, _ = first_hit(
+        world,
+        jnp.broadcast_to(world_from_cam[:3, 3], points.shape),
+        to_point / jnp.maximum(distance, 1e-6)[..., None],
+    )
     return inside & (t > distance * (1 - SAME_POINT) - 1e-3)
 
 
@@ -75,7 +93,9 @@ def _draw(key: Array, world: World, frames: int) -> Array:
     room = jnp.where(world.outdoors, jnp.array([6.0, 6.0, 2.5]), world.room)
     along = jnp.linspace(-0.5, 0.5, frames)  # of the path
     u = lambda low, high, shape=(): jax.random.uniform(next(keys), shape, minval=low, maxval=high)
-    wobble = lambda strength: strength * jnp.cumsum(jax.random.normal(next(keys), (frames, 3)), 0) / frames**0.5
+    wobble = lambda strength: (
+        strength * jnp.cumsum(jax.random.normal(next(keys), (frames, 3)), 0) / frames**0.5
+    )
 
     angle = u(0, 2 * jnp.pi) + jnp.sign(u(-1, 1)) * u(0.5, 1.8) * along
     radius = u(0.35, 0.8) * room[:2].min()
@@ -86,7 +106,9 @@ def _draw(key: Array, world: World, frames: int) -> Array:
 
     heading = u(0, 2 * jnp.pi)
     ahead = jnp.stack([jnp.cos(heading), jnp.sin(heading), 0.0])
-    walk = ahead * (u(0.3, 1.0) * room[:2].min() * (along - 0.3))[:, None] + jnp.array([0, 0, 1.0]) * eye_height
+    walk = (
+        ahead * (u(0.3, 1.0) * room[:2].min() * (along - 0.3))[:, None] + jnp.array([0, 0, 1.0]) * eye_height
+    )
     walk_target = walk + 3 * ahead + jnp.array([0, 0, 1.0]) * u(-0.8, 0.1) + wobble(0.4)
 
     stand = u(-0.55, 0.55, (3,)) * jnp.array([1, 1, 0]) * room + jnp.array([0, 0, 1.0]) * eye_height
@@ -119,13 +141,21 @@ def _look_at(eye: Array, target: Array, roll: Array) -> Array:
 
 
 def _score(world: World, K: Array, path: Array, height: int, width: int) -> Array:
-    """Higher is better: the smallest overlap of a view with the one before it, less where something is too near or all is sky."""
+    """Higher is better: the smallest overlap of a view with the one before it, less where something is too
+    near or all is sky.
+    """
     v, u = jnp.meshgrid(jnp.linspace(0, height - 1, PROBE), jnp.linspace(0, width - 1, PROBE), indexing="ij")
     scale = jnp.where(world.outdoors, OUTDOORS, 1.0)
 
     points, _, distance = over_views(lambda pose: look(world, K, pose, u, v), path)
     known = jnp.isfinite(distance)
     clear = distance.min((1, 2)) > CLEARANCE * scale
-    seen = over_views(lambda x: sees(world, K, x[0], x[1], height, width), (path[:-1], points[1:])) & known[1:]
+    seen = (
+        over_views(lambda x: sees(world, K, x[0], x[1], height, width), (path[:-1], points[1:])) & known[1:]
+    )
     overlap = (seen.sum((1, 2)) / jnp.maximum(known[1:].sum((1, 2)), 1)).min(initial=1.0)
-    return jnp.minimum(overlap, ENOUGH_OVERLAP) - jnp.where(clear.all(), 0, 1) - jnp.where(known.mean((1, 2)).min() < 0.4, 1, 0)
+    return (
+        jnp.minimum(overlap, ENOUGH_OVERLAP)
+        - jnp.where(clear.all(), 0, 1)
+        - jnp.where(known.mean((1, 2)).min() < 0.4, 1, 0)
+    )

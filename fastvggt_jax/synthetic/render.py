@@ -23,7 +23,9 @@ UNROLL = 4
 
 
 def first_hit(world: World, origin: Array, direction: Array) -> tuple[Array, Array]:
-    """Distance f32[...] along unit directions f32[..., 3], and the number i32[...] of what is hit: a shape, SURFACE + n, or SKY."""
+    """Distance f32[...] along unit directions f32[..., 3], and the number i32[...] of what is hit: a shape,
+    SURFACE + n, or SKY.
+    """
     o, d = _split(origin), _split(direction)
     best, hit = _surroundings(world, o, d)
     start = 0
@@ -61,7 +63,9 @@ def _split(x: Array) -> Vector:
     return x[..., 0], x[..., 1], x[..., 2]
 
 
-def _into(rotation: Array, centre: Array, size: Array, origin: Vector, direction: Vector) -> tuple[Vector, Vector]:
+def _into(
+    rotation: Array, centre: Array, size: Array, origin: Vector, direction: Vector
+) -> tuple[Vector, Vector]:
     """The ray in a shape's own coordinates, in which it has unit size. Distances along it stay the same."""
     turn = lambda x: tuple(shapes.dot(x, _split(rotation.T)[axis]) / size[axis] for axis in range(3))
     return turn(tuple(x - c for x, c in zip(origin, _split(centre), strict=True))), turn(direction)
@@ -72,7 +76,9 @@ def _surroundings(world: World, origin: Vector, direction: Vector) -> tuple[Arra
     nearest, wall = jnp.inf, 0
     low, high = _split(world.room * jnp.array([-1, -1, 0])), _split(world.room)
     for axis, (o, d) in enumerate(zip(origin, direction, strict=True)):
-        to_face = (jnp.where(d > 0, high[axis], low[axis]) - o) / shapes.away_from_zero(d)  # the origin is inside
+        to_face = (jnp.where(d > 0, high[axis], low[axis]) - o) / shapes.away_from_zero(
+            d
+        )  # the origin is inside
         wall = jnp.where(to_face < nearest, 2 * axis + (d > 0), wall)
         nearest = jnp.minimum(nearest, to_face)
     ground = _ground(world, origin, direction)
@@ -98,7 +104,9 @@ def _ground(world: World, origin: Vector, direction: Vector) -> Array:
         return (low, high, found | under), None
 
     start = jnp.zeros_like(origin[0])
-    (low, high, found), _ = jax.lax.scan(march, (start, start, start > 0), edges, unroll=_together(MARCH_STEPS))
+    (low, high, found), _ = jax.lax.scan(
+        march, (start, start, start > 0), edges, unroll=_together(MARCH_STEPS)
+    )
 
     def halve(bracket: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         low, high = bracket
@@ -120,7 +128,9 @@ def _surface(world: World, point: Array, hit: Array) -> tuple[Array, Array]:
     turned = jnp.einsum("...ij,...j->...i", rotation, of_shape, precision="highest")
 
     face = jnp.clip(hit - SURFACE, 0, 5)
-    of_wall = 1.0 * (jnp.arange(3) == (face // 2)[..., None])  # or the other way; `shade` turns normals towards the camera
+    of_wall = 1.0 * (
+        jnp.arange(3) == (face // 2)[..., None]
+    )  # or the other way; `shade` turns normals towards the camera
     amplitude, kx, ky, phase = jnp.moveaxis(world.hills, -1, 0)
     slope = amplitude * jnp.cos(kx * point[..., :1] + ky * point[..., 1:2] + phase)
     of_ground = jnp.stack([-(slope * kx).sum(-1), -(slope * ky).sum(-1), jnp.ones_like(point[..., 0])], -1)
@@ -128,8 +138,13 @@ def _surface(world: World, point: Array, hit: Array) -> tuple[Array, Array]:
     normal = jnp.where(surrounding[..., None], jnp.where(world.outdoors, of_ground, of_wall), turned)
     normal = normal / jnp.maximum(jnp.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
 
-    where, facing = jnp.where(surrounding[..., None], point, local), jnp.where(surrounding[..., None], normal, of_shape)
-    choose = lambda a, b: jnp.where(surrounding.reshape(surrounding.shape + (1,) * (a.ndim - 1)), b[face], a[shape])
+    where, facing = (
+        jnp.where(surrounding[..., None], point, local),
+        jnp.where(surrounding[..., None], normal, of_shape),
+    )
+    choose = lambda a, b: jnp.where(
+        surrounding.reshape(surrounding.shape + (1,) * (a.ndim - 1)), b[face], a[shape]
+    )
     m = jax.tree.map(choose, world.materials, world.surfaces)
     return normal, albedo(where, facing, m.pattern, m.scale, m.seed, m.colors)
 
@@ -149,7 +164,9 @@ def shade(world: World, origin: Array, direction: Array) -> tuple[Array, Array]:
     direct = jnp.where(blocked < distance * 0.99, 0, facing * falloff)
     up = 0.65 + 0.35 * normal[..., 2]
     lit = color * (direct[..., None] * world.light_color + up[..., None] * world.ambient)
-    clouds = fractal_noise(direction * jnp.array([3.0, 3.0, 9.0]), jnp.int32(5) + world.surfaces.seed[0], 4)[..., None]
+    clouds = fractal_noise(direction * jnp.array([3.0, 3.0, 9.0]), jnp.int32(5) + world.surfaces.seed[0], 4)[
+        ..., None
+    ]
     high = jnp.clip(direction[..., 2:] * 2, 0, 1)
     sky = world.sky[0] + high * (world.sky[1] - world.sky[0]) + 0.6 * jnp.maximum(clouds - 0.55, 0)
     return jnp.where((hit == SKY)[..., None], sky, lit), t

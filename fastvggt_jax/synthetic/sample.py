@@ -23,7 +23,8 @@ SUPERSAMPLING = 2  # rays a pixel and side, for the colour; the depth is that of
 class Sample:
     """F photographs of H×W pixels and their truth.
 
-    Pixel coordinates are VGGT's: the ray of column u and row v goes through (u, v) of K, as in `geometry.unproject_depth`.
+    Pixel coordinates are VGGT's: the ray of column u and row v goes through (u, v) of K, as in
+    `geometry.unproject_depth`.
     """
 
     images: Array  # f32[F, H, W, 3] in [0, 1], of 8 bits
@@ -37,10 +38,20 @@ class Sample:
 
 
 def sample(
-    split: str, index: int | Array, *, frames: int, height: int = 224, width: int = 224, supersampling: int = SUPERSAMPLING
+    split: str,
+    index: int | Array,
+    *,
+    frames: int,
+    height: int = 224,
+    width: int = 224,
+    supersampling: int = SUPERSAMPLING,
 ) -> Sample:
-    """Scene number `index` of a split; the same numbers for the same arguments. ValueError for an unknown split."""
-    return photograph(scene_key(split, index), frames=frames, height=height, width=width, supersampling=supersampling)
+    """Scene number `index` of a split; the same numbers for the same arguments. ValueError for an unknown
+    split.
+    """
+    return photograph(
+        scene_key(split, index), frames=frames, height=height, width=width, supersampling=supersampling
+    )
 
 
 def scene_key(split: str, index: int | Array) -> Array:
@@ -61,7 +72,9 @@ def photograph(key: Array, *, frames: int, height: int, width: int, supersamplin
     of_world, of_path, of_camera = jax.random.split(key, 3)
     world = random_world(of_world)
     K, path = random_path(of_path, world, frames, height, width)
-    v, u = jnp.meshgrid(jnp.arange(height, dtype=jnp.float32), jnp.arange(width, dtype=jnp.float32), indexing="ij")
+    v, u = jnp.meshgrid(
+        jnp.arange(height, dtype=jnp.float32), jnp.arange(width, dtype=jnp.float32), indexing="ij"
+    )
 
     def view(pose: Array) -> tuple[Array, Array, Array]:
         def color(offset: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -91,7 +104,9 @@ def photograph(key: Array, *, frames: int, height: int, width: int, supersamplin
 
 
 def _develop(key: Array, linear: Array) -> Array:
-    """Linear colours to 8-bit pixels: exposure by the mean, its jitter, white balance, the sRGB curve about, noise."""
+    """Linear colours to 8-bit pixels: exposure by the mean, its jitter, white balance, the sRGB curve about,
+    noise.
+    """
     frames = linear.shape[0]
     of_scene, of_frame, of_balance, of_noise, of_strength = jax.random.split(key, 5)
     exposure = 0.28 / jnp.maximum(linear.mean(), 1e-3) * jnp.exp(0.25 * jax.random.normal(of_scene))
@@ -116,6 +131,8 @@ def tracks(scene: Sample, query_points: Array) -> tuple[Array, Array]:
     points, known = scene.world_points[0, v, u], scene.valid[0, v, u]
 
     def view(pose: Array) -> tuple[Array, Array]:
-        return project(scene.K, pose, points)[0], sees(scene.world, scene.K, pose, points, height, width) & known
+        return project(scene.K, pose, points)[0], sees(
+            scene.world, scene.K, pose, points, height, width
+        ) & known
 
     return over_views(view, scene.world_from_cam)

@@ -1,8 +1,9 @@
 """Where rays meet unit shapes, and which way the surface faces there.
 
-Every shape takes origins and directions in its own coordinates, (x, y, z) of f32[...] each, so that a compiler can follow a ray through
-many shapes without writing anything down. It returns the distance f32[...] to the first surface in front of the origin, in units of the
-direction's length; inf where there is none. Surfaces are seen from outside and inside.
+Every shape takes origins and directions in its own coordinates, (x, y, z) of f32[...] each, so that a
+compiler can follow a ray through many shapes without writing anything down. It returns the distance f32[...]
+to the first surface in front of the origin, in units of the direction's length; inf where there is none.
+Surfaces are seen from outside and inside.
 """
 
 from __future__ import annotations
@@ -53,16 +54,22 @@ def cone(origin: Vector, direction: Vector) -> Array:
 
 
 def normal(kind: Array, point: Array) -> Array:
-    """The outward direction, f32[..., 3] of any length, at a point on the surface of the shape of that number, see `KINDS`."""
+    """The outward direction, f32[..., 3] of any length, at a point on the surface of the shape of that
+    number, see `KINDS`.
+    """
     x, y, z = jnp.moveaxis(point, -1, 0)
     largest = jnp.abs(point) >= jnp.max(jnp.abs(point), -1, keepdims=True)
     of_box = jnp.where(largest, jnp.sign(point), 0)
     flat = jnp.zeros_like(x)
     on_end = jnp.abs(z) > jnp.maximum(jnp.hypot(x, y), 1 - 1e-4)
-    of_cylinder = jnp.where(on_end[..., None], jnp.stack([flat, flat, jnp.sign(z)], -1), jnp.stack([x, y, flat], -1))
+    of_cylinder = jnp.where(
+        on_end[..., None], jnp.stack([flat, flat, jnp.sign(z)], -1), jnp.stack([x, y, flat], -1)
+    )
     on_base = z < -1 + 1e-4
     slope = jnp.hypot(x, y) / 2
-    of_cone = jnp.where(on_base[..., None], jnp.stack([flat, flat, -jnp.ones_like(z)], -1), jnp.stack([x, y, slope], -1))
+    of_cone = jnp.where(
+        on_base[..., None], jnp.stack([flat, flat, -jnp.ones_like(z)], -1), jnp.stack([x, y, slope], -1)
+    )
     return jnp.select([kind[..., None] == i for i in range(4)], [of_box, point, of_cylinder, of_cone])
 
 
@@ -75,7 +82,9 @@ def _roots(a: Array, half_b: Array, c: Array) -> tuple[Array, Array]:
     a = away_from_zero(a)
     s = jnp.sqrt(jnp.maximum(root, 0))
     first, second = (-half_b - s) / a, (-half_b + s) / a
-    return jnp.where(root >= 0, jnp.minimum(first, second), jnp.inf), jnp.where(root >= 0, jnp.maximum(first, second), -jnp.inf)
+    return jnp.where(root >= 0, jnp.minimum(first, second), jnp.inf), jnp.where(
+        root >= 0, jnp.maximum(first, second), -jnp.inf
+    )
 
 
 def _slab(origin: Array, direction: Array) -> tuple[Array, Array]:

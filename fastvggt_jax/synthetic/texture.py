@@ -1,7 +1,7 @@
 """Procedural materials: a colour for every point of a surface, with detail at several scales.
 
-Patterns are drawn on the two coordinates that lie in the surface (`surface_coordinates`), noise in all three. Lattice noise is hashed with
-integers, so it is the same on every device.
+Patterns are drawn on the two coordinates that lie in the surface (`surface_coordinates`), noise in all three.
+Lattice noise is hashed with integers, so it is the same on every device.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def noise(point: Array, seed: Array) -> Array:
 
 
 def fractal_noise(point: Array, seed: Array, octaves: int) -> Array:
-    """Noise at `octaves` scales, each half as wide and about half as strong: f32[..., 3] -> f32[...] in [0, 1)."""
+    """Noise at `octaves` scales, each half as wide and about half as strong: f32[..., 3] -> f32[...] in [0,
+    1).
+    """
     total, strength, norm = 0.0, 1.0, 0.0
     for octave in range(octaves):
         total += strength * noise(point * 2**octave + 17 * octave, seed + octave)
@@ -51,7 +53,9 @@ def fractal_noise(point: Array, seed: Array, octaves: int) -> Array:
 
 
 def surface_coordinates(point: Array, normal: Array) -> Array:
-    """The two of the three coordinates that lie in the surface best: f32[..., 3], f32[..., 3] -> f32[..., 2]; upright on walls."""
+    """The two of the three coordinates that lie in the surface best: f32[..., 3], f32[..., 3] -> f32[..., 2];
+    upright on walls.
+    """
     x, y, z = jnp.moveaxis(point, -1, 0)
     axis = jnp.argmax(jnp.abs(normal), -1)
     return jnp.stack([jnp.where(axis == 0, y, x), jnp.where(axis == 2, y, z)], -1)
@@ -75,27 +79,39 @@ def albedo(point: Array, normal: Array, pattern: Array, scale: Array, seed: Arra
     shifted = u + 0.5 * (row % 2)
     of_row, of_brick = 2 * v - row, shifted - jnp.floor(shifted)
     mortar = (of_row < 0.09) | (of_brick < 0.045)
-    brick = jnp.where(mortar, 0.0, 0.6 + 0.4 * hash_unit(jnp.floor(shifted).astype(jnp.int32), row.astype(jnp.int32), seed))
+    brick = jnp.where(
+        mortar, 0.0, 0.6 + 0.4 * hash_unit(jnp.floor(shifted).astype(jnp.int32), row.astype(jnp.int32), seed)
+    )
     i, j = jnp.floor(2 * u).astype(jnp.int32), jnp.floor(2 * v).astype(jnp.int32)
     checks = ((i + j) % 2).astype(jnp.float32) * 0.85 + 0.15 * hash_unit(i, j, seed)
     wave = u + 0.35 * coarse
-    stripes = 0.5 + 0.5 * jnp.sign(jnp.sin(2 * jnp.pi * (wave * 2)) + 0.6 * (hash_unit(jnp.floor(2 * wave).astype(jnp.int32), seed) - 0.5))
+    stripes = 0.5 + 0.5 * jnp.sign(
+        jnp.sin(2 * jnp.pi * (wave * 2))
+        + 0.6 * (hash_unit(jnp.floor(2 * wave).astype(jnp.int32), seed) - 0.5)
+    )
     nearest, second, cell = _voronoi(2 * uv, seed)
     voronoi = jnp.where(second - nearest < 0.06, 0.0, 0.35 + 0.65 * cell)
     rings = jnp.hypot(uv[..., 0] * 0.35 + 0.4 * (coarse - 0.5), p[..., 2] * 0.06 + 0.5) * 9
     wood = (rings - jnp.floor(rings)) * 0.7 + 0.3 * fractal_noise(p * jnp.array([9.0, 9.0, 0.8]), seed + 7, 3)
     marble = 0.5 + 0.5 * jnp.sin(2 * jnp.pi * (0.8 * u + 0.5 * v + 2.2 * coarse))
     spots = jnp.where(nearest < 0.18 + 0.2 * cell, 0.25 + 0.75 * cell, 0.0)
-    mix = jnp.select([pattern == n for n in range(len(PATTERNS))], [coarse, brick, checks, stripes, voronoi, wood, marble, spots])
+    mix = jnp.select(
+        [pattern == n for n in range(len(PATTERNS))],
+        [coarse, brick, checks, stripes, voronoi, wood, marble, spots],
+    )
     mix = mix[..., None]
     color = jnp.where(mix < 0.5, colors[..., 0, :] + 2 * mix * (colors[..., 1, :] - colors[..., 0, :]), 0)
-    color = jnp.where(mix >= 0.5, colors[..., 1, :] + (2 * mix - 1) * (colors[..., 2, :] - colors[..., 1, :]), color)
+    color = jnp.where(
+        mix >= 0.5, colors[..., 1, :] + (2 * mix - 1) * (colors[..., 2, :] - colors[..., 1, :]), color
+    )
     dirt = 0.55 + 0.45 * coarse + 0.5 * (fine - 0.5)
     return jnp.clip(color * dirt[..., None], 0.01, 1)
 
 
 def _voronoi(uv: Array, seed: Array) -> tuple[Array, Array, Array]:
-    """Distances to the nearest and the second-nearest of the points that lie one in each cell, and a number in [0, 1) of the nearest."""
+    """Distances to the nearest and the second-nearest of the points that lie one in each cell, and a number
+    in [0, 1) of the nearest.
+    """
     cell = jnp.floor(uv).astype(jnp.int32)
     nearest = jnp.full(uv.shape[:-1], jnp.inf)
     second, of_nearest = nearest, jnp.zeros_like(nearest)

@@ -1,6 +1,7 @@
 """Training of VGGT or π³ on scenes whose truth is known: from scratch, or on from converted weights.
 
-`train(config, workdir)` runs what a `TrainConfig` describes; `fastvggt train CONFIG.py --workdir DIR` is the command.
+`train(config, workdir)` runs what a `TrainConfig` describes; `fastvggt train CONFIG.py --workdir DIR` is the
+command.
 """
 
 from fastvggt_jax.train.config import Shape, TrainConfig, load_config

@@ -1,7 +1,8 @@
 """Saving a training run: the last states with Orbax, in the background and only whole ones, and weight files.
 
-A folder holds `model.json` (which model it is of, and where its weights come from), `last/` (Orbax checkpoints by step), `metrics.jsonl`,
-`best.safetensors` (the weights of the lowest validation loss) and, when it stops, `weights.safetensors`.
+A folder holds `model.json` (which model it is of, and where its weights come from), `last/` (Orbax
+checkpoints by step), `metrics.jsonl`, `best.safetensors` (the weights of the lowest validation loss) and,
+when it stops, `weights.safetensors`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class TrainingFailed(Failed):
-    """A loss or gradient was not finite, or a file could not be written; the text names the last good checkpoint."""
+    """A loss or gradient was not finite, or a file could not be written; the text names the last good
+    checkpoint.
+    """
 
 
 class Checkpoints:
@@ -45,7 +48,9 @@ class Checkpoints:
             theirs = _read_mark(folder)
             _compare(folder, theirs, identity)
         elif folder.exists() and any(folder.iterdir()):
-            raise CheckpointError(f"the folder {folder} holds something else than a training run; give an empty or a new one")
+            raise CheckpointError(
+                f"the folder {folder} holds something else than a training run; give an empty or a new one"
+            )
         else:
             theirs = identity | _origin(config)
             write_file(mark, json.dumps(theirs, indent=1).encode())
@@ -57,7 +62,9 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        with contextlib.suppress(Exception) if kind else self._writing():  # what has already been raised says more
+        with (
+            contextlib.suppress(Exception) if kind else self._writing()
+        ):  # what has already been raised says more
             self.last.close()
 
     @property
@@ -67,11 +74,17 @@ class Checkpoints:
 
     @property
     def last_good(self) -> str:
-        """In words, for an error's sentence. Orbax counts a step once it begins to write it; on the disk only a whole one has its name."""
+        """In words, for an error's sentence. Orbax counts a step once it begins to write it; on the disk only
+        a whole one has its name.
+        """
         with contextlib.suppress(OSError, ValueError):
             self.last.wait_until_finished()
         whole = [int(path.name) for path in (self.folder / "last").iterdir() if path.name.isdecimal()]
-        return f"the last good checkpoint is {self.folder / 'last' / str(max(whole))}" if whole else "there is no checkpoint before it"
+        return (
+            f"the last good checkpoint is {self.folder / 'last' / str(max(whole))}"
+            if whole
+            else "there is no checkpoint before it"
+        )
 
     def save(self, state: TrainState) -> None:
         """Begins to write."""
@@ -84,15 +97,21 @@ class Checkpoints:
             self.last.wait_until_finished()
 
     def write_weights(self, name: str, state: TrainState) -> None:
-        """The weights to use as a native weight file of the folder; what they started from binds what they have become."""
+        """The weights to use as a native weight file of the folder; what they started from binds what they
+        have become.
+        """
         weights = jax.tree.map(lambda x: x.astype(self.config.weights_dtype), state.weights())
         source = f"fastvggt_jax.train, {int(state.step)} steps from {self.origin['source']}"
         with self._writing():
-            save_params(self.folder / name, {"params": weights}, self.config.model, source, self.origin["license"])
+            save_params(
+                self.folder / name, {"params": weights}, self.config.model, source, self.origin["license"]
+            )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Raises TrainingFailed for what could not be written, now or since the last time: Orbax writes in the background."""
+        """Raises TrainingFailed for what could not be written, now or since the last time: Orbax writes in
+        the background.
+        """
         try:
             yield
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as a ValueError
@@ -106,7 +125,9 @@ class Checkpoints:
 
     def restore(self, abstract: TrainState, sharding: TrainState) -> TrainState:
         """The last whole checkpoint."""
-        target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, sharding)
+        target = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, sharding
+        )
         try:
             return self.last.restore(self.last_step, args=ocp.args.StandardRestore(target))
         except ValueError as error:
@@ -120,7 +141,10 @@ def _origin(config: TrainConfig) -> dict[str, str]:
     if config.init is None:
         return {"source": "random numbers", "license": "that of whoever trained it"}
     before = open_safetensors(weight_file(config.init)).metadata() or {}
-    return {"source": before.get("source", config.init), "license": before.get("license", "unknown, see the source")}
+    return {
+        "source": before.get("source", config.init),
+        "license": before.get("license", "unknown, see the source"),
+    }
 
 
 def _read_mark(folder: Path) -> dict[str, Any]:
@@ -128,13 +152,19 @@ def _read_mark(folder: Path) -> dict[str, Any]:
         found = json.loads((folder / MARK).read_text())
         return {name: found[name] for name in ("model", "config", "source", "license")}
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"the folder {folder} holds a {MARK} that no training run has written; give another folder") from error
+        raise CheckpointError(
+            f"the folder {folder} holds a {MARK} that no training run has written; give another folder"
+        ) from error
 
 
 def _compare(folder: Path, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
     if theirs["model"] != mine["model"]:
-        raise CheckpointError(f"the folder {folder} is the training of a {theirs['model']}, not of a {mine['model']}")
+        raise CheckpointError(
+            f"the folder {folder} is the training of a {theirs['model']}, not of a {mine['model']}"
+        )
     names = [name for name in mine["config"] if theirs["config"].get(name) != mine["config"][name]]
     if names:
-        text = ", ".join(f"{name}={theirs['config'].get(name)} (here {mine['config'][name]})" for name in names)
+        text = ", ".join(
+            f"{name}={theirs['config'].get(name)} (here {mine['config'][name]})" for name in names
+        )
         raise CheckpointError(f"the folder {folder} is the training of another model: {text}")

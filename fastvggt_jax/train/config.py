@@ -1,4 +1,6 @@
-"""What is trained, on what and how long. A configuration is a Python file whose `get_config()` returns a `TrainConfig`."""
+"""What is trained, on what and how long. A configuration is a Python file whose `get_config()` returns a
+`TrainConfig`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from fastvggt_jax.synthetic import SPLIT_SIZE
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A kind of batch: so many scenes of so many views of so many pixels. Of several kinds, each is drawn in proportion to its weight."""
+    """A kind of batch: so many scenes of so many views of so many pixels. Of several kinds, each is drawn in
+    proportion to its weight.
+    """
 
     scenes: int
     frames: int
@@ -34,28 +38,34 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Every number of a training run. Peak learning rate and clipping are by default VGGT's (arXiv 2503.11651 §3.4).
+    """Every number of a training run. Peak learning rate and clipping are by default VGGT's (arXiv 2503.11651
+    §3.4).
 
     Attributes:
-      model: with its heads, its `dtype` of computing and whether it recomputes (`remat`); the loss is the one that it was published with.
-        Parameters and optimizer are float32.
+      model: with its heads, its `dtype` of computing and whether it recomputes (`remat`); the loss is the one
+        that it was published with. Parameters and optimizer are float32.
       shapes: the kinds of batches. Every kind is compiled once.
       steps: of the whole run, also where it was interrupted.
       learning_rate: at its peak, after `warmup_steps`; from there a cosine falls to `final_learning_rate`.
-      weight_decay: of matrices alone. clip_norm: of the gradient. ema_decay: of the averaged weights, None for no average.
+      weight_decay: of matrices alone. clip_norm: of the gradient. ema_decay: of the averaged weights, None
+        for no average.
       init: a native weight file to start from, or a bundled model's name; None starts from random numbers.
-      background: what confidence costs where nothing is, see `losses.loss` and `pi3_losses.loss`; 0 is VGGT's.
+      background: what confidence costs where nothing is, see `losses.loss` and `pi3_losses.loss`; 0 is
+        VGGT's.
       pairs: weight of the translations between all pairs of cameras, see `losses.pair_loss`; 0 is VGGT's.
-      layer_scale: of the blocks of a random start (CaiT, arXiv 2103.17239, starts networks of up to 18 blocks at 0.1).
-      frozen: patterns of parameter names, '/'-joined as in the weight file, that stay as they are: "aggregator/patch_embed/*".
+      layer_scale: of the blocks of a random start (CaiT, arXiv 2103.17239, starts networks of up to 18 blocks
+        at 0.1).
+      frozen: patterns of parameter names, '/'-joined as in the weight file, that stay as they are:
+        "aggregator/patch_embed/*".
       query_points: points to track a scene, for a model with a track head.
       first_scene: number of the first scene, to go on where an earlier run's scenes ended.
       supersampling: rays a pixel and side.
       data: (step, shape) -> `data.Batch`, instead of rendered scenes. Steps below 0 are validation's.
       weights_dtype: "float32" or "bfloat16", of the weight file that is written at the end.
-      log_every, validate_every, save_every: steps. validation_scenes: how many held-out scenes the loss is taken over,
-        in whole batches of the first shape.
-      shard_params: whether parameters, averages and optimizer are spread over the devices (FSDP), or only the scenes of a batch.
+      log_every, validate_every, save_every: steps. validation_scenes: how many held-out scenes the loss is
+        taken over, in whole batches of the first shape.
+      shard_params: whether parameters, averages and optimizer are spread over the devices (FSDP), or only the
+        scenes of a batch.
     """
 
     model: VGGT | Pi3
@@ -89,14 +99,18 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         if self.model.sparsity is not None:
-            raise ValueError(f"the model's sparsity={self.model.sparsity} must be None: block-sparse attention has no gradient")
+            raise ValueError(
+                f"the model's sparsity={self.model.sparsity} must be None: block-sparse attention has no gradient"
+            )
         if not self.shapes:
             raise ValueError("shapes is empty: give at least one Shape(scenes, frames, height, width)")
         for shape in self.shapes:
             if min(dataclasses.astuple(shape)) <= 0:
                 raise ValueError(f"{shape}: every number of a shape must be greater than 0")
             if shape.height % self.model.patch_size or shape.width % self.model.patch_size:
-                raise ValueError(f"{shape}: height and width must be multiples of the model's patch size {self.model.patch_size}")
+                raise ValueError(
+                    f"{shape}: height and width must be multiples of the model's patch size {self.model.patch_size}"
+                )
         for name in (
             "seed",
             "first_scene",
@@ -114,13 +128,23 @@ class TrainConfig:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")
-        for name in ("steps", "learning_rate", "clip_norm", "log_every", "validate_every", "save_every", "supersampling"):
+        for name in (
+            "steps",
+            "learning_rate",
+            "clip_norm",
+            "log_every",
+            "validate_every",
+            "save_every",
+            "supersampling",
+        ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
         if self.weights_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"weights_dtype={self.weights_dtype!r} must be 'float32' or 'bfloat16'")
         if self.first_scene_of(self.steps) > SPLIT_SIZE:
-            raise ValueError(f"first_scene={self.first_scene} and {self.steps} steps lead beyond the last scene, number {SPLIT_SIZE - 1}")
+            raise ValueError(
+                f"first_scene={self.first_scene} and {self.steps} steps lead beyond the last scene, number {SPLIT_SIZE - 1}"
+            )
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps={self.warmup_steps} must be less than steps={self.steps}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
@@ -132,23 +156,37 @@ class TrainConfig:
                 raise ValueError(f"pairs={self.pairs} must be 0: π³'s loss is of pairs of cameras as it is")
         elif ("track" in self.model.heads) != (self.query_points > 0):
             heads = ", ".join(self.model.heads)
-            raise ValueError(f"query_points={self.query_points} does not fit the heads {heads}: a track head needs some, others none")
+            raise ValueError(
+                f"query_points={self.query_points} does not fit the heads {heads}: a track head needs some, others none"
+            )
 
     def shape_of(self, step: int) -> Shape:
         """The kind of batch of a step; the same for the same seed and step."""
         weights = np.array([shape.weight for shape in self.shapes])
-        return self.shapes[np.random.default_rng((self.seed, step)).choice(len(weights), p=weights / weights.sum())]
+        return self.shapes[
+            np.random.default_rng((self.seed, step)).choice(len(weights), p=weights / weights.sum())
+        ]
 
     def first_scene_of(self, step: int) -> int:
         """Number of the first scene of a step's batch. No scene comes twice."""
         return self.first_scene + step * max(shape.scenes for shape in self.shapes)
 
 
-WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", type(None): "None", VGGT: "a VGGT", Pi3: "a Pi3"}
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "True or False",
+    type(None): "None",
+    VGGT: "a VGGT",
+    Pi3: "a Pi3",
+}
 
 
 def _check_types(fields: Shape | TrainConfig) -> None:
-    """Raises ValueError for a field that is not of the type that it is annotated with: a configuration is written by hand."""
+    """Raises ValueError for a field that is not of the type that it is annotated with: a configuration is
+    written by hand.
+    """
     for name, hint in typing.get_type_hints(type(fields)).items():
         value = getattr(fields, name)
         if not any(_is_a(value, kind) for kind in _kinds(hint)):
@@ -161,7 +199,9 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 
 def _is_a(value: Any, kind: Any) -> bool:
     if kind in (int, float):
-        return isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
+        return isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(
+            value, bool
+        )
     if typing.get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(_is_a(member, typing.get_args(kind)[0]) for member in value)
     return isinstance(value, typing.get_origin(kind) or kind)
@@ -176,11 +216,14 @@ def _in_words(kind: Any) -> str:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """The configuration of a Python file, with "field=value" put over it.
 
-    Raises FileNotFoundError, or ValueError in a sentence: the file is no configuration, a field is unknown or its value wrong.
+    Raises FileNotFoundError, or ValueError in a sentence: the file is no configuration, a field is unknown or
+      its value wrong.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a training configuration is a Python file with get_config()")
+        raise FileNotFoundError(
+            f"{path}: no such file; a training configuration is a Python file with get_config()"
+        )
     try:
         get_config = runpy.run_path(str(path)).get("get_config")
         config = get_config() if get_config is not None else None
@@ -190,12 +233,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     if not isinstance(config, TrainConfig):
         raise ValueError(f"{path} has no get_config() that returns a fastvggt_jax.train.TrainConfig")
     given = dict(_parse(text) for text in overrides)
-    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in ("model", "shapes", "data")]
+    names = [
+        field.name
+        for field in dataclasses.fields(TrainConfig)
+        if field.name not in ("model", "shapes", "data")
+    ]
     unknown = sorted(set(given) - set(names))
     if unknown:
         raise ValueError(f"{', '.join(unknown)} cannot be set; what can: {', '.join(names)}")
     hints = typing.get_type_hints(TrainConfig)
-    return dataclasses.replace(config, **{name: _as_type(name, value, hints[name]) for name, value in given.items()})
+    return dataclasses.replace(
+        config, **{name: _as_type(name, value, hints[name]) for name, value in given.items()}
+    )
 
 
 def _parse(text: str) -> tuple[str, str]:

@@ -19,7 +19,9 @@ Array = jax.Array
 
 @flax.struct.dataclass
 class Batch:
-    """B scenes of F photographs f32[B, F, H, W, 3], points to track f32[B, Q, 2] in the first of them or None, and what is true."""
+    """B scenes of F photographs f32[B, F, H, W, 3], points to track f32[B, Q, 2] in the first of them or
+    None, and what is true.
+    """
 
     images: Array
     query_points: Array | None
@@ -27,20 +29,37 @@ class Batch:
 
 
 def render(
-    split: str, first: int, shape: Shape, *, query_points: int = 0, supersampling: int = 2, sharding: NamedSharding | None = None
+    split: str,
+    first: int,
+    shape: Shape,
+    *,
+    query_points: int = 0,
+    supersampling: int = 2,
+    sharding: NamedSharding | None = None,
 ) -> Batch:
-    """Scenes `first`, `first` + 1, … of a split, the views of each in random order; each device renders its own with `sharding`."""
+    """Scenes `first`, `first` + 1, … of a split, the views of each in random order; each device renders its
+    own with `sharding`.
+    """
     return _render(split_key(split), first, shape, query_points, supersampling, sharding)
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))
-def _render(of_split: Array, first: int, shape: Shape, query_points: int, supersampling: int, sharding: NamedSharding | None) -> Batch:
+def _render(
+    of_split: Array,
+    first: int,
+    shape: Shape,
+    query_points: int,
+    supersampling: int,
+    sharding: NamedSharding | None,
+) -> Batch:
     frames, height, width = shape.frames, shape.height, shape.width
 
     def one(index: Array) -> tuple[Sample, tuple[Array, Array, Array] | None]:
         key = jax.random.fold_in(of_split, index)
         scene = photograph(key, frames=frames, height=height, width=width, supersampling=supersampling)
-        of_order, of_queries = jax.random.split(jax.random.fold_in(key, 1 << 16))  # apart from photograph's own keys
+        of_order, of_queries = jax.random.split(
+            jax.random.fold_in(key, 1 << 16)
+        )  # apart from photograph's own keys
         order = jax.random.permutation(of_order, frames)
         views = ("images", "depth", "valid", "world_points", "world_from_cam", "cam_from_world")
         scene = scene.replace(**{name: getattr(scene, name)[order] for name in views})
@@ -52,7 +71,9 @@ def _render(of_split: Array, first: int, shape: Shape, query_points: int, supers
         return scene, (points, *tracks(scene, points))
 
     indices = first + jnp.arange(shape.scenes)
-    scenes, tracked = jax.vmap(one)(indices if sharding is None else jax.lax.with_sharding_constraint(indices, sharding))
+    scenes, tracked = jax.vmap(one)(
+        indices if sharding is None else jax.lax.with_sharding_constraint(indices, sharding)
+    )
     K = jnp.broadcast_to(scenes.K[:, None], (shape.scenes, frames, 3, 3))
     truth = normalise(scenes.cam_from_world, K, scenes.depth, scenes.world_points, scenes.valid)
     points = None

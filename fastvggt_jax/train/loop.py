@@ -1,4 +1,6 @@
-"""The training loop: render, step, record, validate, save; it goes on where an earlier call in the same folder has stopped."""
+"""The training loop: render, step, record, validate, save; it goes on where an earlier call in the same
+folder has stopped.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +37,21 @@ from fastvggt_jax.train.state import (
 )
 
 
-def train(config: TrainConfig, workdir: str | Path, *, minutes: float | None = None, quiet: bool = False) -> TrainState:
-    """Trains until `config.steps`, an interrupt, or `minutes` have gone, saves, and writes the (averaged) weights to weights.safetensors.
+def train(
+    config: TrainConfig, workdir: str | Path, *, minutes: float | None = None, quiet: bool = False
+) -> TrainState:
+    """Trains until `config.steps`, an interrupt, or `minutes` have gone, saves, and writes the (averaged)
+    weights to weights.safetensors.
 
-    In a folder of an earlier call it goes on from the last checkpoint, with the same batches and the same state; on a CPU its numbers are
-    those of a run that was never stopped, bit by bit. Compiling counts as time, the last saving does not. Nothing is saved of no steps.
+    In a folder of an earlier call it goes on from the last checkpoint, with the same batches and the same
+    state; on a CPU its numbers are those of a run that was never stopped, bit by bit. Compiling counts as
+    time, the last saving does not. Nothing is saved of no steps.
 
     Raises:
-      TrainingFailed: the loss or its gradient is not finite, or there is no space for a file; the last good checkpoint stays.
-      CheckpointError: the folder or `init` is that of another model. ValueError: a shape does not fit the number of devices.
+      TrainingFailed: the loss or its gradient is not finite, or there is no space for a file; the last good
+        checkpoint stays.
+      CheckpointError: the folder or `init` is that of another model. ValueError: a shape does not fit the
+        number of devices.
     """
     folder, deadline = Path(workdir), time.monotonic() + 60 * (math.inf if minutes is None else minutes)
     if jax.process_count() > 1:
@@ -52,7 +60,9 @@ def train(config: TrainConfig, workdir: str | Path, *, minutes: float | None = N
     for shape in config.shapes:
         if shape.scenes % mesh.size:
             raise ValueError(f"{shape}: its scenes must be a multiple of the {mesh.size} devices")
-    sharding = state_sharding(config, mesh)  # this and the next say what is wrong with `frozen` and `init` before the folder is made
+    sharding = state_sharding(
+        config, mesh
+    )  # this and the next say what is wrong with `frozen` and `init` before the folder is made
     params = None if (folder / MARK).exists() else first_params(config)
     with Checkpoints(folder, config) as checkpoints, _interrupts() as interrupted:
         if checkpoints.last_step is not None:
@@ -62,10 +72,20 @@ def train(config: TrainConfig, workdir: str | Path, *, minutes: float | None = N
         done = int(state.step)
         metrics = Metrics(folder, done, quiet)
         try:
-            metrics.say(f"step {done} of {config.steps}, {mesh.size} × {jax.devices()[0].device_kind}, in {folder}")
+            metrics.say(
+                f"step {done} of {config.steps}, {mesh.size} × {jax.devices()[0].device_kind}, in {folder}"
+            )
             if checkpoints.last_step is not None and config.init is not None:
                 metrics.say(f"init is not read again: {folder} has a run of {done} steps, which goes on")
-            state = _steps(config, mesh, state, done, checkpoints, metrics, lambda: bool(interrupted) or time.monotonic() > deadline)
+            state = _steps(
+                config,
+                mesh,
+                state,
+                done,
+                checkpoints,
+                metrics,
+                lambda: bool(interrupted) or time.monotonic() > deadline,
+            )
             if not int(state.step):
                 metrics.say("stopped before the first step; nothing was saved")
                 return state
@@ -73,7 +93,9 @@ def train(config: TrainConfig, workdir: str | Path, *, minutes: float | None = N
                 checkpoints.save(state)
             checkpoints.wait()
             checkpoints.write_weights(WEIGHTS, state)
-            metrics.say(f"stopped after {int(state.step)} of {config.steps} steps; weights in {folder / WEIGHTS}")
+            metrics.say(
+                f"stopped after {int(state.step)} of {config.steps} steps; weights in {folder / WEIGHTS}"
+            )
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -103,7 +125,10 @@ def _steps(
         state, values = step(state, batch_of(config, done, shape, along_scenes(mesh)), rates[done])
         done += 1
         metrics.add(values, shape.scenes)
-        due = [done % every == 0 or done == config.steps for every in (config.log_every, config.validate_every, config.save_every)]
+        due = [
+            done % every == 0 or done == config.steps
+            for every in (config.log_every, config.validate_every, config.save_every)
+        ]
         _, to_validate, to_save = due
         if any(due):  # nothing is saved before all losses up to here were found finite
             _check(metrics.record(done), config, checkpoints)
@@ -121,7 +146,9 @@ def _steps(
 def _check(bad_step: int | None, config: TrainConfig, checkpoints: Checkpoints) -> None:
     if bad_step is not None:
         hint = f"try a lower learning_rate than {config.learning_rate:g}"
-        raise TrainingFailed(f"the loss or gradient of step {bad_step} is not finite; {checkpoints.last_good}; {hint}")
+        raise TrainingFailed(
+            f"the loss or gradient of step {bad_step} is not finite; {checkpoints.last_good}; {hint}"
+        )
 
 
 def batch_of(config: TrainConfig, step: int, shape: Shape, sharding: NamedSharding) -> Batch:
@@ -130,13 +157,23 @@ def batch_of(config: TrainConfig, step: int, shape: Shape, sharding: NamedShardi
         batch = config.data(step, shape)
     else:
         split, first = ("validation", -1 - step) if step < 0 else ("train", config.first_scene_of(step))
-        batch = render(split, first, shape, query_points=config.query_points, supersampling=config.supersampling, sharding=sharding)
+        batch = render(
+            split,
+            first,
+            shape,
+            query_points=config.query_points,
+            supersampling=config.supersampling,
+            sharding=sharding,
+        )
     return jax.device_put(batch, sharding)  # a rendered one may be there already
 
 
-def compiled(config: TrainConfig, mesh: Mesh) -> tuple[Callable[[TrainState, Batch, Any], Any], Callable[[Any, Batch], Any]]:
-    """What `make_step` and `make_evaluation` give. For rendered batches everything is compiled here, all kinds at once in threads: to
-    compile one takes a minute or two on a GPU's host, most of it on one core."""
+def compiled(
+    config: TrainConfig, mesh: Mesh
+) -> tuple[Callable[[TrainState, Batch, Any], Any], Callable[[Any, Batch], Any]]:
+    """What `make_step` and `make_evaluation` give. For rendered batches everything is compiled here, all
+    kinds at once in threads: to compile one takes a minute or two on a GPU's host, most of it on one core.
+    """
     step, evaluate = make_step(config, mesh), make_evaluation(config, mesh)
     if config.data is not None:
         return step, evaluate
@@ -145,22 +182,37 @@ def compiled(config: TrainConfig, mesh: Mesh) -> tuple[Callable[[TrainState, Bat
     kinds = [jax.eval_shape(partial(batch, 0, shape)) for shape in config.shapes]
     with ThreadPoolExecutor() as pool:
         rendered = [pool.submit(batch, 0, shape) for shape in config.shapes]
-        steps = {kind.images.shape: pool.submit(lambda kind: step.lower(state, kind, rate).compile(), kind) for kind in kinds}
-        validation = pool.submit(lambda: evaluate.lower(state.weights(), kinds[0]).compile()) if config.validation_scenes else None
+        steps = {
+            kind.images.shape: pool.submit(lambda kind: step.lower(state, kind, rate).compile(), kind)
+            for kind in kinds
+        }
+        validation = (
+            pool.submit(lambda: evaluate.lower(state.weights(), kinds[0]).compile())
+            if config.validation_scenes
+            else None
+        )
     for job in rendered:
         job.result()  # raises what went wrong
     steps = {shape: job.result() for shape, job in steps.items()}
-    return lambda state, batch, rate: steps[batch.images.shape](state, batch, rate), validation and validation.result()
+    return lambda state, batch, rate: steps[batch.images.shape](
+        state, batch, rate
+    ), validation and validation.result()
 
 
-def make_evaluation(config: TrainConfig, mesh: Mesh) -> Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]]:
+def make_evaluation(
+    config: TrainConfig, mesh: Mesh
+) -> Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]]:
     """The jitted loss of a batch: (parameters, batch) -> (loss f32[], its parts)."""
     sharding = state_sharding(config, mesh).weights(), along_scenes(mesh)
     return jax.jit(lambda params, batch: loss_of(config, params, batch), in_shardings=sharding)
 
 
-def validate(config: TrainConfig, mesh: Mesh, evaluate: Callable[[Any, Batch], Any], state: TrainState) -> dict[str, float]:
-    """Means of the loss and its parts over the validation scenes, of the first shape, with the weights to use."""
+def validate(
+    config: TrainConfig, mesh: Mesh, evaluate: Callable[[Any, Batch], Any], state: TrainState
+) -> dict[str, float]:
+    """Means of the loss and its parts over the validation scenes, of the first shape, with the weights to
+    use.
+    """
     shape, values = config.shapes[0], []
     for first in range(0, config.validation_scenes, shape.scenes):
         total, parts = evaluate(state.weights(), batch_of(config, -1 - first, shape, along_scenes(mesh)))
@@ -177,7 +229,9 @@ def _interrupts() -> Iterator[list[int]]:
         if seen:
             raise KeyboardInterrupt
         seen.append(number)
-        os.write(2, b"interrupted: ends after this step and saves; once more ends at once\n")  # print is not for signal handlers
+        os.write(
+            2, b"interrupted: ends after this step and saves; once more ends at once\n"
+        )  # print is not for signal handlers
 
     before = {}
     try:

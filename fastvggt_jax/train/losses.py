@@ -1,10 +1,12 @@
-"""VGGT's training loss (arXiv 2503.11651 §3.4; upstream's training/loss.py and its default configuration): cameras, depth, points, tracks.
+"""VGGT's training loss (arXiv 2503.11651 §3.4; upstream's training/loss.py and its default configuration):
+cameras, depth, points, tracks.
 
-The paper's Huber loss on cameras is L1 upstream, "more stable". Its depth and point losses are upstream three terms each: the
-error weighted by the predicted confidence, the error alone, and the error of spatial differences at four scales (the paper's gradient; for
-points upstream's default compares normals instead). Upstream has not released the tracks' loss: it is the paper's, with CoTracker3's
-(arXiv 2410.11831) target for the confidence. Left out: upstream's training code also drops the worst 2 % of the
-confidence-weighted errors, and cameras that see hardly any valid point.
+The paper's Huber loss on cameras is L1 upstream, "more stable". Its depth and point losses are upstream three
+terms each: the error weighted by the predicted confidence, the error alone, and the error of spatial
+differences at four scales (the paper's gradient; for points upstream's default compares normals instead).
+Upstream has not released the tracks' loss: it is the paper's, with CoTracker3's (arXiv 2410.11831) target for
+the confidence. Left out: upstream's training code also drops the worst 2 % of the confidence-weighted errors,
+and cameras that see hardly any valid point.
 """
 
 from __future__ import annotations
@@ -33,11 +35,14 @@ TINY = 1e-8
 
 @flax.struct.dataclass
 class Truth:
-    """What a batch of scenes really looks like, in the coordinates of each scene's first camera and in units of its mean point distance.
+    """What a batch of scenes really looks like, in the coordinates of each scene's first camera and in units
+    of its mean point distance.
 
     Attributes:
-      pose_enc: f32[B, F, 9]. depth: f32[B, F, H, W, 1]. world_points: f32[B, F, H, W, 3]. valid: bool[B, F, H, W].
-      tracks: f32[B, F, Q, 2], where the points to track are in each view, in pixels. visible: bool[B, F, Q]. None without such points.
+      pose_enc: f32[B, F, 9]. depth: f32[B, F, H, W, 1]. world_points: f32[B, F, H, W, 3]. valid: bool[B, F,
+        H, W].
+      tracks: f32[B, F, Q, 2], where the points to track are in each view, in pixels. visible: bool[B, F, Q].
+        None without such points.
     """
 
     pose_enc: Array
@@ -49,7 +54,8 @@ class Truth:
 
 
 def normalise(cam_from_world: Array, K: Array, depth: Array, world_points: Array, valid: Array) -> Truth:
-    """Truth from f32[B, F, 3, 4], f32[B, F, 3, 3], f32[B, F, H, W, 1], f32[B, F, H, W, 3] and bool[B, F, H, W] in any coordinates.
+    """Truth from f32[B, F, 3, 4], f32[B, F, 3, 3], f32[B, F, H, W, 1], f32[B, F, H, W, 3] and bool[B, F, H,
+    W] in any coordinates.
 
     A scene without a valid point keeps its unit.
     """
@@ -73,18 +79,22 @@ def normalise(cam_from_world: Array, K: Array, depth: Array, world_points: Array
     )
 
 
-def loss(prediction: Prediction, truth: Truth, background: float = 0.0, pairs: float = 0.0) -> tuple[Array, dict[str, Array]]:
+def loss(
+    prediction: Prediction, truth: Truth, background: float = 0.0, pairs: float = 0.0
+) -> tuple[Array, dict[str, Array]]:
     """The weighted sum f32[] over the heads that are on, and its parts by name, unweighted.
 
-    background: what log confidence costs where nothing is valid. Upstream's 0 leaves it free there, since real scans have holes; where
-    all that is not valid is sky, a cost makes the confidence say so.
+    background: what log confidence costs where nothing is valid. Upstream's 0 leaves it free there, since
+    real scans have holes; where all that is not valid is sky, a cost makes the confidence say so.
     pairs: weight of `pair_loss`, 0 upstream.
     """
     total, parts = jnp.float32(0), {}
     if prediction.pose_enc_list is not None:
         camera = camera_loss(prediction.pose_enc_list, truth.pose_enc)
         parts |= camera
-        total += CAMERA * (camera["translation"] + camera["rotation"] + FIELD_OF_VIEW * camera["field of view"])
+        total += CAMERA * (
+            camera["translation"] + camera["rotation"] + FIELD_OF_VIEW * camera["field of view"]
+        )
         if pairs:
             parts["pairs"] = pair_loss(prediction.pose_enc_list, truth.pose_enc)
             total += pairs * parts["pairs"]
@@ -99,7 +109,9 @@ def loss(prediction: Prediction, truth: Truth, background: float = 0.0, pairs: f
             parts |= {f"{name} {key}": value for key, value in dense.items()}
             total += weight * sum(dense.values())
     if prediction.track_list is not None and truth.tracks is not None:
-        track = track_loss(prediction.track_list, prediction.vis, prediction.conf, truth.tracks, truth.visible)
+        track = track_loss(
+            prediction.track_list, prediction.vis, prediction.conf, truth.tracks, truth.visible
+        )
         parts |= track
         total += TRACK * sum(track.values())
     return total, parts
@@ -118,11 +130,12 @@ def camera_loss(pose_enc_list: tuple[Array, ...], target: Array) -> dict[str, Ar
 
 
 def pair_loss(pose_enc_list: tuple[Array, ...], target: Array) -> Array:
-    """Mean error of the translations cam_i_from_cam_j of all pairs of cameras, in units of their distance, weighed over the iterations as
-    the camera's; f32[].
+    """Mean error of the translations cam_i_from_cam_j of all pairs of cameras, in units of their distance,
+    weighed over the iterations as the camera's; f32[].
 
-    How well poses are recovered is measured by the directions of these translations. An absolute error that is small beside the scene can
-    turn them by any angle where two cameras are near each other, and what a wrong rotation does to them has to go with it.
+    How well poses are recovered is measured by the directions of these translations. An absolute error that
+    is small beside the scene can turn them by any angle where two cameras are near each other, and what a
+    wrong rotation does to them has to go with it.
     """
     true = _between(target)
     errors = norm(_between(jnp.stack(pose_enc_list)) - true)  # [iterations, B, F, F], 0 on the diagonal
@@ -140,8 +153,15 @@ def _between(pose_enc: Array) -> Array:
 
 
 def steps_between(rotation: Array, centre: Array) -> Array:
-    """World_from_cam f32[..., F, 3, 3], f32[..., F, 3] -> each second camera's centre in the first one's coordinates, f32[..., F, F, 3]."""
-    return jnp.einsum("...fji,...fgj->...fgi", rotation, centre[..., None, :, :] - centre[..., :, None, :], precision="highest")
+    """World_from_cam f32[..., F, 3, 3], f32[..., F, 3] -> each second camera's centre in the first one's
+    coordinates, f32[..., F, F, 3].
+    """
+    return jnp.einsum(
+        "...fji,...fgj->...fgi",
+        rotation,
+        centre[..., None, :, :] - centre[..., :, None, :],
+        precision="highest",
+    )
 
 
 def _decay(base: float, iterations: int) -> Array:
@@ -150,18 +170,28 @@ def _decay(base: float, iterations: int) -> Array:
 
 
 def dense_loss(values: Array, conf: Array, target: Array, valid: Array) -> dict[str, Array]:
-    """Of f32[B, F, H, W, C] with confidence f32[B, F, H, W] where `valid`; each a mean over the valid pixels, 0 if there are none."""
+    """Of f32[B, F, H, W, C] with confidence f32[B, F, H, W] where `valid`; each a mean over the valid pixels,
+    0 if there are none.
+    """
     difference = jnp.where(valid[..., None], values - target, 0)
     error = norm(difference)
     weighted = error * conf - LOG_CONFIDENCE * jnp.log(conf)
     steps = [2**scale for scale in range(SCALES)]
-    gradient = sum(_gradient(difference[..., ::s, ::s, :], valid[..., ::s, ::s], conf[..., ::s, ::s]) for s in steps) / SCALES
-    return {"confidence": mean_where(weighted, valid), "error": mean_where(error, valid), "gradient": gradient}
+    gradient = (
+        sum(_gradient(difference[..., ::s, ::s, :], valid[..., ::s, ::s], conf[..., ::s, ::s]) for s in steps)
+        / SCALES
+    )
+    return {
+        "confidence": mean_where(weighted, valid),
+        "error": mean_where(error, valid),
+        "gradient": gradient,
+    }
 
 
 def track_loss(track_list: Array, vis: Array, conf: Array, tracks: Array, visible: Array) -> dict[str, Array]:
-    """Of tracks f32[iterations, B, F, Q, 2] where the point is seen, in pixels, and of the probabilities f32[B, F, Q] that it is seen and
-    that the last iteration's track is right; each a mean."""
+    """Of tracks f32[iterations, B, F, Q, 2] where the point is seen, in pixels, and of the probabilities
+    f32[B, F, Q] that it is seen and that the last iteration's track is right; each a mean.
+    """
     errors = jnp.minimum(jnp.abs(track_list - tracks).mean(-1), LARGEST_ERROR)
     decay = _decay(TRACK_DECAY, len(errors))
     seen = visible / jnp.maximum(visible.sum(), 1)
@@ -179,12 +209,16 @@ def _cross_entropy(probability: Array, target: Array) -> Array:
 
 
 def _gradient(difference: Array, valid: Array, conf: Array) -> Array:
-    """How much the error changes between neighbours that are both valid, weighted by confidence as the error itself; a mean a channel."""
+    """How much the error changes between neighbours that are both valid, weighted by confidence as the error
+    itself; a mean a channel.
+    """
     total = jnp.float32(0)
     for axis in (-3, -2):
         n = difference.shape[axis]
         after, before = (jax.lax.slice_in_dim(difference, a, b, axis=axis) for a, b in ((1, n), (0, n - 1)))
-        both = jnp.logical_and(*(jax.lax.slice_in_dim(valid, a, b, axis=axis + 1) for a, b in ((1, n), (0, n - 1))))
+        both = jnp.logical_and(
+            *(jax.lax.slice_in_dim(valid, a, b, axis=axis + 1) for a, b in ((1, n), (0, n - 1)))
+        )
         weight = jax.lax.slice_in_dim(conf, 1, n, axis=axis + 1)
         change = jnp.minimum(jnp.abs(after - before), LARGEST_ERROR).mean(-1)
         total += jnp.where(both, change * weight - LOG_CONFIDENCE * jnp.log(weight), 0).sum()

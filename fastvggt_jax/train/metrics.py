@@ -1,4 +1,6 @@
-"""Where a run's numbers go: `metrics.jsonl` (a line a record), the terminal, and TensorBoard's files where tensorboardX is installed."""
+"""Where a run's numbers go: `metrics.jsonl` (a line a record), the terminal, and TensorBoard's files where
+tensorboardX is installed.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +16,33 @@ from rich.console import Console
 from fastvggt_jax.export.atomic import write_file
 
 FINITE = ("loss", "gradient norm")  # what has to be, lest the parameters are lost
-SHOWN = ("loss", "translation", "rotation", "depth error", "point error", "scenes a second")  # in the terminal; the files have all
+SHOWN = (
+    "loss",
+    "translation",
+    "rotation",
+    "depth error",
+    "point error",
+    "scenes a second",
+)  # in the terminal; the files have all
 
 
 class Metrics:
     def __init__(self, folder: Path, first_step: int, quiet: bool) -> None:
-        """Goes on after `first_step`; what an interrupted run has recorded beyond it is dropped, since it will come again."""
+        """Goes on after `first_step`; what an interrupted run has recorded beyond it is dropped, since it
+        will come again.
+        """
         path = folder / "metrics.jsonl"
         before = path.read_text() if path.exists() else ""
-        records = [json.loads(line) for line in before.splitlines(keepends=True) if line.endswith("}\n")]  # the last may be half-written
+        records = [
+            json.loads(line) for line in before.splitlines(keepends=True) if line.endswith("}\n")
+        ]  # the last may be half-written
         records = [record for record in records if record["step"] <= first_step]
         kept = "".join(json.dumps(record) + "\n" for record in records)
         if kept != before:
             write_file(path, kept.encode())
-        self.best = min((record["loss"] for record in records if record["kind"] == "validation"), default=math.inf)
+        self.best = min(
+            (record["loss"] for record in records if record["kind"] == "validation"), default=math.inf
+        )
         self.file = open(path, "a")  # noqa: SIM115  closed by `close`
         self.console = Console(quiet=quiet, highlight=False)
         self.board = _board(folder, first_step)
@@ -44,20 +59,30 @@ class Metrics:
         self.scenes += scenes
 
     def record(self, step: int) -> int | None:
-        """Writes means of what was added since the last time. Returns the first step that is not finite; then it writes nothing."""
+        """Writes means of what was added since the last time. Returns the first step that is not finite; then
+        it writes nothing.
+        """
         if not self.pending:
             return None
         values = jax.device_get(self.pending)
-        bad = [step - len(values) + i + 1 for i, value in enumerate(values) if not all(math.isfinite(value[name]) for name in FINITE)]
+        bad = [
+            step - len(values) + i + 1
+            for i, value in enumerate(values)
+            if not all(math.isfinite(value[name]) for name in FINITE)
+        ]
         if bad:
             return bad[0]
-        self.write(step, "train", means(values) | {"scenes a second": self.scenes / (time.monotonic() - self.since)})
+        self.write(
+            step, "train", means(values) | {"scenes a second": self.scenes / (time.monotonic() - self.since)}
+        )
         self.pending = []
         self.start_clock()
         return None
 
     def validated(self, step: int, values: Mapping[str, float]) -> bool:
-        """Writes what a validation has given; True if no earlier one's loss was lower. Its time is not that of the steps."""
+        """Writes what a validation has given; True if no earlier one's loss was lower. Its time is not that
+        of the steps.
+        """
         self.write(step, "validation", values)
         self.start_clock()
         best = values["loss"] <= self.best

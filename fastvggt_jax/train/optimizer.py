@@ -15,7 +15,9 @@ from fastvggt_jax.train.config import TrainConfig
 
 
 def learning_rates(config: TrainConfig) -> np.ndarray:
-    """f32[steps]. They are given to the steps one by one, so that runs of other lengths or rates are the same program."""
+    """f32[steps]. They are given to the steps one by one, so that runs of other lengths or rates are the same
+    program.
+    """
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0 if config.warmup_steps else config.learning_rate,
         peak_value=config.learning_rate,
@@ -27,7 +29,9 @@ def learning_rates(config: TrainConfig) -> np.ndarray:
 
 
 def trainable(params: Any, frozen: Sequence[str]) -> Any:
-    """A tree like `params` of bool. Raises ValueError for a pattern that fits no parameter, or if nothing is left to train."""
+    """A tree like `params` of bool. Raises ValueError for a pattern that fits no parameter, or if nothing is
+    left to train.
+    """
     names = list(flax.traverse_util.flatten_dict(params, sep="/"))
     for pattern in frozen:
         if not fnmatch.filter(names, pattern):
@@ -39,7 +43,9 @@ def trainable(params: Any, frozen: Sequence[str]) -> Any:
 
 
 def make_optimizer(config: TrainConfig, params: Any) -> optax.GradientTransformation:
-    """AdamW without its learning rate: what it gives, times -rate, is the update. Of a tree of parameters, or of their shapes."""
+    """AdamW without its learning rate: what it gives, times -rate, is the update. Of a tree of parameters, or
+    of their shapes.
+    """
     adamw = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=config.beta1, b2=config.beta2),

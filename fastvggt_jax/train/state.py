@@ -38,7 +38,9 @@ class TrainState:
 
 
 def initial_params(model: VGGT | Pi3, seed: int, layer_scale: float) -> Any:
-    """A random start. VGGT's camera head's last layer starts at the identity with 1 rad of view: relu has no gradient below 0."""
+    """A random start. VGGT's camera head's last layer starts at the identity with 1 rad of view: relu has no
+    gradient below 0.
+    """
     inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), model.smallest_inputs())
     params = jax.jit(model.init)(jax.random.key(seed), *inputs)["params"]
     flat = flax.traverse_util.flatten_dict(params, sep="/")
@@ -50,7 +52,9 @@ def initial_params(model: VGGT | Pi3, seed: int, layer_scale: float) -> Any:
 
 
 def read_params(config: TrainConfig) -> Any:
-    """float32 parameters of the weight file `config.init`. Raises CheckpointError unless it holds this very model."""
+    """float32 parameters of the weight file `config.init`. Raises CheckpointError unless it holds this very
+    model.
+    """
     found, wanted = type(read_model(config.init)).__name__, type(config.model).__name__
     if found != wanted:
         raise CheckpointError(f"init: {config.init} holds a {found}, not a {wanted}")
@@ -65,7 +69,9 @@ def read_params(config: TrainConfig) -> Any:
 
 def first_params(config: TrainConfig) -> Any:
     """What the run starts from: the file `init`, or random numbers."""
-    return read_params(config) if config.init else initial_params(config.model, config.seed, config.layer_scale)
+    return (
+        read_params(config) if config.init else initial_params(config.model, config.seed, config.layer_scale)
+    )
 
 
 def start(config: TrainConfig, params: Any) -> TrainState:
@@ -90,20 +96,28 @@ def make_mesh() -> Mesh:
 
 
 def state_sharding(config: TrainConfig, mesh: Mesh) -> TrainState:
-    """A tree like the state of how each array lies on the devices: whole on each, or spread along its longest axis that divides."""
+    """A tree like the state of how each array lies on the devices: whole on each, or spread along its longest
+    axis that divides.
+    """
 
     def of(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         axes = [axis for axis, n in enumerate(leaf.shape) if n % mesh.size == 0]
         if not config.shard_params or leaf.size < SMALLEST_SHARDED or not axes:
             return NamedSharding(mesh, PartitionSpec())
         longest = max(axes, key=lambda axis: leaf.shape[axis])
-        return NamedSharding(mesh, PartitionSpec(*[AXIS if axis == longest else None for axis in range(len(leaf.shape))]))
+        return NamedSharding(
+            mesh, PartitionSpec(*[AXIS if axis == longest else None for axis in range(len(leaf.shape))])
+        )
 
     return jax.tree.map(of, abstract_state(config))
 
 
-def make_step(config: TrainConfig, mesh: Mesh) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
-    """The jitted step: (state, batch, learning rate f32[]) -> (state, metrics f32[] by name). The state that is given is used up."""
+def make_step(
+    config: TrainConfig, mesh: Mesh
+) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
+    """The jitted step: (state, batch, learning rate f32[]) -> (state, metrics f32[] by name). The state that
+    is given is used up.
+    """
     shapes = config.model.abstract_params()["params"]
     free, optimizer = trainable(shapes, config.frozen), make_optimizer(config, shapes)
 
@@ -123,7 +137,12 @@ def make_step(config: TrainConfig, mesh: Mesh) -> Callable[[TrainState, Batch, A
         return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
 
     sharding = state_sharding(config, mesh)
-    return jax.jit(step, donate_argnums=0, in_shardings=(sharding, along_scenes(mesh), None), out_shardings=(sharding, None))
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(sharding, along_scenes(mesh), None),
+        out_shardings=(sharding, None),
+    )
 
 
 def along_scenes(mesh: Mesh) -> NamedSharding:

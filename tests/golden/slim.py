@@ -2,9 +2,9 @@
 
     python tests/golden/slim.py REFERENCE_DIR
 
-Left out: the cases in DROP, whose branches other cases reach; in `sparse_qkv_*` the attention outputs of all but four settings (masks
-and pooled probabilities stay for all); `agg.concat.*`, which repeats `agg.frame.*` and `agg.global.*`.
-`python -m tests.parity --reference REFERENCE_DIR` runs against the full set.
+Left out: the cases in DROP, whose branches other cases reach; in `sparse_qkv_*` the attention outputs of all
+but four settings (masks and pooled probabilities stay for all); `agg.concat.*`, which repeats `agg.frame.*`
+and `agg.global.*`. `python -m tests.parity --reference REFERENCE_DIR` runs against the full set.
 """
 
 import shutil
@@ -14,7 +14,12 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-DROP = ("sparse_qkv_n3_5x7", "sparse_qkv_n3_10x13_d32_q32k16", "sparse_qkv_n8", "sparse_vggt_tiny_84x112_q32k16_r50.")
+DROP = (
+    "sparse_qkv_n3_5x7",
+    "sparse_qkv_n3_10x13_d32_q32k16",
+    "sparse_qkv_n8",
+    "sparse_vggt_tiny_84x112_q32k16_r50.",
+)
 DROP += ("pi3_tiny_b1n3", "pi3_tiny_hd64", "sparse_pi3_tiny_84x112_q32")
 SETTINGS = ("r50", "r50c90", "r80c40", "r50c90_max")
 HERE = Path(__file__).parent

@@ -1,4 +1,6 @@
-"""Golden parity: every case of the reference, stage by stage, in units of its noise floor. `python -m tests.parity` prints the table."""
+"""Golden parity: every case of the reference, stage by stage, in units of its noise floor. `python -m
+tests.parity` prints the table.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Prints how far every stage of every golden case is from the reference, in units of its noise floor.
 
-python -m tests.parity                                  # the tiny cases
-python -m tests.parity --weights --workdir DIR          # the full-size cases too: 5 GB of pseudo-weights, 11 GB of memory, minutes
-python -m tests.parity --reference DIR 'sparse_*'       # other golden files, some cases
+python -m tests.parity                                  # the tiny cases python -m tests.parity --weights
+--workdir DIR          # the full-size cases too: 5 GB of pseudo-weights, 11 GB of memory, minutes python -m
+tests.parity --reference DIR 'sparse_*'       # other golden files, some cases
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def main() -> int:
             bad = not error <= limit  # NaN is bad
             failures, count = failures + bad, count + 1
             print(f"{name:44} {stage:30} {error:9.2g} {limit:7.1g}{'  FAIL' if bad else ''}", flush=True)
-    print(f"{count - failures} of {count} stages within their limits (error in units of the noise floor; chaotic tracker stages absolute)")
+    print(
+        f"{count - failures} of {count} stages within their limits (error in units of the noise floor; chaotic tracker stages absolute)"
+    )
     return 1 if failures or not count else 0
 
 

@@ -20,11 +20,15 @@ from tests.compare import compare
 
 FOLDER = Path(__file__).parents[1] / "golden"
 LIMIT = 8.0  # error in units of the noise floor; a correct port lands at 0.5-3
-# The tracker feeds sin(1000 x) back into itself: rounding grows 20-500x an iteration, so it has limits of its own (absolute, pixels and
-# probabilities; reference README §2). Clean stages (update_in.0, delta.0, corr.0, update_out) keep LIMIT.
+# The tracker feeds sin(1000 x) back into itself: rounding grows 20-500x an iteration, so it has limits of its
+# own (absolute, pixels and probabilities; reference README §2). Clean stages (update_in.0, delta.0, corr.0,
+# update_out) keep LIMIT.
 CHAOTIC = {"coords.0": 2e-5, "coords.1": 3e-4, "coords.2": 3e-3, "coords.3": 3e-2, "vis": 2e-2, "conf": 2e-2}
-# What iteration k reads and makes inherits the error of the coordinates before it, through an embedding of up to 500 radians a pixel.
-CHAOTIC |= {f"{x}.{k}": 500 * CHAOTIC[f"coords.{k - 1}"] for x in ("corr", "update_in", "delta") for k in (1, 2, 3)}
+# What iteration k reads and makes inherits the error of the coordinates before it, through an embedding of up
+# to 500 radians a pixel.
+CHAOTIC |= {
+    f"{x}.{k}": 500 * CHAOTIC[f"coords.{k - 1}"] for x in ("corr", "update_in", "delta") for k in (1, 2, 3)
+}
 
 
 class Goldens:
@@ -66,7 +70,8 @@ class Goldens:
 
 @functools.cache
 def load_model(name: str, seed: int = 0, folder: Path = FOLDER, workdir: Path | None = None):
-    """(model, params) of a pseudo-checkpoint in float32, through the converter and the native file, as a user loads them.
+    """(model, params) of a pseudo-checkpoint in float32, through the converter and the native file, as a user
+    loads them.
 
     `workdir` keeps the files (5 GB each for the full size) for the next time.
     """

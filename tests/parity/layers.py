@@ -43,7 +43,9 @@ def native_params(golden: Golden, prefix: str) -> dict:
 
 def captured(module: nn.Module, params: dict, *args, **kwargs):
     capture = lambda _, method: method in ("__call__", "normalise")
-    return jax.jit(lambda p, a: module.apply(p, *a, **kwargs, capture_intermediates=capture, mutable=["intermediates"]))(params, args)
+    return jax.jit(
+        lambda p, a: module.apply(p, *a, **kwargs, capture_intermediates=capture, mutable=["intermediates"])
+    )(params, args)
 
 
 def block(goldens: Goldens, name: str, golden: Golden) -> Golden:
@@ -61,7 +63,9 @@ def block(goldens: Goldens, name: str, golden: Golden) -> Golden:
         parts = []
         for b in range(len(x)):
             rope = rope_tables(golden["in.pos"][b], 32) if has_rope else None
-            out, state = captured(Block(2, eps, qk_norm=qk_norm, layer_scale=layer_scale), params, x[b : b + 1], rope)
+            out, state = captured(
+                Block(2, eps, qk_norm=qk_norm, layer_scale=layer_scale), params, x[b : b + 1], rope
+            )
             parts.append({"out": out, **stages_of(state["intermediates"])})
         mine |= {f"{k}{suffix}": np.concatenate([p[k] for p in parts]) for k in parts[0]}
     return {k: v for k, v in mine.items() if k not in ("q_norm_small", "k_norm_small")}
@@ -80,7 +84,9 @@ def attention(goldens: Goldens, name: str, golden: Golden) -> Golden:
         suffix, params, parts = f"hd{head_dim}", native_params(golden, f"w.hd{head_dim}."), []
         for b in range(2):
             rope = rope_tables(golden["in.pos"][b], head_dim)
-            out, state = captured(Attention(heads, qk_norm=True), params, golden[f"in.x_{suffix}"][b : b + 1], rope)
+            out, state = captured(
+                Attention(heads, qk_norm=True), params, golden[f"in.x_{suffix}"][b : b + 1], rope
+            )
             state = state["intermediates"]
             norms = {k: jnp.swapaxes(state[k]["normalise"][0], 1, 2) for k in ("q_norm", "k_norm")}
             parts.append({"out": out, "qkv": state["qkv"]["__call__"][0], **norms})
@@ -101,7 +107,9 @@ def pi3_heads(goldens: Goldens, name: str, golden: Golden) -> Golden:
     mine = {}
     for channels in (1, 3):
         params = native_params(golden, f"w.lin{channels}.")
-        mine[f"lin{channels}"] = PixelShuffleHead(channels, 14).apply(params, golden[f"in.lin{channels}"], (2, 3))
+        mine[f"lin{channels}"] = PixelShuffleHead(channels, 14).apply(
+            params, golden[f"in.lin{channels}"], (2, 3)
+        )
     renamed = {re.sub(r"(res_conv|more_mlps)\.(\d)", r"\1_\2", key): value for key, value in golden.items()}
     mine["cam.t"], mine["cam.rot9"] = PoseHead().apply(native_params(renamed, "w.cam."), golden["in.cam"])
     pose = np.tile(np.eye(4, dtype=np.float32), (len(mine["cam.t"]), 1, 1))
@@ -110,7 +118,9 @@ def pi3_heads(goldens: Goldens, name: str, golden: Golden) -> Golden:
 
 
 def pos_embed(goldens: Goldens, name: str, golden: Golden) -> Golden:
-    sizes = [(k, *map(int, re.fullmatch(r"out_(\d+)x(\d+)", k).groups())) for k in golden if k.startswith("out_")]
+    sizes = [
+        (k, *map(int, re.fullmatch(r"out_(\d+)x(\d+)", k).groups())) for k in golden if k.startswith("out_")
+    ]
     return {k: resize_pos_embed(golden["in.pos_embed"], H // 14, W // 14) for k, H, W in sizes}
 
 
@@ -145,14 +155,20 @@ def dpt_heads(goldens: Goldens, name: str, golden: Golden) -> Golden:
     nchw = lambda x: jnp.moveaxis(x, -1, 1)
 
     head = dpt.DPTHead(**common, out_channels=4)
-    run_head = lambda head, params: captured(head, {"params": params}, taps, image_size=size, patch_size=patch)
+    run_head = lambda head, params: captured(
+        head, {"params": params}, taps, image_size=size, patch_size=patch
+    )
     logits, state = run_head(head, params["params"]["point_head"])
     state = state["intermediates"]
     scratch = state["scratch"]
     mine = {f"project.{i}": state[f"projects_{i}"]["__call__"][0] for i in range(4)}
     mine |= {f"resize.{i}": state[f"resize_layers_{i}"]["__call__"][0] for i in (0, 1, 3)}
     mine["resize.2"] = dpt.add_uv(mine["project.2"], size[1] / size[0], True)
-    mine |= {f"{k}": scratch[k]["__call__"][0] for k in scratch if k.startswith(("layer", "refinenet", "output_conv1"))}
+    mine |= {
+        f"{k}": scratch[k]["__call__"][0]
+        for k in scratch
+        if k.startswith(("layer", "refinenet", "output_conv1"))
+    }
     mine["output_conv2"] = logits
     mine = {f"point_head.{k}": nchw(v) for k, v in mine.items()}
     points, conf = dpt.activate_points(logits)
@@ -161,7 +177,9 @@ def dpt_heads(goldens: Goldens, name: str, golden: Golden) -> Golden:
     logits, _ = run_head(dpt.DPTHead(**common, out_channels=2), params["params"]["depth_head"])
     depth, conf = dpt.activate_depth(logits)
     mine |= {"depth_head.pred": depth[None], "depth_head.conf": conf[None]}
-    extractor = dpt.DPTHead(model.track_features, model.dpt_level_channels, out_channels=0, down_ratio=2, uv=False)
+    extractor = dpt.DPTHead(
+        model.track_features, model.dpt_level_channels, out_channels=0, down_ratio=2, uv=False
+    )
     maps, _ = run_head(extractor, params["params"]["track_head"]["feature_extractor"])
     return mine | {"track_features.out": nchw(maps)[None]}
 
@@ -179,7 +197,9 @@ def functions(goldens: Goldens, name: str, golden: Golden) -> Golden:
         "head_conf_expp1": conf,
         "inverse_log": dpt.activate_points(jnp.tile(golden["in.scalar"][:, None], 4))[0][:, 0],
         "track_flow_embed_16": track.embed_flow(golden["in.flow"], 16),
-        "sample_border": track.sample_border(jnp.moveaxis(golden["in.sample_map"], 1, -1), golden["in.sample_xy"]),
+        "sample_border": track.sample_border(
+            jnp.moveaxis(golden["in.sample_map"], 1, -1), golden["in.sample_xy"]
+        ),
     }
     h, w = 5, 6
     grid = np.stack(np.meshgrid(np.arange(w), np.arange(h)), -1).astype(np.float32)
@@ -231,10 +251,16 @@ def tracker(goldens: Goldens, name: str, golden: Golden) -> Golden:
     mine |= {f"update_in.{k}": x for k, x in enumerate(state["update_in"][0])}
     mine |= {f"delta.{k}": x for k, x in enumerate(state["__call__"][0])}
     corr = state["corr_in"][0]  # [iters, B·F, Q, L]
-    mine |= {f"corr.{k}": x.reshape(1, maps.shape[1], *x.shape[1:])[0].swapaxes(0, 1) for k, x in enumerate(corr)}
+    mine |= {
+        f"corr.{k}": x.reshape(1, maps.shape[1], *x.shape[1:])[0].swapaxes(0, 1) for k, x in enumerate(corr)
+    }
 
     former = track.UpdateFormer(
-        model.track_hidden, model.track_depth, model.track_num_heads, model.track_num_virtual, model.track_features + 2
+        model.track_hidden,
+        model.track_depth,
+        model.track_num_heads,
+        model.track_num_virtual,
+        model.track_features + 2,
     )
     out, state = captured(former, {"params": params["params"]["updateformer"]}, golden["in.update_x"])
     state = state["intermediates"]

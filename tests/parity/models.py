@@ -1,4 +1,6 @@
-"""Whole models, tiny and full size, dense and sparse: every stage of a golden file from one captured forward pass."""
+"""Whole models, tiny and full size, dense and sparse: every stage of a golden file from one captured forward
+pass.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,15 @@ def run(goldens: Goldens, name: str, workdir=None) -> dict[str, np.ndarray]:
     images, points = images_of(golden), golden.get("in.query_points")
     heads = tuple(h for h in model.heads if h != "track" or points is not None)
     model = model.clone(heads=heads)
-    params = {"params": {k: v for k, v in params["params"].items() if k.removesuffix("_head") in (*heads, "aggregator")}}
+    params = {
+        "params": {
+            k: v for k, v in params["params"].items() if k.removesuffix("_head") in (*heads, "aggregator")
+        }
+    }
     prediction, state = jax.jit(
-        lambda p, x, q: model.apply(p, x, q, capture_intermediates=lambda _, method: method in CAPTURED, mutable=["intermediates"])
+        lambda p, x, q: model.apply(
+            p, x, q, capture_intermediates=lambda _, method: method in CAPTURED, mutable=["intermediates"]
+        )
     )(params, images, points)
     stages = state["intermediates"]
     grid = tuple(side // model.patch_size for side in images.shape[2:4])
@@ -129,7 +137,9 @@ def global_masks(model, attn: dict, F: int, h: int, w: int) -> dict[str, np.ndar
         q, k = (attn[f"{x}_norm"]["normalise"][0][i] for x in "qk")  # [B, F·P, N, H]
         rope = rope_tables(np.tile(positions, (F, 1)), q.shape[-1])
         (_, q), (_, k) = (split_tokens(apply_rope(x, rope), F, 5) for x in (q, k))
-        pooled = [reference.pool_blocks(x, b, sparsity.pool) for x, b in zip((q, k), sparsity.block, strict=True)]
+        pooled = [
+            reference.pool_blocks(x, b, sparsity.pool) for x, b in zip((q, k), sparsity.block, strict=True)
+        ]
         mine[f"pooled_prob.{i}"] = reference.pooled_probabilities(*pooled)
         keep = sparsity.keep_counts(pooled[1].shape[2], model.depth)
         mask = pooled_block_mask(

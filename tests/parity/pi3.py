@@ -18,7 +18,9 @@ def run(goldens: Goldens, name: str, workdir=None) -> Golden:
     model = model.clone(sparsity=sparsity_of(case))
     images = images_of(golden)
     prediction, state = jax.jit(
-        lambda p, x: model.apply(p, x, capture_intermediates=lambda _, method: method in CAPTURED, mutable=["intermediates"])
+        lambda p, x: model.apply(
+            p, x, capture_intermediates=lambda _, method: method in CAPTURED, mutable=["intermediates"]
+        )
     )(params, images)
     stages = state["intermediates"]
     s = case["pixel_stride"]
@@ -37,7 +39,9 @@ def run(goldens: Goldens, name: str, workdir=None) -> Golden:
 
 def blocks(stages: dict) -> list[np.ndarray]:
     """Outputs of the decoder's blocks in upstream's order, [B, F·P, D] or [B·F, P, D]."""
-    pairs = zip(*(stages["decoder"][f"{kind}_blocks"]["__call__"][0] for kind in ("frame", "global")), strict=True)
+    pairs = zip(
+        *(stages["decoder"][f"{kind}_blocks"]["__call__"][0] for kind in ("frame", "global")), strict=True
+    )
     return [np.asarray(x) for pair in pairs for x in pair]
 
 

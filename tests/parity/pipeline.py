@@ -36,22 +36,32 @@ def preprocess(goldens: Goldens) -> dict[str, np.ndarray]:
     for key in goldens.load("preprocess"):
         if key == "pi3.resize_rule":
             rows = goldens.load("preprocess")[key]
-            mine[key] = np.array([[w, h, limit, *area_size(w, h, limit, 14)] for w, h, limit, *_ in rows.tolist()], rows.dtype)
+            mine[key] = np.array(
+                [[w, h, limit, *area_size(w, h, limit, 14)] for w, h, limit, *_ in rows.tolist()], rows.dtype
+            )
             continue
         model, mode, group = key.split(".")
         if model == "pi3":
             photos = [goldens.folder / "images" / name for name in goldens.case("preprocess")["pi3_sorted"]]
             side = int(int(mode.removeprefix("limit")) ** 0.5)
-            images = load_images(photos, mode="area", size=side if side**2 == int(mode.removeprefix("limit")) else None)
+            images = load_images(
+                photos, mode="area", size=side if side**2 == int(mode.removeprefix("limit")) else None
+            )
             mine[key] = subsample(images)
             continue
         square = mode.startswith("square")
         names = groups["all_mixed" if square else group]
         photos = [goldens.folder / "images" / f"{name}.png" for name in names]
-        images = load_images(photos, mode="square" if square else mode, size=int(mode.removeprefix("square")) if square else 518)
+        images = load_images(
+            photos,
+            mode="square" if square else mode,
+            size=int(mode.removeprefix("square")) if square else 518,
+        )
         if group == "coords":  # the corners of each photo in the square, and its size
             sizes = [(t.original_width, t.original_height) for t in images.transforms]
-            corners = [t.to_model([(0, 0), wh]).ravel() for t, wh in zip(images.transforms, sizes, strict=True)]
+            corners = [
+                t.to_model([(0, 0), wh]).ravel() for t, wh in zip(images.transforms, sizes, strict=True)
+            ]
             mine[key] = np.concatenate([corners, sizes], -1).astype(np.float32)
             continue
         mine[key] = subsample(images)

@@ -1,4 +1,6 @@
-"""Camera head: one token a frame to a pose, refined in a few iterations (upstream: vggt/heads/camera_head.py)."""
+"""Camera head: one token a frame to a pose, refined in a few iterations (upstream:
+vggt/heads/camera_head.py).
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,19 @@ class CameraHead(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Array) -> tuple[Array, ...]:
-        """f32[B, F, D], the camera tokens of the last layer -> the pose encoding f32[B, F, 9] after each iteration."""
+        """f32[B, F, D], the camera tokens of the last layer -> the pose encoding f32[B, F, 9] after each
+        iteration.
+        """
         D = tokens.shape[-1]
         tokens = layer_norm(1e-5, "token_norm")(tokens)
-        normed = nn.LayerNorm(epsilon=1e-6, use_scale=False, use_bias=False, use_fast_variance=False, dtype=jnp.float32, name="adaln_norm")(
-            tokens
-        )
+        normed = nn.LayerNorm(
+            epsilon=1e-6,
+            use_scale=False,
+            use_bias=False,
+            use_fast_variance=False,
+            dtype=jnp.float32,
+            name="adaln_norm",
+        )(tokens)
         embed_pose = nn.Dense(D, name="embed_pose")
         modulation = nn.Dense(3 * D, name="poseLN_modulation_1")
         trunk = Block(self.num_heads, 1e-5, self.mlp_ratio, name="trunk")
@@ -42,9 +51,12 @@ class CameraHead(nn.Module):
         empty_pose = self.param("empty_pose_tokens", nn.initializers.zeros, (1, 1, POSE_DIM))
         raw, poses = None, []
         for _ in range(self.num_iterations):
-            # The next iteration sees the raw pose (the relu of the fields of view is not fed back) and sends no gradient through it.
+            # The next iteration sees the raw pose (the relu of the fields of view is not fed back) and sends
+            # no gradient through it.
             raw = None if raw is None else jax.lax.stop_gradient(raw)
-            condition = embed_pose(jnp.broadcast_to(empty_pose, (*tokens.shape[:2], POSE_DIM)) if raw is None else raw)
+            condition = embed_pose(
+                jnp.broadcast_to(empty_pose, (*tokens.shape[:2], POSE_DIM)) if raw is None else raw
+            )
             shift, scale, gate = jnp.split(modulation(jax.nn.silu(condition)), 3, -1)
             x = gate * (normed * (1 + scale) + shift) + tokens
             delta = pose_branch(trunk_norm(scan_blocks(trunk, self.trunk_depth, x)))

@@ -1,7 +1,9 @@
-"""DPT heads: four tapped layers of tokens to a dense map a frame (upstream: vggt/heads/dpt_head.py). Float32, NHWC.
+"""DPT heads: four tapped layers of tokens to a dense map a frame (upstream: vggt/heads/dpt_head.py). Float32,
+NHWC.
 
-Three quirks of upstream that trained weights rely on: every resize aligns corners; a position embedding of the image plane is added twice;
-the residual units' skip carries relu(x), because upstream's ReLU works in place.
+Three quirks of upstream that trained weights rely on: every resize aligns corners; a position embedding of
+the image plane is added twice; the residual units' skip carries relu(x), because upstream's ReLU works in
+place.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ UV_RATIO = 0.1
 
 
 def uv_axes(h: int, w: int, aspect: float) -> tuple[np.ndarray, np.ndarray]:
-    """f64[w], f64[h]: u and v of pixel centres on an image plane of half diagonal 1 whose aspect W/H is the *image's*."""
+    """f64[w], f64[h]: u and v of pixel centres on an image plane of half diagonal 1 whose aspect W/H is the
+    *image's*.
+    """
     span_u, span_v = aspect / np.sqrt(aspect**2 + 1), 1 / np.sqrt(aspect**2 + 1)
     u = np.linspace(-span_u * (w - 1) / w, span_u * (w - 1) / w, w)
     v = np.linspace(-span_v * (h - 1) / h, span_v * (h - 1) / h, h)
@@ -29,9 +33,11 @@ def uv_axes(h: int, w: int, aspect: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def uv_embedding(h: int, w: int, channels: int, aspect: float) -> Array:
-    """f32[h, w, channels]: [sin u·ω, cos u·ω, sin v·ω, cos v·ω], ω = 100^(-j / (channels/4)); angles in float64.
+    """f32[h, w, channels]: [sin u·ω, cos u·ω, sin v·ω, cos v·ω], ω = 100^(-j / (channels/4)); angles in
+    float64.
 
-    Half of the channels depend on the column alone, half on the row: two small tables, so no large constant enters the program.
+    Half of the channels depend on the column alone, half on the row: two small tables, so no large constant
+      enters the program.
     """
     omega = 100.0 ** (-np.arange(channels // 4) / (channels / 4))
     angles = [axis[:, None] * omega for axis in uv_axes(h, w, aspect)]
@@ -61,7 +67,9 @@ def _(size: int, axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tu
 
 
 def _neighbours(old: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each of `size` points spread over `old` ones, corners aligned: the point below, the one above, the weight of the latter."""
+    """Of each of `size` points spread over `old` ones, corners aligned: the point below, the one above, the
+    weight of the latter.
+    """
     source = np.arange(size) * ((old - 1) / (size - 1) if size > 1 else 0.0)
     low = np.minimum(source.astype(np.int32), old - 1)
     return low, np.minimum(low + 1, old - 1), (source - low).astype(np.float32)
@@ -110,7 +118,9 @@ class FeatureFusion(nn.Module):
 
 
 class Scratch(nn.Module):
-    """From the four levels to the output; upstream keeps MiDaS's name for it. `out_channels` 0 stops before output_conv2."""
+    """From the four levels to the output; upstream keeps MiDaS's name for it. `out_channels` 0 stops before
+    output_conv2.
+    """
 
     features: int
     out_channels: int
@@ -118,7 +128,9 @@ class Scratch(nn.Module):
 
     @nn.compact
     def __call__(self, levels: list[Array], h: int, w: int, aspect: float) -> Array:
-        levels = [_conv(self.features, 3, f"layer{i + 1}_rn", use_bias=False)(x) for i, x in enumerate(levels)]
+        levels = [
+            _conv(self.features, 3, f"layer{i + 1}_rn", use_bias=False)(x) for i, x in enumerate(levels)
+        ]
         x = None
         for i in (3, 2, 1, 0):
             finer = levels[i - 1].shape[1:3] if i else tuple(2 * s for s in levels[0].shape[1:3])
@@ -137,8 +149,9 @@ def add_uv(x: Array, aspect: float, uv: bool) -> Array:
 
 
 class DPTHead(nn.Module):
-    """Args: `features` of the fusion, `level_channels` of the four levels, `out_channels` logits (0: features only), `down_ratio` of the
-    output, `uv` whether the image-plane embedding is added."""
+    """Args: `features` of the fusion, `level_channels` of the four levels, `out_channels` logits (0: features
+    only), `down_ratio` of the output, `uv` whether the image-plane embedding is added.
+    """
 
     features: int = 256
     level_channels: tuple[int, ...] = (256, 512, 1024, 1024)
@@ -148,7 +161,9 @@ class DPTHead(nn.Module):
 
     @nn.compact
     def __call__(self, taps: Array, image_size: tuple[int, int], patch_size: int) -> Array:
-        """Patch tokens [4, N, h·w, 2D] of the tapped layers -> f32[N, H / down_ratio, W / down_ratio, out_channels or features]."""
+        """Patch tokens [4, N, h·w, 2D] of the tapped layers -> f32[N, H / down_ratio, W / down_ratio,
+        out_channels or features].
+        """
         H, W = image_size
         h, w, aspect = H // patch_size, W // patch_size, W / H
         norm = layer_norm(1e-5, "norm")  # shared by the levels
@@ -184,11 +199,13 @@ def over_frame_chunks(
     chunk: int,
     remat: bool = False,
 ) -> tuple[Array, ...]:
-    """`apply(head, some frames)` of all frames of taps [taps, B, F, P, C], `chunk` at most at a time, so that memory does not grow with F.
+    """`apply(head, some frames)` of all frames of taps [taps, B, F, P, C], `chunk` at most at a time, so that
+    memory does not grow with F.
 
-    `apply` takes [taps, N, P, C] and returns float32 arrays [N, *shape] of `shapes`; here they are [B, F, *shape]. Scenes stay on the
-    devices on which they are: each chunk has as many frames, at least one, of every scene. The last one overlaps the one before where F
-    is no multiple. With `remat` a derivative computes each chunk again instead of keeping it.
+    `apply` takes [taps, N, P, C] and returns float32 arrays [N, *shape] of `shapes`; here they are [B, F,
+    *shape]. Scenes stay on the devices on which they are: each chunk has as many frames, at least one, of
+    every scene. The last one overlaps the one before where F is no multiple. With `remat` a derivative
+    computes each chunk again instead of keeping it.
     """
     _, B, F, *token = taps.shape
 
@@ -206,9 +223,13 @@ def over_frame_chunks(
 
     def body(head: DPTHead, buffers: tuple[Array, ...], start: Array) -> tuple[tuple[Array, ...], None]:
         update = jax.lax.dynamic_update_slice_in_dim
-        return tuple(update(b, o, start, 1) for b, o in zip(buffers, of_frames(head, start, size), strict=True)), None
+        return tuple(
+            update(b, o, start, 1) for b, o in zip(buffers, of_frames(head, start, size), strict=True)
+        ), None
 
     buffers = tuple(jnp.zeros((B, F, *shape), jnp.float32) for shape in shapes)
     body = nn.remat(body, prevent_cse=False) if remat else body
-    scan = nn.scan(body, variable_broadcast="params", variable_axes={"intermediates": 0}, split_rngs={"params": False})
+    scan = nn.scan(
+        body, variable_broadcast="params", variable_axes={"intermediates": 0}, split_rngs={"params": False}
+    )
     return scan(head, buffers, jnp.array(starts))[0]

@@ -1,4 +1,6 @@
-"""π³'s heads: a transformer within each frame, pixel shuffle for points and confidence, a pose (upstream: pi3/models/layers)."""
+"""π³'s heads: a transformer within each frame, pixel shuffle for points and confidence, a pose (upstream:
+pi3/models/layers).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ Array = jax.Array
 
 
 class FrameDecoder(nn.Module):
-    """Linear, blocks with RoPE but neither QK-norm nor LayerScale (eps 1e-6), Linear; no final norm: [B, P, 2D] -> f32[B, P, out]."""
+    """Linear, blocks with RoPE but neither QK-norm nor LayerScale (eps 1e-6), Linear; no final norm: [B, P,
+    2D] -> f32[B, P, out].
+    """
 
     embed_dim: int
     depth: int
@@ -32,7 +36,9 @@ class FrameDecoder(nn.Module):
 
 
 class PixelShuffleHead(nn.Module):
-    """Linear to every pixel of a patch: f32[B, h·w, C] -> f32[B, h·p, w·p, channels]; channel index c·p² + row·p + column."""
+    """Linear to every pixel of a patch: f32[B, h·w, C] -> f32[B, h·p, w·p, channels]; channel index c·p² +
+    row·p + column.
+    """
 
     channels: int
     patch_size: int
@@ -57,7 +63,9 @@ class ResidualMlp(nn.Module):
 
 
 class PoseHead(nn.Module):
-    """Patch tokens to a camera: f32[B, h·w, C] -> translation f32[B, 3] and a 3×3 matrix f32[B, 9], row-major, not yet a rotation."""
+    """Patch tokens to a camera: f32[B, h·w, C] -> translation f32[B, 3] and a 3×3 matrix f32[B, 9],
+    row-major, not yet a rotation.
+    """
 
     @nn.compact
     def __call__(self, tokens: Array) -> tuple[Array, Array]:
@@ -71,9 +79,13 @@ class PoseHead(nn.Module):
 
 
 def decode_rotation(matrix: Array) -> Array:
-    """The rotation nearest to `matrix` with its rows normalised (eps 1e-12): f32[..., 3, 3] -> f32[..., 3, 3]."""
+    """The rotation nearest to `matrix` with its rows normalised (eps 1e-12): f32[..., 3, 3] -> f32[..., 3,
+    3].
+    """
     squares = jnp.sum(jnp.square(matrix), -1, keepdims=True)
-    return nearest_rotation(matrix / jnp.sqrt(jnp.maximum(squares, 1e-24)))  # clamped before the root, whose derivative at 0 is infinite
+    return nearest_rotation(
+        matrix / jnp.sqrt(jnp.maximum(squares, 1e-24))
+    )  # clamped before the root, whose derivative at 0 is infinite
 
 
 def activate_points(raw: Array) -> Array:

@@ -1,5 +1,6 @@
-"""Track head: where points of frame 0 are seen in the other frames (upstream: vggt/heads/track_head.py and track_modules/, from VGGSfM and
-CoTracker). Float32. B batch, F frames, Q query points, C channels, h w feature-map pixels.
+"""Track head: where points of frame 0 are seen in the other frames (upstream: vggt/heads/track_head.py and
+track_modules/, from VGGSfM and CoTracker). Float32. B batch, F frames, Q query points, C channels, h w
+feature-map pixels.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ POSITION_BASE = 10000.0
 
 
 def embed_flow(flow: Array, channels: int) -> Array:
-    """[..., 2] -> [..., 2·channels], x before y; sine and cosine interleaved at frequencies k·1000/channels, k = 0, 2, 4 …
+    """[..., 2] -> [..., 2·channels], x before y; sine and cosine interleaved at frequencies k·1000/channels,
+    k = 0, 2, 4 …
 
-    Frequencies grow linearly, not exponentially: up to 1000 radians a pixel, which is what makes the tracker chaotic.
+    Frequencies grow linearly, not exponentially: up to 1000 radians a pixel, which is what makes the tracker
+      chaotic.
     """
     frequency = np.arange(0, channels, 2, dtype=np.float32) * np.float32(FLOW_FREQUENCY / channels)
     angle = flow[..., None] * frequency  # [..., 2, channels/2]
@@ -42,7 +45,9 @@ def _corners(coords: Array, size: int) -> tuple[Array, Array, Array]:
 
 
 def sample_position(coords: Array, h: int, w: int, channels: int) -> Array:
-    """The position embedding of an h×w map at coords [..., 2] (x, y), sampled bilinearly: [..., channels], x half then y half."""
+    """The position embedding of an h×w map at coords [..., 2] (x, y), sampled bilinearly: [..., channels], x
+    half then y half.
+    """
     parts = []
     for axis, size in ((0, w), (1, h)):
         table = jnp.asarray(position_table(size, channels // 2))
@@ -74,9 +79,10 @@ def feature_pyramid(maps: Array, levels: int) -> list[Array]:
 def correlate(maps: Array, features: Array, coords: Array, radius: int) -> Array:
     """Correlation of a feature with its neighbourhood in a map, bilinear, zero outside.
 
-    maps [M, h, w, C], features [M, Q, C], coords [M, Q, 2] (x, y) pixels of the map -> [M, Q, (2r+1)²]; the slow index moves x, the fast y.
-    The features' products are taken at whole pixels, then interpolated: the same number as interpolating the map, with fewer products.
-    A map of height (width) 1 is always read at row (column) 0: upstream divides by size - 1 there.
+    maps [M, h, w, C], features [M, Q, C], coords [M, Q, 2] (x, y) pixels of the map -> [M, Q, (2r+1)²]; the
+    slow index moves x, the fast y. The features' products are taken at whole pixels, then interpolated: the
+    same number as interpolating the map, with fewer products. A map of height (width) 1 is always read at row
+    (column) 0: upstream divides by size - 1 there.
     """
     M, h, w, C = maps.shape
     coords = coords * jnp.array([w > 1, h > 1], coords.dtype)
@@ -87,7 +93,9 @@ def correlate(maps: Array, features: Array, coords: Array, radius: int) -> Array
     offsets = np.stack(np.meshgrid(span, span, indexing="ij"), -1) * moves  # [2r+2 (x), 2r+2 (y), 2]
     pixels = base.astype(jnp.int32)[:, :, None, None] + offsets
 
-    def one_map(args: tuple[Array, Array, Array]) -> Array:  # a map at a time: the gathered features are large
+    def one_map(
+        args: tuple[Array, Array, Array],
+    ) -> Array:  # a map at a time: the gathered features are large
         map_, feature, pixel = args
         x, y = pixel[..., 0], pixel[..., 1]
         inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
@@ -117,7 +125,9 @@ class MultiheadAttention(nn.Module):
 
 
 class TrackBlock(nn.Module):
-    """Upstream replaces x by norm1(x) before adding to it, so the residual stream is normalised. With a context: cross-attention."""
+    """Upstream replaces x by norm1(x) before adding to it, so the residual stream is normalised. With a
+    context: cross-attention.
+    """
 
     num_heads: int
     cross: bool = False
@@ -131,7 +141,9 @@ class TrackBlock(nn.Module):
 
 
 class UpdateFormer(nn.Module):
-    """Alternates attention over the frames of a track and over the tracks of a frame, the latter through virtual tracks."""
+    """Alternates attention over the frames of a track and over the tracks of a frame, the latter through
+    virtual tracks.
+    """
 
     hidden: int
     depth: int
@@ -185,7 +197,9 @@ class UpdateFormer(nn.Module):
 
 
 class Tracker(nn.Module):
-    """Iterative refinement of tracks against a correlation pyramid. `stride` is image pixels a feature-map pixel."""
+    """Iterative refinement of tracks against a correlation pyramid. `stride` is image pixels a feature-map
+    pixel.
+    """
 
     iters: int
     stride: int
@@ -211,8 +225,9 @@ class Tracker(nn.Module):
         self.query_ref_token = self.param("query_ref_token", nn.initializers.normal(1.0), (1, 2, 3 * C + 4))
 
     def __call__(self, query_points: Array, maps: Array) -> tuple[Array, Array, Array]:
-        """query_points [B, Q, 2] pixels (x, y) of frame 0, feature maps [B, F, h, w, C] -> tracks [iters, B, F, Q, 2] after each iteration,
-        in image pixels; vis and conf [B, F, Q] of the last."""
+        """query_points [B, Q, 2] pixels (x, y) of frame 0, feature maps [B, F, h, w, C] -> tracks [iters, B,
+        F, Q, 2] after each iteration, in image pixels; vis and conf [B, F, Q] of the last.
+        """
         B, F, h, w, C = maps.shape
         Q = query_points.shape[1]
         maps = self.fmap_norm(maps)
@@ -226,9 +241,15 @@ class Tracker(nn.Module):
         constant = sample_position(start, h, w, 3 * C + 4)[:, :, None] + ref  # [B, Q, F, 3C + 4]
 
         def iteration(update, carry, _, corr_mlp, feature_norm, feature_update):
-            coords, features = jax.lax.stop_gradient(carry[0]), carry[1]  # upstream too: no gradient from an iteration's start
+            coords, features = (
+                jax.lax.stop_gradient(carry[0]),
+                carry[1],
+            )  # upstream too: no gradient from an iteration's start
             flat_coords, flat_features = coords.reshape(B * F, Q, 2), features.reshape(B * F, Q, C)
-            corr = [correlate(level, flat_features, flat_coords / 2**i, self.corr_radius) for i, level in enumerate(pyramid)]
+            corr = [
+                correlate(level, flat_features, flat_coords / 2**i, self.corr_radius)
+                for i, level in enumerate(pyramid)
+            ]
             corr = jnp.concatenate(corr, -1)  # [B·F, Q, levels·(2r+1)²]
             flow = coords - coords[:, :1]
             scaled = flow / self.max_scale

@@ -1,4 +1,6 @@
-"""How the training of the bundled model begins: on views of 112×112 pixels, four times as many scenes in the same time as at 224×224."""
+"""How the training of the bundled model begins: on views of 112×112 pixels, four times as many scenes in the
+same time as at 224×224.
+"""
 
 import dataclasses
 
