@@ -22,10 +22,11 @@ import jax.numpy as jnp
 from convert import hub, pi3, vggt
 from convert.rules import make_plan
 from convert.sources import Source, open_source
-from fastvggt_jax.checkpoint import abstract_tensors, native_metadata
+from fastvggt_jax.io.weights import abstract_tensors, native_metadata
 from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.vggt import HEADS, VGGT
-from fastvggt_jax.tensor_file import CheckpointError, listed, write_safetensors
+from fastvggt_jax.errors import WeightsError
+from fastvggt_jax.io.tensors import listed, write_safetensors
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 MODELS = {"vggt": (VGGT, vggt), "pi3": (Pi3, pi3)}
@@ -90,7 +91,7 @@ def convert(
     """Converts the checkpoint `source` to the native file `target` and prints what was done; see the command
     line.
 
-    Raises ValueError (CheckpointError), ImportError, OSError and its kinds, each with one sentence; then
+    Raises ValueError (WeightsError), ImportError, OSError and its kinds, each with one sentence; then
     `target` is as it was before.
     """
     _check_target(target, overwrite)
@@ -111,13 +112,13 @@ def convert(
     wanted = _abstract(network, config)
     try:
         plan = make_plan(checkpoint.shapes, wanted, table.RULES, table.IGNORE)
-    except CheckpointError as error:
+    except WeightsError as error:
         sizes = (
             f"the sizes of {config}"
             if config
             else f"the sizes of {DEFAULT_SIZES[model]}, assumed for want of --config FILE.json"
         )
-        raise CheckpointError(f"{path} does not fit {sizes}: {error}") from error
+        raise WeightsError(f"{path} does not fit {sizes}: {error}") from error
 
     odd = [
         f"{key} ({checkpoint.dtypes[key]})"
@@ -126,7 +127,7 @@ def convert(
         if checkpoint.dtypes[key] not in FLOATS
     ]
     if odd:
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} holds numbers that are no weights: {listed(odd)}; they must be {', '.join(FLOATS)}"
         )
 
@@ -171,25 +172,25 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 
 def _recognise(checkpoint: Source, asked: str | None) -> str:
-    """A name of MODELS, by the keys. CheckpointError where they are those of neither, or of another model
+    """A name of MODELS, by the keys. WeightsError where they are those of neither, or of another model
     than the one asked for.
     """
     path, keys = checkpoint.path, list(checkpoint.shapes)
     found = [name for name, (_, table) in MODELS.items() if any(re.fullmatch(table.KEY, key) for key in keys)]
     if any("/" in key for key in keys):
-        raise CheckpointError(f"{path} is a native weight file already, not an official checkpoint")
+        raise WeightsError(f"{path} is a native weight file already, not an official checkpoint")
     if "pi3" in found and any(re.fullmatch(pi3.PI3X_KEY, key) for key in keys):
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} is a checkpoint of Pi3X, another model than π³, with other heads and inputs: convert one of yyfz233/Pi3"
         )
     if asked and found and asked not in found:
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} is a checkpoint of {' and '.join(found)}, not of {asked}: leave --model out or give --model {found[0]}"
         )
     if asked or found:
         return asked or found[0]
     shown = f"{', '.join(keys[:3])}, ..." if keys else "nothing"
-    raise CheckpointError(
+    raise WeightsError(
         f"{path} is neither a VGGT nor a π³ checkpoint: it holds {shown}, no aggregator.* and no point_decoder.*"
     )
 

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fastvggt_jax.tensor_file import CheckpointError, differences
+from fastvggt_jax.errors import WeightsError
+from fastvggt_jax.io.tensors import differences
 
 LAYER = "layer"  # the group of a rule's pattern that holds the index within a scanned stack
 
@@ -94,7 +95,7 @@ class Target:
         for key in self.keys:
             tensor = read(key)
             if not jnp.issubdtype(tensor.dtype, jnp.floating):
-                raise CheckpointError(f"{key} holds {tensor.dtype} numbers; weights must be floating point")
+                raise WeightsError(f"{key} holds {tensor.dtype} numbers; weights must be floating point")
             tensor = tensor.astype(dtype, copy=False)
             yield tensor if axes is None else tensor.transpose(axes)
 
@@ -116,7 +117,7 @@ def make_plan(
     """Decides which official key goes where.
 
     source: official key -> shape. wanted: native name -> abstract tensor, the model's whole tree. ignore:
-    pattern of keys that are rightly left out -> reason. Raises CheckpointError naming all keys that are
+    pattern of keys that are rightly left out -> reason. Raises WeightsError naming all keys that are
     missing (by their official name where a neighbour in the stack tells it, else by the native one),
     unexpected or misshaped; ValueError if the rules contradict each other.
     """
@@ -148,7 +149,7 @@ def make_plan(
     unexpected += [match.string for members in routes.values() for match, _ in members.values()]
     text = differences(missing, unexpected, wrong)
     if text:
-        raise CheckpointError(text)
+        raise WeightsError(text)
     return Plan(tuple(targets), tuple(ignored))
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from fastvggt_jax.tensor_file import CheckpointError, open_safetensors
+from fastvggt_jax.errors import WeightsError
+from fastvggt_jax.io.tensors import open_safetensors
 
 _WRAPPERS = ("model", "state_dict")  # under which training scripts store the state_dict
 _DTYPES = {
@@ -37,7 +38,7 @@ class Source:
 def open_source(path: str | Path) -> Source:
     """Opens a checkpoint by its suffix. Nothing but names, shapes and dtypes is read yet.
 
-    Raises FileNotFoundError, ImportError (.pt without PyTorch), CheckpointError.
+    Raises FileNotFoundError, ImportError (.pt without PyTorch), WeightsError.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -46,7 +47,7 @@ def open_source(path: str | Path) -> Source:
         return _open_torch(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file, nor the name of a hub repository (OWNER/NAME)")
-    raise CheckpointError(f"{path} must be a .safetensors or a .pt file")
+    raise WeightsError(f"{path} must be a .safetensors or a .pt file")
 
 
 def require_torch(path: str | Path):
@@ -77,20 +78,20 @@ def _open_torch(path: Path) -> Source:
     with open(path, "rb") as f:
         zipped = f.read(2) == b"PK"  # as PyTorch has written since 1.6; only this form can be mapped
     if zipped and not zipfile.is_zipfile(path):  # the end, where a zip file has its index, is missing
-        raise CheckpointError(damaged)
+        raise WeightsError(damaged)
     try:
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} is not a plain weight file: it is damaged, or holds other objects than tensors, which are refused"
         ) from error
     except (OSError, MemoryError):
         raise
     except Exception as error:  # the reading of a damaged pickle can fail in any way, KeyError for one
-        raise CheckpointError(damaged) from error
+        raise WeightsError(damaged) from error
     tensors = _state_dict(data, torch.Tensor)
     if tensors is None:
-        raise CheckpointError(f"{path} holds no state_dict, neither plain nor under {' or '.join(_WRAPPERS)}")
+        raise WeightsError(f"{path} holds no state_dict, neither plain nor under {' or '.join(_WRAPPERS)}")
 
     def read(key: str) -> np.ndarray:
         tensor = tensors[key]

@@ -1,3 +1,3 @@
-from fastvggt_jax.cli import main
+from fastvggt_jax.cli.app import main
 
 main()

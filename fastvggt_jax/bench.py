@@ -31,7 +31,7 @@ import jax.numpy as jnp
 
 from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.vggt import HEADS, VGGT
-from fastvggt_jax.random_weights import random_params
+from fastvggt_jax.testing.random_weights import random_params
 from fastvggt_jax.sparsity import Sparsity
 from pallas_kernels.timing import jax_ms, torch_ms
 

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from fastvggt_jax import geometry
-from fastvggt_jax.images import Images, ImageTransform
-from fastvggt_jax.intrinsics import fit_intrinsics
+from fastvggt_jax.sources.photographs import Images, ImageTransform
+from fastvggt_jax.geometry.intrinsics import fit_intrinsics
 
 if TYPE_CHECKING:  # neutral to the model: any object with these fields will do
     from fastvggt_jax.models.prediction import Prediction

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastvggt_jax import geometry
-from fastvggt_jax.images import Images, ImageTransform
+from fastvggt_jax.sources.photographs import Images, ImageTransform
 from fastvggt_jax.models.prediction import Prediction
 from fastvggt_jax.scene import Scene, to_scene
 

@@ -7,10 +7,10 @@ given in: predictions are compared by what is relative between views, or after a
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 from scipy.spatial import cKDTree
+
+from fastvggt_jax.geometry.alignment import align
 
 NEIGHBOURS = 30  # that a normal is fitted to, as Open3D's default
 
@@ -63,45 +63,6 @@ def auc(rotation: np.ndarray, translation: np.ndarray, threshold: int) -> float:
     """
     histogram, _ = np.histogram(np.maximum(rotation, translation), np.arange(threshold + 1))
     return 100 * float(np.cumsum(histogram).mean() / len(rotation))
-
-
-# ---- alignment
-
-
-@dataclasses.dataclass(frozen=True)
-class Similarity:
-    """x -> scale · rotation · x + translation."""
-
-    scale: float
-    rotation: np.ndarray
-    translation: np.ndarray
-
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        """[..., 3] -> f64[..., 3]."""
-        return (
-            self.scale * np.einsum("...j,ij->...i", np.asarray(points, np.float64), self.rotation)
-            + self.translation
-        )
-
-
-def align(points: np.ndarray, truth: np.ndarray) -> Similarity:
-    """The similarity that brings points [M, 3] nearest to the truth's, in the sense of least squares; never a
-    reflection.
-
-    Umeyama 1991, "Least-squares estimation of transformation parameters between two point patterns". Points
-    that all coincide keep scale 1.
-    """
-    points, truth = np.asarray(points, np.float64), np.asarray(truth, np.float64)
-    mean, mean_true = points.mean(0), truth.mean(0)
-    centred = points - mean
-    # einsum and not @: scenes are measured in threads, and BLAS would start threads of its own in each of
-    # them.
-    U, S, Vt = np.linalg.svd(np.einsum("mi,mj->ij", truth - mean_true, centred))
-    sign = np.array([1, 1, np.sign(np.linalg.det(U) * np.linalg.det(Vt))])
-    rotation = U * sign @ Vt
-    spread = np.square(centred).sum()
-    scale = float((S * sign).sum() / spread) if spread > 0 else 1.0
-    return Similarity(scale, rotation, mean_true - scale * rotation @ mean)
 
 
 def ate(cam_from_world: np.ndarray, truth: np.ndarray) -> float:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from fastvggt_jax.evaluate.ablations import DENSE
-from fastvggt_jax.export.atomic import write_file
+from fastvggt_jax.io.files import write_file
 
 PANELS = {
     "AUC@30": "AUC@30, % (higher is better)",

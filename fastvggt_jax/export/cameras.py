@@ -3,7 +3,7 @@
 import json
 import os
 
-from fastvggt_jax.export.atomic import write_file
+from fastvggt_jax.io.files import write_file
 from fastvggt_jax.scene import Scene
 
 CONVENTIONS = {

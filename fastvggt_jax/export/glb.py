@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 
-from fastvggt_jax.export.atomic import write_file
+from fastvggt_jax.io.files import write_file
 from fastvggt_jax.export.colors import colorize
 from fastvggt_jax.scene import PointCloud, Scene
 

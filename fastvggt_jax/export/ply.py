@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from fastvggt_jax.export.atomic import write_file
+from fastvggt_jax.io.files import write_file
 from fastvggt_jax.scene import PointCloud
 
 _VERTEX = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3), ("confidence", "<f4")])  # packed, 19 bytes

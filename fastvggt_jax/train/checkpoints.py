@@ -17,10 +17,11 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from fastvggt_jax.checkpoint import CheckpointError, save_params, weight_file
-from fastvggt_jax.errors import Failed
-from fastvggt_jax.export.atomic import write_file
-from fastvggt_jax.tensor_file import open_safetensors
+from fastvggt_jax.errors import WeightsError
+from fastvggt_jax.io.weights import save_params, weight_file
+from fastvggt_jax.errors import FailedError
+from fastvggt_jax.io.files import write_file
+from fastvggt_jax.io.tensors import open_safetensors
 from fastvggt_jax.train.config import TrainConfig
 from fastvggt_jax.train.state import TrainState
 
@@ -30,7 +31,7 @@ BEST, WEIGHTS = "best.safetensors", "weights.safetensors"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class TrainingFailed(Failed):
+class TrainingFailed(FailedError):
     """A loss or gradient was not finite, or a file could not be written; the text names the last good
     checkpoint.
     """
@@ -40,7 +41,7 @@ class Checkpoints:
     """What one run keeps. Use as a context manager: leaving it waits until all is written."""
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
-        """Raises CheckpointError if the folder is that of another model, or not that of a training run."""
+        """Raises WeightsError if the folder is that of another model, or not that of a training run."""
         model = config.model
         identity = {"model": type(model).__name__, "config": model.config()}
         mark = folder / MARK
@@ -48,7 +49,7 @@ class Checkpoints:
             theirs = _read_mark(folder)
             _compare(folder, theirs, identity)
         elif folder.exists() and any(folder.iterdir()):
-            raise CheckpointError(
+            raise WeightsError(
                 f"the folder {folder} holds something else than a training run; give an empty or a new one"
             )
         else:
@@ -133,7 +134,7 @@ class Checkpoints:
         except ValueError as error:
             hint = "was it written with another optimizer, ema_decay or frozen?"
             path = self.folder / "last" / str(self.last_step)
-            raise CheckpointError(f"{path} does not fit this configuration: {hint}") from error
+            raise WeightsError(f"{path} does not fit this configuration: {hint}") from error
 
 
 def _origin(config: TrainConfig) -> dict[str, str]:
@@ -152,14 +153,14 @@ def _read_mark(folder: Path) -> dict[str, Any]:
         found = json.loads((folder / MARK).read_text())
         return {name: found[name] for name in ("model", "config", "source", "license")}
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
+        raise WeightsError(
             f"the folder {folder} holds a {MARK} that no training run has written; give another folder"
         ) from error
 
 
 def _compare(folder: Path, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
     if theirs["model"] != mine["model"]:
-        raise CheckpointError(
+        raise WeightsError(
             f"the folder {folder} is the training of a {theirs['model']}, not of a {mine['model']}"
         )
     names = [name for name in mine["config"] if theirs["config"].get(name) != mine["config"][name]]
@@ -167,4 +168,4 @@ def _compare(folder: Path, theirs: dict[str, Any], mine: dict[str, Any]) -> None
         text = ", ".join(
             f"{name}={theirs['config'].get(name)} (here {mine['config'][name]})" for name in names
         )
-        raise CheckpointError(f"the folder {folder} is the training of another model: {text}")
+        raise WeightsError(f"the folder {folder} is the training of another model: {text}")

@@ -17,7 +17,7 @@ import numpy as np
 
 from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.vggt import VGGT
-from fastvggt_jax.synthetic import SPLIT_SIZE
+from fastvggt_jax.datasets.synthetic import SPLIT_SIZE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from fastvggt_jax.synthetic import Sample, tracks
-from fastvggt_jax.synthetic.sample import photograph, split_key
+from fastvggt_jax.datasets.synthetic import Sample, tracks
+from fastvggt_jax.datasets.synthetic.sample import photograph, split_key
 from fastvggt_jax.train.config import Shape
-from fastvggt_jax.train.losses import Truth, normalise
+from fastvggt_jax.models.losses.vggt import Truth, normalise
 
 Array = jax.Array
 

@@ -50,7 +50,7 @@ def train(
     Raises:
       TrainingFailed: the loss or its gradient is not finite, or there is no space for a file; the last good
         checkpoint stays.
-      CheckpointError: the folder or `init` is that of another model. ValueError: a shape does not fit the
+      WeightsError: the folder or `init` is that of another model. ValueError: a shape does not fit the
         number of devices.
     """
     folder, deadline = Path(workdir), time.monotonic() + 60 * (math.inf if minutes is None else minutes)

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
-from fastvggt_jax.export.atomic import write_file
+from fastvggt_jax.io.files import write_file
 
 FINITE = ("loss", "gradient norm")  # what has to be, lest the parameters are lost
 SHOWN = (

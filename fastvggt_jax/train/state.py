@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from fastvggt_jax.checkpoint import CheckpointError, from_pretrained, read_model
+from fastvggt_jax.errors import WeightsError
+from fastvggt_jax.io.weights import from_pretrained, read_model
 from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.vggt import VGGT
 from fastvggt_jax.train import losses, pi3_losses
@@ -52,18 +53,18 @@ def initial_params(model: VGGT | Pi3, seed: int, layer_scale: float) -> Any:
 
 
 def read_params(config: TrainConfig) -> Any:
-    """float32 parameters of the weight file `config.init`. Raises CheckpointError unless it holds this very
+    """float32 parameters of the weight file `config.init`. Raises WeightsError unless it holds this very
     model.
     """
     found, wanted = type(read_model(config.init)).__name__, type(config.model).__name__
     if found != wanted:
-        raise CheckpointError(f"init: {config.init} holds a {found}, not a {wanted}")
+        raise WeightsError(f"init: {config.init} holds a {found}, not a {wanted}")
     heads = config.model.heads if isinstance(config.model, VGGT) else None
     model, params = from_pretrained(config.init, dtype=jnp.float32, heads=heads)
     mine, theirs = config.model.config(), model.config()
     other = [f"{name}={theirs[name]} (here {mine[name]})" for name in mine if mine[name] != theirs[name]]
     if other:
-        raise CheckpointError(f"init: {config.init} holds another model: {', '.join(other)}")
+        raise WeightsError(f"init: {config.init} holds another model: {', '.join(other)}")
     return params["params"]
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from fastvggt_jax import geometry
-from fastvggt_jax.images import Images, area_size, load_images
+from fastvggt_jax.sources.photographs import Images, area_size, load_images
 from tests.parity.goldens import Goldens
 
 

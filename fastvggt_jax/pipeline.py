@@ -1,0 +1,224 @@
+"""From photographs to files, the whole way in timed steps: what `fastvggt reconstruct` runs."""
+
+import contextlib
+import dataclasses
+import functools
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fastvggt_jax import export
+from fastvggt_jax.io.weights import from_pretrained, read_model
+from fastvggt_jax.errors import FailedError, out_of_memory
+from fastvggt_jax.io.files import check_output_folder, output_folder
+from fastvggt_jax.export.glb import require_trimesh
+from fastvggt_jax.sources.photographs import Images, load_images
+from fastvggt_jax.models.vggt import VGGT
+from fastvggt_jax.scene import Scene, check_cloud_options, to_scene
+from fastvggt_jax.sparsity import Sparsity
+
+OUTPUTS = ("cameras.json", "depth", "overview.jpg", "points.ply", "scene.glb")
+OURS = (
+    "cameras.json",
+    "depth/*.npz",
+    "depth/*.png",
+    "overview.jpg",
+    "points.ply",
+    "scene.glb",
+)  # what --overwrite may replace
+Step = Callable[[str], contextlib.AbstractContextManager]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to reconstruct and how; the options of the command line, which documents them."""
+
+    photos: tuple[str, ...]
+    checkpoint: str
+    output: Path
+    mode: str | None = None  # None: the model's own
+    size: int | None = None  # None: the model's own
+    sparsity: Sparsity | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    points_from: Literal["depth", "point_head"] | None = None
+    conf_percentile: float | None = None
+    edge_filter: float | None = None
+    voxel: float | None = None
+    max_points: int | None = None
+    depth_original: bool = False
+    glb: bool = True
+    skip_bad: bool = False
+    overwrite: bool = False
+
+    @property
+    def cloud(self) -> dict[str, Any]:
+        return dict(
+            conf_percentile=self.conf_percentile,
+            edge_filter=self.edge_filter,
+            voxel=self.voxel,
+            limit=self.max_points,
+        )
+
+
+def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
+    """Run the steps, each inside `with step(name)`, and return a JSON-able account of what was done.
+
+    All that can be known to be wrong beforehand is checked before anything is computed. Raises what
+    load_images, from_pretrained, to_scene and the writers raise, and OutOfMemoryError.
+    """
+    s = settings
+    check_output_folder(s.output, overwrite=s.overwrite, ours=OURS)
+    check_cloud_options(**s.cloud)
+    if s.glb:
+        require_trimesh()
+    model = read_model(s.checkpoint)
+    mode = s.mode or model.image_mode
+    heads = None
+    if isinstance(model, VGGT):
+        heads = ("camera", "depth", "point") if s.points_from == "point_head" else ("camera", "depth")
+    elif s.points_from == "depth":
+        raise ValueError(
+            f"--points-from depth is VGGT's, and {s.checkpoint} is a π³: its points come from its point head"
+        )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        with step("load photographs"):
+            size = model.image_size if s.size is None else s.size
+            images = load_images(
+                s.photos, mode=mode, size=size, patch_size=model.patch_size, skip_bad=s.skip_bad
+            )
+        with step("load weights"), memory_errors(images):
+            model, params = from_pretrained(s.checkpoint, heads=heads, sparsity=s.sparsity)
+            # The dtype of the matrix products; parameters stay as they are stored.
+            model = model.clone(dtype=compute_dtype(s.dtype))
+        prediction, density = predict(model, params, images, step)
+        parameters = sum(x.size for x in jax.tree.leaves(params))
+        del params
+        with step("write"):
+            scene = to_scene(prediction, images, points_from=s.points_from)
+            points = write_outputs(scene, s)
+    return {
+        "output": str(s.output),
+        "files": [name for name in OUTPUTS if s.glb or name != "scene.glb"],
+        "photographs": list(images.names),
+        "skipped": [{"file": file, "reason": reason} for file, reason in images.skipped],
+        "size": {"width": images.pixels.shape[2], "height": images.pixels.shape[1], "mode": mode},
+        "points": points,
+        "intrinsics": list(scene.intrinsics),
+        "model": {
+            "class": type(model).__name__,
+            "heads": list(model.heads) if heads else None,
+            "parameters": parameters,
+            "dtype": jnp.dtype(model.dtype).name,
+            "density": density,
+        },
+        "device": jax.devices()[0].device_kind,
+        "peak_memory_bytes": peak_memory(),
+        "warnings": [str(w.message) for w in caught if issubclass(w.category, UserWarning)],
+    }
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """`auto` is bfloat16 where there is hardware for it, and float32 on a CPU, which is slower in bfloat16."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def predict(model: nn.Module, params: Any, images: Images, step: Step) -> tuple[Any, list[float] | None]:
+    """(the Prediction for these images, computed; the share of blocks that each sparse layer has attended
+    to).
+    """
+    sparse = model.sparsity is not None
+    apply = functools.partial(model.apply, mutable=["intermediates"]) if sparse else model.apply
+    pixels = images.pixels[None]
+    compiled = None
+    with step("compile"), memory_errors(images, params):
+        compiled = jax.jit(apply).lower(params, jax.ShapeDtypeStruct(pixels.shape, pixels.dtype)).compile()
+    with step("run"), memory_errors(images, params, compiled):
+        result = jax.block_until_ready(compiled(params, jnp.asarray(pixels)))
+    if not sparse:
+        return result, None
+    prediction, state = result
+    sown = flax.traverse_util.flatten_dict(state["intermediates"])
+    (density,) = next(value for path, value in sown.items() if path[-1] == "density")
+    return prediction, [round(float(d), 4) for d in np.ravel(density)]
+
+
+def write_outputs(scene: Scene, s: Settings) -> int:
+    """Write every file into a temporary folder that then becomes s.output; returns the number of points."""
+    cloud = scene.point_cloud(**s.cloud)
+    if not len(cloud):
+        warnings.warn("no point is left: lower --conf-percentile or raise --edge-filter", stacklevel=2)
+    with output_folder(s.output, overwrite=s.overwrite, ours=OURS) as folder:
+        export.write_cameras(scene, folder / "cameras.json")
+        export.write_depth(scene, folder / "depth", original=s.depth_original)
+        export.write_ply(cloud, folder / "points.ply")
+        export.write_overview(scene, folder / "overview.jpg", cloud=cloud)
+        if s.glb:
+            export.write_glb(scene, folder / "scene.glb", cloud=cloud)
+    return len(cloud)
+
+
+@contextlib.contextmanager
+def memory_errors(
+    images: Images, params: Any = None, compiled: jax.stages.Compiled | None = None
+) -> Iterator[None]:
+    """Turns XLA's out-of-memory errors into an OutOfMemoryError with an estimate of what is needed."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not out_of_memory(error):
+            raise
+        raise OutOfMemoryError(_memory_sentence(images, params, compiled, str(error))) from error
+
+
+def _memory_sentence(images: Images, params: Any, compiled: jax.stages.Compiled | None, error: str) -> str:
+    device = jax.devices()[0]
+    frames, height, width, _ = images.pixels.shape
+    text = f"out of memory on {device.device_kind}: "
+    if params is None:
+        text += "the weights alone do not fit"
+        advice = "free the device, or convert the weights with --dtype bfloat16"
+    else:
+        text += f"{frames} photographs of {width}x{height} pixels need "
+        advice = "take fewer photographs, a smaller --size, or weights converted with --dtype bfloat16 (--sparse-ratio saves no memory)"
+        weights = sum(x.nbytes for x in jax.tree.leaves(params))
+        sizes = compiled.memory_analysis() if compiled is not None else None
+        failed = re.search(r"allocat\w+ (\d+) bytes", error)
+        if sizes is not None:
+            needed = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+            text += f"about {_gib(needed)}, of which {_gib(weights)} are weights"
+        elif failed:
+            text += f"more than {_gib(weights + int(failed[1]))}, of which {_gib(weights)} are weights"
+        else:
+            text += f"more than the {_gib(weights)} of the weights and what else is free"
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    text += f", and JAX may use {_gib(limit)}" if limit else ""
+    return f"{text}; {advice}"
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def peak_memory() -> dict[str, int | None]:
+    """Bytes at the highest: `device` as JAX's allocator counts them (None on a CPU), `host` of this whole
+    process.
+    """
+    host = None
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"device": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"), "host": host}
