@@ -20,16 +20,18 @@ import jax
 import jax.numpy as jnp
 
 from convert import hub, pi3, vggt
+from convert.official import fields_of
 from convert.rules import make_plan
 from convert.sources import Source, open_source
+from fastvggt_jax.errors import WeightsError
+from fastvggt_jax.io.tensors import listed, write_safetensors
 from fastvggt_jax.io.weights import abstract_tensors, native_metadata
 from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.vggt import HEADS, VGGT
-from fastvggt_jax.errors import WeightsError
-from fastvggt_jax.io.tensors import listed, write_safetensors
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 MODELS = {"vggt": (VGGT, vggt), "pi3": (Pi3, pi3)}
+OFFICIAL = {VGGT: vggt, Pi3: pi3}
 DEFAULT_SIZES = {"vggt": "VGGT-1B", "pi3": "the released π³"}
 Network = VGGT | Pi3
 
@@ -201,7 +203,8 @@ def _build(cls: type[Network], checkpoint: Source, config: Path | None) -> Netwo
     if config is not None:
         try:
             data = json.loads(config.read_text())
-            network = cls.from_config(data.get("config", data))
+            official = OFFICIAL[cls].OFFICIAL
+            network = cls.from_config(fields_of(data.get("config", data), cls, official))
         except OSError as error:
             raise FileNotFoundError(f"{config}: cannot be read ({error.strerror})") from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -4,6 +4,7 @@ blocks the even ones attend within a frame, the odd ones across frames, and each
 
 import dataclasses
 
+from convert.official import ENCODER_CONSTANTS, Official
 from convert.rules import Rule, conv, linear, norm
 
 KEY = r"(?:point|conf|camera)_decoder\..+"  # the keys by which a checkpoint is known to be a π³
@@ -49,3 +50,36 @@ IGNORE = {
     r"image_(?:mean|std)": "the constants of ImageNet, which the encoder has",
     r"encoder\.mask_token": "it serves masked training only; no output depends on it",
 }
+
+_DECODERS = ("point_decoder", "conf_decoder", "camera_decoder")
+OFFICIAL = Official(
+    fields={
+        "img_size": "img_size",
+        "patch_size": "patch_size",
+        "encoder.embed_dim": "embed_dim",
+        "encoder.depth": "encoder_depth",
+        "encoder.num_heads": "encoder_num_heads",
+        "decoder.embed_dim": "embed_dim",
+        "decoder.num_heads": "num_heads",
+        "decoder.mlp_ratio": "mlp_ratio",
+        "decoder.num_register_tokens": "num_register_tokens",
+        **{f"{decoder}.dec_embed_dim": "head_embed_dim" for decoder in _DECODERS},
+        **{f"{decoder}.depth": "head_depth" for decoder in _DECODERS},
+        **{f"{decoder}.num_heads": "head_num_heads" for decoder in _DECODERS},
+        "point_decoder.out_dim": "head_out_dim",
+        "conf_decoder.out_dim": "head_out_dim",
+        "camera_decoder.out_dim": "camera_out_dim",
+        "camera_head.dim": "camera_out_dim",
+    },
+    constants=ENCODER_CONSTANTS
+    | {
+        "decoder.qk_norm": True,
+        "decoder.layernorm_eps": 1e-6,
+        "decoder.qk_norm_eps": 1e-5,
+        "decoder.rope_freq": 100.0,
+        "decoder.init_values": 0.01,
+        **{f"{decoder}.layernorm_eps": 1e-6 for decoder in _DECODERS},
+    },
+    twice_width=tuple(f"{decoder}.in_dim" for decoder in _DECODERS),
+    halved={"decoder.depth": "depth"},  # upstream counts blocks, we pairs of a frame and a global one
+)

@@ -4,6 +4,7 @@ A native name is the official one with '/' for '.'; the index of a scanned stack
 are stacked, any other index is joined with '_'; `weight` is named after what it is (kernel, scale).
 """
 
+from convert.official import ENCODER_CONSTANTS, Official
 from convert.rules import Rule, conv, conv_transpose, linear, norm
 
 KEY = r"aggregator\..+"  # the keys by which a checkpoint is known to be a VGGT
@@ -69,3 +70,44 @@ RULES = (
 IGNORE = {
     r"aggregator\.patch_embed\.mask_token": "it serves masked training only; no output depends on it",
 }
+
+OFFICIAL = Official(
+    fields={
+        "img_size": "img_size",
+        "patch_size": "patch_size",
+        "embed_dim": "embed_dim",
+        "encoder.depth": "encoder_depth",
+        "encoder.num_heads": "encoder_num_heads",
+        "aggregator.depth": "depth",
+        "aggregator.num_heads": "num_heads",
+        "aggregator.mlp_ratio": "mlp_ratio",
+        "aggregator.num_register_tokens": "num_register_tokens",
+        "camera_head.trunk_depth": "camera_trunk_depth",
+        "camera_head.num_heads": "camera_num_heads",
+        "camera_head.num_iterations": "camera_iterations",
+        "dpt.features": "dpt_features",
+        "dpt.out_channels": "dpt_level_channels",
+        "dpt.intermediate_layer_idx": "taps",
+        "track_head.features": "track_features",
+        "track_head.iters": "track_iterations",
+        "track_head.stride": "track_stride",
+        "track_head.corr_levels": "track_corr_levels",
+        "track_head.corr_radius": "track_corr_radius",
+        "track_head.hidden_size": "track_hidden",
+        "track_head.depth": "track_depth",
+        "track_head.updateformer_num_heads": "track_num_heads",
+        "track_head.num_virtual_tracks": "track_num_virtual",
+        "track_head.max_scale": "track_max_scale",
+    },
+    constants=ENCODER_CONSTANTS
+    | {
+        "aggregator.qk_norm": True,
+        "aggregator.rope_freq": 100,
+        "aggregator.aa_order": ["frame", "global"],
+        "aggregator.aa_block_size": 1,
+        "aggregator.layernorm_eps": 1e-5,
+        "aggregator.qk_norm_eps": 1e-5,
+        "camera_head.mlp_ratio": 4,
+    },
+    twice_width=("camera_head.dim_in", "dpt.dim_in"),
+)

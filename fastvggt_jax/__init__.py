@@ -14,8 +14,8 @@ _HOME = {
     "VGGT": "fastvggt_jax.models.vggt",
     "Prediction": "fastvggt_jax.models.prediction",
     "Sparsity": "fastvggt_jax.sparsity",
-    "from_pretrained": "fastvggt_jax.io.weights",
-    "load_images": "fastvggt_jax.sources.photographs",
+    "from_pretrained": "fastvggt_jax.pretrained",
+    "load_images": "fastvggt_jax.sources",
     "to_scene": "fastvggt_jax.scene",
 }
 __all__ = ["VGGT", "Pi3", "Prediction", "Sparsity", "export", "from_pretrained", "load_images", "to_scene"]

@@ -29,14 +29,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fastvggt_jax.models.pi3 import Pi3
-from fastvggt_jax.models.vggt import HEADS, VGGT
-from fastvggt_jax.testing.random_weights import random_params
+from fastvggt_jax.models import registry
 from fastvggt_jax.sparsity import Sparsity
+from fastvggt_jax.testing.random_weights import random_params
 from pallas_kernels.timing import jax_ms, torch_ms
 
 GIB = 2**30
-MODELS = {"vggt": VGGT, "pi3": Pi3}
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -46,8 +44,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         None if ratio == "dense" else Sparsity(sparse_ratio=float(ratio), cdf_threshold=args.cdf_threshold)
     )
     config = json.loads(Path(args.config).read_text()) if args.config else {}
-    model = MODELS[args.model].from_config(config.get("config", config), sparsity=sparsity)
-    if args.model == "vggt":
+    model = registry.find(args.model).from_config(config.get("config", config), sparsity=sparsity)
+    if args.heads:
         model = model.clone(heads=tuple(args.heads))
     if args.dtype:
         model = model.clone(dtype=jnp.dtype(args.dtype))
@@ -150,7 +148,7 @@ def _gpu_memory_gib() -> float:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fastvggt_jax.bench", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="vggt", choices=MODELS)
+    parser.add_argument("--model", default="vggt", choices=registry.names())
     parser.add_argument("--frames", type=int, nargs="+", default=[1, 10, 50, 100])
     parser.add_argument("--sparse-ratio", nargs="+", default=["dense", "0.75"], help="'dense' or ρ")
     parser.add_argument("--cdf-threshold", type=float, help="τ")
@@ -159,7 +157,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--heads",
         nargs="*",
         default=["camera", "depth", "point"],
-        choices=HEADS,
         help="of VGGT; π³ has one set",
     )
     parser.add_argument("--dtype", help="of the backbone's matrix products (bfloat16)")
@@ -228,7 +225,7 @@ def check(args: argparse.Namespace) -> None:
     """Raises ValueError or OSError for what every row would fail on."""
     if args.config:
         config = json.loads(Path(args.config).read_text())
-        MODELS[args.model].from_config(config.get("config", config))
+        registry.find(args.model).from_config(config.get("config", config))
     if any(side < 14 or side % 14 for side in args.size):
         raise ValueError(f"--size {args.size[0]} {args.size[1]} must be multiples of 14")
     if args.memory_limit is not None and shutil.which("nvidia-smi") is None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import re
 import sys
 import warnings
@@ -10,20 +9,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fastvggt_jax import export
-from fastvggt_jax.io.weights import from_pretrained, read_model
-from fastvggt_jax.errors import FailedError, out_of_memory
-from fastvggt_jax.io.files import check_output_folder, output_folder
+from fastvggt_jax.errors import OutOfMemoryError, out_of_memory
 from fastvggt_jax.export.glb import require_trimesh
-from fastvggt_jax.sources.photographs import Images, load_images
-from fastvggt_jax.models.vggt import VGGT
+from fastvggt_jax.io.files import check_output_folder, output_folder
+from fastvggt_jax.models.base import Model
+from fastvggt_jax.models.prediction import Reconstruction
+from fastvggt_jax.pretrained import from_pretrained, read_model
 from fastvggt_jax.scene import Scene, check_cloud_options, to_scene
+from fastvggt_jax.sources import Images, load_images
 from fastvggt_jax.sparsity import Sparsity
 
 OUTPUTS = ("cameras.json", "depth", "overview.jpg", "points.ply", "scene.glb")
@@ -81,42 +78,36 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
     if s.glb:
         require_trimesh()
     model = read_model(s.checkpoint)
-    mode = s.mode or model.image_mode
-    heads = None
-    if isinstance(model, VGGT):
-        heads = ("camera", "depth", "point") if s.points_from == "point_head" else ("camera", "depth")
-    elif s.points_from == "depth":
-        raise ValueError(
-            f"--points-from depth is VGGT's, and {s.checkpoint} is a π³: its points come from its point head"
-        )
+    heads = model.heads_for(s.points_from)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         with step("load photographs"):
-            size = model.image_size if s.size is None else s.size
-            images = load_images(
-                s.photos, mode=mode, size=size, patch_size=model.patch_size, skip_bad=s.skip_bad
-            )
+            images = load_images(s.photos, model.image_policy, mode=s.mode, size=s.size, skip_bad=s.skip_bad)
         with step("load weights"), memory_errors(images):
             model, params = from_pretrained(s.checkpoint, heads=heads, sparsity=s.sparsity)
             # The dtype of the matrix products; parameters stay as they are stored.
             model = model.clone(dtype=compute_dtype(s.dtype))
-        prediction, density = predict(model, params, images, step)
+        found, density = predict(model, params, images, step, s.points_from)
         parameters = sum(x.size for x in jax.tree.leaves(params))
         del params
         with step("write"):
-            scene = to_scene(prediction, images, points_from=s.points_from)
+            scene = to_scene(found, images)
             points = write_outputs(scene, s)
     return {
         "output": str(s.output),
         "files": [name for name in OUTPUTS if s.glb or name != "scene.glb"],
         "photographs": list(images.names),
         "skipped": [{"file": file, "reason": reason} for file, reason in images.skipped],
-        "size": {"width": images.pixels.shape[2], "height": images.pixels.shape[1], "mode": mode},
+        "size": {
+            "width": images.pixels.shape[2],
+            "height": images.pixels.shape[1],
+            "mode": s.mode or model.image_policy.mode,
+        },
         "points": points,
         "intrinsics": list(scene.intrinsics),
         "model": {
             "class": type(model).__name__,
-            "heads": list(model.heads) if heads else None,
+            "heads": list(model.heads),
             "parameters": parameters,
             "dtype": jnp.dtype(model.dtype).name,
             "density": density,
@@ -134,24 +125,22 @@ def compute_dtype(name: str) -> jnp.dtype:
     return jnp.dtype(name)
 
 
-def predict(model: nn.Module, params: Any, images: Images, step: Step) -> tuple[Any, list[float] | None]:
-    """(the Prediction for these images, computed; the share of blocks that each sparse layer has attended
-    to).
-    """
-    sparse = model.sparsity is not None
-    apply = functools.partial(model.apply, mutable=["intermediates"]) if sparse else model.apply
+def predict(
+    model: Model, params: Any, images: Images, step: Step, points_from: str | None = None
+) -> tuple[Reconstruction, list[float] | None]:
+    """(the reconstruction of these images, computed; the share of blocks that each sparse layer has attended to)."""
+
+    def run(params: Any, pixels: jax.Array) -> tuple[Reconstruction, jax.Array | None]:
+        prediction = model.apply(params, pixels)
+        return model.reconstruction(prediction, points_from), prediction.density
+
     pixels = images.pixels[None]
     compiled = None
     with step("compile"), memory_errors(images, params):
-        compiled = jax.jit(apply).lower(params, jax.ShapeDtypeStruct(pixels.shape, pixels.dtype)).compile()
+        compiled = jax.jit(run).lower(params, jax.ShapeDtypeStruct(pixels.shape, pixels.dtype)).compile()
     with step("run"), memory_errors(images, params, compiled):
-        result = jax.block_until_ready(compiled(params, jnp.asarray(pixels)))
-    if not sparse:
-        return result, None
-    prediction, state = result
-    sown = flax.traverse_util.flatten_dict(state["intermediates"])
-    (density,) = next(value for path, value in sown.items() if path[-1] == "density")
-    return prediction, [round(float(d), 4) for d in np.ravel(density)]
+        found, density = jax.block_until_ready(compiled(params, jnp.asarray(pixels)))
+    return found, None if density is None else [round(float(d), 4) for d in density]
 
 
 def write_outputs(scene: Scene, s: Settings) -> int:

@@ -1,32 +1,30 @@
-"""`Scene`: what a model has found out about photographs, in numpy, the same for every model; and its point
-cloud.
+"""`Scene`: what a model has found out about photographs, in numpy, the same for every model; and its point cloud.
 
-Everything that is written to disk or measured starts from a Scene. Conventions as in geometry.py: OpenCV
-axes, `cam_from_world` [R | t], K in model pixels. The world is the first camera's frame, about (VGGT) or
-exactly (π³, whose own world is no camera's), and its unit is arbitrary: neither model's reconstructions are
-metric.
+Everything that is written to disk starts from a Scene. Conventions as in `fastvggt_jax.geometry`; K is in model
+pixels, of which the first one's centre is (0.5, 0.5), and sees each point at the centre of its pixel. The world is the
+first camera's frame, about (VGGT) or exactly (π³, whose own world is no camera's), and its unit is arbitrary unless
+`metric_scale` is known.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import numpy as np
 
 from fastvggt_jax import geometry
-from fastvggt_jax.sources.photographs import Images, ImageTransform
+from fastvggt_jax.errors import InputError
 from fastvggt_jax.geometry.intrinsics import fit_intrinsics
+from fastvggt_jax.sources import Images, ImageTransform
 
-if TYPE_CHECKING:  # neutral to the model: any object with these fields will do
-    from fastvggt_jax.models.prediction import Prediction
+if TYPE_CHECKING:
+    from fastvggt_jax.models.prediction import Prediction, Reconstruction
 
-# The camera head ends in a relu and has no upper bound, but a field of view of 0 or of half a turn has no K.
-FOV_LIMITS = np.deg2rad((1.0, 175.0))
-# The confidence of nothing at all, such as sky. VGGT's is 1 + eˣ, trained to be 0.2 / error (`train.losses`):
-# below 1.1 it expects to be wrong by 18 % of the scene's size. π³'s is a probability, and what lies below 0.1
-# upstream's example.py drops.
-VGGT_CONF_FLOOR, PI3_CONF_FLOOR = 1.1, 0.1
+FOV_LIMITS = np.deg2rad((1.0, 175.0))  # of a K that is recovered from points
 LOOSE_FIT = 0.02  # of the longer side: a median error of a recovered K beyond it is worth a warning
 
 
@@ -46,15 +44,16 @@ class PointCloud:
 class Scene:
     """F photographs with cameras, and for each of the model's pixels a depth and a point.
 
-    names: one a photograph. transforms: model pixels <-> original pixels.
+    names: one per photograph. transforms: model pixels <-> original pixels.
     colors: u8[F, H, W, 3], what the model saw. valid: bool[F, H, W], False on padding and where a point is
       not finite.
     K: f32[F, 3, 3] in model pixels. cam_from_world: f32[F, 3, 4].
     points: f32[F, H, W, 3] in the world. points_conf: f32[F, H, W]; larger is surer, the scale is the
       model's.
-    depth: f32[F, H, W] along the camera's z. depth_conf: f32[F, H, W]. Both None if the model has no depth.
+    depth: f32[F, H, W] along the camera's z. depth_conf: f32[F, H, W].
     conf_floor: the confidence of nothing, such as sky; what lies below is no surface.
-    intrinsics: one a photograph, where its K comes from: "predicted" by the model, "recovered" from its
+    metric_scale: metres per unit, or None where nobody knows.
+    intrinsics: one per photograph, where its K comes from: "predicted" by the model, "recovered" from its
       points (see intrinsics.py), or "guessed", since no camera could be fitted to them.
     """
 
@@ -66,10 +65,11 @@ class Scene:
     cam_from_world: np.ndarray
     points: np.ndarray
     points_conf: np.ndarray
+    depth: np.ndarray
+    depth_conf: np.ndarray
     intrinsics: tuple[Literal["predicted", "recovered", "guessed"], ...]
-    depth: np.ndarray | None = None
-    depth_conf: np.ndarray | None = None
     conf_floor: float = -np.inf
+    metric_scale: float | None = None
 
     @property
     def world_from_cam(self) -> np.ndarray:
@@ -106,7 +106,7 @@ class Scene:
                 self.conf_floor, np.percentile(self.points_conf[self.valid], conf_percentile)
             )
         if edge_filter is not None:
-            keep &= ~depth_edges(self._z(), self.valid, edge_filter)
+            keep &= ~depth_edges(self.depth, self.valid, edge_filter)
         chosen = np.flatnonzero(keep)
         xyz, conf = self.points.reshape(-1, 3), self.points_conf.reshape(-1)
         if voxel is not None:
@@ -115,126 +115,85 @@ class Scene:
             chosen = chosen[_spread(len(chosen), limit)]
         return PointCloud(xyz[chosen], self.colors.reshape(-1, 3)[chosen], conf[chosen])
 
-    def _z(self) -> np.ndarray:
-        """Depth of every pixel f32[F, H, W]; of the points, if the model has given no depth."""
-        if self.depth is not None:
-            return self.depth
-        row = self.cam_from_world[:, 2]  # [F, 4]
-        return np.einsum("fhwi,fi->fhw", self.points, row[:, :3]) + row[:, None, None, 3]
-
 
 def to_scene(
-    prediction: "Prediction", images: Images, *, points_from: Literal["depth", "point_head"] | None = None
+    prediction: Prediction | Reconstruction, images: Images, *, points_from: str | None = None
 ) -> Scene:
-    """The Scene of a prediction's first batch element, made from `images.pixels[None]`.
+    """The Scene of the first batch element of a prediction, made from `images.pixels[None]`.
 
-    points_from: of VGGT. "depth", the default, unprojects the depth with the cameras, which upstream
-      recommends as more accurate; "point_head" takes the point head's, which are also taken if the depth head
-      is off. π³ has only its point head: points_conf are the sigmoids of its logits, depth the points' z, and
-      K is recovered from the points.
-    Raises ValueError if the heads needed are off, the prediction is not of these images, or a camera is not
-    finite.
+    points_from: one of the model's `point_sources`, see its `reconstruction`.
+    Raises InputError if the heads needed are off, the prediction is not of these images, or a camera is not finite.
     """
-    if points_from not in (None, "depth", "point_head"):
-        raise ValueError(f"points_from must be 'depth' or 'point_head', not {points_from!r}")
-    make = _scene_of_pi3 if prediction.camera_poses is not None else _scene_of_vggt
-    return make(prediction, images, points_from)
-
-
-def _scene_of_vggt(prediction: "Prediction", images: Images, points_from: str | None) -> Scene:
-    if prediction.pose_enc is None:
-        raise ValueError("a scene needs cameras: run the model with its camera head on")
-    if points_from == "point_head" and prediction.world_points is None:
-        raise ValueError("points_from='point_head' needs the point head: run the model with it on")
-    if prediction.depth is None and prediction.world_points is None:
-        raise ValueError("a scene needs points: run the model with its depth head or its point head on")
-    height, width = images.pixels.shape[1:3]
-    _check_same_images(
-        prediction.depth if prediction.depth is not None else prediction.world_points,
-        prediction.pose_enc,
-        images,
-    )
-    pose_enc = np.asarray(prediction.pose_enc[0], np.float32)
-    _check_cameras(np.isfinite(pose_enc).all(-1) & pose_enc[:, 3:7].any(-1), images)
-    cam_from_world, K = _cameras(pose_enc, height, width)
-    depth = depth_conf = None
-    if prediction.depth is not None:
-        depth = np.asarray(prediction.depth[0, ..., 0])
-        depth_conf = np.asarray(prediction.depth_conf[0])
-    if points_from != "point_head" and depth is not None:
-        points, points_conf = _unproject(depth, K, cam_from_world), depth_conf
-    else:
-        points = np.asarray(prediction.world_points[0])
-        points_conf = np.asarray(prediction.world_points_conf[0])
-    return _scene(
-        images,
-        K=K,
-        cam_from_world=cam_from_world,
-        points=points,
-        points_conf=points_conf,
-        depth=depth,
-        depth_conf=depth_conf,
-        intrinsics=("predicted",) * len(K),
-        conf_floor=VGGT_CONF_FLOOR,
-    )
-
-
-def _scene_of_pi3(prediction: "Prediction", images: Images, points_from: str | None) -> Scene:
-    if points_from == "depth":
-        raise ValueError("points_from='depth' is VGGT's: π³'s depth is the z of its points")
-    _check_same_images(prediction.local_points, prediction.camera_poses, images)
-    poses = np.asarray(prediction.camera_poses, np.float64)[0]
-    _check_cameras(np.isfinite(poses).all((1, 2)), images)
-    first_from_cam = (
-        np.linalg.inv(poses[0]) @ poses
-    )  # π³'s own world is any; ours is the first camera's frame
-    cam_from_first = np.linalg.inv(first_from_cam)[:, :3].astype(np.float32)
-    local = np.asarray(prediction.local_points)[0]  # indexed here, since a GPU would make a copy first
-    # A frame at a time: the points of hundreds of views are gigabytes.
-    points = np.stack(
-        [p @ m[:3, :3].T + m[:3, 3] for p, m in zip(local, first_from_cam.astype(np.float32), strict=True)]
-    )
-    conf = 0.5 + 0.5 * np.tanh(np.asarray(prediction.conf)[0, ..., 0] / 2)  # the sigmoid, without overflow
-    K, intrinsics = _recovered_intrinsics(local, conf, images)
-    return _scene(
-        images,
-        K=K,
-        cam_from_world=cam_from_first,
-        points=points,
-        points_conf=conf,
-        depth=local[..., 2].copy(),  # a view would keep all of `local`
-        depth_conf=conf,
-        intrinsics=intrinsics,
-        conf_floor=PI3_CONF_FLOOR,
-    )
-
-
-def _scene(images: Images, points: np.ndarray, points_conf: np.ndarray, **fields: Any) -> Scene:
+    if hasattr(prediction, "made_by"):
+        if prediction.made_by is None:
+            raise InputError("prediction.made_by must be the class of its model, which knows what it means")
+        prediction = _reconstruct(prediction, points_from)
+    found: Reconstruction = prediction
+    _check_same_images(found, images)
+    # Indexed on the host, since a GPU would make a copy first.
+    first = lambda x: None if x is None else np.asarray(x)[0]
+    cam_from_world = first(found.cam_from_world)
+    _check_cameras(np.isfinite(cam_from_world).all((1, 2)), images)
+    points, conf, depth_conf = first(found.points), first(found.conf), first(found.depth_conf)
+    K, intrinsics = first(found.K), ("predicted",) * len(images.names)
+    if K is None:
+        local = _in_cameras(points, cam_from_world)
+        K, intrinsics = _recovered_intrinsics(local, conf, images)
+    elif found.clipped is not None:
+        _warn_of_clipped(first(found.clipped))
     on_photo = np.stack([t.valid_mask() for t in images.transforms])
     return Scene(
         names=images.names,
         transforms=images.transforms,
-        colors=np.rint(images.pixels * 255).astype(np.uint8),
-        valid=on_photo & np.isfinite(points).all(-1) & np.isfinite(points_conf),
+        colors=images.pixels,
+        valid=on_photo & np.isfinite(points).all(-1) & np.isfinite(conf),
+        K=K,
+        cam_from_world=cam_from_world,
         points=points,
-        points_conf=points_conf,
-        **fields,
+        points_conf=conf,
+        depth=first(found.depth),
+        depth_conf=depth_conf,
+        intrinsics=intrinsics,
+        conf_floor=found.conf_floor,
+        metric_scale=None if found.metric_scale is None else float(first(found.metric_scale)),
     )
 
 
-def _check_same_images(dense: jax.Array, cameras: jax.Array, images: Images) -> None:
-    frames, height, width, _ = images.pixels.shape
-    if dense.shape[1:4] != images.pixels.shape[:3] or cameras.shape[1] != frames:
-        raise ValueError(
-            f"the prediction is of {cameras.shape[1]} images of {dense.shape[3]}x{dense.shape[2]} pixels, "
-            f"but {frames} of {width}x{height} were given"
+@partial(jax.jit, static_argnums=1)
+def _reconstruct(prediction: Prediction, points_from: str | None) -> Reconstruction:
+    return prediction.made_by.reconstruction(prediction, points_from)
+
+
+def _in_cameras(points: np.ndarray, cam_from_world: np.ndarray) -> np.ndarray:
+    """World points f32[F, H, W, 3] in each camera's coordinates; a frame at a time, since those of hundreds of views
+    are gigabytes.
+    """
+    return np.stack([p @ m[:, :3].T + m[:, 3] for p, m in zip(points, cam_from_world, strict=True)])
+
+
+def _warn_of_clipped(clipped: np.ndarray) -> None:
+    if clipped.any():
+        warnings.warn(
+            f"the model gives {int(clipped.sum())} of {len(clipped)} cameras a field of view that has no K; "
+            "it is clipped, and their points mean little",
+            stacklevel=3,
         )
+
+
+def _check_same_images(found: Reconstruction, images: Images) -> None:
+    frames, height, width, _ = images.pixels.shape
+    if found.depth.shape[1:] != (frames, height, width):
+        _, F, H, W = found.depth.shape
+        text = (
+            f"the prediction is of {F} images of {W}x{H} pixels, but {frames} of {width}x{height} were given"
+        )
+        raise InputError(text, argument="images")
 
 
 def _check_cameras(usable: np.ndarray, images: Images) -> None:
     for name, fine in zip(images.names, usable, strict=True):
         if not fine:
-            raise ValueError(
+            raise InputError(
                 f"the model's camera for {name} is not finite; the checkpoint is damaged or not its own"
             )
 
@@ -276,31 +235,6 @@ def _recovered_intrinsics(
 def _some(names: list[str]) -> str:
     """The first few names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _cameras(pose_enc: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """(cam_from_world, K) in numpy, with fields of view within FOV_LIMITS."""
-    fov = np.clip(pose_enc[:, 7:9], *FOV_LIMITS)
-    odd = int((fov != pose_enc[:, 7:9]).any(-1).sum())
-    if odd:
-        low, high = np.rad2deg(FOV_LIMITS)
-        warnings.warn(
-            f"the model gives {odd} of {len(pose_enc)} cameras a field of view outside {low:g}° to {high:g}°; "
-            "it is clipped, and their points mean little",
-            stacklevel=3,
-        )
-    pose_enc = np.concatenate([pose_enc[:, :7], fov], -1)
-    cam_from_world, K = geometry.decode_pose(pose_enc, height, width)
-    return np.asarray(cam_from_world), np.asarray(K)
-
-
-def _unproject(depth: np.ndarray, K: np.ndarray, cam_from_world: np.ndarray) -> np.ndarray:
-    """f32[F, H, W, 3], one frame at a time: beside a model that fills the GPU there is no room for all of
-    them.
-    """
-    unproject = jax.jit(geometry.unproject_depth)
-    frames = zip(depth[..., None], K, cam_from_world, strict=True)
-    return np.stack([np.asarray(unproject(*frame)) for frame in frames])
 
 
 def depth_edges(depth: np.ndarray, valid: np.ndarray, relative_jump: float) -> np.ndarray:
@@ -351,12 +285,13 @@ def check_cloud_options(
 ) -> None:
     """Raises ValueError for a value that Scene.point_cloud cannot take, long before there is a scene."""
     if conf_percentile is not None and not 0 <= conf_percentile <= 100:
-        raise ValueError(f"conf_percentile must be in [0, 100], not {conf_percentile}")
+        text = f"conf_percentile must be in [0, 100], not {conf_percentile}"
+        raise InputError(text, argument="conf_percentile")
     if edge_filter is not None and not edge_filter > 0:
-        raise ValueError(
-            f"edge_filter must be above 0 (a share of the depth, such as 0.03), not {edge_filter}"
-        )
+        text = f"edge_filter must be above 0 (a share of the depth, such as 0.03), not {edge_filter}"
+        raise InputError(text, argument="edge_filter")
     if voxel is not None and not 0 < voxel < np.inf:
-        raise ValueError(f"voxel must be above 0 (in the scene's unit), not {voxel}")
+        text = f"voxel must be above 0 (in the scene's unit), not {voxel}"
+        raise InputError(text, argument="voxel")
     if limit is not None and limit < 1:
-        raise ValueError(f"the limit of points must be at least 1, not {limit}")
+        raise InputError(f"the limit of points must be at least 1, not {limit}", argument="limit")

@@ -160,8 +160,8 @@ def info(
     with one_sentence(checkpoint, as_json):
         import math
 
-        from fastvggt_jax.io.weights import weight_file
         from fastvggt_jax.io.tensors import WeightsError, open_safetensors
+        from fastvggt_jax.pretrained import weight_file
 
         checkpoint = weight_file(checkpoint)
         file = open_safetensors(checkpoint)
@@ -279,7 +279,7 @@ def _plain(value: Any) -> str:
 
 def _inputs(photos: list[str] | None, checkpoint: str | None, demo: bool) -> tuple[list[str], str]:
     """What to reconstruct, and with what. Raises ValueError."""
-    from fastvggt_jax.io.weights import BUNDLED
+    from fastvggt_jax.pretrained import BUNDLED
 
     if demo:
         if photos or checkpoint:

@@ -190,8 +190,8 @@ def stereo(
     measured disparity does?
     """
     with one_sentence(Path(), as_json, smaller="take a smaller --size"):
-        from fastvggt_jax.evaluate.ablations import parse
         from fastvggt_jax.datasets.stereo import evaluate_pair, motorcycle
+        from fastvggt_jax.evaluate.ablations import parse
 
         configuration = parse(sparsity, _block(block))
         pair = motorcycle()
@@ -237,9 +237,9 @@ def _load(path: str, dtype: str) -> tuple[Any, Any]:
     """(model, params) with the heads that are measured."""
     import jax
 
-    from fastvggt_jax.io.weights import from_pretrained, read_model
     from fastvggt_jax.models.vggt import VGGT
     from fastvggt_jax.pipeline import compute_dtype
+    from fastvggt_jax.pretrained import from_pretrained, read_model
 
     heads = ("camera", "depth") if isinstance(read_model(path), VGGT) else None
     model, params = from_pretrained(path, heads=heads)

@@ -7,17 +7,14 @@ import itertools
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 
-import flax.linen as nn
-import flax.struct
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fastvggt_jax import geometry, synthetic
+from fastvggt_jax.datasets import synthetic
 from fastvggt_jax.evaluate import metrics
-from fastvggt_jax.models.prediction import Prediction
-from fastvggt_jax.scene import FOV_LIMITS
+from fastvggt_jax.models.base import Model
+from fastvggt_jax.models.prediction import Reconstruction
 
 Array = jax.Array
 SURFACE_POINTS, SURFACE_QUERIES = (
@@ -96,50 +93,18 @@ class Scenes:
         object.__setattr__(self, "batch", next(divisors))
 
 
-@flax.struct.dataclass
-class Estimate:
-    """What is measured of a prediction, in any world: cam_from_world f32[B, F, 3, 4], depth f32[B, F, H, W],
-    points f32[B, F, H, W, 3].
-    """
-
-    cam_from_world: Array
-    depth: Array
-    points: Array
+Predict = Callable[[Array], tuple[Reconstruction, Array | None]]
 
 
-def estimate(prediction: Prediction) -> Estimate:
-    """Cameras, depth and points as a `Scene` has them: VGGT's points are its depth, unprojected; π³'s depth
-    is its points' z.
-    """
-    if prediction.camera_poses is not None:
-        poses = geometry.invert_se3(prediction.camera_poses)[..., :3, :]
-        return Estimate(poses, prediction.local_points[..., 2], prediction.points)
-    height, width = prediction.depth.shape[2:4]
-    fov = jnp.clip(prediction.pose_enc[..., 7:9], *FOV_LIMITS)
-    cam_from_world, K = geometry.decode_pose(
-        jnp.concatenate([prediction.pose_enc[..., :7], fov], -1), height, width
-    )
-    return Estimate(
-        cam_from_world,
-        prediction.depth[..., 0],
-        geometry.unproject_depth(prediction.depth, K, cam_from_world),
-    )
-
-
-Predict = Callable[[Array], tuple[Estimate, Array | None]]
-
-
-def predictor(model: nn.Module, params: Mapping) -> Predict:
-    """f32[B, F, H, W, 3] -> the Estimate, and the density of each global layer, f32[layers], or None of a
-    dense model. Jitted.
+def predictor(model: Model, params: Mapping) -> Predict:
+    """[B, F, H, W, 3] -> the Reconstruction, and the density of each global layer, f32[layers], or None of a dense model.
+    Jitted.
     """
 
     @jax.jit
-    def run(params: Mapping, images: Array) -> tuple[Estimate, Array | None]:
-        prediction, state = model.apply(params, images, mutable=["intermediates"])
-        sown = flax.traverse_util.flatten_dict(state.get("intermediates", {}))
-        density = next((value[0] for path, value in sown.items() if path[-1] == "density"), None)
-        return estimate(prediction), density
+    def run(params: Mapping, images: Array) -> tuple[Reconstruction, Array | None]:
+        prediction = model.apply(params, images)
+        return model.reconstruction(prediction), prediction.density
 
     return lambda images: run(params, images)
 

@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from fastvggt_jax.io.files import write_file
 from fastvggt_jax.export.colors import DepthColors
+from fastvggt_jax.io.files import write_file
 from fastvggt_jax.scene import Scene
 
 

@@ -7,8 +7,8 @@ import os
 
 import numpy as np
 
-from fastvggt_jax.io.files import write_file
 from fastvggt_jax.export.colors import colorize
+from fastvggt_jax.io.files import write_file
 from fastvggt_jax.scene import PointCloud, Scene
 
 # glTF is y up and looks along -z (OpenGL); our world is OpenCV's: half a turn about x.

@@ -8,10 +8,10 @@ import os
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fastvggt_jax.io.files import write_file
 from fastvggt_jax.export.colors import DepthColors, colorize
 from fastvggt_jax.export.depth import depth_on_photo, surfaces
 from fastvggt_jax.export.glb import STROKES, extent, frusta
+from fastvggt_jax.io.files import write_file
 from fastvggt_jax.scene import PointCloud, Scene
 
 WIDTH, HEIGHT = 1280, 720  # of the view of the cloud

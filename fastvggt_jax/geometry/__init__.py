@@ -8,21 +8,38 @@ The functions of `cameras` and `rotations` take jax or numpy arrays with any lea
 and return jax arrays; those of `intrinsics` and `alignment` are numpy and float64.
 """
 
-from fastvggt_jax.geometry.cameras import decode_pose, encode_pose, intrinsic_matrix, unproject_depth
+from fastvggt_jax.geometry.cameras import (
+    decode_pose,
+    depth_of,
+    encode_pose,
+    intrinsic_matrix,
+    move_origin,
+    unproject_depth,
+)
 from fastvggt_jax.geometry.rotations import (
+    compose,
+    einsum,
     invert_se3,
     nearest_rotation,
     quat_xyzw_to_rotation,
     rotation_to_quat_xyzw,
+    to_4x4,
+    transform,
 )
 
 __all__ = [
+    "compose",
     "decode_pose",
+    "depth_of",
+    "einsum",
     "encode_pose",
     "intrinsic_matrix",
     "invert_se3",
+    "move_origin",
     "nearest_rotation",
     "quat_xyzw_to_rotation",
     "rotation_to_quat_xyzw",
+    "to_4x4",
+    "transform",
     "unproject_depth",
 ]

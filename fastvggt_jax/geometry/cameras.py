@@ -60,3 +60,18 @@ def unproject_depth(depth: jax.Array, K: jax.Array, cam_from_world: jax.Array) -
     y = (jnp.arange(height, dtype=jnp.float32)[:, None] - K[..., 1, 2]) * z / K[..., 1, 1]
     in_cam = jnp.stack([x, y, z], -1) - cam_from_world[..., None, None, :3, 3]  # [..., H, W, 3]
     return einsum("...hwi,...ij->...hwj", in_cam, cam_from_world[..., :3, :3])  # Rᵀ (x - t)
+
+
+def move_origin(K: jax.Array, pixels: float) -> jax.Array:
+    """K [..., 3, 3] in coordinates in which every pixel's are larger by `pixels`.
+
+    0.5 leads from coordinates that are 0 at the first pixel's centre, as upstream's, to ours, which are 0 at its
+    outer corner.
+    """
+    return jnp.asarray(K).at[..., :2, 2].add(pixels)
+
+
+def depth_of(points: jax.Array, cam_from_world: jax.Array) -> jax.Array:
+    """z in the camera, f32[..., H, W], of world points f32[..., H, W, 3] and cam_from_world f32[..., 3, 4]."""
+    row = jnp.asarray(cam_from_world, jnp.float32)[..., 2, :]
+    return einsum("...hwi,...i->...hw", points, row[..., :3]) + row[..., None, None, 3]

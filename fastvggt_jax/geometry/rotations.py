@@ -114,6 +114,21 @@ def invert_se3(transform: jax.Array) -> jax.Array:
     transform = jnp.asarray(transform, jnp.float32)
     rotation = jnp.swapaxes(transform[..., :3, :3], -1, -2)
     translation = -einsum("...ij,...j->...i", rotation, transform[..., :3, 3])
-    top = jnp.concatenate([rotation, translation[..., None]], -1)  # [..., 3, 4]
-    bottom = jnp.broadcast_to(jnp.asarray([0.0, 0.0, 0.0, 1.0]), (*top.shape[:-2], 1, 4))
-    return jnp.concatenate([top, bottom], -2)
+    return to_4x4(jnp.concatenate([rotation, translation[..., None]], -1))
+
+
+def to_4x4(transform: jax.Array) -> jax.Array:
+    """f32[..., 3, 4] -> f32[..., 4, 4] with the last row 0 0 0 1."""
+    bottom = jnp.broadcast_to(jnp.array([0.0, 0, 0, 1], transform.dtype), (*transform.shape[:-2], 1, 4))
+    return jnp.concatenate([transform, bottom], -2)
+
+
+def compose(first: jax.Array, second: jax.Array) -> jax.Array:
+    """first @ second of rigid transforms f32[..., 4, 4]: the second is applied first."""
+    return einsum("...ij,...jk->...ik", *jnp.broadcast_arrays(first, second))
+
+
+def transform(to_from: jax.Array, points: jax.Array) -> jax.Array:
+    """Points f32[..., H, W, 3] of maps, each moved by its rigid transform f32[..., 3 or 4, 4]."""
+    moved = einsum("...ij,...hwj->...hwi", to_from[..., :3, :3], points)
+    return moved + to_from[..., None, None, :3, 3]

@@ -28,20 +28,21 @@ def alternate(
     sparsity: Sparsity | None,
     dtype: jnp.dtype,
     remat: bool = False,
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array | None]:
     """Applies `taps[-1] + 1` pairs of a frame and a global block, whose parameters get a leading layer axis.
 
     Args:
       x: f32[B, F, P, D], each frame's `num_special` special tokens, then its patches in raster order.
       grid: (h, w), the patches of a frame.
       taps: pairs whose output is kept, in ascending order; the last pair is the last of them.
-      sparsity: of the global blocks; None = dense. Its density is sown by `global_blocks`, f32[pairs].
+      sparsity: of the global blocks; None = dense.
       dtype: of the taps.
       remat: whether a derivative keeps each pair's input alone and computes the rest again.
 
     Returns:
-      dtype[taps, B, F, P, 2D], the frame block's output beside the global block's; and f32[B, F, 2D], the
-      same of the last pair's first token.
+      dtype[taps, B, F, P, 2D], the frame block's output beside the global block's; f32[B, F, 2D], the same of the
+      last pair's first token; and the share of blocks that each pair's global attention computed, f32[pairs], or None
+      of dense attention.
     """
     B, F, P, D = x.shape
     positions, order = patch_positions(*grid, num_special), None
@@ -55,22 +56,25 @@ def alternate(
     if sparsity is not None:
         layers |= _layer_sparsity(sparsity, depth, F * grid[0] * grid[1])
 
-    def pair(frame_block: Block, carry: tuple, layer: dict, global_block: Block) -> tuple[tuple, None]:
+    def pair(
+        frame_block: Block, carry: tuple, layer: dict, global_block: Block
+    ) -> tuple[tuple, Array | None]:
         x, tapped, _ = carry
+        densities = []
         frame_out = frame_block(x.reshape(B * F, P, D), rope).reshape(B, F, P, D)
 
         def attend(q: Array, k: Array, v: Array) -> Array:
             if sparsity is None:
                 return dense_attention(q, k, v)
             out, density = _attend_sparse(q, k, v, F, num_special, sparsity, layer)
-            global_block.sow("intermediates", "density", density)
+            densities.append(density)
             return out
 
         x = global_block(frame_out.reshape(B, F * P, D), global_rope, attend).reshape(B, F, P, D)
         both = jnp.concatenate([frame_out, x], -1)
         # Every layer writes into the slot of the next tap; the tapped layer writes last.
         tapped = jax.lax.dynamic_update_index_in_dim(tapped, both.astype(tapped.dtype), layer["slot"], 0)
-        return (x, tapped, both[:, :, 0]), None
+        return (x, tapped, both[:, :, 0]), densities[0] if densities else None
 
     scan = nn.scan(
         nn.remat(pair, prevent_cse=False) if remat else pair,
@@ -81,10 +85,10 @@ def alternate(
     )
     tapped = jnp.zeros((len(taps), B, F, P, 2 * D), dtype)
     carry = (x, tapped, jnp.zeros((B, F, 2 * D), jnp.float32))
-    (_, tapped, first), _ = scan(frame_blocks, carry, layers, global_blocks)
+    (_, tapped, first), density = scan(frame_blocks, carry, layers, global_blocks)
     if order is not None:
         tapped = tapped[:, :, :, np.argsort(order)]
-    return tapped, first
+    return tapped, first, density
 
 
 def _layer_sparsity(sparsity: Sparsity, depth: int, patch_tokens: int) -> dict[str, Array]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 
 from fastvggt_jax.models.vit import Block, layer_norm, scan_blocks
 
@@ -44,11 +43,11 @@ class PatchProjection(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        p = self.patch_size
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, images.shape[-1], self.features))
+        p, (B, H, W, C) = self.patch_size, images.shape
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, C, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        patches = rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)
-        kernel = rearrange(kernel, "p q c d -> (p q c) d")
+        patches = images.reshape(B, H // p, p, W // p, p, C).swapaxes(2, 3).reshape(B, -1, p * p * C)
+        kernel = kernel.reshape(p * p * C, self.features)
         return patches.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
 
 

@@ -8,14 +8,17 @@ the output. Letters: B batch, F frames, P tokens a frame (register + patches), D
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fastvggt_jax import geometry
+from fastvggt_jax.errors import InputError
 from fastvggt_jax.models.alternating import alternate
-from fastvggt_jax.models.config import Configured
+from fastvggt_jax.models.base import Model, check_images, to_unit
 from fastvggt_jax.models.dinov2 import DinoV2
 from fastvggt_jax.models.heads.dpt import over_frame_chunks
 from fastvggt_jax.models.heads.pi3 import (
@@ -25,13 +28,17 @@ from fastvggt_jax.models.heads.pi3 import (
     activate_points,
     decode_rotation,
 )
-from fastvggt_jax.models.prediction import Prediction
+from fastvggt_jax.models.prediction import Prediction, Reconstruction
 from fastvggt_jax.models.rope import patch_positions, rope_tables
-from fastvggt_jax.models.vggt import check_images
 from fastvggt_jax.models.vit import Block
-from fastvggt_jax.sparsity import Sparsity
+from fastvggt_jax.sources.sizing import ImagePolicy
+
+if TYPE_CHECKING:
+    from fastvggt_jax.datasets.base import Truth
 
 Array = jax.Array
+HEADS = ("point", "conf", "camera")
+CONF_FLOOR = 0.1  # of a probability; what lies below, upstream's example.py drops
 
 
 class Decoder(nn.Module):
@@ -47,32 +54,24 @@ class Decoder(nn.Module):
         self.frame_blocks = Block(self.num_heads, 1e-6, self.mlp_ratio, qk_norm=True, dtype=self.dtype)
         self.global_blocks = Block(self.num_heads, 1e-6, self.mlp_ratio, qk_norm=True, dtype=self.dtype)
 
-    def __call__(self, x: Array, **how: Any) -> Array:
-        """f32[B, F, P, D] -> dtype[B, F, P, 2D], the last frame block's output beside the last global
-        block's.
+    def __call__(self, x: Array, **how: Any) -> tuple[Array, Array | None]:
+        """f32[B, F, P, D] -> dtype[B, F, P, 2D], the last frame block's output beside the last global block's,
+        and the density f32[depth] of sparse global attention.
         """
-        return alternate(self.frame_blocks, self.global_blocks, x, dtype=self.dtype, **how)[0][0]
+        taps, _, density = alternate(self.frame_blocks, self.global_blocks, x, dtype=self.dtype, **how)
+        return taps[0], density
 
 
-class Pi3(Configured, nn.Module):
+class Pi3(Model):
     """The fields are the configuration, their defaults the released π³; a tiny model is the same class with
-    smaller numbers.
-
-    Those before `dtype` define the weights (`config()`); the rest only how they are run:
-
-    Attributes:
-      dtype: of the matrix products of encoder, decoder and the three frame decoders; heads, norms, RoPE,
-        softmax statistics and geometry are float32 always.
-      sparsity: block-sparse attention across frames; None = dense.
-      frames_chunk: how many frames the heads take at a time, at least one of each scene.
-      remat: whether derivatives recompute what blocks and chunks of frames hold instead of keeping it.
+    smaller numbers. How it is run (`dtype`, `sparsity`, ...) is `Model`'s.
     """
 
-    image_mode: ClassVar[str] = "area"  # of `load_images`: how upstream sizes photographs for this model
-    image_size: ClassVar[int | None] = None  # of `load_images`: upstream's number of pixels
-    img_size: int = (
-        518  # the square image that the position table was made for; any multiple of patch_size runs
-    )
+    point_sources: ClassVar[tuple[str, ...]] = ("point_head",)
+    loss_weights: ClassVar[Mapping[str, float]] = {"background": 0.0}
+
+    # The square image that the position table was made for; any multiple of patch_size runs.
+    img_size: int = 518
     patch_size: int = 14
     embed_dim: int = 1024
     encoder_depth: int = 24
@@ -86,23 +85,31 @@ class Pi3(Configured, nn.Module):
     head_num_heads: int = 16
     head_out_dim: int = 1024
     camera_out_dim: int = 512
-
-    dtype: Any = jnp.bfloat16
-    sparsity: Sparsity | None = None
-    frames_chunk: int = 8
-    remat: bool = False
-
-    def abstract_params(self) -> dict[str, Any]:
-        """{"params": tree of jax.ShapeDtypeStruct}, without computing anything."""
-        return jax.eval_shape(self.init, jax.random.key(0), *self.smallest_inputs())
+    heads: tuple[str, ...] = HEADS
 
     def smallest_inputs(self) -> tuple[jax.ShapeDtypeStruct]:
         """Images that reach every parameter, for `init`."""
         return (jax.ShapeDtypeStruct((1, 1, self.img_size, self.img_size, 3), jnp.float32),)
 
+    @property
+    def image_policy(self) -> ImagePolicy:
+        return ImagePolicy("area", None, self.patch_size)
+
+    @property
+    def num_special(self) -> int:
+        return self.num_register_tokens
+
+    @classmethod
+    def head_parameters(cls, head: str) -> tuple[str, ...]:
+        return (f"{head}_decoder/", f"{head}_head/")
+
+    @classmethod
+    def heads_for(cls, points_from: str | None) -> tuple[str, ...]:
+        cls.check_points_from(points_from)
+        return HEADS
+
     def setup(self) -> None:
-        if self.frames_chunk < 1:
-            raise ValueError(f"frames_chunk={self.frames_chunk} must be at least 1")
+        self.check_heads(HEADS)
         D = self.embed_dim
         self.encoder = DinoV2(
             self.img_size,
@@ -118,12 +125,15 @@ class Pi3(Configured, nn.Module):
         )
         self.decoder = Decoder(self.num_heads, self.mlp_ratio, self.dtype)
         shape = (self.head_embed_dim, self.head_depth, self.head_num_heads)
-        self.point_decoder = FrameDecoder(*shape, self.head_out_dim, self.dtype, self.remat)
-        self.conf_decoder = FrameDecoder(*shape, self.head_out_dim, self.dtype, self.remat)
-        self.camera_decoder = FrameDecoder(*shape, self.camera_out_dim, self.dtype, self.remat)
-        self.point_head = PixelShuffleHead(3, self.patch_size)
-        self.conf_head = PixelShuffleHead(1, self.patch_size)
-        self.camera_head = PoseHead()
+        if "point" in self.heads:
+            self.point_decoder = FrameDecoder(*shape, self.head_out_dim, self.dtype, self.remat)
+            self.point_head = PixelShuffleHead(3, self.patch_size)
+        if "conf" in self.heads:
+            self.conf_decoder = FrameDecoder(*shape, self.head_out_dim, self.dtype, self.remat)
+            self.conf_head = PixelShuffleHead(1, self.patch_size)
+        if "camera" in self.heads:
+            self.camera_decoder = FrameDecoder(*shape, self.camera_out_dim, self.dtype, self.remat)
+            self.camera_head = PoseHead()
 
     def embed(self, images: Array) -> Array:
         """[B, F, H, W, 3] -> f32[B, F, P, D]: the same register tokens before every frame's patches."""
@@ -137,54 +147,92 @@ class Pi3(Configured, nn.Module):
         """Reconstructs B scenes of F views each.
 
         Args:
-          images: float[B, F, H, W, 3] in [0, 1]; H and W multiples of `patch_size`.
-          query_points: must be None, π³ tracks no points; it is there so that both models are called in one
-            way.
+          images: u8[B, F, H, W, 3], or float in [0, 1]; H and W multiples of `patch_size`.
+          query_points: must be None, π³ tracks no points; it is there so that all models are called in one way.
 
         Raises:
-          ValueError: wrong shape or dtype, or query points.
+          InputError: wrong shape or dtype, or query points.
         """
         check_images(images, self.patch_size)
         if query_points is not None:
-            raise ValueError("query_points were given, but π³ has no track head: use VGGT to track points")
-        B, F, H, W, _ = images.shape
+            text = "query_points were given, but π³ has no track head: use VGGT to track points"
+            raise InputError(text, argument="query_points")
+        H, W = images.shape[2:4]
         grid = (H // self.patch_size, W // self.patch_size)
-        tokens = self.decoder(
-            self.embed(images.astype(jnp.float32)),
+        tokens, density = self.decoder(
+            self.embed(to_unit(images)),
             grid=grid,
-            num_special=self.num_register_tokens,
+            num_special=self.num_special,
             taps=(self.depth - 1,),
             sparsity=self.sparsity,
             remat=self.remat,
         )
-        raw, conf, translation, matrix = over_frame_chunks(
+        shapes = {"point": ((H, W, 3),), "conf": ((H, W, 1),), "camera": ((3,), (9,))}
+        found = over_frame_chunks(
             self,
-            lambda self, tokens: self.heads(tokens[0], grid),
+            lambda self, tokens: self.decode(tokens[0], grid),
             tokens[None],
-            ((H, W, 3), (H, W, 1), (3,), (9,)),
+            tuple(shape for head in HEADS if head in self.heads for shape in shapes[head]),
             self.frames_chunk,
             self.remat,
         )
-        local = activate_points(raw)
-        rotation = decode_rotation(matrix.reshape(B, F, 3, 3))
-        points = (
-            jnp.einsum("bfij,bfhwj->bfhwi", rotation, local, precision="highest")
-            + translation[:, :, None, None]
-        )
-        upper = jnp.concatenate([rotation, translation[..., None]], -1)
-        poses = jnp.concatenate([upper, jnp.broadcast_to(jnp.array([0.0, 0, 0, 1]), (B, F, 1, 4))], -2)
-        return Prediction(points=points, local_points=local, conf=conf, camera_poses=poses)
+        raw = iter(found)
+        out: dict[str, Any] = {"density": density, "made_by": type(self)}
+        if "point" in self.heads:
+            out["local_points"] = activate_points(next(raw))
+        if "conf" in self.heads:
+            out["conf"] = next(raw)
+        if "camera" in self.heads:
+            translation, matrix = next(raw), next(raw)
+            rotation = decode_rotation(matrix.reshape(*matrix.shape[:2], 3, 3))
+            out["camera_poses"] = geometry.to_4x4(jnp.concatenate([rotation, translation[..., None]], -1))
+            if "point" in self.heads:
+                out["points"] = geometry.transform(out["camera_poses"], out["local_points"])
+        return Prediction(**out)
 
-    def heads(self, tokens: Array, grid: tuple[int, int]) -> tuple[Array, Array, Array, Array]:
-        """dtype[B, P, 2D] -> points before activation f32[B, H, W, 3], confidence logits f32[B, H, W, 1],
-        translation, matrix.
+    def decode(self, tokens: Array, grid: tuple[int, int]) -> tuple[Array, ...]:
+        """dtype[B, P, 2D] -> of the heads that are on: points before activation f32[B, H, W, 3], confidence logits
+        f32[B, H, W, 1], translation f32[B, 3] and matrix f32[B, 9].
         """
         rope = rope_tables(
-            patch_positions(*grid, self.num_register_tokens), self.head_embed_dim // self.head_num_heads
+            patch_positions(*grid, self.num_special), self.head_embed_dim // self.head_num_heads
         )
-        patches = lambda decoder: decoder(tokens, rope)[:, self.num_register_tokens :]
-        return (
-            self.point_head(patches(self.point_decoder), grid),
-            self.conf_head(patches(self.conf_decoder), grid),
-            *self.camera_head(patches(self.camera_decoder)),
+        patches = lambda decoder: decoder(tokens, rope)[:, self.num_special :]
+        out: list[Array] = []
+        if "point" in self.heads:
+            out.append(self.point_head(patches(self.point_decoder), grid))
+        if "conf" in self.heads:
+            out.append(self.conf_head(patches(self.conf_decoder), grid))
+        if "camera" in self.heads:
+            out += self.camera_head(patches(self.camera_decoder))
+        return tuple(out)
+
+    @classmethod
+    def reconstruction(cls, prediction: Prediction, points_from: str | None = None) -> Reconstruction:
+        """See `Model`. π³'s own world is no camera's, ours is the first one's; depth is the z of its points, whose
+        confidence is the sigmoid of a logit. It predicts no K.
+        """
+        cls.check_points_from(points_from)
+        p = prediction
+        if p.local_points is None or p.conf is None or p.camera_poses is None:
+            text = f"a reconstruction by π³ needs the heads {', '.join(HEADS)}: run the model with all of them on"
+            raise InputError(text, argument="heads")
+        cam_from_world = geometry.invert_se3(p.camera_poses)
+        first_from_cam = geometry.compose(cam_from_world[:, :1], p.camera_poses)  # [B, F, 4, 4]
+        conf = jax.nn.sigmoid(p.conf[..., 0])
+        return Reconstruction(
+            cam_from_world=geometry.invert_se3(first_from_cam)[..., :3, :],
+            K=None,
+            depth=p.local_points[..., 2],
+            depth_conf=conf,
+            points=geometry.transform(first_from_cam, p.local_points),
+            conf=conf,
+            conf_floor=CONF_FLOOR,
         )
+
+    @classmethod
+    def loss(cls, prediction: Prediction, truth: Truth, **weights: float) -> tuple[Array, dict[str, Array]]:
+        """See `Model` and `losses.pi3.loss`."""
+        from fastvggt_jax.models.losses import pi3 as losses
+
+        return losses.loss(prediction, truth, **weights)

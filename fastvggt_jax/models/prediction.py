@@ -1,17 +1,23 @@
-"""What a model returns. One dataclass for every model; a field is None when its head is off."""
+"""What a model returns, in upstream's terms (`Prediction`), and what that says, in ours (`Reconstruction`)."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import flax.struct
 import jax
+
+if TYPE_CHECKING:
+    from fastvggt_jax.models.base import Model
 
 Array = jax.Array
 
 
 @flax.struct.dataclass
 class Prediction:
-    """Names are upstream's. B batch, F frames, H×W pixels of the model's input, Q query points; everything
-    float32.
+    """One dataclass for every model; a field is None when its head is off. Names are upstream's.
+
+    B batch, F frames, H×W pixels of the model's input, Q query points; everything float32.
 
     Attributes:
       pose_enc: [B, F, 9] translation (3), quaternion x y z w (4), vertical and horizontal field of view in
@@ -31,6 +37,8 @@ class Prediction:
       points: [B, F, H, W, 3] in π³'s own world; no camera is at its origin.
       local_points: [B, F, H, W, 3] the same in each camera's coordinates, OpenCV axes; the last is the depth.
       camera_poses: [B, F, 4, 4] world_from_cam.
+      density: [layers] the share of blocks that each global layer computed; None without sparsity.
+      made_by: the model's class, which knows what the fields mean.
     """
 
     pose_enc: Array | None = None
@@ -46,3 +54,33 @@ class Prediction:
     points: Array | None = None
     local_points: Array | None = None
     camera_poses: Array | None = None
+    density: Array | None = None
+    made_by: type[Model] | None = flax.struct.field(pytree_node=False, default=None)
+
+
+@flax.struct.dataclass
+class Reconstruction:
+    """What a model says about B scenes of F photographs, in the same terms whatever the model.
+
+    Pixels are counted as in `fastvggt_jax.sources.ImageTransform`: the outer corner of the first one is (0, 0), its
+    centre (0.5, 0.5). A point is seen at the centre of its pixel.
+
+    Attributes:
+      cam_from_world: f32[B, F, 3, 4], OpenCV axes. The world is the first camera's frame, about or exactly.
+      K: f32[B, F, 3, 3] in model pixels, or None of a model that predicts no intrinsics.
+      depth: f32[B, F, H, W] along the camera's z. depth_conf: f32[B, F, H, W], larger is surer.
+      points: f32[B, F, H, W, 3] in the world. conf: f32[B, F, H, W], of the points.
+      clipped: bool[B, F], where the model's field of view has no K and was clipped, or None.
+      metric_scale: f32[B], metres per unit, or None where nobody knows.
+      conf_floor: the confidence of nothing at all, such as sky; what lies below is no surface.
+    """
+
+    cam_from_world: Array
+    K: Array | None
+    depth: Array
+    depth_conf: Array
+    points: Array
+    conf: Array
+    clipped: Array | None = None
+    metric_scale: Array | None = None
+    conf_floor: float = flax.struct.field(pytree_node=False, default=-float("inf"))

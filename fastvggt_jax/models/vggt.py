@@ -9,24 +9,37 @@ frames, P tokens a frame (special + patches), D width.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from fastvggt_jax import geometry
+from fastvggt_jax.errors import InputError
 from fastvggt_jax.models.alternating import alternate
-from fastvggt_jax.models.config import Configured
+from fastvggt_jax.models.base import Model, check_images, to_unit
 from fastvggt_jax.models.dinov2 import DinoV2
 from fastvggt_jax.models.heads.camera import CameraHead
 from fastvggt_jax.models.heads.dpt import DPTHead, activate_depth, activate_points, over_frame_chunks
 from fastvggt_jax.models.heads.track import Tracker
-from fastvggt_jax.models.prediction import Prediction
+from fastvggt_jax.models.prediction import Prediction, Reconstruction
 from fastvggt_jax.models.vit import Block
+from fastvggt_jax.sources.sizing import ImagePolicy
 from fastvggt_jax.sparsity import Sparsity
+
+if TYPE_CHECKING:
+    from fastvggt_jax.datasets.base import Truth
 
 Array = jax.Array
 HEADS = ("camera", "depth", "point", "track")
+# The camera head ends in a relu and has no upper bound, but a field of view of 0 or of half a turn has no K.
+FOV_LIMITS = (float(np.deg2rad(1.0)), float(np.deg2rad(175.0)))
+# Confidence is 1 + eˣ, trained to be 0.2 / error (`losses.vggt`): below 1.1 it expects to be wrong by 18 % of
+# the scene's size.
+CONF_FLOOR = 1.1
 
 
 class Aggregator(nn.Module):
@@ -76,9 +89,9 @@ class Aggregator(nn.Module):
         special = jnp.broadcast_to(special, (B, *special.shape[1:]))
         return jnp.concatenate([special, patches.reshape(B, F, -1, self.embed_dim)], 2)
 
-    def __call__(self, images: Array) -> tuple[Array, Array]:
-        """f32[B, F, H, W, 3] -> the tapped layers, dtype[taps, B, F, P, 2D], and the last camera tokens,
-        f32[B, F, 2D].
+    def __call__(self, images: Array) -> tuple[Array, Array, Array | None]:
+        """f32[B, F, H, W, 3] -> the tapped layers dtype[taps, B, F, P, 2D], the last camera tokens
+        f32[B, F, 2D], and the density f32[depth] of sparse global attention.
         """
         return alternate(
             self.frame_blocks,
@@ -104,24 +117,16 @@ class TrackHead(nn.Module):
         self.tracker = Tracker(**self.tracker_args)
 
 
-class VGGT(Configured, nn.Module):
-    """The fields are the configuration, their defaults the released VGGT-1B; a tiny model is the same class
-    with smaller numbers.
-
-    Those up to `track_pos_embed` define the weights (`config()`); the rest only how they are run:
-
-    Attributes:
-      dtype: of the encoder's and the aggregator's matrix products; heads, norms, RoPE and softmax statistics
-        are float32 always.
-      sparsity: block-sparse global attention; None = dense.
-      frames_chunk: how many frames the dense heads take at a time, at least one of each scene.
-      remat: whether derivatives recompute what blocks and chunks of frames hold instead of keeping it.
+class VGGT(Model):
+    """The fields are the configuration, their defaults the released VGGT-1B; a tiny model is the same class with
+    smaller numbers. How it is run (`dtype`, `sparsity`, ...) is `Model`'s.
     """
 
-    image_mode: ClassVar[str] = "crop"  # of `load_images`: how upstream sizes photographs for this model
-    img_size: int = (
-        518  # the square image that the position table was made for; any multiple of patch_size runs
-    )
+    point_sources: ClassVar[tuple[str, ...]] = ("depth", "point_head")
+    loss_weights: ClassVar[Mapping[str, float]] = {"background": 0.0, "pairs": 0.0}
+
+    # The square image that the position table was made for; any multiple of patch_size runs.
+    img_size: int = 518
     patch_size: int = 14
     embed_dim: int = 1024
     encoder_depth: int = 24
@@ -149,15 +154,6 @@ class VGGT(Configured, nn.Module):
     heads: tuple[str, ...] = HEADS
     track_pos_embed: bool = False  # True for the "tracker fixed" checkpoint
 
-    dtype: Any = jnp.bfloat16
-    sparsity: Sparsity | None = None
-    frames_chunk: int = 8
-    remat: bool = False
-
-    def abstract_params(self) -> dict[str, Any]:
-        """{"params": tree of jax.ShapeDtypeStruct}, without computing anything."""
-        return jax.eval_shape(self.init, jax.random.key(0), *self.smallest_inputs())
-
     def smallest_inputs(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct | None]:
         """Images and query points that reach every parameter, for `init`."""
         side = -(-max(self.img_size, self.smallest_tracked) // self.patch_size) * self.patch_size
@@ -165,9 +161,21 @@ class VGGT(Configured, nn.Module):
         return images, jax.ShapeDtypeStruct((1, 1, 2), jnp.float32) if "track" in self.heads else None
 
     @property
-    def image_size(self) -> int:
-        """`size` of `load_images` that this model was made for."""
-        return self.img_size
+    def image_policy(self) -> ImagePolicy:
+        return ImagePolicy("crop", self.img_size, self.patch_size)
+
+    @property
+    def num_special(self) -> int:
+        return 1 + self.num_register_tokens
+
+    @classmethod
+    def head_parameters(cls, head: str) -> tuple[str, ...]:
+        return (f"{head}_head/",)
+
+    @classmethod
+    def heads_for(cls, points_from: str | None) -> tuple[str, ...]:
+        cls.check_points_from(points_from)
+        return ("camera", "depth", "point") if points_from == "point_head" else ("camera", "depth")
 
     @property
     def smallest_tracked(self) -> int:
@@ -177,20 +185,16 @@ class VGGT(Configured, nn.Module):
         return self.track_stride << (self.track_corr_levels - 1)
 
     def setup(self) -> None:
-        unknown = set(self.heads) - set(HEADS)
-        if unknown:
-            raise ValueError(f"heads={self.heads}: {sorted(unknown)} is none of {HEADS}")
+        self.check_heads(HEADS)
         if (
             len(self.taps) != 4
             or list(self.taps) != sorted(set(self.taps))
             or self.taps[0] < 0
             or self.taps[-1] != self.depth - 1
         ):
-            raise ValueError(
+            raise InputError(
                 f"taps={self.taps} must be four layers in ascending order, the last one the last of {self.depth}"
             )
-        if self.frames_chunk < 1:
-            raise ValueError(f"frames_chunk={self.frames_chunk} must be at least 1")
         shared = [
             field.name for field in dataclasses.fields(Aggregator) if field.name not in ("parent", "name")
         ]
@@ -230,19 +234,19 @@ class VGGT(Configured, nn.Module):
         """Reconstructs B scenes of F views each.
 
         Args:
-          images: float[B, F, H, W, 3] in [0, 1]; H and W multiples of `patch_size`. The first frame fixes the
-            coordinates.
+          images: u8[B, F, H, W, 3], or float in [0, 1]; H and W multiples of `patch_size`. The first frame
+            fixes the coordinates.
           query_points: float[B, Q, 2], pixels (x, y) of frame 0 to track; None leaves the track head out.
 
         Raises:
-          ValueError: wrong shape or dtype.
+          InputError: wrong shape or dtype.
         """
         check_images(images, self.patch_size)
         if query_points is not None:
             self.check_query_points(images, query_points)
         H, W = images.shape[2:4]
-        taps, camera_tokens = self.aggregator(images.astype(jnp.float32))
-        out: dict[str, Any] = {}
+        taps, camera_tokens, density = self.aggregator(to_unit(images))
+        out: dict[str, Any] = {"density": density, "made_by": type(self)}
         if "camera" in self.heads:
             out["pose_enc_list"] = self.camera_head(camera_tokens)
             out["pose_enc"] = out["pose_enc_list"][-1]
@@ -267,23 +271,77 @@ class VGGT(Configured, nn.Module):
             out["track_list"], out["track"] = tracks, tracks[-1]
         return Prediction(**out)
 
+    @classmethod
+    def reconstruction(cls, prediction: Prediction, points_from: str | None = None) -> Reconstruction:
+        """See `Model`. Points come from the depth, unprojected with the cameras, which upstream recommends as
+        more accurate, or from the point head.
+
+        Upstream counts pixels from the centre of the first one and has the principal point at W/2, H/2: in our
+        coordinates, half a pixel further.
+        """
+        cls.check_points_from(points_from)
+        p = prediction
+        if p.pose_enc is None:
+            text = "a reconstruction needs cameras: run the model with its camera head on"
+            raise InputError(text, argument="heads")
+        if points_from == "point_head" and p.world_points is None:
+            text = "points_from='point_head' needs the point head: run the model with it on"
+            raise InputError(text, argument="points_from")
+        if p.depth is None and (p.world_points is None or points_from == "depth"):
+            text = "a reconstruction needs points: run the model with its depth head or its point head on"
+            raise InputError(text, argument="heads")
+        height, width = (p.depth if p.depth is not None else p.world_points).shape[2:4]
+        fov = jnp.clip(p.pose_enc[..., 7:9], *FOV_LIMITS)
+        pose_enc = jnp.concatenate([p.pose_enc[..., :7], fov], -1)
+        cam_from_world, K = geometry.decode_pose(pose_enc, height, width)
+        points, conf = p.world_points, p.world_points_conf
+        if p.depth is not None:
+            depth, depth_conf = p.depth[..., 0], p.depth_conf
+        else:
+            depth, depth_conf = geometry.depth_of(points, cam_from_world), conf
+        if p.depth is not None and points_from != "point_head":
+            points, conf = geometry.unproject_depth(p.depth, K, cam_from_world), depth_conf
+        return Reconstruction(
+            cam_from_world=cam_from_world,
+            K=geometry.move_origin(K, 0.5),
+            depth=depth,
+            depth_conf=depth_conf,
+            points=points,
+            conf=conf,
+            clipped=(fov != p.pose_enc[..., 7:9]).any(-1),
+            conf_floor=CONF_FLOOR,
+        )
+
+    @classmethod
+    def loss(cls, prediction: Prediction, truth: Truth, **weights: float) -> tuple[Array, dict[str, Array]]:
+        """See `Model` and `losses.vggt.loss`."""
+        from fastvggt_jax.models.losses import vggt as losses
+
+        return losses.loss(prediction, truth, **weights)
+
     def check_query_points(self, images: Array, query_points: Array) -> None:
         if "track" not in self.heads:
-            raise ValueError(f"query_points were given, but the model has no track head: heads={self.heads}")
+            text = f"query_points were given, but the model has no track head: heads={self.heads}"
+            raise InputError(text, argument="query_points")
         B, _, H, W, _ = images.shape
         if query_points.ndim != 3 or query_points.shape[::2] != (B, 2) or not query_points.shape[1]:
-            raise ValueError(
-                f"query_points {query_points.shape} must be [B={B}, Q, 2], pixels (x, y) of frame 0"
-            )
+            text = f"query_points {query_points.shape} must be [B={B}, Q, 2], pixels (x, y) of frame 0"
+            raise InputError(text, argument="query_points")
         if min(H, W) < self.smallest_tracked:
-            raise ValueError(
-                f"images of {H}×{W} are too small to track points in: both sides need {self.smallest_tracked} pixels or more"
-            )
+            need = f"both sides need {self.smallest_tracked} pixels or more"
+            raise InputError(f"images of {H}×{W} are too small to track points in: {need}", argument="images")
 
     def logits(self, head: DPTHead, taps: Array, image_size: tuple[int, int]) -> Array:
-        return head(taps[:, :, 1 + self.num_register_tokens :], image_size, self.patch_size)
+        return head(taps[:, :, self.num_special :], image_size, self.patch_size)
 
-    def dense(self, head: DPTHead, activate, taps: Array, image_size: tuple[int, int], channels: int):
+    def dense(
+        self,
+        head: DPTHead,
+        activate: Callable[[Array], tuple[Array, Array]],
+        taps: Array,
+        image_size: tuple[int, int],
+        channels: int,
+    ) -> tuple[Array, ...]:
         """A dense head's values [B, F, H, W, channels] and confidence [B, F, H, W]."""
         return over_frame_chunks(
             head,
@@ -293,25 +351,3 @@ class VGGT(Configured, nn.Module):
             self.frames_chunk,
             self.remat,
         )
-
-
-def check_images(images: Array, patch_size: int) -> None:
-    """Raises ValueError unless images are float[B, F, H, W, 3] with H and W multiples of `patch_size`."""
-    if images.ndim != 5 or images.shape[-1] != 3:
-        hint = (
-            "; these look channels-first, transpose to NHWC"
-            if images.ndim == 5 and images.shape[2] == 3
-            else ""
-        )
-        raise ValueError(f"images {images.shape} must be [B, F, H, W, 3] (channels last){hint}")
-    if not images.shape[0] or not images.shape[1]:
-        raise ValueError(f"images {images.shape} hold no frame: B and F must be at least 1")
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(
-            f"images are {images.dtype}, they must be floating point in [0, 1]; divide 8-bit pixels by 255"
-        )
-    for name, size in zip("HW", images.shape[2:4], strict=True):
-        if size % patch_size or not size:
-            raise ValueError(
-                f"image size {name}={size} must be a positive multiple of the patch size {patch_size}"
-            )

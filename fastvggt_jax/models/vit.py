@@ -41,17 +41,18 @@ class LayerScale(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, exact (erf) GELU, Linear."""
+    """Linear, exact (erf) GELU, Linear; `out_bias` is where the last bias starts."""
 
     hidden: int
     out: int
     dtype: jnp.dtype = jnp.float32
+    out_bias: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x = nn.Dense(self.hidden, dtype=self.dtype, name="fc1")(x)
         x = gelu(x)
-        return nn.Dense(self.out, dtype=self.dtype, name="fc2")(x)
+        return nn.Dense(self.out, dtype=self.dtype, bias_init=self.out_bias, name="fc2")(x)
 
 
 class HeadNorm(nn.Module):

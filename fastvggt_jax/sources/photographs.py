@@ -30,6 +30,7 @@ from fastvggt_jax.sources.sizing import (
     MODES,
     WHITE,
     WIDTH,
+    ImagePolicy,
     ImageTransform,
     area_size,
     fit_area,
@@ -61,10 +62,10 @@ class Images:
 
 def load_images(
     source: Source,
+    policy: ImagePolicy = ImagePolicy(),
     *,
-    mode: str = "crop",
+    mode: str | None = None,
     size: int | None = None,
-    patch_size: int = 14,
     skip_bad: bool = False,
 ) -> Images:
     """Load photographs for the model.
@@ -84,6 +85,8 @@ def load_images(
     Raises FileNotFoundError (nothing there), ImageError (no images; one is unreadable), ValueError (mode,
     size).
     """
+    mode, patch_size = mode or policy.mode, policy.patch
+    size = policy.size if size is None else size
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     if size is not None and mode == "area" and size < patch_size:

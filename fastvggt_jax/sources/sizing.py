@@ -207,7 +207,9 @@ def _pad_white(
     return out, dataclasses.replace(t, model_width=width, model_height=height, **moved)
 
 
-def stack_images(loaded: list[tuple[np.ndarray, ImageTransform]]) -> tuple[np.ndarray, tuple[ImageTransform, ...]]:
+def stack_images(
+    loaded: list[tuple[np.ndarray, ImageTransform]],
+) -> tuple[np.ndarray, tuple[ImageTransform, ...]]:
     """u8[F, H, W, 3] at the largest height and width."""
     height = max(t.model_height for _, t in loaded)
     width = max(t.model_width for _, t in loaded)

@@ -7,11 +7,12 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from fastvggt_jax.models.pi3 import Pi3
-from fastvggt_jax.models.vggt import VGGT
+from fastvggt_jax.models.base import Model
+
+CAMERA_OUT = "camera_head/pose_branch/fc2"  # the last layer of a camera head that refines a pose encoding
 
 
-def random_params(model: VGGT | Pi3, seed: int = 0, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
+def random_params(model: Model, seed: int = 0, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
     """{"params": tree of arrays}, drawn so that activations neither die nor grow; `model.init` starts the
     tokens and the layer scales so near 0 that all cameras and depths would come out alike.
     """
@@ -21,11 +22,10 @@ def random_params(model: VGGT | Pi3, seed: int = 0, dtype: jnp.dtype = jnp.float
         name: _draw(name, spec.shape, key, dtype)
         for (name, spec), key in zip(specs.items(), keys, strict=True)
     }
-    if isinstance(model, VGGT) and "camera" in model.heads:
-        # Upright cameras that differ little: four iterations add up the last layer's output.
-        last = "camera_head/pose_branch/fc2"
-        out[f"{last}/kernel"] *= 0.02
-        out[f"{last}/bias"] = jnp.array([0, 0, 0, 0, 0, 0, 0.25, 0.2, 0.25], dtype)
+    if CAMERA_OUT + "/bias" in out:
+        # Upright cameras that differ little: iterations add up the last layer's output.
+        out[CAMERA_OUT + "/kernel"] *= 0.02
+        out[CAMERA_OUT + "/bias"] = jnp.array([0, 0, 0, 0, 0, 0, 0.25, 0.2, 0.25], dtype)
     return {"params": flax.traverse_util.unflatten_dict(out, sep="/")}
 
 

@@ -17,11 +17,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from fastvggt_jax.errors import WeightsError
-from fastvggt_jax.io.weights import save_params, weight_file
-from fastvggt_jax.errors import FailedError
+from fastvggt_jax.errors import FailedError, WeightsError
 from fastvggt_jax.io.files import write_file
-from fastvggt_jax.io.tensors import open_safetensors
+from fastvggt_jax.io.weights import open_weights, save_params
+from fastvggt_jax.pretrained import weight_file
 from fastvggt_jax.train.config import TrainConfig
 from fastvggt_jax.train.state import TrainState
 
@@ -141,10 +140,10 @@ def _origin(config: TrainConfig) -> dict[str, str]:
     """Source and licence of what the run starts from."""
     if config.init is None:
         return {"source": "random numbers", "license": "that of whoever trained it"}
-    before = open_safetensors(weight_file(config.init)).metadata() or {}
+    before = open_weights(weight_file(config.init))
     return {
-        "source": before.get("source", config.init),
-        "license": before.get("license", "unknown, see the source"),
+        "source": before.source or config.init,
+        "license": before.license,
     }
 
 

@@ -9,15 +9,14 @@ import numbers
 import runpy
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastvggt_jax.models.pi3 import Pi3
-from fastvggt_jax.models.vggt import VGGT
 from fastvggt_jax.datasets.synthetic import SPLIT_SIZE
+from fastvggt_jax.models.base import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +67,7 @@ class TrainConfig:
         scenes of a batch.
     """
 
-    model: VGGT | Pi3
+    model: Model
     shapes: tuple[Shape, ...]
     steps: int
     learning_rate: float = 2e-4
@@ -80,8 +79,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     ema_decay: float | None = 0.999
     init: str | None = None
-    background: float = 0.0
-    pairs: float = 0.0
+    loss_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     layer_scale: float = 0.1
     frozen: tuple[str, ...] = ()
     seed: int = 0
@@ -119,8 +117,6 @@ class TrainConfig:
             "final_learning_rate",
             "warmup_steps",
             "query_points",
-            "background",
-            "pairs",
             "layer_scale",
         ):
             if not getattr(self, name) >= 0:  # NaN too
@@ -149,12 +145,7 @@ class TrainConfig:
             raise ValueError(f"warmup_steps={self.warmup_steps} must be less than steps={self.steps}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1), or None for no average")
-        if isinstance(self.model, Pi3):
-            if self.query_points:
-                raise ValueError(f"query_points={self.query_points} must be 0: π³ has no track head")
-            if self.pairs:
-                raise ValueError(f"pairs={self.pairs} must be 0: π³'s loss is of pairs of cameras as it is")
-        elif ("track" in self.model.heads) != (self.query_points > 0):
+        if ("track" in self.model.heads) != (self.query_points > 0):
             heads = ", ".join(self.model.heads)
             raise ValueError(
                 f"query_points={self.query_points} does not fit the heads {heads}: a track head needs some, others none"
@@ -178,8 +169,7 @@ WORDS = {
     str: "a text",
     bool: "True or False",
     type(None): "None",
-    VGGT: "a VGGT",
-    Pi3: "a Pi3",
+    Model: "a model",
 }
 
 

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from fastvggt_jax import geometry
+from fastvggt_jax.datasets.base import Truth
 from fastvggt_jax.datasets.synthetic import Sample, tracks
 from fastvggt_jax.datasets.synthetic.sample import photograph, split_key
 from fastvggt_jax.train.config import Shape
-from fastvggt_jax.models.losses.vggt import Truth, normalise
 
 Array = jax.Array
 
@@ -74,8 +75,14 @@ def _render(
     scenes, tracked = jax.vmap(one)(
         indices if sharding is None else jax.lax.with_sharding_constraint(indices, sharding)
     )
-    K = jnp.broadcast_to(scenes.K[:, None], (shape.scenes, frames, 3, 3))
-    truth = normalise(scenes.cam_from_world, K, scenes.depth, scenes.world_points, scenes.valid)
+    K = geometry.move_origin(scenes.K, 0.5)  # rays go through whole numbers; a Truth counts from the corner
+    truth = Truth(
+        cam_from_world=scenes.cam_from_world,
+        K=jnp.broadcast_to(K[:, None], (shape.scenes, frames, 3, 3)),
+        depth=scenes.depth[..., 0],
+        points=scenes.world_points,
+        valid=scenes.valid,
+    )
     points = None
     if tracked is not None:
         points, where, seen = tracked

@@ -13,10 +13,8 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fastvggt_jax.errors import WeightsError
-from fastvggt_jax.io.weights import from_pretrained, read_model
-from fastvggt_jax.models.pi3 import Pi3
-from fastvggt_jax.models.vggt import VGGT
-from fastvggt_jax.train import losses, pi3_losses
+from fastvggt_jax.models.base import Model
+from fastvggt_jax.pretrained import from_pretrained, read_model
 from fastvggt_jax.train.config import TrainConfig
 from fastvggt_jax.train.data import Batch
 from fastvggt_jax.train.optimizer import make_optimizer, trainable
@@ -38,17 +36,12 @@ class TrainState:
         return self.params if self.ema is None else self.ema
 
 
-def initial_params(model: VGGT | Pi3, seed: int, layer_scale: float) -> Any:
-    """A random start. VGGT's camera head's last layer starts at the identity with 1 rad of view: relu has no
-    gradient below 0.
-    """
+def initial_params(model: Model, seed: int, layer_scale: float) -> Any:
+    """A random start: the model's own, but for the layer scales."""
     inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), model.smallest_inputs())
     params = jax.jit(model.init)(jax.random.key(seed), *inputs)["params"]
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     flat = {name: jnp.full_like(x, layer_scale) if name.endswith("/gamma") else x for name, x in flat.items()}
-    if isinstance(model, VGGT) and "camera" in model.heads:
-        share = 1 / model.camera_iterations  # the iterations add up
-        flat["camera_head/pose_branch/fc2/bias"] = share * jnp.array([0, 0, 0, 0, 0, 0, 1.0, 1, 1])
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -59,8 +52,7 @@ def read_params(config: TrainConfig) -> Any:
     found, wanted = type(read_model(config.init)).__name__, type(config.model).__name__
     if found != wanted:
         raise WeightsError(f"init: {config.init} holds a {found}, not a {wanted}")
-    heads = config.model.heads if isinstance(config.model, VGGT) else None
-    model, params = from_pretrained(config.init, dtype=jnp.float32, heads=heads)
+    model, params = from_pretrained(config.init, param_dtype=jnp.float32, heads=config.model.heads)
     mine, theirs = config.model.config(), model.config()
     other = [f"{name}={theirs[name]} (here {mine[name]})" for name in mine if mine[name] != theirs[name]]
     if other:
@@ -154,6 +146,4 @@ def along_scenes(mesh: Mesh) -> NamedSharding:
 def loss_of(config: TrainConfig, params: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
     """The loss that the model was published with, and its parts by name."""
     prediction = config.model.apply({"params": params}, batch.images, batch.query_points)
-    if isinstance(config.model, Pi3):
-        return pi3_losses.loss(prediction, batch.truth, config.background)
-    return losses.loss(prediction, batch.truth, config.background, config.pairs)
+    return config.model.loss(prediction, batch.truth, **config.loss_weights)

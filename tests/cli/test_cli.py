@@ -17,15 +17,16 @@ import typer
 from typer.testing import CliRunner
 
 from fastvggt_jax import cli, reconstruct
-from fastvggt_jax.io.weights import BUNDLED, save_params
+from fastvggt_jax.cli.options import use_compilation_cache
+from fastvggt_jax.cli.sentences import one_sentence
+from fastvggt_jax.errors import OutOfMemoryError
 from fastvggt_jax.evaluate import metrics
 from fastvggt_jax.export import atomic
+from fastvggt_jax.io.weights import save_params
 from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.prediction import Prediction
-from fastvggt_jax.cli.options import use_compilation_cache
+from fastvggt_jax.pretrained import BUNDLED
 from fastvggt_jax.testing.random_weights import random_params
-from fastvggt_jax.errors import OutOfMemoryError
-from fastvggt_jax.cli.sentences import one_sentence
 from fastvggt_jax.testing.tiny import write_random_checkpoint
 
 PHOTOS = Path(__file__).parent / "golden" / "images"

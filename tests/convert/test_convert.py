@@ -22,10 +22,11 @@ from convert import convert_weights, hub, pi3, vggt
 from convert.convert_weights import main
 from convert.rules import make_plan
 from convert.sources import open_source
-from fastvggt_jax.io.weights import abstract_tensors, from_pretrained, native_metadata
+from fastvggt_jax.errors import WeightsError
+from fastvggt_jax.io.weights import abstract_tensors, native_metadata
 from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.vggt import VGGT
-from fastvggt_jax.errors import WeightsError
+from fastvggt_jax.pretrained import from_pretrained
 from tests import make_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"

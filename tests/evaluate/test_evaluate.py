@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from fastvggt_jax import Sparsity, cli, geometry
 from fastvggt_jax.attention import sparse_global_attention
-from fastvggt_jax.io.weights import save_params
+from fastvggt_jax.datasets.synthetic import sample
 from fastvggt_jax.evaluate import ablations, plot, stereo, synthetic
 from fastvggt_jax.evaluate import cli as evaluate_cli
 from fastvggt_jax.evaluate.runner import BASELINES, DEFINITIONS, Scenes, Truth, estimate, evaluate
+from fastvggt_jax.io.weights import save_params
 from fastvggt_jax.models.prediction import Prediction
-from fastvggt_jax.datasets.synthetic import sample
 
 SCENES = Scenes(count=2, views=3, size=42, batch=2)
 BEST = {

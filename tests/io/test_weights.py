@@ -16,10 +16,11 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from fastvggt_jax import checkpoint
-from fastvggt_jax.io.weights import abstract_tensors, from_pretrained, load_params, read_model, save_params, weight_file
-from fastvggt_jax.models.vggt import VGGT
 from fastvggt_jax.errors import WeightsError
 from fastvggt_jax.io.tensors import differences, open_safetensors, write_safetensors
+from fastvggt_jax.io.weights import abstract_tensors, load_params, save_params
+from fastvggt_jax.models.vggt import VGGT
+from fastvggt_jax.pretrained import from_pretrained, read_model, weight_file
 
 SMALL = {
     "img_size": 28,
@@ -325,9 +326,7 @@ def test_official_checkpoint_is_to_be_converted(tmp_path):
         from_pretrained(path)
     path = tmp_path / "model.pt"
     path.write_bytes(b"PK\x03\x04")
-    with pytest.raises(
-        WeightsError, match=r"PyTorch file.*python -m convert\.convert_weights .*model\.pt"
-    ):
+    with pytest.raises(WeightsError, match=r"PyTorch file.*python -m convert\.convert_weights .*model\.pt"):
         from_pretrained(path)
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from fastvggt_jax import Pi3, Sparsity
-from fastvggt_jax.io.weights import from_pretrained, save_params
+from fastvggt_jax.io.weights import save_params
 from fastvggt_jax.models.heads.pi3 import decode_rotation
+from fastvggt_jax.pretrained import from_pretrained
 from tests.conftest import TOLERANCE, max_error
 from tests.parity.goldens import FOLDER, load_model
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from convert.convert_weights import convert
-from fastvggt_jax.io.weights import from_pretrained
+from fastvggt_jax.pretrained import from_pretrained
 from tests import make_checkpoint
 from tests.compare import compare
 

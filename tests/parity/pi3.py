@@ -52,7 +52,7 @@ def tiny_stages(model, stages: dict, images: np.ndarray) -> Golden:
     mine["dec.tokens_in"] = stages["embed"][0].reshape(B * F, -1, model.embed_dim)
     mine["dec.pos"] = np.tile(patch_positions(h, w, model.num_register_tokens), (B * F, 1, 1))
     mine |= {f"dec.block.{i}": x.reshape(B, F, -1, model.embed_dim) for i, x in enumerate(blocks(stages))}
-    mine["dec.out"] = stages["decoder"]["__call__"][0].reshape(B * F, -1, 2 * model.embed_dim)
+    mine["dec.out"] = stages["decoder"]["__call__"][0][0].reshape(B * F, -1, 2 * model.embed_dim)
     mine |= {f"{x}_decoder.out": stages[f"{x}_decoder"]["__call__"][0] for x in ("point", "conf", "camera")}
     mine["point_head.raw"] = stages["point_head"]["__call__"][0].reshape(B, F, H, W, 3)
     mine["camera_head.t"], mine["camera_head.rot9"] = stages["camera_head"]["__call__"][0]

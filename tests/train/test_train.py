@@ -22,16 +22,16 @@ import pytest
 from typer.testing import CliRunner
 
 from fastvggt_jax import VGGT, Pi3, checkpoint, from_pretrained, geometry
-from fastvggt_jax.errors import WeightsError
-from fastvggt_jax.io.weights import save_params
 from fastvggt_jax.cli.app import app
+from fastvggt_jax.errors import WeightsError
 from fastvggt_jax.io.tensors import open_safetensors
+from fastvggt_jax.io.weights import save_params
+from fastvggt_jax.models.losses.vggt import normalise
+from fastvggt_jax.testing.tiny import TINY
 from fastvggt_jax.train import Shape, TrainConfig, TrainingFailed, loop, train
 from fastvggt_jax.train import state as training
 from fastvggt_jax.train.data import Batch, render
-from fastvggt_jax.models.losses.vggt import normalise
 from fastvggt_jax.train.optimizer import learning_rates, make_optimizer
-from fastvggt_jax.testing.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
 SMALL = dict(

@@ -10,10 +10,10 @@ import sys
 import numpy as np
 from PIL import Image
 
-from fastvggt_jax.io.files import write_file
-from fastvggt_jax.export.colors import DepthColors
 from fastvggt_jax.datasets.synthetic import SPLITS, sample
 from fastvggt_jax.datasets.synthetic.sample import SUPERSAMPLING
+from fastvggt_jax.export.colors import DepthColors
+from fastvggt_jax.io.files import write_file
 
 
 def main(arguments: list[str] | None = None) -> int:

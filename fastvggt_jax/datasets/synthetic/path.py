@@ -7,9 +7,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fastvggt_jax.geometry import intrinsic_matrix
 from fastvggt_jax.datasets.synthetic.render import first_hit, over_views
 from fastvggt_jax.datasets.synthetic.world import OUTDOORS, World, height_of_ground
+from fastvggt_jax.geometry import intrinsic_matrix
 
 Array = jax.Array
 CANDIDATES = 8  # paths that are drawn; the best is taken

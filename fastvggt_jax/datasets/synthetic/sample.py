@@ -8,10 +8,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from fastvggt_jax.geometry import invert_se3
 from fastvggt_jax.datasets.synthetic.path import at, look, project, random_path, rays, sees
 from fastvggt_jax.datasets.synthetic.render import over_views, shade
 from fastvggt_jax.datasets.synthetic.world import World, random_world
+from fastvggt_jax.geometry import invert_se3
 
 Array = jax.Array
 SPLITS = {"train": 0, "validation": 1, "test": 2}

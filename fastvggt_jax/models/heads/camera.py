@@ -12,6 +12,7 @@ from fastvggt_jax.models.vit import Block, Mlp, layer_norm, scan_blocks
 
 Array = jax.Array
 POSE_DIM = 9  # translation 3, quaternion 4, fields of view 2
+FIRST_POSE = (0.0, 0, 0, 0, 0, 0, 1, 1, 1)
 
 
 def activate_pose(raw: Array) -> Array:
@@ -26,6 +27,12 @@ class CameraHead(nn.Module):
     num_heads: int = 16
     mlp_ratio: float = 4.0
     num_iterations: int = 4
+
+    def first_bias(self, key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        """Where training starts: at the identity with 1 rad of view, since relu has no gradient below 0. The
+        iterations add up.
+        """
+        return jnp.array(FIRST_POSE, dtype) / self.num_iterations
 
     @nn.compact
     def __call__(self, tokens: Array) -> tuple[Array, ...]:
@@ -46,7 +53,7 @@ class CameraHead(nn.Module):
         modulation = nn.Dense(3 * D, name="poseLN_modulation_1")
         trunk = Block(self.num_heads, 1e-5, self.mlp_ratio, name="trunk")
         trunk_norm = layer_norm(1e-5, "trunk_norm")
-        pose_branch = Mlp(D // 2, POSE_DIM, name="pose_branch")
+        pose_branch = Mlp(D // 2, POSE_DIM, out_bias=self.first_bias, name="pose_branch")
 
         empty_pose = self.param("empty_pose_tokens", nn.initializers.zeros, (1, 1, POSE_DIM))
         raw, poses = None, []

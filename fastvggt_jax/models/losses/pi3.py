@@ -19,14 +19,19 @@ Left out: upstream's optional loss on the points of a global head, which the rel
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from fastvggt_jax.geometry import decode_pose, invert_se3
+from fastvggt_jax import geometry
+from fastvggt_jax.models.losses.parts import mean_where, norm, normalise, steps_between
 from fastvggt_jax.models.prediction import Prediction
-from fastvggt_jax.models.losses.vggt import Truth, mean_where, norm, steps_between
+
+if TYPE_CHECKING:
+    from fastvggt_jax.datasets.base import Truth
 
 Array = jax.Array
 NORMAL, CONFIDENCE, CAMERA = 1.0, 0.05, 0.1  # weights of the parts; the points' is 1
@@ -48,12 +53,11 @@ def loss(prediction: Prediction, truth: Truth, background: float = 0.0) -> tuple
     background: what confidence costs where nothing is valid; 0 leaves it free there, since real scans have
     holes. Where all that is not valid is sky, 1 is upstream's.
     """
+    truth = normalise(truth)
     valid, mask = truth.valid, truth.valid[..., None]
-    cam_from_world, _ = decode_pose(truth.pose_enc, *truth.depth.shape[2:4])
-    target = jnp.einsum("bfij,bfhwj->bfhwi", cam_from_world[..., :3], truth.world_points, precision="highest")
-    target = jnp.where(
-        mask, target + cam_from_world[:, :, None, None, :, 3], 0
-    )  # [B, F, H, W, 3], in each camera
+    cam_from_world = truth.cam_from_world
+    # [B, F, H, W, 3], in each camera
+    target = jnp.where(mask, geometry.transform(cam_from_world, truth.points), 0)
     depth = target[..., 2]
     nearest = NEAREST * depth.sum((2, 3)) / jnp.maximum(valid.sum((2, 3)), 1)  # [B, F]
     weight = jnp.where(valid, 1 / (jnp.maximum(depth, nearest[..., None, None]) + 1e-6), 0)
@@ -62,15 +66,17 @@ def loss(prediction: Prediction, truth: Truth, background: float = 0.0) -> tuple
     count = valid.sum((1, 2, 3))
     size = jnp.where(count > 0, norm(points).sum((1, 2, 3), where=valid) / jnp.maximum(count, 1), 1)  # [B]
     scale = jax.vmap(align_scale)(*jax.lax.stop_gradient((points, target, weight, valid)))
-    scale = (
-        jax.lax.stop_gradient(scale * size) / size
-    )  # no derivative is taken of s*, but that of a prediction of mean distance 1
+    # No derivative is taken of s*, but that of a prediction of mean distance 1.
+    scale = jax.lax.stop_gradient(scale * size) / size
     points = scale[:, None, None, None, None] * points
     error = (jnp.abs(points - target) * weight[..., None]).mean(-1)
 
     pose = prediction.camera_poses
     camera = camera_loss(
-        pose[..., :3, :3], scale[:, None, None] * pose[..., :3, 3], invert_se3(cam_from_world), count > 0
+        pose[..., :3, :3],
+        scale[:, None, None] * pose[..., :3, 3],
+        geometry.invert_se3(cam_from_world),
+        count > 0,
     )
     cross_entropy = lambda right: optax.sigmoid_binary_cross_entropy(
         prediction.conf[..., 0], right.astype(jnp.float32)

@@ -11,14 +11,17 @@ and cameras that see hardly any valid point.
 
 from __future__ import annotations
 
-from functools import partial
+from typing import TYPE_CHECKING
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from fastvggt_jax.geometry import encode_pose, invert_se3, quat_xyzw_to_rotation
+from fastvggt_jax.models.losses.parts import TINY, mean_where, norm, normalise, steps_between
 from fastvggt_jax.models.prediction import Prediction
+
+if TYPE_CHECKING:
+    from fastvggt_jax.datasets.base import Truth
 
 Array = jax.Array
 CAMERA, DEPTH, POINT, TRACK = 5.0, 1.0, 1.0, 0.05  # weights of the parts
@@ -30,53 +33,6 @@ LARGEST_ERROR = 100.0  # of a translation or a spatial difference; what is beyon
 NEAR = 0.02  # of the mean point distance: cameras that are nearer have hardly a direction
 TRACK_DECAY = 0.8  # of the tracker's iterations, from the last one back (CoTracker)
 RIGHT_TRACK = 12.0  # pixels: a track that is nearer is one to be confident of
-TINY = 1e-8
-
-
-@flax.struct.dataclass
-class Truth:
-    """What a batch of scenes really looks like, in the coordinates of each scene's first camera and in units
-    of its mean point distance.
-
-    Attributes:
-      pose_enc: f32[B, F, 9]. depth: f32[B, F, H, W, 1]. world_points: f32[B, F, H, W, 3]. valid: bool[B, F,
-        H, W].
-      tracks: f32[B, F, Q, 2], where the points to track are in each view, in pixels. visible: bool[B, F, Q].
-        None without such points.
-    """
-
-    pose_enc: Array
-    depth: Array
-    world_points: Array
-    valid: Array
-    tracks: Array | None = None
-    visible: Array | None = None
-
-
-def normalise(cam_from_world: Array, K: Array, depth: Array, world_points: Array, valid: Array) -> Truth:
-    """Truth from f32[B, F, 3, 4], f32[B, F, 3, 3], f32[B, F, H, W, 1], f32[B, F, H, W, 3] and bool[B, F, H,
-    W] in any coordinates.
-
-    A scene without a valid point keeps its unit.
-    """
-    height, width = depth.shape[2:4]
-    R, t = cam_from_world[..., :3], cam_from_world[..., 3]
-    einsum = partial(jnp.einsum, precision="highest")
-    rotation = einsum("bfij,bkj->bfik", R, R[:, 0])
-    translation = t - einsum("bfij,bj->bfi", rotation, t[:, 0])
-    points = einsum("bij,bfhwj->bfhwi", R[:, 0], world_points) + t[:, 0, None, None, None]
-    mask = valid[..., None]
-    distance = jnp.linalg.norm(jnp.where(mask, points, 1.0), axis=-1)
-    count = valid.sum((1, 2, 3))
-    scale = jnp.where(count > 0, jnp.where(valid, distance, 0).sum((1, 2, 3)) / jnp.maximum(count, 1), 1.0)
-    divide = lambda x: x / scale.reshape(-1, *[1] * (x.ndim - 1))
-    from_first = jnp.concatenate([rotation, divide(translation)[..., None]], -1)
-    return Truth(
-        pose_enc=encode_pose(from_first, K, height, width),
-        depth=jnp.where(mask, divide(depth), 0),
-        world_points=jnp.where(mask, divide(points), 0),
-        valid=valid,
-    )
 
 
 def loss(
@@ -84,23 +40,26 @@ def loss(
 ) -> tuple[Array, dict[str, Array]]:
     """The weighted sum f32[] over the heads that are on, and its parts by name, unweighted.
 
+    truth: in any coordinates; compared with is what `normalise` makes of it.
     background: what log confidence costs where nothing is valid. Upstream's 0 leaves it free there, since
     real scans have holes; where all that is not valid is sky, a cost makes the confidence say so.
     pairs: weight of `pair_loss`, 0 upstream.
     """
     total, parts = jnp.float32(0), {}
+    truth = normalise(truth)
     if prediction.pose_enc_list is not None:
-        camera = camera_loss(prediction.pose_enc_list, truth.pose_enc)
+        pose_enc = encode_pose(truth.cam_from_world, truth.K, *truth.depth.shape[2:])
+        camera = camera_loss(prediction.pose_enc_list, pose_enc)
         parts |= camera
         total += CAMERA * (
             camera["translation"] + camera["rotation"] + FIELD_OF_VIEW * camera["field of view"]
         )
         if pairs:
-            parts["pairs"] = pair_loss(prediction.pose_enc_list, truth.pose_enc)
+            parts["pairs"] = pair_loss(prediction.pose_enc_list, pose_enc)
             total += pairs * parts["pairs"]
     for name, weight, values, conf, target in (
-        ("depth", DEPTH, prediction.depth, prediction.depth_conf, truth.depth),
-        ("point", POINT, prediction.world_points, prediction.world_points_conf, truth.world_points),
+        ("depth", DEPTH, prediction.depth, prediction.depth_conf, truth.depth[..., None]),
+        ("point", POINT, prediction.world_points, prediction.world_points_conf, truth.points),
     ):
         if values is not None:
             dense = dense_loss(values, conf, target, truth.valid)
@@ -150,18 +109,6 @@ def _between(pose_enc: Array) -> Array:
     R, t = quat_xyzw_to_rotation(pose_enc[..., 3:7]), pose_enc[..., :3, None]
     world_from_cam = invert_se3(jnp.concatenate([R, t], -1))
     return steps_between(world_from_cam[..., :3, :3], world_from_cam[..., :3, 3])
-
-
-def steps_between(rotation: Array, centre: Array) -> Array:
-    """World_from_cam f32[..., F, 3, 3], f32[..., F, 3] -> each second camera's centre in the first one's
-    coordinates, f32[..., F, F, 3].
-    """
-    return jnp.einsum(
-        "...fji,...fgj->...fgi",
-        rotation,
-        centre[..., None, :, :] - centre[..., :, None, :],
-        precision="highest",
-    )
 
 
 def _decay(base: float, iterations: int) -> Array:
@@ -223,13 +170,3 @@ def _gradient(difference: Array, valid: Array, conf: Array) -> Array:
         change = jnp.minimum(jnp.abs(after - before), LARGEST_ERROR).mean(-1)
         total += jnp.where(both, change * weight - LOG_CONFIDENCE * jnp.log(weight), 0).sum()
     return total / jnp.maximum(valid.sum(), 1)
-
-
-def mean_where(x: Array, valid: Array) -> Array:
-    """Mean over where `valid`, 0 if that is nowhere."""
-    return jnp.where(valid, x, 0).sum() / jnp.maximum(valid.sum(), 1)
-
-
-def norm(x: Array) -> Array:
-    """|x| along the last axis, with a finite derivative at 0."""
-    return jnp.sqrt(jnp.square(x).sum(-1) + TINY**2)

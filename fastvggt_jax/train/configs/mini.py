@@ -36,8 +36,7 @@ def get_config() -> TrainConfig:
         steps=20_000,
         learning_rate=5e-4,
         warmup_steps=500,
-        background=0.05,  # sky
-        pairs=5.0,
+        loss_weights={"background": 0.05, "pairs": 5.0},  # background: sky
         supersampling=1,  # with 2, half of the time would go into rays
         weights_dtype="bfloat16",
     )

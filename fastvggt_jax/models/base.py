@@ -1,0 +1,209 @@
+"""What a model owes to everything around it: `Model`, the base class of all of them.
+
+Scenes, evaluation, training, benchmarks, export and conversion ask these methods and nothing else, so a model is one
+file that is named once, in `registry`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fastvggt_jax.errors import InputError
+from fastvggt_jax.models.prediction import Prediction, Reconstruction
+from fastvggt_jax.sources.sizing import ImagePolicy, check_sides
+from fastvggt_jax.sparsity import Sparsity
+
+if TYPE_CHECKING:
+    from fastvggt_jax.datasets.base import Truth
+
+Array = jax.Array
+
+
+class Model(nn.Module):
+    """A model's own fields are its configuration: they define the weights and stand in the weight file.
+
+    Those of this class only say how it is run. Every model also has the fields `heads` (a tuple of the names of those
+    that are on, all by default), `depth` (global layers) and `num_heads`, `embed_dim` (of a global layer).
+
+    Attributes:
+      dtype: of the backbone's matrix products; heads, norms, RoPE, softmax statistics and geometry are float32 always.
+      sparsity: block-sparse global attention; None = dense.
+      frames_chunk: how many frames the dense heads take at a time, at least one of each scene.
+      remat: whether derivatives recompute what blocks and chunks of frames hold instead of keeping it.
+    """
+
+    dtype: Any = jnp.bfloat16
+    sparsity: Sparsity | None = None
+    frames_chunk: int = 8
+    remat: bool = False
+
+    # What `reconstruction` can take the points from, the default first.
+    point_sources: ClassVar[tuple[str, ...]] = ()
+    # The options of `loss`, weights of terms that the published loss does not have, with what they are there.
+    loss_weights: ClassVar[Mapping[str, float]] = {}
+
+    if TYPE_CHECKING:  # a subclass has these as fields or properties
+        heads: tuple[str, ...]
+        depth: int
+        num_heads: int
+        embed_dim: int
+
+    # ---- the configuration
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **options: Any) -> Self:
+        """The model of `config()`'s dict; `options` are further fields, such as `sparsity`.
+
+        Raises:
+          InputError: names every key that is unknown or whose value has the wrong type.
+        """
+        return cls(**_checked(cls, config), **options)
+
+    def config(self) -> dict[str, Any]:
+        """The fields that define the weights, as JSON values."""
+        values = {name: getattr(self, name) for name in config_fields(type(self))}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def abstract_params(self) -> dict[str, Any]:
+        """{"params": tree of jax.ShapeDtypeStruct}, without computing anything."""
+        return jax.eval_shape(self.init, jax.random.key(0), *self.smallest_inputs())
+
+    def smallest_inputs(self) -> tuple[Any, ...]:
+        """Arguments of the call, as shapes and dtypes, that reach every parameter."""
+        raise NotImplementedError
+
+    # ---- what it looks at, and what of it can be left out
+
+    @property
+    def image_policy(self) -> ImagePolicy:
+        """How the model wants its photographs: `load_images(photographs, model.image_policy)`."""
+        raise NotImplementedError
+
+    @property
+    def num_special(self) -> int:
+        """Tokens per frame that stand before its patches."""
+        raise NotImplementedError
+
+    @classmethod
+    def head_parameters(cls, head: str) -> tuple[str, ...]:
+        """What the names of the parameters begin with that only this head needs."""
+        raise NotImplementedError
+
+    @classmethod
+    def heads_for(cls, points_from: str | None) -> tuple[str, ...]:
+        """The heads that `reconstruction` reads."""
+        raise NotImplementedError
+
+    # ---- what it says
+
+    @classmethod
+    def reconstruction(cls, prediction: Prediction, points_from: str | None = None) -> Reconstruction:
+        """What the prediction says about the scenes, in the terms that all models share. Can be jitted.
+
+        points_from: one of `point_sources`; None is the first of those that the prediction has.
+        Raises InputError if the heads that this needs were off.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def loss(cls, prediction: Prediction, truth: Truth, **weights: float) -> tuple[Array, dict[str, Array]]:
+        """The training loss that the model was published with, f32[], and its parts by name, unweighted.
+
+        truth: in any coordinates and any unit. weights: of `loss_weights`.
+        """
+        raise NotImplementedError
+
+    # ---- checks that models share
+
+    def check_heads(self, known: tuple[str, ...]) -> None:
+        unknown = sorted(set(self.heads) - set(known))
+        if unknown:
+            raise InputError(f"heads={self.heads}: {unknown} is none of {known}", argument="heads")
+        if self.frames_chunk < 1:
+            raise InputError(f"frames_chunk={self.frames_chunk} must be at least 1", argument="frames_chunk")
+
+    @classmethod
+    def check_points_from(cls, points_from: str | None) -> None:
+        if points_from not in (None, *cls.point_sources):
+            known = " or ".join(map(repr, cls.point_sources))
+            text = f"points_from must be {known} for a {cls.__name__}, not {points_from!r}"
+            raise InputError(text, argument="points_from")
+
+
+def config_fields(cls: type[Model]) -> tuple[str, ...]:
+    """Names of the fields that define the weights: a model's own."""
+    run = {field.name for field in dataclasses.fields(Model)}
+    return tuple(field.name for field in dataclasses.fields(cls) if field.name not in run)
+
+
+def _checked(cls: type[Model], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `config` as the types that the fields are annotated with."""
+    from pydantic import ValidationError
+
+    try:
+        values = _schema(cls).model_validate_json(json.dumps(dict(config)), strict=True)
+    except ValidationError as error:
+        wrong = "; ".join(_in_words(cls, one) for one in error.errors())
+        raise InputError(f"the config is not one of a {cls.__name__}: {wrong}") from error
+    return {name: getattr(values, name) for name in config}
+
+
+def _in_words(cls: type[Model], error: Mapping[str, Any]) -> str:
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"{name} is no field of it"
+    return f"{name}={error['input']!r} is wrong ({error['msg'][0].lower()}{error['msg'][1:]})"
+
+
+@cache
+def _schema(cls: type[Model]) -> Any:
+    import typing
+
+    from pydantic import ConfigDict, create_model
+
+    hints, defaults = (
+        typing.get_type_hints(cls),
+        {field.name: field.default for field in dataclasses.fields(cls)},
+    )
+    fields: Any = {name: (hints[name], defaults[name]) for name in config_fields(cls)}
+    return create_model(cls.__name__, __config__=ConfigDict(extra="forbid"), **fields)
+
+
+_UNIT = np.arange(256, dtype=np.float32) / np.float32(255)
+
+
+def to_unit(images: Array) -> Array:
+    """u8[...] as float32 in [0, 1], float[...] as it is but float32.
+
+    By a table: XLA multiplies by 1/255 where the official loaders divide, which is another number for half of the
+    values.
+    """
+    return jnp.asarray(_UNIT)[images] if images.dtype == jnp.uint8 else images.astype(jnp.float32)
+
+
+def check_images(images: Array, patch: int) -> None:
+    """Raises InputError unless images are [B, F, H, W, 3], of 8 bits or floating point, H and W multiples of `patch`."""
+    if images.ndim != 5 or images.shape[-1] != 3:
+        hint = ""
+        if images.ndim == 5 and images.shape[2] == 3:
+            hint = "; these look channels-first, transpose to NHWC"
+        raise InputError(
+            f"images {images.shape} must be [B, F, H, W, 3] (channels last){hint}", argument="images"
+        )
+    if not images.shape[0] or not images.shape[1]:
+        raise InputError(
+            f"images {images.shape} hold no frame: B and F must be at least 1", argument="images"
+        )
+    if images.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+        text = f"images are {images.dtype}, they must be uint8, or floating point in [0, 1]"
+        raise InputError(text, argument="images")
+    check_sides(patch, H=images.shape[2], W=images.shape[3])
