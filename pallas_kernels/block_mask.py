@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 WORD = 32  # key blocks in a word of `kv_bits`
+DEFAULT_BLOCK = (128, 64)  # queries and keys of a block, the paper's
 
 
 def cdiv(a: int, b: int) -> int:
@@ -109,7 +110,12 @@ class BlockMask:
 
     @classmethod
     def full(
-        cls, batch: int, heads: int, q_len: int, kv_runs: tuple[int, ...], block: tuple[int, int]
+        cls,
+        batch: int,
+        heads: int,
+        q_len: int,
+        kv_runs: tuple[int, ...],
+        block: tuple[int, int] = DEFAULT_BLOCK,
     ) -> BlockMask:
         """Nothing dropped."""
         blocks = cdiv(q_len, block[0]), sum(cdiv(run, block[1]) for run in kv_runs)
