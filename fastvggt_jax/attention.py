@@ -1,5 +1,5 @@
-"""Softmax attention, BTNH: dense (a kernel of ours where it is faster, cuDNN or XLA) and the block-sparse global
-attention between frames.
+"""Softmax attention, BTNH: dense (a kernel of ours where it is faster, cuDNN or XLA) and the block-sparse
+global attention between frames.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ _cudnn_attention.defvjp(lambda q, k, v: jax.vjp(_even_attention, q, k, v), lambd
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _kernel_attention(kernel: str, q: Array, k: Array, v: Array) -> Array:
-    """By the kernel of that name, which has no derivative: where one is asked for, the library runs both ways."""
+    """By the kernel of that name, which has no derivative: where one is asked for, the library runs both
+    ways.
+    """
     B, T, N, _ = q.shape
     full = BlockMask.full(B, N, T, (k.shape[1],))
     return block_sparse_attention(q, k, v, full, implementation=kernel)
@@ -92,7 +94,9 @@ _kernel_attention.defvjp(
 
 
 def split_tokens(x: Array, frames: int, num_special: int) -> tuple[Array, Array]:
-    """[B, F·P, N, H] -> special tokens [B, F·S, N, H] and patch tokens [B, F·(P-S), N, H], frame after frame."""
+    """[B, F·P, N, H] -> special tokens [B, F·S, N, H] and patch tokens [B, F·(P-S), N, H], frame after
+    frame.
+    """
     B, _, N, H = x.shape
     x = x.reshape(B, frames, -1, N, H)
     return x[:, :, :num_special].reshape(B, -1, N, H), x[:, :, num_special:].reshape(B, -1, N, H)

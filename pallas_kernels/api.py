@@ -68,8 +68,8 @@ def pooled_block_mask(
       kv_runs: runs of the keys that the mask will be used with (see `BlockMask`): it may add keys after the L
         pooled ones. Blocks past the ceil(L / block[1]) pooled ones are always kept. Default (L,).
       pool: "mean" or "max".
-      implementation: None takes the first that can serve, in the order of `implementation.names()`; or the name
-        of one, which never becomes another.
+      implementation: None takes the first that can serve, in the order of `implementation.names()`; or the
+        name of one, which never becomes another.
 
     Returns:
       BlockMask for T queries and sum(kv_runs) keys.
@@ -87,9 +87,9 @@ def pooled_block_mask(
         raise ValueError(f"q {q.shape} and k {k.shape} must be [B, T, N, H] and [B, L, N, H]")
     if 0 in (*q.shape, *k.shape):
         raise ValueError(f"q {q.shape} and k {k.shape} must not be empty")
-    block = tuple(block)
     if len(block) != 2 or min(block) < 1:
         raise ValueError(f"{block=} must be two positive integers (queries, keys)")
+    block = (block[0], block[1])
     kv_runs = (k.shape[1],) if kv_runs is None else tuple(kv_runs)
     if not kv_runs or kv_runs[0] < k.shape[1] or min(kv_runs) < 0:
         raise ValueError(
@@ -123,11 +123,11 @@ def block_sparse_attention(
       q: [B, T, N, H]. k, v: [B, S, N, H], same dtype as q (float32, bfloat16 or float16). Scale is 1 /
         sqrt(H).
       block_mask: for T queries and S keys.
-      implementation: None takes the first that can serve, in the order of `implementation.names()`; or the name
-        of one, which never becomes another.
-      config: a tuning config of the implementation, which may change the speed only; default the one measured on
-        this device, else the implementation's own guess. An implementation that has nothing to tune ignores it,
-        and so does, where none is named, one that it is not for.
+      implementation: None takes the first that can serve, in the order of `implementation.names()`; or the
+        name of one, which never becomes another.
+      config: a tuning config of the implementation, which may change the speed only; default the one
+        measured on this device, else the implementation's own guess. An implementation that has nothing to
+        tune ignores it, and so does, where none is named, one that it is not for.
 
     Returns:
       [B, T, N, H] in q's dtype; statistics are float32. Under jit, zeros for a query block that keeps
@@ -163,11 +163,9 @@ def block_sparse_attention(
     request = Request.of(ATTENTION, q, k, block_mask.block, config)
     chosen = _choose(request, implementation)
     if not isinstance(config, chosen.config_type or ()):
-        if implementation is not None and None not in (config, chosen.config_type):
-            expected = (
-                f"{chosen.name!r} takes a {chosen.config_type.__module__}.{chosen.config_type.__name__}"
-            )
-            raise TypeError(f"{config=} is not for this implementation: {expected}")
+        if implementation is not None and config is not None and chosen.config_type is not None:
+            expected = f"{chosen.config_type.__module__}.{chosen.config_type.__name__}"
+            raise TypeError(f"{config=} must be a {expected} for {implementation=}")
         config = tuning.lookup(chosen, request.device.kind, request.H, request.block)
     if not chosen.differentiable:
         q, k, v = (_forward_only(x) for x in (q, k, v))
@@ -208,7 +206,7 @@ def _forward_only(x: Array) -> Array:
 
 
 @_forward_only.defjvp
-def _(primals: tuple[Array], tangents: tuple[Array]) -> None:
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     raise NotImplementedError(
         "block-sparse attention has no gradient, it is for inference: differentiate a dense model, or use "
         "implementation='reference'"

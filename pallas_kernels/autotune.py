@@ -1,11 +1,11 @@
-"""Finds an implementation's fastest tuning config for this device and writes it to pallas_kernels/tuned/, where
-`tuning.lookup` finds it.
+"""Finds an implementation's fastest tuning config for this device and writes it to pallas_kernels/tuned/,
+where `tuning.lookup` finds it.
 
     python -m pallas_kernels.autotune --head-dim 64 128 --block 128x64 192x64
 
 Every config of the search space attends with random masks that keep the same number of blocks in every row;
-the time of a config does not depend on what the numbers are. What the file already has of other implementations,
-head dims and blocks is kept.
+the time of a config does not depend on what the numbers are. What the file already has of other
+implementations, head dims and blocks is kept.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ def random_mask(tokens: int, heads: int, block: tuple[int, int], density: float)
 
 
 def tunable(name: str | None, device: implementations.Device) -> Implementation:
-    """The named implementation, or the first that has something to tune and runs on the device; ValueError says
-    why there is none.
+    """The named implementation, or the first that has something to tune and runs on the device; ValueError
+    says why there is none.
     """
     reasons = []
+    reason: str | None
     for one in map(implementations.find, implementations.names() if name is None else [name]):
         if one.config_type is None or ATTENTION not in one.operations:
             reason = "it has nothing to tune"

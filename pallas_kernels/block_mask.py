@@ -91,7 +91,7 @@ class BlockMask:
     ) -> BlockMask:
         """From u32[B, N, Tb, ceil(Sb / 32)] whose bits past Sb are zero; counts them."""
         counts = jnp.sum(jax.lax.population_count(kv_bits).astype(jnp.int32), -1)
-        return cls(counts, kv_bits, q_len, tuple(kv_runs), tuple(block))
+        return cls(counts, kv_bits, q_len, tuple(kv_runs), (block[0], block[1]))
 
     @classmethod
     def from_dense(
@@ -122,7 +122,11 @@ class BlockMask:
         row = pack_bits(jnp.ones(blocks[1], bool))
         counts = jnp.full((batch, heads, blocks[0]), blocks[1], jnp.int32)
         return cls(
-            counts, jnp.broadcast_to(row, (*counts.shape, *row.shape)), q_len, tuple(kv_runs), tuple(block)
+            counts,
+            jnp.broadcast_to(row, (*counts.shape, *row.shape)),
+            q_len,
+            tuple(kv_runs),
+            (block[0], block[1]),
         )
 
     def to_dense(self) -> Array:

@@ -1,8 +1,9 @@
 """What an implementation is, and the registry of those there are.
 
-An implementation computes masks, attention or both, and says for which requests it cannot. Nothing outside this
-package knows one by name: `choose` asks them in order. To add one, write a child of `Implementation` in a file
-or folder of its own and `register` it.
+An implementation computes masks, attention or both, and says for which requests it cannot. Nothing outside
+this
+package knows one by name: `choose` asks them in order. To add one, write a child of `Implementation` in a
+file or folder of its own and `register` it.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def device_of(x: Array | None = None) -> Device:
     if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer):
         device = min(x.devices(), key=lambda device: device.id)
     else:
-        default = jax.config.jax_default_device  # a device, a platform's name or nothing
+        default = jax.config.read("jax_default_device")  # a device, a platform's name or nothing
         device = default if isinstance(default, jax.Device) else jax.local_devices(backend=default)[0]
     return Device(device.platform, device.device_kind, getattr(device, "compute_capability", None))
 
@@ -233,7 +234,8 @@ def choose(request: Request, name: str | None = None) -> tuple[Implementation, l
 
 
 def faster_dense(q: Array, k: Array) -> str | None:
-    """Name of the implementation whose block-sparse attention, given `BlockMask.full`, is faster here than the
+    """Name of the implementation whose block-sparse attention, given `BlockMask.full`, is faster here than
+    the
     dense attention that comes with XLA: for q [B, T, N, H] and k [B, S, N, H]; None if there is none.
     """
     request = Request.of(ATTENTION, q, k, DEFAULT_BLOCK)

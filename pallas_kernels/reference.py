@@ -1,8 +1,8 @@
 """The definitions, in plain XLA and float32. Read this first: every faster implementation must agree with it.
 
 Source: "Faster VGGT with Block-Sparse Global Attention" (arXiv 2509.07120) and the behaviour of its released
-code; quirks are named where they stand. Letters: B batch, T queries, S keys, N heads, H head dim, Tb / Sb query /
-key blocks; arrays are BTNH.
+code; quirks are named where they stand. Letters: B batch, T queries, S keys, N heads, H head dim, Tb / Sb
+query / key blocks; arrays are BTNH.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def pool_blocks(x: Array, block: int, pool: str = "mean") -> Array:
     windows = [x[:, :whole].reshape(B, -1, block, N, H), x[:, None, whole:]]
     # Padding the last window, or fusing the sums with what follows, would make XLA read x on GPUs one number
     # at a time.
-    pooled = [
+    parts = [
         jax.lax.optimization_barrier(reduce(part.astype(jnp.float32), 2)) for part in windows if part.size
     ]
-    pooled = jnp.concatenate(pooled, 1)  # [B, Tb, N, H]
+    pooled = jnp.concatenate(parts, 1)  # [B, Tb, N, H]
     if pool == "mean":
-        pooled /= np.minimum(block, T - np.arange(0, T, block, np.float32))[:, None, None]
+        pooled /= np.minimum(block, T - np.arange(0, T, block, dtype=np.float32))[:, None, None]
     return pooled.transpose(0, 2, 1, 3)
 
 

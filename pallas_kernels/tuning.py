@@ -1,9 +1,9 @@
-"""Which tuning config an implementation runs with: the one that `autotune` measured on such a device, else the
-implementation's heuristic.
+"""Which tuning config an implementation runs with: the one that `autotune` measured on such a device, else
+the implementation's heuristic.
 
-tuned/DEVICE.json holds what was measured: `{"device": ..., OPERATION: {IMPLEMENTATION: [entry, ...]}}`, an entry
-being `{"head_dim": ..., "block": [queries, keys], "config": {field: value, ...}, "setting": {...}}`. The setting
-says how it was measured, and nothing reads it.
+tuned/DEVICE.json holds what was measured: `{"device": ..., OPERATION: {IMPLEMENTATION: [entry, ...]}}`, an
+entry being `{"head_dim": ..., "block": [queries, keys], "config": {field: value, ...}, "setting": {...}}`.
+The setting says how it was measured, and nothing reads it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Hopper GPUs (sm_90a), by Pallas Mosaic GPU: the attention kernel, and the mask's row thresholds.
 
-The kernels need jax >= 0.11 and are imported where they run; what is known of them without running stands here and
-in `config`.
+The kernels need jax >= 0.11 and are imported where they run; what is known of them without running stands
+here and in `config`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pallas_kernels.mosaic_sm90 import config as configs
 from pallas_kernels.mosaic_sm90.config import MAX_KEY_BLOCKS, TuningConfig
 
 Array = jax.Array
-# From here on the kernel, nothing dropped, is faster than cuDNN on an H100: 1.3 times at 13,740 tokens, 0.8 at
-# 1,374.
+# From here on the kernel, nothing dropped, is faster than cuDNN on an H100: 1.3 times at 13,740 tokens, 0.8
+# at 1,374.
 DENSE_TOKENS = 8192
 
 

@@ -1,3 +1,5 @@
+# mypy: disable-error-code="no-redef, call-arg"
+# (`pl.when` decorates functions that are all named `_`; `plgpu.load` differs between releases of JAX.)
 """Block-sparse attention for Hopper GPUs (sm_90a) as one Pallas Mosaic GPU kernel.
 
 How it works. Thread blocks stay on their multiprocessors and take query tiles in turn. In each, one
@@ -82,10 +84,10 @@ def block_sparse_attention(
 
     @attend.def_vmap
     def _(size: int, batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
-        arrays = [
+        whole = [
             x if b else jnp.broadcast_to(x, (size, *x.shape)) for x, b in zip(arrays, batched, strict=True)
         ]
-        out = attend(*(x.reshape(-1, *x.shape[2:]) for x in arrays))
+        out = attend(*(x.reshape(-1, *x.shape[2:]) for x in whole))
         return out.reshape(size, -1, *out.shape[1:]), True
 
     return attend(q, k, v, mask.kv_num_blocks, mask.kv_bits)

@@ -29,8 +29,8 @@ CHUNK_LINES = 4  # of a long row that is in registers at a time
 
 
 def row_multiple(num_blocks: int) -> int:
-    """What `row_thresholds` wants the length of rows of `num_blocks` scores, at most `MAX_KEY_BLOCKS`, to be a
-    multiple of.
+    """What `row_thresholds` wants the length of rows of `num_blocks` scores, at most `MAX_KEY_BLOCKS`, to
+    be a multiple of.
     """
     return LINE if num_blocks <= REGISTER_LINES * LINE else CHUNK_LINES * LINE
 
