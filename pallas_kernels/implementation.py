@@ -76,7 +76,8 @@ def device_of(x: Array | None = None) -> Device:
     if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer):
         device = min(x.devices(), key=lambda device: device.id)
     else:
-        default = jax.config.read("jax_default_device")  # a device, a platform's name or nothing
+        # A device, a platform's name or nothing.
+        default = jax.config.jax_default_device  # type: ignore[attr-defined]
         device = default if isinstance(default, jax.Device) else jax.local_devices(backend=default)[0]
     return Device(device.platform, device.device_kind, getattr(device, "compute_capability", None))
 
