@@ -9,11 +9,11 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
-from pallas_kernels.table.table import KERNEL, MASK, SUM, Row
 
 from pallas_kernels import timing
 from pallas_kernels.bench import __main__ as command
 from pallas_kernels.bench import ours, parts, peers, table, workloads
+from pallas_kernels.bench.table import KERNEL, MASK, SUM, Row
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--shapes", "256x2x16", "--block", "32", "16", "--density", "1", "0.26", "--repeats", "1"]

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import BlockMask, api, implementation, pooled_block_mask, reference, thresholds, xla
+from pallas_kernels import BlockMask, api, pooled_block_mask, reference, thresholds, xla
+from pallas_kernels import implementation as implementations
 from pallas_kernels.implementation import MASK, Device, Request, find
 
 needs_jax_011 = pytest.mark.skipif(
@@ -22,7 +23,7 @@ HOPPER = Device("gpu", "NVIDIA H100 80GB HBM3", "9.0")
 
 def on(device, monkeypatch) -> None:
     """As if JAX computed there."""
-    monkeypatch.setattr(implementation, "device_of", lambda x=None: device)
+    monkeypatch.setattr(implementations, "device_of", lambda x=None: device)
 
 
 def queries_and_keys(T, L=None, N=2, H=16, B=1, seed=0, dtype=jnp.float32):
