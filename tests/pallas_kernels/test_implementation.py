@@ -1,5 +1,6 @@
 """The registry of implementations: order, names, reasons, what a request shows, and sharded arrays."""
 
+import argparse
 import dataclasses
 import logging
 import os
@@ -223,3 +224,32 @@ def test_a_config_of_another_implementation_is_refused_by_name(toy, monkeypatch)
     with pytest.raises(TypeError, match="config=3 must be a pallas_kernels.mosaic_sm90.config.TuningConfig"):
         block_sparse_attention(*arrays(8), implementation="toy", config=3)
     assert (block_sparse_attention(*arrays(8), implementation="xla", config=3) != 7).all()  # nothing to tune
+
+
+@needs_jax_011
+def test_the_hopper_kernel_runs_with_the_config_that_was_measured(monkeypatch):
+    """... of what it rounds its blocks up to, or with the one that is given."""
+    from pallas_kernels.mosaic_sm90 import attention
+
+    monkeypatch.setattr(implementation, "device_of", lambda x=None: HOPPER)
+    monkeypatch.setattr(attention, "_device", lambda: argparse.Namespace(core_count=132))
+    taken = []
+
+    def launch(q, k, v, mask, config, *_):
+        taken.append(config)
+        return q
+
+    monkeypatch.setattr(attention, "_launch", launch)
+    q = jnp.ones((1, 300, 2, 40), jnp.bfloat16)
+    for block in ((128, 64), (150, 64)):
+        mask = BlockMask.full(1, 2, 300, (300,), block)
+        assert jax.jit(block_sparse_attention)(q, q, q, mask).shape == q.shape
+    given = TuningConfig(1, 64, 2)
+    block_sparse_attention(q, q, q, mask, config=given)
+    assert taken == [TuningConfig(2, 192, 3), TuningConfig(3, 128, 3), given]
+    with pytest.raises(
+        NotImplementedError, match="'mosaic_sm90' cannot do this: stages=1 must be at least 2"
+    ):
+        block_sparse_attention(
+            q, q, q, mask, implementation="mosaic_sm90", config=dataclasses.replace(given, stages=1)
+        )

@@ -117,15 +117,17 @@ def test_a_config_that_does_not_fit_says_why():
     assert TuningConfig(2, 192, 3).why_not(64, (128, 64)) is None
 
 
-def test_a_step_takes_the_registers_of_its_accumulators():
+def test_a_step_takes_the_registers_of_its_accumulators(monkeypatch):
     """Per thread of 128: 64 × keys scores in 32 bits, their weights in 16, 64 × head_dim outputs in 32."""
     for keys, head_dim in ((64, 64), (192, 64), (256, 128)):
         bits = 64 * keys * (32 + 16) + 64 * head_dim * 32
         assert TuningConfig(1, keys, 2).accumulator_registers(head_dim) == bits / 32 / 128
-    # Eight of a consumer's registers are left to everything else: 176 of 240, 152 and 176 of 160.
-    assert TuningConfig(1, 192, 2).why_not(64, (64, 64)) is None
-    assert TuningConfig(3, 160, 2).accumulator_registers(64) == 152
     assert "fill 176 of 160 registers" in TuningConfig(3, 192, 2).why_not(64, (192, 64))
+    # Eight of a consumer's registers are left to everything else.
+    assert TuningConfig(2, 256, 2).accumulator_registers(64) == 224 == configs.CONSUMER_REGISTERS[2] - 8
+    assert TuningConfig(2, 256, 2).why_not(64, (128, 64)) is None
+    monkeypatch.setitem(configs.CONSUMER_REGISTERS, 2, 231)
+    assert "fill 224 of 231 registers" in TuningConfig(2, 256, 2).why_not(64, (128, 64))
 
 
 @pytest.mark.parametrize(
