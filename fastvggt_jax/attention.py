@@ -1,5 +1,5 @@
-"""Softmax attention, BTNH: dense (our Hopper kernel, cuDNN or XLA) and the block-sparse global attention
-between frames.
+"""Softmax attention, BTNH: dense (a kernel of ours where it is faster, cuDNN or XLA) and the block-sparse
+global attention between frames.
 """
 
 from __future__ import annotations
@@ -11,29 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from fastvggt_jax.sparsity import Sparsity
-from pallas_kernels import BlockMask, block_sparse_attention, has_hopper
+from pallas_kernels import BlockMask, block_sparse_attention, faster_dense
 
 Array = jax.Array
-LOGITS_BYTES = (
-    256 * 2**20
-)  # XLA's attention takes so many queries at a time that their float32 logits stay below this
-# from here on our kernel, nothing dropped, is faster than cuDNN on an H100: 1.3 times at 13,740 tokens, 0.8
-# at 1,374
-KERNEL_TOKENS = 8192
-
-
-def _use_kernel(q: Array, k: Array) -> bool:
-    return (
-        has_hopper()
-        and q.dtype == jnp.bfloat16
-        and q.shape[-1] == 64
-        and min(q.shape[1], k.shape[1]) >= KERNEL_TOKENS
-    )
+# XLA's attention takes so many queries at a time that their float32 logits stay below this.
+LOGITS_BYTES = 256 * 2**20
 
 
 @cache
 def _has_cudnn_attention() -> bool:
-    """NVIDIA GPUs from Ampere on."""
+    """Whether cuDNN's attention runs here: on GPUs of NVIDIA of compute capability 8.0 or more."""
     if jax.default_backend() != "gpu":
         return False
     gpu = jax.local_devices(backend="gpu")[0]
@@ -45,9 +32,14 @@ def dense_attention(q: Array, k: Array, v: Array) -> Array:
 
     Memory grows with T + S, not with T·S, but for a bit for every 8,192 pairs where the kernel serves.
     """
-    if _use_kernel(q, k):
-        return _kernel_attention(q, k, v)
-    if _has_cudnn_attention() and q.dtype in (jnp.bfloat16, jnp.float16):
+    if kernel := faster_dense(q, k):
+        return _kernel_attention(kernel, q, k, v)
+    return _library_attention(q, k, v)
+
+
+def _library_attention(q: Array, k: Array, v: Array) -> Array:
+    """cuDNN's, which takes numbers of 16 bits, or XLA's, a few queries at a time."""
+    if _has_cudnn_attention() and q.dtype.itemsize == 2:
         return _cudnn_attention(q, k, v)
     B, T, N, H = q.shape
     rows = max(1, LOGITS_BYTES // (4 * B * N * k.shape[1]))
@@ -86,19 +78,25 @@ def _even_attention(q: Array, k: Array, v: Array) -> Array:
 _cudnn_attention.defvjp(lambda q, k, v: jax.vjp(_even_attention, q, k, v), lambda backward, g: backward(g))
 
 
-@jax.custom_vjp
-def _kernel_attention(q: Array, k: Array, v: Array) -> Array:
-    """By the kernel, which has no derivative: where one is asked for, cuDNN runs both ways."""
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _kernel_attention(kernel: str, q: Array, k: Array, v: Array) -> Array:
+    """By the kernel of that name, which has no derivative: where one is asked for, the library runs both
+    ways.
+    """
     B, T, N, _ = q.shape
-    full = BlockMask.full(B, N, T, (k.shape[1],), (128, 64))
-    return block_sparse_attention(q, k, v, full, implementation="mosaic_sm90")
+    full = BlockMask.full(B, N, T, (k.shape[1],))
+    return block_sparse_attention(q, k, v, full, implementation=kernel)
 
 
-_kernel_attention.defvjp(lambda q, k, v: jax.vjp(_cudnn_attention, q, k, v), lambda backward, g: backward(g))
+_kernel_attention.defvjp(
+    lambda _, q, k, v: jax.vjp(_library_attention, q, k, v), lambda _, backward, g: backward(g)
+)
 
 
 def split_tokens(x: Array, frames: int, num_special: int) -> tuple[Array, Array]:
-    """[B, F·P, N, H] -> special tokens [B, F·S, N, H] and patch tokens [B, F·(P-S), N, H], frame after frame."""
+    """[B, F·P, N, H] -> special tokens [B, F·S, N, H] and patch tokens [B, F·(P-S), N, H], frame after
+    frame.
+    """
     B, _, N, H = x.shape
     x = x.reshape(B, frames, -1, N, H)
     return x[:, :, :num_special].reshape(B, -1, N, H), x[:, :, num_special:].reshape(B, -1, N, H)

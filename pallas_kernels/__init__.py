@@ -1,9 +1,36 @@
 """Block-sparse attention for GPUs, written in JAX. Knows arrays, no models: see `reference` for the
-definitions.
+definitions, and `implementation` for what computes them and how another is added.
 """
 
-from pallas_kernels.api import block_sparse_attention, has_hopper, pooled_block_mask
+from pallas_kernels import mosaic_sm90, reference, xla
+from pallas_kernels.api import block_sparse_attention, pooled_block_mask
 from pallas_kernels.block_mask import BlockMask
-from pallas_kernels.tuning import TuningConfig
+from pallas_kernels.implementation import (
+    Implementation,
+    Request,
+    compiles_in_threads,
+    faster_dense,
+    register,
+    registered,
+)
+from pallas_kernels.mosaic_sm90.config import TuningConfig
 
-__all__ = ["BlockMask", "TuningConfig", "block_sparse_attention", "has_hopper", "pooled_block_mask"]
+for _implementation in (
+    reference.Reference(),
+    xla.XLA(),
+    mosaic_sm90.MosaicSM90(),
+):  # the last is tried first
+    register(_implementation)
+
+__all__ = [
+    "BlockMask",
+    "Implementation",
+    "Request",
+    "TuningConfig",
+    "block_sparse_attention",
+    "compiles_in_threads",
+    "faster_dense",
+    "pooled_block_mask",
+    "register",
+    "registered",
+]

@@ -1,82 +1,43 @@
 """Public functions: argument checks and dispatch over implementations. What an array means stands here; how
-it is computed does not.
+it is computed, and by what, does not.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from functools import cache
-from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import reference, xla
-from pallas_kernels.block_mask import WORD, BlockMask, cdiv
-
-if TYPE_CHECKING:
-    from pallas_kernels.tuning import TuningConfig
+from pallas_kernels import tuning
+from pallas_kernels.block_mask import DEFAULT_BLOCK, WORD, BlockMask, cdiv
+from pallas_kernels.implementation import ATTENTION, MASK, Implementation, Request, choose
 
 Array = jax.Array
-Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
-IMPLEMENTATIONS = ("mosaic_sm90", "xla", "reference")  # in the order in which they are tried
 
 
 @cache
-def has_hopper() -> bool:
-    """Whether our Pallas Mosaic GPU kernels can run: jax >= 0.11, and a GPU of compute capability 9.x is the
-    default backend.
-    """
-    if jax.__version_info__ < (0, 11) or jax.default_backend() != "gpu":
-        return False
-    return jax.local_devices(backend="gpu")[0].compute_capability.startswith("9.")
-
-
-def _hopper_kernels(module: str) -> ModuleType:
-    """pallas_kernels.`module`, imported here because it needs jax >= 0.11. NotImplementedError where it
-    cannot run.
-    """
-    if not has_hopper():
-        needs = "jax >= 0.11 and a Hopper GPU (compute capability 9.x) as the default backend"
-        raise NotImplementedError(
-            f"'mosaic_sm90' needs {needs}; this is jax {jax.__version__} on {jax.default_backend()!r}"
-        )
-    try:
-        return import_module(f"pallas_kernels.{module}")
-    except ImportError as error:
-        raise NotImplementedError(f"'mosaic_sm90' cannot be imported: {error}") from error
-
-
-@cache
-def _log_once(operation: str, implementation: str, why_not_faster: str) -> None:
-    if implementation == "xla" and jax.default_backend() == "gpu":
-        log.warning("%s: implementation 'xla', which is slow on a GPU: %s", operation, why_not_faster)
+def _log_once(operation: str, implementation: str, slow_on: str, reasons: str) -> None:
+    if slow_on:
+        what = f"which is slow on a {slow_on.upper()}"
+        log.warning("%s: implementation %r, %s: %s", operation, implementation, what, reasons)
     else:
         log.info("%s: implementation %r", operation, implementation)
 
 
-def _dispatch(operation: str, implementation: str | None, run: Callable[[str], Result]) -> Result:
-    """`run` of the named implementation, or of the first that does not raise NotImplementedError."""
-    if implementation is not None:
-        if implementation not in IMPLEMENTATIONS:
-            raise ValueError(f"{implementation=} must be None or one of {IMPLEMENTATIONS}")
-        return run(implementation)
-    why_not = ""
-    for name in IMPLEMENTATIONS:
-        try:
-            result = run(name)
-        except NotImplementedError as reason:
-            why_not = str(reason)
-        else:
-            _log_once(operation, name, why_not)
-            return result
-    raise AssertionError("'xla' serves everything")
+def _choose(request: Request, implementation: str | None) -> Implementation:
+    """The named one, or the first that can serve, which is logged once."""
+    chosen, reasons = choose(request, implementation)
+    if implementation is None:
+        slow = request.device.platform in chosen.slow_on
+        why = (request.device.platform, "; ".join(reasons)) if slow else ("", "")
+        _log_once(request.operation, chosen.name, *why)
+    return chosen
 
 
 def pooled_block_mask(
@@ -85,7 +46,7 @@ def pooled_block_mask(
     *,
     keep_count: int | Array | None = None,
     cdf_threshold: float | Array | None = None,
-    block: tuple[int, int] = (128, 64),
+    block: tuple[int, int] = DEFAULT_BLOCK,
     kv_runs: tuple[int, ...] | None = None,
     pool: str = "mean",
     implementation: str | None = None,
@@ -107,8 +68,8 @@ def pooled_block_mask(
       kv_runs: runs of the keys that the mask will be used with (see `BlockMask`): it may add keys after the L
         pooled ones. Blocks past the ceil(L / block[1]) pooled ones are always kept. Default (L,).
       pool: "mean" or "max".
-      implementation: None takes the first that serves of "mosaic_sm90" (Hopper GPUs) and "xla"; or one of
-        these or "reference" (sorts, and holds the whole map). A named one never becomes another.
+      implementation: None takes the first that can serve, in the order of `implementation.names()`; or the
+        name of one, which never becomes another.
 
     Returns:
       BlockMask for T queries and sum(kv_runs) keys.
@@ -126,29 +87,25 @@ def pooled_block_mask(
         raise ValueError(f"q {q.shape} and k {k.shape} must be [B, T, N, H] and [B, L, N, H]")
     if 0 in (*q.shape, *k.shape):
         raise ValueError(f"q {q.shape} and k {k.shape} must not be empty")
-    block = tuple(block)
     if len(block) != 2 or min(block) < 1:
         raise ValueError(f"{block=} must be two positive integers (queries, keys)")
+    block = (block[0], block[1])
     kv_runs = (k.shape[1],) if kv_runs is None else tuple(kv_runs)
     if not kv_runs or kv_runs[0] < k.shape[1] or min(kv_runs) < 0:
         raise ValueError(
             f"the first run of {kv_runs=} must hold the {k.shape[1]} pooled keys, and none may be negative"
         )
+    chosen = _choose(Request.of(MASK, q, k, block), implementation)
     q, k = jax.lax.stop_gradient((q, k))
-
-    def run(name: str) -> BlockMask:
-        if name != "reference":
-            chosen = xla if name == "xla" else _hopper_kernels("mosaic_mask")
-            return chosen.pooled_block_mask(q, k, kv_runs, block, keep_count, cdf_threshold, pool)
-        p = reference.pooled_probabilities(
-            reference.pool_blocks(q, block[0], pool), reference.pool_blocks(k, block[1], pool)
-        )
-        kept = reference.select_blocks(p, keep_count, cdf_threshold)
-        forced = sum(cdiv(length, block[1]) for length in kv_runs) - kept.shape[-1]
-        kept = jnp.pad(kept, ((0, 0), (0, 0), (0, 0), (0, forced)), constant_values=True)
-        return BlockMask.from_dense(kept, q.shape[1], kv_runs, block)
-
-    return _dispatch("pooled_block_mask", implementation, run)
+    return chosen.mask(
+        q,
+        k,
+        kv_runs=kv_runs,
+        block=block,
+        keep_count=keep_count,
+        cdf_threshold=cdf_threshold,
+        pool=pool,
+    )
 
 
 def block_sparse_attention(
@@ -158,7 +115,7 @@ def block_sparse_attention(
     block_mask: BlockMask,
     *,
     implementation: str | None = None,
-    config: TuningConfig | None = None,
+    config: Any = None,
 ) -> Array:
     """Softmax attention over the kept key blocks only; a dropped key weighs exactly nothing.
 
@@ -166,9 +123,11 @@ def block_sparse_attention(
       q: [B, T, N, H]. k, v: [B, S, N, H], same dtype as q (float32, bfloat16 or float16). Scale is 1 /
         sqrt(H).
       block_mask: for T queries and S keys.
-      implementation: None takes the first that serves of "mosaic_sm90" (Hopper GPUs) and "xla"; or one of
-        these or "reference" (holds the T×S matrix). A named one never becomes another.
-      config: how "mosaic_sm90" runs; it may change the speed only. The others have nothing to tune.
+      implementation: None takes the first that can serve, in the order of `implementation.names()`; or the
+        name of one, which never becomes another.
+      config: a tuning config of the implementation, which may change the speed only; default the one
+        measured on this device, else the implementation's own guess. An implementation that has nothing to
+        tune ignores it, and so does, where none is named, one that it is not for.
 
     Returns:
       [B, T, N, H] in q's dtype; statistics are float32. Under jit, zeros for a query block that keeps
@@ -177,6 +136,7 @@ def block_sparse_attention(
     Raises:
       ValueError: shapes that do not fit together or are empty, another dtype, an unknown implementation; a
         query block that keeps nothing, where the mask is not traced.
+      TypeError: the config is another implementation's than the named one's.
       NotImplementedError: the named implementation cannot run here or cannot do this; a derivative, unless
         "reference" is named.
     """
@@ -200,15 +160,16 @@ def block_sparse_attention(
             f"{q.shape[1]} queries and {k.shape[1]} keys are too many: their numbers are 32-bit integers"
         )
     _check_mask(block_mask, q, k)
-    if implementation != "reference":
+    request = Request.of(ATTENTION, q, k, block_mask.block, config)
+    chosen = _choose(request, implementation)
+    if not isinstance(config, chosen.config_type or ()):
+        if implementation is not None and config is not None and chosen.config_type is not None:
+            expected = f"{chosen.config_type.__module__}.{chosen.config_type.__name__}"
+            raise TypeError(f"{config=} must be a {expected} for {implementation=}")
+        config = tuning.lookup(chosen, request.device.kind, request.H, request.block)
+    if not chosen.differentiable:
         q, k, v = (_forward_only(x) for x in (q, k, v))
-
-    def run(name: str) -> Array:
-        if name == "mosaic_sm90":
-            return _hopper_kernels("mosaic_sm90").block_sparse_attention(q, k, v, block_mask, config)
-        return (xla if name == "xla" else reference).block_sparse_attention(q, k, v, block_mask)
-
-    return _dispatch("block_sparse_attention", implementation, run)
+    return chosen.attend(q, k, v, block_mask, config)
 
 
 def _check_mask(mask: BlockMask, q: Array, k: Array) -> None:
@@ -229,13 +190,13 @@ def _check_mask(mask: BlockMask, q: Array, k: Array) -> None:
         )
     if isinstance(mask.kv_num_blocks, jax.core.Tracer) or not mask.kv_num_blocks.is_fully_addressable:
         return
-    empty = np.argwhere(
-        np.asarray(mask.kv_num_blocks) == 0
-    )  # by numpy: under a surrounding jit jnp would be traced
+    # By numpy: under a surrounding jit jnp would be traced.
+    empty = np.argwhere(np.asarray(mask.kv_num_blocks) == 0)
     if len(empty):
         b, n, row = map(int, empty[0])
         raise ValueError(
-            f"query block {row} of head {n} in batch element {b} keeps no key block; every one must keep at least one"
+            f"query block {row} of head {n} in batch element {b} keeps no key block; "
+            "every one must keep at least one"
         )
 
 
@@ -245,7 +206,8 @@ def _forward_only(x: Array) -> Array:
 
 
 @_forward_only.defjvp
-def _(primals: tuple[Array], tangents: tuple[Array]) -> None:
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     raise NotImplementedError(
-        "block-sparse attention has no gradient, it is for inference: differentiate a dense model, or use implementation='reference'"
+        "block-sparse attention has no gradient, it is for inference: differentiate a dense model, or use "
+        "implementation='reference'"
     )

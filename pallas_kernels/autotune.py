@@ -1,27 +1,31 @@
-"""Finds the fastest `TuningConfig` for this GPU and writes it to pallas_kernels/tuned/, where `tuning.lookup`
-finds it.
+"""Finds an implementation's fastest tuning config for this device and writes it to pallas_kernels/tuned/,
+where `tuning.lookup` finds it.
 
     python -m pallas_kernels.autotune --head-dim 64 128 --block 128x64 192x64
 
 Every config of the search space attends with random masks that keep the same number of blocks in every row;
-the time of a config does not depend on what the numbers are. Configs of other head dims and blocks that the
-file already has are kept.
+the time of a config does not depend on what the numbers are. What the file already has of other
+implementations, head dims and blocks is kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from functools import partial
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels import block_sparse_attention, tuning
+from pallas_kernels import implementation as implementations
 from pallas_kernels.block_mask import BlockMask, cdiv
+from pallas_kernels.implementation import ATTENTION, Implementation
 from pallas_kernels.timing import jax_ms
 
 
@@ -33,10 +37,26 @@ def random_mask(tokens: int, heads: int, block: tuple[int, int], density: float)
     return BlockMask.from_dense(score >= -jnp.sort(-score)[..., kept - 1 : kept], tokens, (tokens,), block)
 
 
+def tunable(name: str | None, device: implementations.Device) -> Implementation:
+    """The named implementation, or the first that has something to tune and runs on the device; ValueError
+    says why there is none.
+    """
+    reasons = []
+    reason: str | None
+    for one in map(implementations.find, implementations.names() if name is None else [name]):
+        if one.config_type is None or ATTENTION not in one.operations:
+            reason = "it has nothing to tune"
+        elif (reason := one.why_not_on(device)) is None:
+            return one
+        reasons.append(f"{one.name!r}: {reason}")
+    raise ValueError(f"nothing can be tuned here: {'; '.join(reasons)}")
+
+
 def measure(
-    head_dim: int, block: tuple[int, int], tokens: int, heads: int, density: float, repeats: int
-) -> dict[tuning.TuningConfig, float]:
+    implementation: Implementation, key: tuning.Key, tokens: int, heads: int, density: float, repeats: int
+) -> dict[Any, float]:
     """Effective TFLOP/s of each config of the search space, printed as they come."""
+    head_dim, block = key
     q, k, v = (
         jax.random.normal(key, (1, tokens, heads, head_dim), jnp.bfloat16)
         for key in jax.random.split(jax.random.key(0), 3)
@@ -44,21 +64,28 @@ def measure(
     mask = jax.jit(random_mask, static_argnums=(0, 1, 2, 3))(tokens, heads, block, density)
     flops = 4 * tokens**2 * heads * head_dim * float(mask.density)
     rates = {}
-    for config in tuning.search_space(head_dim, block):
-        attend = partial(block_sparse_attention, implementation="mosaic_sm90", config=config)
+    for config in implementation.search_space(head_dim, block):
+        attend = partial(block_sparse_attention, implementation=implementation.name, config=config)
         rates[config] = flops / jax_ms(attend, q, k, v, mask, repeats=repeats) / 1e9
         print(f"  {config}: {rates[config]:.1f} TFLOP/s", flush=True)
     return rates
 
 
-def write(path: Path, setting: dict, configs: dict[str, list[int]]) -> None:
-    """Adds to what is there; the file is never half written."""
-    known = json.loads(path.read_text())["configs"] if path.is_file() else {}
-    content = {"setting": setting, "configs": dict(sorted((known | configs).items()))}
-    path.parent.mkdir(exist_ok=True)
+def write(path: Path, device_kind: str, implementation: str, entries: list[dict[str, Any]]) -> None:
+    """Adds entries to what is there, in the place of those for the same head dim and block; the file is never
+    half written.
+    """
+    content = {"device": device_kind} | tuning.read(path)
+    of_operation = content.setdefault(ATTENTION, {})
+    known = {tuning.key_of(entry): entry for entry in [*of_operation.get(implementation, []), *entries]}
+    of_operation[implementation] = [known[key] for key in sorted(known)]
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def parse_block(text: str) -> tuple[int, int]:
@@ -66,13 +93,14 @@ def parse_block(text: str) -> tuple[int, int]:
     return queries, keys
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measures and writes; 2 without a Hopper GPU or for a block that no config fits."""
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m pallas_kernels.autotune", description=__doc__.split("\n")[0]
+        prog="python -m pallas_kernels.autotune", description=(__doc__ or "").split("\n\n")[0]
     )
-    parser.add_argument("--head-dim", type=int, nargs="+", default=[64], choices=(64, 128))
-    parser.add_argument(
+    add = parser.add_argument
+    add("--implementation", metavar="NAME", help="default: the first that has something to tune here")
+    add("--head-dim", type=int, nargs="+", default=[64])
+    add(
         "--block",
         type=parse_block,
         nargs="+",
@@ -80,38 +108,54 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="QxK",
         help="queries x keys of a mask block",
     )
-    parser.add_argument("--tokens", type=int, default=65_536)
-    parser.add_argument("--heads", type=int, default=16)
-    parser.add_argument("--density", type=float, default=0.25)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--output", type=Path, help="default: the installed package's own file for this device"
-    )
-    args = parser.parse_args(arguments)
-    cases = [(head_dim, block) for head_dim in args.head_dim for block in args.block]
-    for head_dim, block in cases:
-        if min(block) < 1 or not tuning.search_space(head_dim, block):
-            print(
-                f"error: no config fits head_dim {head_dim} with a block of {block[0]}x{block[1]}",
-                file=sys.stderr,
-            )
-            return 2
-    device = jax.devices()[0]
-    if device.platform != "gpu" or not device.compute_capability.startswith("9."):
-        print(f"error: the kernel needs a Hopper GPU, this is {device.device_kind}", file=sys.stderr)
+    add("--tokens", type=int, default=65_536)
+    add("--heads", type=int, default=16)
+    add("--density", type=float, default=0.25)
+    add("--repeats", type=int, default=3)
+    add("--output", type=Path, help="default: the installed package's own file for this device")
+    return parser.parse_args(arguments)
+
+
+def keys_of(
+    implementation: Implementation, head_dims: list[int], blocks: list[tuple[int, int]]
+) -> list[tuning.Key]:
+    """What is to be measured, each once; ValueError where no config fits."""
+    keys = []
+    for head_dim in head_dims:
+        for block in blocks:
+            key = implementation.tuning_key(head_dim, block)
+            if min(head_dim, *block) < 1 or not implementation.search_space(*key):
+                of = f"head_dim {head_dim} with a block of {block[0]}x{block[1]}"
+                raise ValueError(f"no config of {implementation.name!r} fits {of}")
+            keys.append(key)
+    return list(dict.fromkeys(keys))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures and writes; 2 where nothing can be tuned, or for a block that no config fits."""
+    args = parse(arguments)
+    device = implementations.device_of()
+    try:
+        implementation = tunable(args.implementation, device)
+        keys = keys_of(implementation, args.head_dim, args.block)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    found = {}
-    for head_dim, block in cases:
-        print(f"head_dim {head_dim}, block {block[0]}x{block[1]}", flush=True)
-        rates = measure(head_dim, block, args.tokens, args.heads, args.density, args.repeats)
-        best = max(rates, key=rates.get)
-        found[tuning.key(head_dim, block)] = [best.warpgroups, best.step_keys, best.stages]
+    setting = {"jax": jax.__version__, "dtype": "bfloat16"}
+    setting |= {"tokens": args.tokens, "heads": args.heads, "density": args.density}
+    entries = []
+    for head_dim, block in keys:
+        print(f"{implementation.name}: head_dim {head_dim}, block {block[0]}x{block[1]}", flush=True)
+        rates = measure(
+            implementation, (head_dim, block), args.tokens, args.heads, args.density, args.repeats
+        )
+        best = max(rates, key=lambda config: rates[config])
         print(f"  best: {best}")
-    path = args.output or Path(str(resources.files("pallas_kernels"))) / "tuned" / tuning.tuned_file(
-        device.device_kind
-    )
-    setting = {"device": device.device_kind, "jax": jax.__version__, "dtype": "bfloat16"}
-    write(path, setting | {"tokens": args.tokens, "heads": args.heads, "density": args.density}, found)
+        entry = {"head_dim": head_dim, "block": block, "config": dataclasses.asdict(best), "setting": setting}
+        entries.append(entry)
+    tuned = Path(str(resources.files("pallas_kernels"))) / "tuned"
+    path = args.output or tuned / tuning.tuned_file(device.kind)
+    write(path, device.kind, implementation.name, entries)
     return 0
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 WORD = 32  # key blocks in a word of `kv_bits`
+DEFAULT_BLOCK = (128, 64)  # queries and keys of a block, the paper's
 
 
 def cdiv(a: int, b: int) -> int:
@@ -90,7 +91,7 @@ class BlockMask:
     ) -> BlockMask:
         """From u32[B, N, Tb, ceil(Sb / 32)] whose bits past Sb are zero; counts them."""
         counts = jnp.sum(jax.lax.population_count(kv_bits).astype(jnp.int32), -1)
-        return cls(counts, kv_bits, q_len, tuple(kv_runs), tuple(block))
+        return cls(counts, kv_bits, q_len, tuple(kv_runs), (block[0], block[1]))
 
     @classmethod
     def from_dense(
@@ -109,14 +110,23 @@ class BlockMask:
 
     @classmethod
     def full(
-        cls, batch: int, heads: int, q_len: int, kv_runs: tuple[int, ...], block: tuple[int, int]
+        cls,
+        batch: int,
+        heads: int,
+        q_len: int,
+        kv_runs: tuple[int, ...],
+        block: tuple[int, int] = DEFAULT_BLOCK,
     ) -> BlockMask:
         """Nothing dropped."""
         blocks = cdiv(q_len, block[0]), sum(cdiv(run, block[1]) for run in kv_runs)
         row = pack_bits(jnp.ones(blocks[1], bool))
         counts = jnp.full((batch, heads, blocks[0]), blocks[1], jnp.int32)
         return cls(
-            counts, jnp.broadcast_to(row, (*counts.shape, *row.shape)), q_len, tuple(kv_runs), tuple(block)
+            counts,
+            jnp.broadcast_to(row, (*counts.shape, *row.shape)),
+            q_len,
+            tuple(kv_runs),
+            (block[0], block[1]),
         )
 
     def to_dense(self) -> Array:

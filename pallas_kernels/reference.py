@@ -1,18 +1,20 @@
 """The definitions, in plain XLA and float32. Read this first: every faster implementation must agree with it.
 
 Source: "Faster VGGT with Block-Sparse Global Attention" (arXiv 2509.07120) and the behaviour of its released
-code; quirks are named where
-they stand. Letters: B batch, T queries, S keys, N heads, H head dim, Tb / Sb query / key blocks; arrays are
-BTNH.
+code; quirks are named where they stand. Letters: B batch, T queries, S keys, N heads, H head dim, Tb / Sb
+query / key blocks; arrays are BTNH.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.block_mask import BlockMask
+from pallas_kernels.block_mask import BlockMask, cdiv
+from pallas_kernels.implementation import Implementation
 
 Array = jax.Array
 CDF_SLACK = 1e-5  # the released code compares the cumulative mass with τ + 1e-5
@@ -29,12 +31,12 @@ def pool_blocks(x: Array, block: int, pool: str = "mean") -> Array:
     windows = [x[:, :whole].reshape(B, -1, block, N, H), x[:, None, whole:]]
     # Padding the last window, or fusing the sums with what follows, would make XLA read x on GPUs one number
     # at a time.
-    pooled = [
+    parts = [
         jax.lax.optimization_barrier(reduce(part.astype(jnp.float32), 2)) for part in windows if part.size
     ]
-    pooled = jnp.concatenate(pooled, 1)  # [B, Tb, N, H]
+    pooled = jnp.concatenate(parts, 1)  # [B, Tb, N, H]
     if pool == "mean":
-        pooled /= np.minimum(block, T - np.arange(0, T, block, np.float32))[:, None, None]
+        pooled /= np.minimum(block, T - np.arange(0, T, block, dtype=np.float32))[:, None, None]
     return pooled.transpose(0, 2, 1, 3)
 
 
@@ -64,6 +66,24 @@ def select_blocks(p: Array, keep_count: int | Array | None, cdf_threshold: float
     return rank < n[..., None]
 
 
+def pooled_block_mask(
+    q: Array,
+    k: Array,
+    *,
+    kv_runs: tuple[int, ...],
+    block: tuple[int, int],
+    keep_count: int | Array | None,
+    cdf_threshold: float | Array | None,
+    pool: str,
+) -> BlockMask:
+    """See `api.pooled_block_mask`; sorts, and holds the whole map."""
+    p = pooled_probabilities(pool_blocks(q, block[0], pool), pool_blocks(k, block[1], pool))
+    kept = select_blocks(p, keep_count, cdf_threshold)
+    forced = sum(cdiv(length, block[1]) for length in kv_runs) - kept.shape[-1]
+    kept = jnp.pad(kept, ((0, 0), (0, 0), (0, 0), (0, forced)), constant_values=True)
+    return BlockMask.from_dense(kept, q.shape[1], kv_runs, block)
+
+
 def block_sparse_attention(q: Array, k: Array, v: Array, block_mask: BlockMask) -> Array:
     """softmax(q kᵀ / sqrt(H)) v over the kept key blocks only, exactly; holds the whole T×S matrix in
     float32.
@@ -80,3 +100,16 @@ def block_sparse_attention(q: Array, k: Array, v: Array, block_mask: BlockMask) 
     p = jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1, where=mask)
     out = jnp.einsum("bnts,bsnh->btnh", jnp.where(mask, p, 0), v.astype(jnp.float32), precision="highest")
     return out.astype(q.dtype)
+
+
+class Reference(Implementation):
+    """The definitions, for tests: it is slow and takes the memory of the whole T×S matrix."""
+
+    name = "reference"
+    differentiable = True
+
+    def mask(self, q: Array, k: Array, **how: Any) -> BlockMask:
+        return pooled_block_mask(q, k, **how)
+
+    def attend(self, q: Array, k: Array, v: Array, block_mask: BlockMask, config: Any = None) -> Array:
+        return block_sparse_attention(q, k, v, block_mask)

@@ -44,7 +44,9 @@ def middle(bracket: Bracket) -> Array:
     return (lo & hi) + ((lo ^ hi) >> 1)  # floor of the mean; lo + hi would overflow
 
 
-def narrow(bracket: Bracket, count: Array, n: Array, mass: Array | None, limit: Array | None) -> Bracket:
+def narrow(
+    bracket: Bracket, count: Array, n: Array | int, mass: Array | None, limit: Array | None
+) -> Bracket:
     """One step of the bisection for the row threshold t of METHOD.md §4: a block is kept where its score is
     at least t.
 
@@ -55,7 +57,7 @@ def narrow(bracket: Bracket, count: Array, n: Array, mass: Array | None, limit: 
     lo, hi, count_lo, count_hi = bracket
     mid = middle(bracket)
     too_many = count >= n
-    if limit is not None:
+    if mass is not None and limit is not None:
         too_many &= mass > limit
     return (
         jnp.where(too_many, mid, lo),
@@ -71,7 +73,7 @@ def is_settled(bracket: Bracket, n: Array) -> Array:
     return (count_lo == n) | (count_lo - count_hi <= 1) | (lo + 1 >= hi)
 
 
-def threshold(bracket: Bracket, n: Array) -> Array:
+def threshold(bracket: Bracket, n: Array | int) -> Array:
     """The image of t: hi, where τ stopped, unless it keeps fewer than n."""
     lo, hi, _, count_hi = bracket
     return jnp.where(count_hi >= n, hi, lo)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,7 +43,7 @@ def several(function: Callable[..., Any]) -> Callable[..., list[Any]]:
     return jax.jit(lambda *calls: [function(*arguments) for arguments in calls])
 
 
-def _jax_region(step: Callable[..., Any], arguments: tuple[Any, ...], calls: int) -> float:
+def _jax_region(step: Callable[..., Any], arguments: Sequence[Any], calls: int) -> float:
     start = time.perf_counter()
     for _ in range(calls):
         out = step(*arguments)

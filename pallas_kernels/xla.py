@@ -12,6 +12,7 @@ query blocks at hand.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ import numpy as np
 
 from pallas_kernels import reference
 from pallas_kernels.block_mask import WORD, BlockMask, cdiv, pack_bits
+from pallas_kernels.implementation import Implementation
 from pallas_kernels.thresholds import row_thresholds
 
 Array = jax.Array
@@ -30,12 +32,12 @@ MASK_ROWS_BYTES = 64 * 2**20  # of the pooled scores of the query blocks at hand
 def pooled_block_mask(
     q: Array,
     k: Array,
+    *,
     kv_runs: tuple[int, ...],
     block: tuple[int, int],
     keep_count: int | Array | None,
     cdf_threshold: float | Array | None,
     pool: str,
-    *,
     find_thresholds: Callable[[Array, Array | int, Array | float | None], Array] = row_thresholds,
     row_multiple: int = 1,
     rows_bytes: int | None = None,
@@ -174,3 +176,16 @@ def block_sparse_attention(q: Array, k: Array, v: Array, mask: BlockMask) -> Arr
     out = jax.lax.map(attend, (q, counts, bits))  # [chunks, B, N, chunk, bq, H]
     out = out.transpose(1, 0, 3, 4, 2, 5).reshape(B, -1, N, H)
     return out[:, :T]
+
+
+class XLA(Implementation):
+    """Serves everything, everywhere."""
+
+    name = "xla"
+    slow_on = ("gpu",)
+
+    def mask(self, q: Array, k: Array, **how: Any) -> BlockMask:
+        return pooled_block_mask(q, k, **how)
+
+    def attend(self, q: Array, k: Array, v: Array, block_mask: BlockMask, config: Any = None) -> Array:
+        return block_sparse_attention(q, k, v, block_mask)

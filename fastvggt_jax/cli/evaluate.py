@@ -254,10 +254,9 @@ def _measure(
     net: Any, params: Any, runs: list[Configuration], scenes: Scenes, *, silent: bool
 ) -> list[dict[str, Any]]:
     import jax
-    import jax.numpy as jnp
 
     from fastvggt_jax.evaluate.runner import evaluate, predictor
-    from pallas_kernels import has_hopper
+    from pallas_kernels import compiles_in_threads
 
     predictors = {run.label: predictor(net.clone(sparsity=run.sparsity), params) for run in runs}
     columns = (
@@ -269,8 +268,8 @@ def _measure(
     )
     with Progress(*columns, console=Console(stderr=True, quiet=silent), disable=silent) as progress:
         task = progress.add_task("evaluate", total=len(runs) * scenes.count // scenes.batch)
-        kernels = has_hopper() and jnp.dtype(net.dtype) != jnp.float32
-        together = jax.default_backend() == "gpu" and not kernels  # where compiling takes longer than running
+        # Only where compiling takes longer than running.
+        together = jax.default_backend() == "gpu" and compiles_in_threads(net.dtype)
         results = evaluate(predictors, scenes, lambda: progress.advance(task), together=together)
     return [
         {"label": run.label, "family": run.family, "name": run.name} | results[run.label].report()

@@ -225,8 +225,8 @@ def evaluate(
     """Every predictor on the same scenes; calls `advance` once for each predictor and batch. Interrupted
     (KeyboardInterrupt), it returns what the batches before have given, if there are some.
 
-    together: predictors are compiled at the same time, in threads, which those with Mosaic kernels must not
-    be; each runs once more for it. ValueError if a prediction is not finite.
+    together: predictors are compiled at the same time, in threads, see `pallas_kernels.compiles_in_threads`;
+    each runs once more for it. ValueError if a prediction is not finite.
     """
     results = {name: Result() for name in predictors}
     with ThreadPoolExecutor() as threads:  # numpy, scipy and XLA's compiler mostly work outside the GIL

@@ -11,10 +11,19 @@ import numpy as np
 import pytest
 
 from pallas_kernels import BlockMask, api, pooled_block_mask, reference, thresholds, xla
+from pallas_kernels import implementation as implementations
+from pallas_kernels.implementation import MASK, Device, Request, find
 
 needs_jax_011 = pytest.mark.skipif(
     jax.__version_info__ < (0, 11), reason="Mosaic GPU kernels need jax >= 0.11"
 )
+
+HOPPER = Device("gpu", "NVIDIA H100 80GB HBM3", "9.0")
+
+
+def on(device, monkeypatch) -> None:
+    """As if JAX computed there."""
+    monkeypatch.setattr(implementations, "device_of", lambda x=None: device)
 
 
 def queries_and_keys(T, L=None, N=2, H=16, B=1, seed=0, dtype=jnp.float32):
@@ -238,7 +247,7 @@ def test_a_block_is_pooled_over_its_own_tokens_only(pool, T):
 @pytest.mark.parametrize("implementation", ["xla", pytest.param("mosaic_sm90", marks=needs_jax_011)])
 def test_no_gradient_passes(implementation, monkeypatch):
     """The mask is a choice: what differentiates around it is not asked for a derivative of it."""
-    monkeypatch.setattr(api, "has_hopper", lambda: True)
+    on(HOPPER, monkeypatch)
     q, k = queries_and_keys(64, dtype=jnp.bfloat16)
     options = {"keep_count": 2, "cdf_threshold": 0.3, "block": (16, 8), "implementation": implementation}
     differentiate = lambda: jax.jvp(lambda q: pooled_block_mask(q, k, **options).density, (q,), (q,))
@@ -282,10 +291,12 @@ def test_bad_arguments_get_one_sentence():
 
 
 def test_a_named_implementation_never_becomes_another(caplog, monkeypatch):
-    monkeypatch.setattr(api, "has_hopper", lambda: False)
+    on(Device("cpu", "cpu"), monkeypatch)
     api._log_once.cache_clear()
     q, k = queries_and_keys(32)
-    with pytest.raises(NotImplementedError, match="'mosaic_sm90' needs jax >= 0.11 and a Hopper GPU"):
+    with pytest.raises(
+        NotImplementedError, match="'mosaic_sm90' cannot do this: it needs jax >= 0.11 and a Hopper GPU"
+    ):
         pooled_block_mask(q, k, keep_count=1, implementation="mosaic_sm90")
     with caplog.at_level(logging.INFO, "pallas_kernels"):
         chosen = [pooled_block_mask(q, k, keep_count=1) for _ in range(2)][0]
@@ -315,7 +326,7 @@ def simulated(run):
     "keep_count, cdf_threshold", [(1, None), (70, None), (256, None), (0, 0.8), (0, 0.0), (0, 1.0), (70, 0.6)]
 )
 def test_the_kernel_keeps_the_same_blocks(size, keep_count, cdf_threshold):
-    from pallas_kernels import mosaic_mask
+    from pallas_kernels.mosaic_sm90 import mask as mosaic_mask
 
     scores = 3 * jax.random.normal(jax.random.key(0), (5, size))
     scores = (
@@ -335,9 +346,9 @@ def test_the_kernel_makes_the_same_mask(monkeypatch):
     """Through the public function, as if there were a Hopper GPU: a batch, two runs, chunks of rows, traced
     values of two layers.
     """
-    from pallas_kernels import mosaic_mask
+    from pallas_kernels.mosaic_sm90 import mask as mosaic_mask
 
-    monkeypatch.setattr(api, "has_hopper", lambda: True)
+    on(HOPPER, monkeypatch)
     monkeypatch.setattr(mosaic_mask, "SCORES_BYTES", 2 * 2 * 2 * 256 * 4)  # two rows of batch and heads
     q, k = queries_and_keys(61, 83, B=2, dtype=jnp.bfloat16)
 
@@ -362,7 +373,7 @@ def test_the_kernel_makes_the_same_mask(monkeypatch):
 @needs_jax_011
 def test_float32_is_plain_xla(monkeypatch):
     """Throughout: programs without a Mosaic kernel may be compiled at the same time."""
-    monkeypatch.setattr(api, "has_hopper", lambda: True)
+    on(HOPPER, monkeypatch)
     lower = lambda dtype: (
         jax.jit(lambda q, k: pooled_block_mask(q, k, keep_count=2, block=(16, 8)).kv_bits)
         .trace(*queries_and_keys(64, dtype=dtype))
@@ -381,11 +392,17 @@ def test_the_kernel_lowers_for_cuda(num_kv, cdf_threshold):
     """Operations and register layouts that Mosaic GPU does not know are found here; the simulator takes them
     all.
     """
-    from pallas_kernels import mosaic_mask
+    from pallas_kernels.mosaic_sm90 import mask as mosaic_mask
 
     q, k = (jax.ShapeDtypeStruct((1, length, 2, 64), jnp.bfloat16) for length in (1000, 64 * num_kv - 9))
     select = lambda q, k, n: mosaic_mask.pooled_block_mask(
-        q, k, (k.shape[1], 50), (128, 64), n, cdf_threshold, "mean"
+        q,
+        k,
+        kv_runs=(k.shape[1], 50),
+        block=(128, 64),
+        keep_count=n,
+        cdf_threshold=cdf_threshold,
+        pool="mean",
     )
     lowered = jax.jit(select).trace(q, k, 100).lower(lowering_platforms=("cuda",))
     assert "mosaic_gpu" in lowered.as_text()
@@ -393,21 +410,24 @@ def test_the_kernel_lowers_for_cuda(num_kv, cdf_threshold):
 
 @needs_jax_011
 def test_too_long_rows_are_refused():
-    from pallas_kernels import mosaic_mask
+    from pallas_kernels.mosaic_sm90 import mask as mosaic_mask
 
     assert mosaic_mask.row_multiple(57344) == 1024
-    with pytest.raises(NotImplementedError, match="takes at most 57344 key blocks, not 57345"):
-        mosaic_mask.row_multiple(57345)
+    of = lambda keys: Request(MASK, 1, 128, keys, 2, 64, np.dtype(jnp.bfloat16), (128, 64), HOPPER)
+    assert find("mosaic_sm90").why_not(of(64 * 57344)) is None
+    assert "at most 57344 key blocks, not 57345" in find("mosaic_sm90").why_not(of(64 * 57344 + 1))
 
 
 def test_a_gpu_without_the_kernel_says_so_once(caplog, monkeypatch):
-    monkeypatch.setattr(api, "has_hopper", lambda: False)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    on(Device("gpu", "NVIDIA A100-SXM4-40GB", "8.0"), monkeypatch)
     api._log_once.cache_clear()
     q, k = queries_and_keys(32)
     for _ in range(2):
         pooled_block_mask(q, k, keep_count=1)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "implementation 'xla', which is slow on a GPU: 'mosaic_sm90' needs" in record.getMessage()
+    assert (
+        "implementation 'xla', which is slow on a GPU: 'mosaic_sm90' cannot do this: it needs"
+        in record.getMessage()
+    )
     api._log_once.cache_clear()

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import BlockMask, TuningConfig, api, block_sparse_attention, reference
-from pallas_kernels.tuning import search_space
+from pallas_kernels import BlockMask, TuningConfig, block_sparse_attention, reference, tuning
+from pallas_kernels.implementation import device_of, find
 
+MOSAIC = find("mosaic_sm90")
 mosaic = pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="Pallas Mosaic GPU needs jax >= 0.11")
 hopper = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not api.has_hopper(), reason="needs a Hopper GPU and jax >= 0.11"),
+    pytest.mark.skipif(bool(MOSAIC.why_not_on(device_of())), reason="needs a Hopper GPU and jax >= 0.11"),
 ]
 
 # |out - reference| / rms(reference) at the quantiles 0.5, 0.99 and 1, against float32 arithmetic on the same
@@ -125,13 +126,11 @@ def exact_attention(*arguments):
 def test_simulated(T, runs, block, config, options):
     import jax.experimental.pallas.mosaic_gpu as plgpu
 
-    from pallas_kernels import mosaic_sm90
+    from pallas_kernels.mosaic_sm90 import attention
 
     q, k, v, mask = make(T, runs, block, **options)
     simulator = plgpu.InterpretGPUParams(detect_races=True)
-    run = jax.jit(
-        partial(mosaic_sm90.block_sparse_attention, config=config, num_blocks=2, interpret=simulator)
-    )
+    run = jax.jit(partial(attention.block_sparse_attention, config=config, num_blocks=2, interpret=simulator))
     assert_close(run(q, k, v, mask), exact_attention(q, k, v, mask))
     assert not races_found()
 
@@ -144,17 +143,19 @@ def races_found() -> bool:
 
 @mosaic
 def test_simulated_tiles_one_after_another():
-    """Rows that keep nothing among others, and warpgroups of one tile in and out of the fixed shift's range."""
+    """Rows that keep nothing among others, and warpgroups of one tile in and out of the fixed shift's
+    range.
+    """
     import jax.experimental.pallas.mosaic_gpu as plgpu
 
-    from pallas_kernels import mosaic_sm90
+    from pallas_kernels.mosaic_sm90 import attention
 
     q, k, v, mask = make(640, (200, 0, 30), (128, 64), N=1)
     q, mask = half_out_of_range(q), without_rows(mask, jnp.array([1, 2]))
     simulator = plgpu.InterpretGPUParams(detect_races=True)
     run = jax.jit(
         partial(
-            mosaic_sm90.block_sparse_attention,
+            attention.block_sparse_attention,
             config=TuningConfig(2, 64, 2),
             num_blocks=1,
             interpret=simulator,
@@ -171,14 +172,14 @@ def test_simulated_nan_of_a_dropped_block_is_never_seen():
     """Also where the partial last block of the first run is followed by a second run that is dropped."""
     import jax.experimental.pallas.mosaic_gpu as plgpu
 
-    from pallas_kernels import mosaic_sm90
+    from pallas_kernels.mosaic_sm90 import attention
 
     q, k, v, _ = make(128, (100, 60), (128, 64))
     mask = BlockMask.from_dense(jnp.ones((1, 2, 1, 3), bool).at[..., 2].set(False), 128, (100, 60), (128, 64))
     exact = exact_attention(q, k, v, mask)
     simulator = plgpu.InterpretGPUParams(detect_races=True)
     run = partial(
-        mosaic_sm90.block_sparse_attention, config=TuningConfig(2, 128, 2), num_blocks=1, interpret=simulator
+        attention.block_sparse_attention, config=TuningConfig(2, 128, 2), num_blocks=1, interpret=simulator
     )
     assert_close(run(q, k.at[:, 100:].set(jnp.nan), v.at[:, 100:].set(jnp.nan), mask), exact)
     assert not races_found()
@@ -193,14 +194,17 @@ def kernel():
 
 
 def run_all(cases):
-    """[(arguments, config)] -> outputs of the kernel, by few thread blocks, so that each takes several tiles."""
-    from pallas_kernels import mosaic_sm90
+    """[(arguments, config)] -> outputs of the kernel, by few thread blocks, so that each takes several
+    tiles.
+    """
+    from pallas_kernels.mosaic_sm90 import attention
+
+    def run(q, k, v, mask, config):
+        config = config or tuning.lookup(MOSAIC, device_of().kind, q.shape[-1], mask.block)
+        return jax.jit(partial(attention.block_sparse_attention, config=config, num_blocks=3))(q, k, v, mask)
 
     # One after the other: Mosaic GPU compiles on one thread only.
-    return [
-        jax.jit(partial(mosaic_sm90.block_sparse_attention, config=config, num_blocks=3))(*a)
-        for a, config in cases
-    ]
+    return [run(*arguments, config) for arguments, config in cases]
 
 
 GRANULARITIES = [
@@ -226,7 +230,7 @@ class TestConfigs:
         q, k, v, mask = make(1999, (1999, 70), block, H=H, dtype=dtype, B=2)
         arguments = half_out_of_range(q), k, v, without_rows(mask, 3)
         exact = exact_attention(*arguments)
-        for out in run_all([(arguments, config) for config in search_space(H, block)]):
+        for out in run_all([(arguments, config) for config in MOSAIC.search_space(H, block)]):
             assert_close(out, exact)
 
 

@@ -1,36 +1,110 @@
-"""How the kernel's config is chosen, and the file that autotune writes."""
+"""How an implementation's config is chosen, the file that autotune writes, and what the Hopper kernel's
+configs take of the chip.
+"""
 
+import dataclasses
 import json
+import math
+from importlib import resources
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from pallas_kernels import TuningConfig, autotune, tuning
+from pallas_kernels import BlockMask, Implementation, TuningConfig, autotune, registered, tuning, xla
+from pallas_kernels.implementation import ATTENTION, find, names
+from pallas_kernels.mosaic_sm90 import config as configs
 
 H100 = "NVIDIA H100 80GB HBM3"
+MOSAIC = find("mosaic_sm90")
+TUNED = resources.files("pallas_kernels") / "tuned"
 
 
-@pytest.mark.parametrize(
-    "name", [path.name for path in (tuning.resources.files("pallas_kernels") / "tuned").iterdir()]
-)
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Query blocks at a time."""
+
+    rows: int
+
+
+class Tunable(Implementation):
+    """Of another package, with a config of its own; runs anywhere."""
+
+    name = "tunable"
+    operations = (ATTENTION,)
+    config_type = Rows
+
+    def __init__(self):
+        self.seen = []
+
+    def attend(self, q, k, v, block_mask, config=None):
+        self.seen.append(config)
+        return xla.block_sparse_attention(q, k, v, block_mask)
+
+    def tuning_key(self, head_dim, block):
+        return -(-head_dim // 16) * 16, block
+
+    def search_space(self, head_dim, block):
+        return [Rows(1), Rows(2)] if block[1] < 256 else []
+
+    def heuristic(self, head_dim, block):
+        return Rows(head_dim)
+
+
+@pytest.fixture
+def tunable():
+    implementation = Tunable()
+    with registered(implementation):
+        yield implementation
+
+
+def write_tuned(monkeypatch, tmp_path, entries, implementation="tunable", device="a GPU/2"):
+    """A package whose file for the device has these entries."""
+    autotune.write(tmp_path / "tuned" / tuning.tuned_file(device), device, implementation, entries)
+    monkeypatch.setattr(tuning.resources, "files", lambda _: tmp_path)
+    tuning._tuned.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def forget_tuned_files():
+    yield
+    tuning._tuned.cache_clear()
+
+
+@pytest.mark.parametrize("name", [path.name for path in TUNED.iterdir()])
 def test_tuned_configs_can_run(name):
-    content = json.loads((tuning.resources.files("pallas_kernels") / "tuned" / name).read_text())
-    assert name == tuning.tuned_file(content["setting"]["device"])
-    known = {
-        tuning.key(h, (q, k)): (h, (q, k))
-        for h in (64, 128)
-        for q in range(64, 513, 64)
-        for k in range(8, 257, 8)
-    }
-    for key, config in content["configs"].items():
-        head_dim, block = known[key]
-        assert TuningConfig(*config) in tuning.search_space(head_dim, block)
+    content = json.loads((TUNED / name).read_text())
+    assert name == tuning.tuned_file(content.pop("device"))
+    assert set(content) == {ATTENTION}
+    for implementation, entries in content[ATTENTION].items():
+        one = find(implementation)
+        keys = [tuning.key_of(entry) for entry in entries]
+        assert keys == sorted(set(keys)) and keys
+        for key, entry in zip(keys, entries, strict=True):
+            assert key == one.tuning_key(*key)
+            assert one.config_type(**entry["config"]) in one.search_space(*key)
 
 
 def test_lookup_prefers_what_was_measured():
-    found = tuning._tuned(H100)[tuning.key(64, (128, 64))]
-    assert tuning.lookup(H100, 64, (128, 64)) == TuningConfig(*found)
-    assert tuning.lookup("another GPU", 64, (128, 64)) == tuning.heuristic(64, (128, 64))
-    assert tuning.lookup(H100, 128, (128, 256)) is None
+    assert tuning.lookup(MOSAIC, H100, 64, (128, 64)) == TuningConfig(warpgroups=2, step_keys=192, stages=3)
+    assert tuning.lookup(MOSAIC, H100, 64, (192, 64)) == TuningConfig(warpgroups=3, step_keys=128, stages=3)
+    assert tuning.lookup(MOSAIC, "another GPU", 64, (192, 64)) == MOSAIC.heuristic(64, (192, 64))
+    assert tuning.lookup(MOSAIC, H100, 128, (128, 256)) is None
+
+
+def test_lookup_is_by_device_implementation_and_key(monkeypatch, tmp_path, tunable):
+    """A file's fields are named: their order means nothing."""
+    entry = lambda head_dim, block, rows: {"config": {"rows": rows}, "block": block, "head_dim": head_dim}
+    write_tuned(monkeypatch, tmp_path, [entry(16, [32, 16], 5), entry(32, [32, 16], 6)])
+    look = lambda device, *key: tuning.lookup(tunable, device, *key)
+    assert look("a GPU/2", 16, (32, 16)) == Rows(5)
+    assert look("a GPU/2", 20, (32, 16)) == Rows(6)  # run as 32
+    assert look("a GPU/2", 16, (16, 32)) == Rows(16)
+    assert look("another", 16, (32, 16)) == Rows(16)
+    other = type("Other", (Tunable,), {"name": "other"})()
+    assert tuning.lookup(other, "a GPU/2", 16, (32, 16)) == Rows(16)
+    assert tuning.lookup(find("xla"), "a GPU/2", 16, (32, 16)) is None
 
 
 def test_a_config_that_does_not_fit_says_why():
@@ -43,31 +117,131 @@ def test_a_config_that_does_not_fit_says_why():
     assert TuningConfig(2, 192, 3).why_not(64, (128, 64)) is None
 
 
+def test_a_step_takes_the_registers_of_its_accumulators(monkeypatch):
+    """Per thread of 128: 64 × keys scores in 32 bits, their weights in 16, 64 × head_dim outputs in 32."""
+    for keys, head_dim in ((64, 64), (192, 64), (256, 128)):
+        bits = 64 * keys * (32 + 16) + 64 * head_dim * 32
+        assert TuningConfig(1, keys, 2).accumulator_registers(head_dim) == bits / 32 / 128
+    assert "fill 176 of 160 registers" in TuningConfig(3, 192, 2).why_not(64, (192, 64))
+    # Eight of a consumer's registers are left to everything else.
+    assert TuningConfig(2, 256, 2).accumulator_registers(64) == 224 == configs.CONSUMER_REGISTERS[2] - 8
+    assert TuningConfig(2, 256, 2).why_not(64, (128, 64)) is None
+    monkeypatch.setitem(configs.CONSUMER_REGISTERS, 2, 231)
+    assert "fill 224 of 231 registers" in TuningConfig(2, 256, 2).why_not(64, (128, 64))
+
+
+@pytest.mark.parametrize(
+    "config, head_dim, size",
+    [((2, 192, 3), 64, 201_472), ((1, 128, 4), 128, 315_136), ((3, 64, 2), 64, 110_592)],
+)
+def test_a_config_takes_the_shared_memory_of_its_tiles(config, head_dim, size):
+    """As summed by hand: q twice, the output, K and V of every stage; column numbers; 3,328 bytes besides."""
+    assert TuningConfig(*config).shared_memory_bytes(head_dim) == size
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="Pallas Mosaic GPU needs jax >= 0.11")
+@pytest.mark.parametrize("config, H", [((2, 192, 3), 64), ((1, 128, 2), 128)])
+def test_the_kernel_allocates_what_its_config_counts(monkeypatch, config, H):
+    from pallas_kernels.mosaic_sm90 import attention
+
+    sizes = []
+    allocate = attention.plgpu.SMEM
+
+    def counted(shape, dtype, **options):
+        sizes.append(math.prod(shape) * np.dtype(dtype).itemsize)
+        return allocate(shape, dtype, **options)
+
+    monkeypatch.setattr(attention.plgpu, "SMEM", counted)
+    q = jnp.zeros((1, 256, 1, H), jnp.bfloat16)
+    mask = BlockMask.full(1, 1, 256, (256,))
+    run = lambda q: attention.block_sparse_attention(q, q, q, mask, TuningConfig(*config), num_blocks=1)
+    jax.make_jaxpr(run)(q)
+    bounds = 4 * 64 * config[0]  # of the rows, among OTHER_BYTES
+    counts = TuningConfig(*config).shared_memory_bytes(H) - configs.OTHER_BYTES
+    assert sum(sizes) == counts + bounds
+
+
+def test_the_search_space_is_what_fits():
+    fields = [dataclasses.astuple(config) for config in MOSAIC.search_space(64, (128, 64))]
+    steps = {(keys, stages) for keys in (64, 128, 192) for stages in (2, 3, 4)} - {(192, 4)}
+    assert {(keys, stages) for warpgroups, keys, stages in fields if warpgroups == 2} == steps | {(256, 2)}
+    assert {warpgroups for warpgroups, *_ in fields} == {1, 2}
+
+
 @pytest.mark.parametrize(
     "block", [(128, 64), (192, 64), (64, 64), (256, 64), (128, 128), (128, 32), (128, 192), (384, 128)]
 )
 def test_the_heuristic_is_in_the_search_space(block):
-    assert tuning.heuristic(64, block) in tuning.search_space(64, block)
+    assert MOSAIC.heuristic(64, block) in MOSAIC.search_space(64, block)
 
 
 def test_autotune_adds_to_its_file(tmp_path):
     path = tmp_path / "tuned" / "gpu.json"
-    autotune.write(path, {"device": "a"}, {"x": [2, 128, 2]})
-    autotune.write(path, {"device": "b"}, {"y": [2, 192, 2], "x": [3, 128, 2]})
-    assert json.loads(path.read_text()) == {
-        "setting": {"device": "b"},
-        "configs": {"x": [3, 128, 2], "y": [2, 192, 2]},
+    entry = lambda head_dim, queries, rows: {
+        "head_dim": head_dim,
+        "block": (queries, 64),
+        "config": {"rows": rows},
     }
+    autotune.write(path, "gpu", "a", [entry(64, 128, 1)])
+    autotune.write(path, "gpu", "b", [entry(64, 128, 2)])
+    autotune.write(path, "gpu", "a", [entry(64, 64, 3), entry(64, 128, 4)])
+    as_read = lambda entries: json.loads(json.dumps(entries))
+    assert json.loads(path.read_text()) == {
+        "device": "gpu",
+        ATTENTION: {
+            "a": as_read([entry(64, 64, 3), entry(64, 128, 4)]),
+            "b": as_read([entry(64, 128, 2)]),
+        },
+    }
+    before = path.read_text()
+    with pytest.raises(TypeError):
+        autotune.write(path, "gpu", "a", [entry(64, 128, object())])  # no JSON
+    assert path.read_text() == before
     assert [p.name for p in path.parent.iterdir()] == ["gpu.json"]
 
 
-@pytest.mark.parametrize(
-    "arguments, message", [(["--block", "128x300"], "no config fits"), ([], "needs a Hopper GPU")]
-)
-def test_autotune_refuses_in_one_sentence(arguments, message, capsys, monkeypatch):
-    class Other:
-        platform, device_kind = "cpu", "cpu"
+def test_autotune_measures_what_has_something_to_tune(tunable, tmp_path, monkeypatch, capsys):
+    times = {Rows(1): 2.0, Rows(2): 1.0}
 
-    monkeypatch.setattr(autotune.jax, "devices", lambda: [Other])
+    def measured(attend, *arguments, repeats):
+        attend(*arguments)
+        return times[attend.keywords["config"]]
+
+    monkeypatch.setattr(autotune, "jax_ms", measured)
+    path = tmp_path / "found.json"
+    small = ["--tokens", "64", "--heads", "1", "--block", "32x16", "--head-dim", "9", "16"]
+    assert autotune.main([*small, "--output", str(path)]) == 0
+    assert tunable.seen == [Rows(1), Rows(2)]  # both head dims run as 16
+    ((key, config),) = [
+        (tuning.key_of(entry), entry["config"])
+        for entry in json.loads(path.read_text())[ATTENTION]["tunable"]
+    ]
+    assert (key, config) == ((16, (32, 16)), {"rows": 2})
+    assert "best: Rows(rows=2)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--block", "128x300"], "no config of 'tunable' fits head_dim 64 with a block of 128x300"),
+        (["--implementation", "xla"], "'xla': it has nothing to tune"),
+        (["--implementation", "mosaic_sm90"], "'mosaic_sm90': it needs jax >= 0.11 and a Hopper GPU"),
+        (["--implementation", "cuda"], "must be None or one of"),
+    ],
+)
+def test_autotune_refuses_in_one_sentence(arguments, message, capsys, tunable, monkeypatch):
+    monkeypatch.setattr(
+        autotune.implementations, "device_of", lambda: autotune.implementations.Device("cpu", "cpu")
+    )
     assert autotune.main(arguments) == 2
-    assert message in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert not out and message in err and err.count("\n") == 1
+
+
+def test_autotune_says_why_nothing_can_be_tuned(capsys, monkeypatch):
+    monkeypatch.setattr(
+        autotune.implementations, "device_of", lambda: autotune.implementations.Device("cpu", "cpu")
+    )
+    assert autotune.main([]) == 2
+    message = capsys.readouterr().err
+    assert all(f"'{name}': it " in message for name in names())

@@ -1,7 +1,7 @@
-"""Named workloads: the shapes that tests, autotune and bench share.
+"""Named workloads: the shapes that are measured.
 
 A workload is the patch queries of one global layer at batch 1: T = `patches` queries against S = `kv_len`
-keys, the patch keys first and then, in a run of their own, the special keys. VGGT has 5 special tokens a
+keys, the patch keys first and then, in a run of their own, the special keys. VGGT has 5 special tokens per
 frame (camera + 4 register) and 16 heads × 64; the global blocks of π³ have the same numbers (5 register
 tokens, width 1024), so its workloads are VGGT's.
 """
@@ -11,13 +11,15 @@ from __future__ import annotations
 import dataclasses
 import re
 
+import jax
+
 PATCH = 14  # pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """Attention of `frames` views of `height` × `width` pixels, multiples of 14; special tokens are counted a
-    frame.
+    """Attention of `frames` views of `height` × `width` pixels, multiples of 14; special tokens are counted
+    per frame.
     """
 
     name: str
@@ -79,3 +81,13 @@ def find(name: str) -> Workload:
     raise ValueError(
         f"no shape {name!r}: it is TOKENSxHEADSxHEAD_DIM, such as 1024x2x64, or one of {', '.join(WORKLOADS)}"
     )
+
+
+def random_qkv(T: int, S: int, work: Workload, dtype: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """q [1, T, N, H] and k, v [1, S, N, H], normal."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (
+        jax.random.normal(key, (1, n, work.num_heads, work.head_dim), dtype)
+        for key, n in zip(keys, (T, S, S), strict=True)
+    )
+    return q, k, v

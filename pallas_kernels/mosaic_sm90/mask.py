@@ -19,24 +19,19 @@ import jax.numpy as jnp
 
 from pallas_kernels import thresholds, xla
 from pallas_kernels.block_mask import BlockMask, cdiv
+from pallas_kernels.mosaic_sm90.config import LINE
 from pallas_kernels.reference import CDF_SLACK
 
 Array = jax.Array
 SCORES_BYTES = 256 * 2**20  # of the pooled scores of the query blocks at hand
-LINE = 256  # a row is [lines, 256]: the copy engine takes at most 256 elements a dimension
 REGISTER_LINES = 16  # rows up to this stay in registers, longer ones in shared memory
 CHUNK_LINES = 4  # of a long row that is in registers at a time
-SHARED_LINES = 224  # what fits beside the reductions' scratch into 227 KiB
 
 
 def row_multiple(num_blocks: int) -> int:
-    """What `row_thresholds` wants the length of rows of `num_blocks` scores to be a multiple of.
-    NotImplementedError for too many.
+    """What `row_thresholds` wants the length of rows of `num_blocks` scores, at most `MAX_KEY_BLOCKS`, to
+    be a multiple of.
     """
-    if num_blocks > SHARED_LINES * LINE:
-        raise NotImplementedError(
-            f"'mosaic_sm90' takes at most {SHARED_LINES * LINE} key blocks, not {num_blocks}"
-        )
     return LINE if num_blocks <= REGISTER_LINES * LINE else CHUNK_LINES * LINE
 
 
@@ -120,29 +115,22 @@ def row_thresholds(scores: Array, n: Array | int, cdf_threshold: Array | float |
 def pooled_block_mask(
     q: Array,
     k: Array,
+    *,
     kv_runs: tuple[int, ...],
     block: tuple[int, int],
     keep_count: int | Array | None,
     cdf_threshold: float | Array | None,
     pool: str,
 ) -> BlockMask:
-    """See `api.pooled_block_mask` and `xla.pooled_block_mask`.
-
-    NotImplementedError for float32, whose attention is no kernel's either: it is plain XLA throughout, with
-    the masks of other devices.
-    """
-    if q.dtype not in (jnp.bfloat16, jnp.float16):
-        raise NotImplementedError(
-            f"'mosaic_sm90' cannot do this: it takes bfloat16 and float16, not {q.dtype}"
-        )
+    """See `api.pooled_block_mask` and `xla.pooled_block_mask`."""
     return xla.pooled_block_mask(
         q,
         k,
-        kv_runs,
-        block,
-        keep_count,
-        cdf_threshold,
-        pool,
+        kv_runs=kv_runs,
+        block=block,
+        keep_count=keep_count,
+        cdf_threshold=cdf_threshold,
+        pool=pool,
         find_thresholds=row_thresholds,
         row_multiple=row_multiple(cdiv(k.shape[1], block[1])),
         rows_bytes=SCORES_BYTES,

@@ -1,3 +1,5 @@
+# mypy: disable-error-code="no-redef, call-arg"
+# (`pl.when` decorates functions that are all named `_`; `plgpu.load` differs between releases of JAX.)
 """Block-sparse attention for Hopper GPUs (sm_90a) as one Pallas Mosaic GPU kernel.
 
 How it works. Thread blocks stay on their multiprocessors and take query tiles in turn. In each, one
@@ -39,29 +41,20 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.block_mask import WORD, BlockMask, cdiv
-from pallas_kernels.tuning import CONSUMER_REGISTERS, WARPGROUP_ROWS, TuningConfig, lookup
+from pallas_kernels.mosaic_sm90.config import (
+    CONSUMER_REGISTERS,
+    WARPGROUP_ROWS,
+    TuningConfig,
+    kernel_block,
+    kernel_head_dim,
+)
 
 Array = jax.Array
 Ref = Any
-FIXED_SHIFT_RANGE = (
-    96.0  # in powers of two; float32 and bfloat16 have 126 below one, the rest is left to the values
-)
+# In powers of two; float32 and bfloat16 have 126 below one, the rest is left to the values.
+FIXED_SHIFT_RANGE = 96.0
 PRODUCER_REGISTERS = {1: 40, 2: 40, 3: 32}
 NEVER = 2**30
-
-
-def why_not(q: Array, mask: BlockMask, config: TuningConfig | None) -> str | None:
-    """Why this kernel cannot serve these arguments on a Hopper GPU; None if it can."""
-    head_dim, block = q.shape[-1], mask.block
-    if q.dtype not in (jnp.bfloat16, jnp.float16):
-        return f"it takes bfloat16 and float16, not {q.dtype}"
-    if head_dim > 128:
-        return f"it takes a head_dim of at most 128, not {head_dim}"
-    if block[1] % 8:
-        return f"it takes key blocks of a multiple of 8, not {block[1]}"
-    if config is None:
-        return f"no step of at most 256 keys holds key blocks of {block[1]} at head_dim {head_dim}"
-    return config.why_not(_kernel_head_dim(head_dim), _kernel_block(block))
 
 
 def block_sparse_attention(
@@ -69,7 +62,7 @@ def block_sparse_attention(
     k: Array,
     v: Array,
     mask: BlockMask,
-    config: TuningConfig | None = None,
+    config: TuningConfig,
     *,
     num_blocks: int | None = None,
     interpret: Any = None,
@@ -81,14 +74,7 @@ def block_sparse_attention(
       interpret: `plgpu.InterpretGPUParams` runs the kernel in Pallas' simulator, on a CPU. It knows no
         `run_state` and no wgmma operand in registers, so there P passes through shared memory and the online
         softmax adds P V to its accumulator instead of into it.
-
-    Raises:
-      NotImplementedError: see `why_not`.
     """
-    if config is None:
-        config = lookup(_device().device_kind, _kernel_head_dim(q.shape[-1]), _kernel_block(mask.block))
-    if reason := why_not(q, mask, config):
-        raise NotImplementedError(f"'mosaic_sm90' cannot do this: {reason}")
     num_blocks = num_blocks or _device().core_count
 
     @jax.custom_batching.custom_vmap
@@ -98,10 +84,10 @@ def block_sparse_attention(
 
     @attend.def_vmap
     def _(size: int, batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
-        arrays = [
+        whole = [
             x if b else jnp.broadcast_to(x, (size, *x.shape)) for x, b in zip(arrays, batched, strict=True)
         ]
-        out = attend(*(x.reshape(-1, *x.shape[2:]) for x in arrays))
+        out = attend(*(x.reshape(-1, *x.shape[2:]) for x in whole))
         return out.reshape(size, -1, *out.shape[1:]), True
 
     return attend(q, k, v, mask.kv_num_blocks, mask.kv_bits)
@@ -114,7 +100,7 @@ def _attend_padded(
     fit are not copied.
     """
     (B, T, N, H), (block_q, block_k) = q.shape, mask.block
-    Tb, rows, extra = mask.num_q_blocks, _kernel_block(mask.block)[0], _kernel_head_dim(H) - H
+    Tb, rows, extra = mask.num_q_blocks, kernel_block(mask.block)[0], kernel_head_dim(H) - H
     if extra:
         q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, extra))) for x in (q, k, v))
     if rows != block_q:
@@ -125,15 +111,6 @@ def _attend_padded(
     if rows != block_q:
         out = out.reshape(B, Tb, rows, N, -1)[:, :, :block_q].reshape(B, Tb * block_q, N, -1)[:, :T]
     return out[..., :H]
-
-
-def _kernel_head_dim(head_dim: int) -> int:
-    return cdiv(head_dim, 64) * 64
-
-
-def _kernel_block(block: tuple[int, int]) -> tuple[int, int]:
-    """The block with its queries rounded up to whole warpgroups."""
-    return cdiv(block[0], WARPGROUP_ROWS) * WARPGROUP_ROWS, block[1]
 
 
 def _device() -> jax.Device:

@@ -1,0 +1,1 @@
+"""`python -m pallas_kernels.bench`: our kernels beside those of others; see `__main__`."""

@@ -1,0 +1,96 @@
+"""The parts of a run, each measured in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from importlib import metadata
+
+from pallas_kernels.bench.ours import ours_rows
+from pallas_kernels.bench.peers import jax_rows, torch_rows
+from pallas_kernels.bench.table import DENSE, SPARSE, Row
+from pallas_kernels.bench.workloads import Workload
+
+PART_LIMIT_S = 300  # for all rows of one process; a kernel that hangs ends there
+PACKAGES = ("jax", "jaxlib", "nvidia-cudnn-cu13", "torch", "triton")
+PARTS = {"ours": ours_rows, "jax": jax_rows, "torch": torch_rows}
+
+
+def run_part(part: str, args: argparse.Namespace, work: Workload) -> list[Row]:
+    """All rows of one part, measured in a process of its own; those that it did not get to carry the
+    reason.
+    """
+    shared = [
+        "--repeats",
+        args.repeats,
+        "--dtype",
+        args.dtype,
+        "--block",
+        *args.block,
+        "--density",
+        *args.density,
+    ]
+    shared += ["--implementation", args.implementation] if args.implementation else []
+    shared += ["--q-scale", args.q_scale]
+    command = [
+        sys.executable,
+        "-m",
+        "pallas_kernels.bench",
+        "--part",
+        part,
+        "--shapes",
+        work.name,
+        *map(str, shared),
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PART_LIMIT_S)
+        stdout, reason = done.stdout, _reason(done)
+    except subprocess.TimeoutExpired as late:
+        stdout, reason = (late.stdout or b"").decode(), f"not done after {PART_LIMIT_S} s"
+    rows = [
+        Row(**json.loads(line))
+        for line in stdout.splitlines()
+        if line.startswith('{"what"') and line.endswith("}")
+    ]
+    reported = {(row.what, row.asked) for row in rows}
+    return rows + [
+        row for row in missing_rows(part, args, work, reason) if (row.what, row.asked) not in reported
+    ]
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    if done.returncode < 0:
+        return f"ended by signal {-done.returncode}"
+    lines = [line for line in done.stderr.splitlines() if "Error" in line] or ["no message"]
+    return lines[-1][:200]
+
+
+def missing_rows(part: str, args: argparse.Namespace, work: Workload, reason: str) -> list[Row]:
+    """Every row that a part should give, without a time."""
+    named = [(what, None) for what in DENSE.get(part, ())] + [
+        (what, asked) for asked in args.density for what in SPARSE.get(part, ())
+    ]
+    return [Row(what, asked, work.patches, work.kv_len, note=reason) for what, asked in named]
+
+
+def find_device() -> tuple[str, str]:
+    """Platform and name of JAX's first device, asked in another process: this one must not open the GPU that
+    the parts need.
+    """
+    code = "import jax; d = jax.devices()[0]; print(d.platform); print(d.device_kind)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"JAX finds no device: {_reason(done)}")
+    platform, name = done.stdout.splitlines()[-2:]
+    return platform, name
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of what the rows depend on; a package that is not installed is left out."""
+    return {
+        package: metadata.version(package)
+        for package in PACKAGES
+        if any(metadata.distributions(name=package))
+    }

@@ -1,0 +1,95 @@
+"""What is reported: rows, and how they are printed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from pallas_kernels.bench.workloads import Workload
+
+MASK, KERNEL, SUM = "ours: mask", "ours: kernel", "ours: mask + kernel"
+JAX_CUDNN, JAX_MGPU = "JAX cuDNN, dense", "JAX attention_mgpu, dense"
+TORCH_FLASH, TORCH_CUDNN = "PyTorch FlashAttention-2, dense", "PyTorch cuDNN, dense"
+TORCH_FLEX = "PyTorch FlexAttention, 128×128"
+SPARSE, DENSE = (
+    {"ours": (MASK, KERNEL, SUM), "torch": (TORCH_FLEX,)},
+    {"jax": (JAX_CUDNN, JAX_MGPU), "torch": (TORCH_FLASH, TORCH_CUDNN)},
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One measurement, or the reason why there is none."""
+
+    what: str
+    asked: float | None  # density asked for; None for a dense peer, which stands beside every density
+    T: int  # queries and keys of what really ran
+    S: int
+    ms: float | None = None  # None: it did not run
+    density: float = 1.0  # share of blocks computed
+    note: str = ""  # how it ran, or why it did not
+
+
+def attempt(row: Row, measure: Callable[[], float]) -> Row:
+    """The row with its time or, whatever goes wrong in a peer or in a kernel, with the reason: the other rows
+    are still wanted.
+    """
+    try:
+        return dataclasses.replace(row, ms=measure())
+    except Exception as error:
+        return dataclasses.replace(row, note=f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])
+
+
+def entry(row: Row, rows: list[Row], asked: float, work: Workload) -> dict[str, Any]:
+    """A row as it is printed beside density `asked`: with effective TFLOP/s, and its time over ours. None
+    where there is no number.
+    """
+    ours = {other.what: other.ms for other in rows if other.asked == asked}
+
+    def over(what: str) -> float | None:
+        ms = ours.get(what)
+        return row.ms / ms if row.ms and ms else None
+
+    flops = 4 * row.T * row.S * work.num_heads * work.head_dim * row.density
+    return {
+        "shape": work.name,
+        "T": row.T,
+        "S": row.S,
+        "num_heads": work.num_heads,
+        "head_dim": work.head_dim,
+        "what": row.what,
+        "asked_density": asked,
+        "density": row.density if row.ms else None,
+        "ms": row.ms,
+        "tflops": flops / row.ms / 1e9 if row.ms and row.what != MASK else None,
+        "ratio_to_kernel": over(KERNEL),
+        "ratio_to_sum": over(SUM),
+        "note": row.note if row.ms else "",
+        "missing": "" if row.ms else row.note or "no message",
+    }
+
+
+def table(work: Workload, asked: float, entries: list[dict[str, Any]]) -> str:
+    """The entries of one shape and density as text."""
+    size = f"T={work.patches} S={work.kv_len}, {work.num_heads} heads × {work.head_dim}"
+    lines = [f"\n{work.name} ({size}), density {asked:g}"]
+    lines += [f"  {'':32} {'density':>8} {'ms':>9} {'TFLOP/s':>8} {'×kernel':>8} {'×sum':>8}"]
+    number = lambda value, width, digits: (
+        f"{value:{width}.{digits}f}" if value is not None else f"{'–':>{width}}"
+    )
+    for one in entries:
+        if one["missing"]:
+            lines.append(f"  {one['what']:32} missing: {one['missing']}")
+            continue
+        columns = (
+            (one["density"], 8, 4),
+            (one["ms"], 9, 3),
+            (one["tflops"], 8, 1),
+            (one["ratio_to_kernel"], 8, 2),
+            (one["ratio_to_sum"], 8, 2),
+        )
+        lines.append(
+            f"  {one['what']:32} {' '.join(number(*column) for column in columns)}  {one['note']}".rstrip()
+        )
+    return "\n".join(lines)

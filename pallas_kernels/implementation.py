@@ -1,0 +1,259 @@
+"""What an implementation is, and the registry of those there are.
+
+An implementation computes masks, attention or both, and says for which requests it cannot. Nothing outside
+this
+package knows one by name: `choose` asks them in order. To add one, write a child of `Implementation` in a
+file or folder of its own and `register` it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+
+from pallas_kernels.block_mask import DEFAULT_BLOCK, BlockMask
+
+Array = jax.Array
+MASK, ATTENTION = "pooled_block_mask", "block_sparse_attention"  # the operations
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """Where a request runs.
+
+    Attributes:
+      platform: "cpu", "gpu" or "tpu".
+      kind: the device's name, such as "NVIDIA H100 80GB HBM3".
+      compute_capability: of a GPU, such as "9.0".
+    """
+
+    platform: str
+    kind: str
+    compute_capability: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the choice of an implementation may see.
+
+    Attributes:
+      operation: MASK or ATTENTION.
+      B, T, S, N, H: batch, queries, keys (of a mask: the pooled ones), heads, head dim.
+      dtype: of q and k.
+      block: (queries, keys) of a block of the mask.
+      device: where it runs.
+      sharded: whether the arrays are spread over several devices, see `is_sharded`.
+      config: the tuning config that the caller gave.
+    """
+
+    operation: str
+    B: int
+    T: int
+    S: int
+    N: int
+    H: int
+    dtype: np.dtype
+    block: tuple[int, int]
+    device: Device
+    sharded: bool = False
+    config: Any = None
+
+    @classmethod
+    def of(cls, operation: str, q: Array, k: Array, block: tuple[int, int], config: Any = None) -> Request:
+        """For q [B, T, N, H] and k [B, S, N, H]."""
+        B, T, N, H = q.shape
+        where = device_of(q), is_sharded(q, k)
+        return cls(operation, B, T, k.shape[1], N, H, np.dtype(q.dtype), block, *where, config)
+
+
+def device_of(x: Array | None = None) -> Device:
+    """The device of x; where that cannot be seen, as under jit, the one that JAX computes on by default."""
+    if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer):
+        device = min(x.devices(), key=lambda device: device.id)
+    else:
+        # A device, a platform's name or nothing.
+        default = jax.config.jax_default_device  # type: ignore[attr-defined]
+        device = default if isinstance(default, jax.Device) else jax.local_devices(backend=default)[0]
+    return Device(device.platform, device.device_kind, getattr(device, "compute_capability", None))
+
+
+def is_sharded(*arrays: Array) -> bool:
+    """Whether one of them lies on a mesh of several devices, replicated or not, that XLA has to partition the
+    program for. Inside `jax.shard_map` arrays are local. A mesh that XLA learns only after tracing, as by
+    `in_shardings` of jit, is not seen.
+    """
+    return any(map(_is_on_several_devices, arrays))
+
+
+def _is_on_several_devices(x: Array) -> bool:
+    if not isinstance(x, jax.Array):
+        return False
+    if not isinstance(x, jax.core.Tracer):
+        return len(x.sharding.device_set) > 1
+    mesh = jax.typeof(x).sharding.mesh
+    manual = jax.sharding.AxisType.Manual
+    return any(
+        size > 1 for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True) if kind != manual
+    )
+
+
+class Implementation:
+    """One way of computing masks, attention or both. A child sets what differs from what stands here.
+
+    Attributes:
+      name: what `implementation=` calls it.
+      operations: MASK, ATTENTION or both; the other method need not be written.
+      dtypes: names of the dtypes that it takes; None: every one.
+      partitioned: whether XLA can partition it where the arrays are sharded; a Pallas kernel it cannot.
+      differentiable: whether `attend` has a derivative.
+      compiles_in_threads: whether several programs with it may be compiled at the same time.
+      slow_on: platforms where it only serves for want of a better one, which the log then says.
+      config_type: a frozen dataclass, how attention cuts its work, which may change the speed and never the
+        answer; None: there is nothing to tune.
+    """
+
+    name: str
+    operations: tuple[str, ...] = (MASK, ATTENTION)
+    dtypes: tuple[str, ...] | None = None
+    partitioned: bool = True
+    differentiable: bool = False
+    compiles_in_threads: bool = True
+    slow_on: tuple[str, ...] = ()
+    config_type: type[Any] | None = None
+
+    def why_not_on(self, device: Device) -> str | None:
+        """Why it serves no request on such a device, as a clause ("it needs ..."); None if it serves some."""
+        return None
+
+    def why_not(self, request: Request) -> str | None:
+        """Why it cannot serve this request, as a clause; None if it can. A child asks this one first."""
+        if request.operation not in self.operations:
+            return f"it does not compute {request.operation}"
+        if reason := self.why_not_on(request.device):
+            return reason
+        if self.dtypes is not None and request.dtype.name not in self.dtypes:
+            return f"it takes {' and '.join(self.dtypes)}, not {request.dtype.name}"
+        if request.sharded and not self.partitioned:
+            return "the arrays are sharded over several devices: call it inside jax.shard_map"
+        return None
+
+    def beats_dense(self, request: Request) -> bool:
+        """Whether `attend`, nothing dropped, is faster here than the dense attention that comes with XLA."""
+        return False
+
+    def mask(
+        self,
+        q: Array,
+        k: Array,
+        *,
+        kv_runs: tuple[int, ...],
+        block: tuple[int, int],
+        keep_count: int | Array | None,
+        cdf_threshold: float | Array | None,
+        pool: str,
+    ) -> BlockMask:
+        """See `api.pooled_block_mask`, which has checked the arguments."""
+        raise NotImplementedError(f"{self.name!r} does not compute {MASK}")
+
+    def attend(self, q: Array, k: Array, v: Array, block_mask: BlockMask, config: Any = None) -> Array:
+        """See `api.block_sparse_attention`, which has checked the arguments; `config` is a `config_type`."""
+        raise NotImplementedError(f"{self.name!r} does not compute {ATTENTION}")
+
+    def tuning_key(self, head_dim: int, block: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+        """The head dim and the block that a config is measured and looked up for: those that the kernel runs,
+        where it rounds up what it is given.
+        """
+        return head_dim, block
+
+    def search_space(self, head_dim: int, block: tuple[int, int]) -> list[Any]:
+        """Every config that can run a `tuning_key`."""
+        return []
+
+    def heuristic(self, head_dim: int, block: tuple[int, int]) -> Any:
+        """The config for a `tuning_key` that was not measured; None where none fits."""
+        return None
+
+
+_implementations: dict[str, Implementation] = {}  # in the order in which they are tried
+
+
+def register(implementation: Implementation, before: str | None = None) -> None:
+    """Adds an implementation, to be tried just before the one named `before`; default: before all others.
+
+    What was traced earlier, as by jit, keeps its choice. ValueError for a name that is taken, or a `before`
+    that is none.
+    """
+    if implementation.name in _implementations:
+        raise ValueError(f"there is an implementation {implementation.name!r} already")
+    if before is not None and before not in _implementations:
+        raise ValueError(f"{before=} must be None or one of {names()}")
+    order = list(_implementations.values())
+    order.insert(0 if before is None else names().index(before), implementation)
+    _implementations.clear()
+    _implementations.update((one.name, one) for one in order)
+
+
+@contextmanager
+def registered(implementation: Implementation, before: str | None = None) -> Iterator[None]:
+    """`register` for a with statement, after which the implementation is gone again."""
+    register(implementation, before)
+    try:
+        yield
+    finally:
+        del _implementations[implementation.name]
+
+
+def names() -> tuple[str, ...]:
+    """Of all implementations, in the order in which they are tried."""
+    return tuple(_implementations)
+
+
+def find(name: str) -> Implementation:
+    """ValueError for a name that is none."""
+    if name not in _implementations:
+        raise ValueError(f"implementation={name!r} must be None or one of {names()}")
+    return _implementations[name]
+
+
+def choose(request: Request, name: str | None = None) -> tuple[Implementation, list[str]]:
+    """The named implementation, or the first that can serve the request; and why those before it cannot.
+
+    NotImplementedError where the named one, or every one, cannot; ValueError for an unknown name.
+    """
+    reasons: list[str] = []
+    for implementation in _implementations.values() if name is None else [find(name)]:
+        reason = implementation.why_not(request)
+        if reason is None:
+            return implementation, reasons
+        reasons.append(f"{implementation.name!r} cannot do this: {reason}")
+    raise NotImplementedError("; ".join(reasons))
+
+
+def faster_dense(q: Array, k: Array) -> str | None:
+    """Name of the implementation whose block-sparse attention, given `BlockMask.full`, is faster here than
+    the
+    dense attention that comes with XLA: for q [B, T, N, H] and k [B, S, N, H]; None if there is none.
+    """
+    request = Request.of(ATTENTION, q, k, DEFAULT_BLOCK)
+    for implementation in _implementations.values():
+        if implementation.beats_dense(request) and implementation.why_not(request) is None:
+            return implementation.name
+    return None
+
+
+def compiles_in_threads(dtype: Any) -> bool:
+    """Whether programs that attend in this dtype may be compiled in several threads at the same time, on the
+    default device and whichever implementation serves.
+    """
+    device, name = device_of(), np.dtype(dtype).name
+    return all(
+        one.compiles_in_threads
+        or one.why_not_on(device) is not None
+        or (one.dtypes is not None and name not in one.dtypes)
+        for one in _implementations.values()
+    )
