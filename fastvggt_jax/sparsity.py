@@ -7,10 +7,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import re
 from collections.abc import Collection
+from typing import Any
 
 import jax
 
+from fastvggt_jax.errors import InputError
 from pallas_kernels import BlockMask, pooled_block_mask
 
 SPECIAL_KEYS = ("dense", "official")
@@ -41,7 +44,7 @@ class Sparsity:
       NotImplementedError.
 
     Raises:
-      ValueError: a value outside the ranges above, or neither ρ nor τ.
+      InputError: a value outside the ranges above, or neither ρ nor τ.
     """
 
     sparse_ratio: Value = None
@@ -54,37 +57,40 @@ class Sparsity:
 
     def __post_init__(self) -> None:
         if self.sparse_ratio is None and self.cdf_threshold is None:
-            raise ValueError(
-                "Sparsity needs sparse_ratio, cdf_threshold or both, e.g. Sparsity(sparse_ratio=0.5)"
-            )
+            text = "Sparsity needs sparse_ratio, cdf_threshold or both, e.g. Sparsity(sparse_ratio=0.5)"
+            raise InputError(text, argument="sparse_ratio")
         for name in ("sparse_ratio", "cdf_threshold"):
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
             for v in _values(getattr(self, name)):
                 if not isinstance(v, numbers.Real) or not 0 <= v <= 1:  # NaN fails too
-                    raise ValueError(f"{name}={v} must lie in [0, 1]")
+                    raise InputError(f"{name}={v} must lie in [0, 1]", argument=name)
         for name, options in (("special_keys", SPECIAL_KEYS), ("pool", POOLS), ("order", ORDERS)):
             if getattr(self, name) not in options:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {options}")
+                raise InputError(f"{name}={getattr(self, name)!r} must be one of {options}", argument=name)
         if not _are_ints(self.block) or len(self.block) != 2 or min(self.block) < 1:
-            raise ValueError(f"block={self.block} must be two positive integers (queries, keys)")
+            text = f"block={self.block} must be two positive integers (queries, keys)"
+            raise InputError(text, argument="block")
         object.__setattr__(self, "block", tuple(int(b) for b in self.block))
         if self.layers is not None:
             if not _are_ints(self.layers) or min(self.layers, default=0) < 0:
-                raise ValueError(f"layers={self.layers!r} must be a tuple of layer numbers counted from 0")
+                text = f"layers={self.layers!r} must be a tuple of layer numbers counted from 0"
+                raise InputError(text, argument="layers")
             object.__setattr__(self, "layers", tuple(sorted({int(layer) for layer in self.layers})))
 
     def check_depth(self, depth: int) -> None:
-        """Raises ValueError if a layer number or a tuple does not fit a model of `depth` global layers."""
+        """Raises InputError if a layer number or a tuple does not fit a model of `depth` global layers."""
         if self.layers and self.layers[-1] >= depth:
-            raise ValueError(
+            text = (
                 f"layers={self.layers} names layer {self.layers[-1]}, the model has layers 0 to {depth - 1}"
             )
+            raise InputError(text, argument="layers")
         for name in ("sparse_ratio", "cdf_threshold"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != depth:
-                raise ValueError(f"{name} has {len(value)} values, the model has {depth} global layers")
+                text = f"{name} has {len(value)} values, the model has {depth} global layers"
+                raise InputError(text, argument=name)
 
     def is_sparse(self, depth: int) -> list[bool]:
         return [self.layers is None or layer in self.layers for layer in range(depth)]
@@ -136,3 +142,39 @@ def _values(value: Value) -> tuple[float, ...]:
 
 def _per_layer(value: float | tuple[float, ...], depth: int) -> list[float]:
     return list(value) if isinstance(value, tuple) else [value] * depth
+
+
+def parse_sparsity(text: str, block: tuple[int, int] = (128, 64), **fields: Any) -> Sparsity | None:
+    """From "dense" (None), "0.5,0.9" (ρ, τ), "0.5" (ρ alone) or ",0.9" (τ alone); `fields` are further ones.
+
+    Raises InputError for anything else.
+    """
+    if text == "dense":
+        return None
+    try:
+        values = [float(part) if part.strip() else None for part in text.split(",")]
+        ratio, threshold = (*values, None)[:2] if len(values) < 3 else values
+        return Sparsity(ratio, threshold, block, **fields)
+    except ValueError as error:
+        form = "dense, or ρ and τ in [0, 1] as 0.5,0.9, or one of them as 0.5 or ,0.9"
+        raise InputError(f"sparsity must be {form}; not {text!r}", argument="sparsity") from error
+
+
+def parse_block(text: str) -> tuple[int, int]:
+    """From "128x64" to (128, 64), queries and keys. Raises InputError."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if match is None:
+        raise InputError(f"block must be queries x keys such as 128x64, not {text!r}", argument="block")
+    return int(match[1]), int(match[2])
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """From "0-2,5" to (0, 1, 2, 5). Raises InputError."""
+    layers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) < int(first):
+            form = "numbers and ranges such as 0-9,18-23"
+            raise InputError(f"layers must be {form}, not {text!r}", argument="layers")
+        layers += range(int(first), int(last or first) + 1)
+    return tuple(layers)

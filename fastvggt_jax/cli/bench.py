@@ -1,0 +1,99 @@
+"""`fastvggt bench`: time and memory of whole models, and of one layer's attention beside PyTorch's."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+import typer
+
+from fastvggt_jax.cli.errors import FAILED, one_sentence
+from fastvggt_jax.cli.options import Block, Json, Size, Sparsities
+
+HEADS = ("frames", "attention", "seconds", "ms/frame", "compile s", "needs GiB", "peak GiB")
+
+
+@one_sentence()
+def bench(
+    model: Annotated[str, typer.Option(help="Name of a model, whose released size is measured.")] = "vggt",
+    frames: Annotated[
+        list[int] | None, typer.Option(help="Views; may be given several times. Default: 1, 10, 50, 100.")
+    ] = None,
+    sparsity: Sparsities = None,
+    block: Block = None,
+    size: Size = None,
+    heads: Annotated[
+        str | None, typer.Option(help="Such as camera,depth. Default: all but the tracker.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the backbone's matrix products. Default: the model's.")
+    ] = None,
+    param_dtype: Annotated[str, typer.Option(help="Of the parameters.")] = "float32",
+    config: Annotated[
+        str | None, typer.Option(help="A JSON file of other sizes than the released model's.")
+    ] = None,
+    memory_limit: Annotated[float | None, typer.Option(help="GiB that JAX may allocate.")] = None,
+    repeats: Annotated[int, typer.Option(help="Of which the median counts.")] = 3,
+    only: Annotated[
+        Literal["model", "attention"] | None,
+        typer.Option(
+            help="The whole model, or one global layer's dense attention beside PyTorch's. Default: both."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Whole-model time and peak memory over frames and sparsity, with random weights."""
+    from fastvggt_jax.bench import Case, run
+    from fastvggt_jax.errors import FailedError
+
+    cases = [
+        Case(
+            model=model,
+            frames=count,
+            size=size,
+            sparsity=text,
+            block=block or "128x64",
+            heads=tuple(heads.split(",")) if heads else None,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            config=config,
+            repeats=repeats,
+            memory_limit=memory_limit,
+        )
+        for count in frames or (1, 10, 50, 100)
+        for text in sparsity or ("dense", "0.75")
+    ]
+    rows = [("model", case) for case in cases] if only != "attention" else []
+    if only != "model":
+        dense = {case.frames: case for case in cases}
+        rows += [("attention", case) for case in dense.values()]
+    failed, shown = False, None
+    for what, case in rows:
+        if what != shown and not as_json:
+            typer.echo(_heading(what, model, case.side))
+        shown = what
+        try:
+            row = run(what, case)
+        except FailedError as error:  # the other rows are still wanted
+            failed, row = True, {"frames": case.frames, "sparsity": case.sparsity, "error": str(error)}
+        typer.echo(json.dumps(row) if as_json or "error" in row else _line(what, row))
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def _heading(what: str, model: str, side: int) -> str:
+    if what == "attention":
+        return "one global layer's dense attention, bfloat16, ms: ours, then PyTorch's SDPA and its ratio to ours"
+    return f"{model}, {side}×{side}\n" + " ".join(f"{head:>9}" for head in HEADS)
+
+
+def _line(what: str, row: dict[str, Any]) -> str:
+    if what == "attention":
+        peers = [
+            f"torch {name} {row[name]:.2f} (×{row[name] / row['jax']:.2f})"
+            for name in ("flash", "cudnn")
+            if name in row
+        ]
+        return f"{row['frames']:>9} ours {row['jax']:.2f}  {'  '.join(peers)}".rstrip()
+    numbers = f"{row['seconds']:9.3f} {row['ms_per_frame']:9.2f} {row['compile_seconds']:9.1f}"
+    return f"{row['frames']:>9} {row['sparsity']:>9} {numbers} {row['needs_gib']:9.2f} {row['peak_gib']:9.2f}"

@@ -1,0 +1,208 @@
+"""`fastvggt reconstruct`: photographs to cameras, depth, points and whatever other formats are asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from fastvggt_jax.cli.errors import one_sentence
+from fastvggt_jax.cli.options import (
+    WEIGHTS_HELP,
+    Block,
+    CacheDir,
+    Dtype,
+    Json,
+    Overwrite,
+    Quiet,
+    Size,
+    SparsityText,
+    use_compilation_cache,
+)
+
+MODES = Literal["crop", "pad", "square", "area"]
+
+
+@one_sentence(smaller="take fewer photographs, a smaller --size, or weights in bfloat16")
+def reconstruct(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder to write; it appears when all is done.")
+    ],
+    photos: Annotated[
+        list[str] | None,
+        typer.Argument(help="A folder, image files, or a pattern in quotes ('photos/*.jpg')."),
+    ] = None,
+    weights: Annotated[str | None, typer.Option("-c", "--weights", help=WEIGHTS_HELP)] = None,
+    demo: Annotated[
+        bool,
+        typer.Option("--demo", help="Without photographs or weights: bundled views and the bundled model."),
+    ] = False,
+    mode: Annotated[
+        MODES | None,
+        typer.Option(
+            help="crop (VGGT's default): full width, what is higher than --size is cut off; pad, square: all, "
+            "in a square; area (π³'s default): all, in the proportions of the first."
+        ),
+    ] = None,
+    size: Size = None,
+    sparsity: SparsityText = "dense",
+    block: Block = None,
+    special_keys: Annotated[
+        Literal["dense", "official"],
+        typer.Option(help="Block-sparse: dense always attends to camera and register tokens."),
+    ] = "dense",
+    layers: Annotated[
+        str | None,
+        typer.Option("--sparse-layers", help="Block-sparse: these global layers only, such as 0-9,18-23."),
+    ] = None,
+    dtype: Dtype = "auto",
+    points_from: Annotated[
+        str | None,
+        typer.Option(
+            help="VGGT: points from depth and cameras (depth, the default), or from the point_head."
+        ),
+    ] = None,
+    formats: Annotated[
+        str | None,
+        typer.Option("--format", help="What to write, such as cameras,depth,ply. Default: all that can be."),
+    ] = None,
+    conf_percentile: Annotated[
+        float, typer.Option(help="Drop points less confident than this percentile, and sky; 0: none.")
+    ] = 25.0,
+    edge_filter: Annotated[
+        float | None,
+        typer.Option(help="Drop points at depth jumps larger than this share of the depth, such as 0.03."),
+    ] = None,
+    voxel: Annotated[
+        float | None, typer.Option(help="Keep one point in every cube of this side (in the scene's unit).")
+    ] = None,
+    max_points: Annotated[
+        int, typer.Option(help="Keep at most this many points, evenly spread.")
+    ] = 5_000_000,
+    depth_original: Annotated[
+        bool,
+        typer.Option("--depth-original", help="Depth in the photographs' own pixels instead of the model's."),
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Go on without unreadable photographs.")
+    ] = False,
+    overwrite: Overwrite = False,
+    cache_dir: CacheDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Cameras, depth and a point cloud of a scene from its photographs; the first one sets the coordinates."""
+    from fastvggt_jax.export import ExportOptions, default_formats, missing_formats
+    from fastvggt_jax.pipeline import Settings
+    from fastvggt_jax.pretrained import recommended_block
+    from fastvggt_jax.sparsity import parse_block, parse_layers, parse_sparsity
+
+    chosen, weights = _inputs(photos, weights, demo)
+    settings = Settings(
+        photos=tuple(chosen),
+        weights=weights,
+        output=output,
+        mode=mode,
+        size=size,
+        sparsity=parse_sparsity(
+            sparsity,
+            parse_block(block) if block else recommended_block(weights),
+            special_keys=special_keys,
+            layers=parse_layers(layers) if layers else None,
+        ),
+        dtype=dtype,
+        points_from=points_from,
+        formats=default_formats() if formats is None else tuple(formats.split(",")),
+        export=ExportOptions(
+            conf_percentile=conf_percentile,
+            edge_filter=edge_filter,
+            voxel=voxel,
+            max_points=max_points,
+            depth_original=depth_original,
+        ),
+        skip_bad=skip_bad,
+        overwrite=overwrite,
+    )
+    report = _run(settings, cache_dir, silent=quiet or as_json)
+    if formats is None:
+        for format in missing_formats():
+            extra = f"pip install 'fastvggt_jax[{format.extra}]'"
+            report["warnings"].append(
+                f"no {', '.join(format.files)}: {extra} (or say what to write: --format)"
+            )
+    _print_report(report, quiet, as_json)
+
+
+def _inputs(photos: list[str] | None, weights: str | None, demo: bool) -> tuple[list[str], str]:
+    """What to reconstruct, and with what. Raises InputError."""
+    from fastvggt_jax.errors import InputError
+    from fastvggt_jax.pretrained import BUNDLED
+
+    if demo:
+        if photos or weights:
+            raise InputError("--demo has photographs and weights of its own; give none, or leave --demo out")
+        return [str(BUNDLED["mini"].path.parent / "views")], "mini"
+    if not photos:
+        raise InputError("no photographs were given: name a folder or files, or try --demo")
+    if not weights:
+        raise InputError(
+            "--weights is missing: a weight file, a name on the hub, or mini for the small bundled model"
+        )
+    return photos, weights
+
+
+def _run(settings: Any, cache_dir: str | None, *, silent: bool) -> dict[str, Any]:
+    """pipeline.reconstruct with progress on stderr; adds the seconds of every step to its report."""
+    use_compilation_cache(cache_dir)
+    from fastvggt_jax.pipeline import reconstruct
+
+    seconds: dict[str, float] = {}
+    columns = (
+        SpinnerColumn(finished_text="[green]✓[/]"),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True, quiet=silent), disable=silent) as progress:
+
+        @contextlib.contextmanager
+        def step(name: str) -> Iterator[None]:
+            task = progress.add_task(name, total=1)
+            start = time.perf_counter()
+            yield
+            seconds[name] = round(time.perf_counter() - start, 3)
+            progress.update(task, completed=1)
+
+        report = reconstruct(settings, step)
+    return report | {"seconds": seconds}
+
+
+def _print_report(report: dict[str, Any], quiet: bool, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(report))
+    if as_json or quiet:
+        return
+    # No rich markup from here on: file names may hold brackets.
+    for kind, texts in (
+        ("skipped", [s["reason"] for s in report["skipped"]]),
+        ("warning", report["warnings"]),
+    ):
+        for text in texts:
+            typer.echo(f"{typer.style(kind, fg='yellow')} {text}", err=True)
+    size, memory, density = report["size"], report["peak_memory_bytes"], report["model"]["density"]
+    count = len(report["photographs"])
+    typer.echo(
+        f"{count} photograph{'s' * (count != 1)} ({size['width']}x{size['height']}) -> {report['output']}: "
+        f"{', '.join(report['files'])}; {report['points']:,} points"
+    )
+    if density:
+        typer.echo(f"global attention computed {sum(density) / len(density):.1%} of its blocks")
+    times = " · ".join(f"{name} {seconds:.1f} s" for name, seconds in report["seconds"].items())
+    peaks = [f"{where} {count / 2**30:.2f} GiB" for where, count in memory.items() if count]
+    typer.echo(f"{times} · peak memory {', '.join(peaks) or 'unknown'} · {report['device']}")
