@@ -120,7 +120,7 @@ def sparse_global_attention(
     keep_count: Array | int | None,
     cdf_threshold: Array | float | None,
 ) -> tuple[Array, Array]:
-    """Block-sparse attention between the tokens of all frames (METHOD.md; arXiv 2509.07120 §3).
+    """Block-sparse attention between the tokens of all frames (docs/method.md; arXiv 2509.07120 §3).
 
     Special queries attend to every key. Patch queries attend to the patch blocks that the pooled map selects
     and to the special keys.

@@ -1,12 +1,12 @@
 """Whole-model time and peak memory over frames × sparsity, beside PyTorch's attention at the same shapes.
 
-What `fastvggt bench` runs. Weights and images are random: the time does not depend on them, nor does a dense model's;
-which blocks a sparse model keeps does, but with ρ alone their number does not. Each row is measured in a process of
-its own (`python -m fastvggt_jax.bench JSON`), so its peak memory is its own.
+What `fastvggt bench` runs. Weights and images are random: the time does not depend on them, nor does a dense
+model's; which blocks a sparse model keeps does, but with ρ alone their number does not. Each row is measured
+in a process of its own (`python -m fastvggt_jax.bench JSON`), so its peak memory is its own.
 
-"needs GiB" is what the compiled program holds at once: weights, images, outputs and temporaries. "peak GiB" is the most
-that the process has allocated, which on a first compilation includes what XLA's autotuner tries out; a memory limit
-shows that it does without.
+"needs GiB" is what the compiled program holds at once: weights, images, outputs and temporaries. "peak GiB"
+is the most that the process has allocated, which on a first compilation includes what XLA's autotuner tries
+out; a memory limit shows that it does without.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Case:
       model: a name of the registry. config: a JSON file of the sizes of another model than the released one.
       frames, size: views, and pixels of their sides.
       heads: None for all but the tracker, which needs points to track.
-      sparsity, block: as the command line spells them. dtype: of the backbone's matrix products, None for the model's.
+      sparsity, block: as the command line spells them. dtype: of the backbone's matrix products, None for the
+        model's.
       param_dtype: of the parameters. repeats: of which the median counts.
       memory_limit: GiB that JAX may allocate, or None.
     """
@@ -70,7 +71,7 @@ class Case:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}", argument=name)
         if self.memory_limit is not None and shutil.which("nvidia-smi") is None:
-            text = "memory_limit needs an NVIDIA GPU: it asks nvidia-smi, which is not here, for the whole memory"
+            text = "memory_limit needs an NVIDIA GPU: nvidia-smi, which tells the whole memory, is not here"
             raise InputError(text, argument="memory_limit")
         check_sides(self.build().image_policy.patch, size=self.side)
 
@@ -126,7 +127,7 @@ def measure(case: Case) -> dict[str, Any]:
         times.append(time.perf_counter() - start)
     seconds = statistics.median(times)
     stats = jax.devices()[0].memory_stats() or {}
-    program = step.memory_analysis()
+    program: Any = step.memory_analysis()
     needs = program.argument_size_in_bytes + program.output_size_in_bytes + program.temp_size_in_bytes
     return {
         "model": case.model,
@@ -144,14 +145,16 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def measure_attention(case: Case) -> dict[str, Any]:
-    """Dense attention of one global layer in ms: ours, and PyTorch's by backend where torch and a GPU are there."""
+    """Dense attention of one global layer in ms: ours, and PyTorch's by backend where torch and a GPU are
+    there.
+    """
     model = case.build()
     patch, heads = model.image_policy.patch, model.num_heads
     shape = (case.frames * (model.num_special + (case.side // patch) ** 2), heads, model.embed_dim // heads)
     q, k, v = (
         jax.random.normal(key, (1, *shape), jnp.bfloat16) for key in jax.random.split(jax.random.key(0), 3)
     )
-    row = {"frames": case.frames, "heads": heads, "head_dim": shape[2]}
+    row: dict[str, Any] = {"frames": case.frames, "heads": heads, "head_dim": shape[2]}
     row["jax"] = jax_ms(dense_attention, q, k, v, repeats=case.repeats)
     return row | _torch_attention(*shape, case.repeats)
 
@@ -177,7 +180,9 @@ MEASURES = {"model": measure, "attention": measure_attention}
 
 
 def run(what: str, case: Case) -> dict[str, Any]:
-    """A row of MEASURES, measured in a process of its own. Raises FailedError with the last line of what went wrong."""
+    """A row of MEASURES, measured in a process of its own. Raises FailedError with the last line of what went
+    wrong.
+    """
     environment = dict(os.environ)
     if case.memory_limit is not None:
         environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{case.memory_limit / _gpu_memory_gib():.4f}"

@@ -1,7 +1,7 @@
 """What a person can cause: `Error` is what to catch, and what a command turns into one sentence.
 
-Anything else that is raised is a bug of ours and keeps its traceback. Where a built-in class says the same, ours is a
-kind of it too, so that `except ValueError` and `except FileNotFoundError` still do what they say.
+Anything else that is raised is a bug of ours and keeps its traceback. Where a built-in class says the same,
+ours is a kind of it too, so that `except ValueError` and `except FileNotFoundError` still do what they say.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from collections.abc import Iterator
 
 
 class Error(Exception):
-    """The text is one sentence that names the file or argument, what is wrong with it, and what would be right.
+    """The text is one sentence that names the file or argument, what is wrong with it, and what would be
+    right.
 
     Attributes:
-      argument: the name of the library's argument at fault, by which a command finds the option to name instead.
-      exit_code: of a command that ends with this error: 2 for wrong input, 1 for what failed though the input was right.
+      argument: the name of the library's argument at fault, by which a command finds the option to name
+        instead.
+      exit_code: of a command that ends with this error: 2 for wrong input, 1 for what failed though the input
+        was right.
     """
 
     exit_code = 2
@@ -51,7 +54,8 @@ class ExtraError(Error, ModuleNotFoundError):
 
 
 class FileError(Error, OSError):
-    """The system refused to read or to write: a permission, a folder in place of a file, a file that is there already.
+    """The system refused to read or to write: a permission, a folder in place of a file, a file that is there
+    already.
 
     `errno` is the system's, where it gave one.
     """
@@ -75,7 +79,9 @@ class OutOfMemoryError(FailedError):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether this is raised for want of memory. JAX's error is known by its name, so that JAX need not be imported."""
+    """Whether this is raised for want of memory. JAX's error is known by its name, so that JAX need not be
+    imported.
+    """
     if isinstance(error, MemoryError | OutOfMemoryError):
         return True
     return type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
@@ -83,7 +89,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def memory_errors(smaller: str) -> Iterator[None]:
-    """Turns running out of memory within the block into an OutOfMemoryError that says what to do: `smaller`."""
+    """Turns running out of memory within the block into an OutOfMemoryError that says to do `smaller`."""
     try:
         yield
     except OutOfMemoryError:

@@ -122,14 +122,15 @@ class Sparsity:
         What a subclass changes to choose otherwise, as the baseline of random blocks in evaluate/ablations.py
         does.
         """
-        how = dict(
+        return pooled_block_mask(
+            q,
+            k,
             keep_count=keep_count,
             cdf_threshold=cdf_threshold,
             block=self.block,
             kv_runs=kv_runs,
             pool=self.pool,
         )
-        return pooled_block_mask(q, k, **how)
 
 
 def _are_ints(values: object) -> bool:

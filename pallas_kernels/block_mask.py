@@ -136,7 +136,7 @@ class BlockMask:
 
     @property
     def density(self) -> Array:
-        """f32[]: share of blocks computed, over batch, heads and all block pairs (METHOD.md §9: sparsity = 1
-        - density).
+        """f32[]: share of blocks computed, over batch, heads and all block pairs (docs/method.md §7: sparsity
+        = 1 - density).
         """
         return jnp.mean(self.kv_num_blocks.astype(jnp.float32)) / self.num_kv_blocks

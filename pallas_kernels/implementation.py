@@ -77,7 +77,7 @@ def device_of(x: Array | None = None) -> Device:
         device = min(x.devices(), key=lambda device: device.id)
     else:
         # A device, a platform's name or nothing.
-        default = jax.config.jax_default_device  # type: ignore[attr-defined]
+        default: Any = getattr(jax.config, "jax_default_device")  # noqa: B009  its stubs do not know it
         device = default if isinstance(default, jax.Device) else jax.local_devices(backend=default)[0]
     return Device(device.platform, device.device_kind, getattr(device, "compute_capability", None))
 

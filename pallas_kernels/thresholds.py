@@ -1,5 +1,5 @@
-"""The row threshold of the mask by bisection (METHOD.md §4): the steps, which the GPU kernel takes too, and a
-loop over them in plain XLA.
+"""The row threshold of the mask by bisection (docs/method.md §4): the steps, which the GPU kernel takes too,
+and a loop over them in plain XLA.
 
 A row's kept blocks are {score >= t}. With ρ alone, t is the largest value that at least n = max(1,
 keep_count) blocks reach; with τ alone the smallest whose blocks hold at most τ + 1e-5 of the mass, where a
@@ -47,8 +47,8 @@ def middle(bracket: Bracket) -> Array:
 def narrow(
     bracket: Bracket, count: Array, n: Array | int, mass: Array | None, limit: Array | None
 ) -> Bracket:
-    """One step of the bisection for the row threshold t of METHOD.md §4: a block is kept where its score is
-    at least t.
+    """One step of the bisection for the row threshold t of docs/method.md §4: a block is kept where its score
+    is at least t.
 
     A bracket is (lo, hi, blocks that score >= lo, blocks that score >= hi), thresholds as images. At lo there
     are too many: at least n blocks and, with τ, a mass above the limit; at hi there are not. `count` and

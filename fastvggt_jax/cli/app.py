@@ -1,7 +1,7 @@
 """The command `fastvggt`: one file of this folder per command, which has a function of the command's name.
 
-typer, because it comes with what everybody knows: rich help, shell completion, and tests through click's runner. JAX
-and the models are imported inside the commands, so that --help is quick.
+typer, because it comes with what everybody knows: rich help, shell completion, and tests through click's
+runner. JAX and the models are imported inside the commands, so that --help is quick.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def bench(
 
 def _heading(what: str, model: str, side: int) -> str:
     if what == "attention":
-        return "one global layer's dense attention, bfloat16, ms: ours, then PyTorch's SDPA and its ratio to ours"
+        return "dense attention of one global layer, bfloat16, ms: ours, then PyTorch's and its ratio to ours"
     return f"{model}, {side}×{side}\n" + " ".join(f"{head:>9}" for head in HEADS)
 
 

@@ -1,4 +1,6 @@
-"""How a command says that something went wrong: one sentence on stderr and an exit code. A bug keeps its traceback."""
+"""How a command says that something went wrong: one sentence on stderr and an exit code. A bug keeps its
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,12 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 
 def one_sentence(*, smaller: str = "take less at a time") -> Callable[[Function], Function]:
-    """A command that ends, where its function raises an `errors.Error` or runs out of memory, in one sentence.
+    """A command that ends, where its function raises an `errors.Error` or runs out of memory, in one
+    sentence.
 
     The sentence names the command's option where the error names the library's argument, and is a JSON object
-    {"error": sentence} on stdout too where the command has been asked for --json. The command also gets --debug.
+    {"error": sentence} on stdout too where the command has been asked for --json. The command also gets
+    --debug.
 
     smaller: what to do when memory runs out.
     """

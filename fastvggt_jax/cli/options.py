@@ -31,8 +31,8 @@ Dtype = Annotated[
 Size = Annotated[
     int | None,
     typer.Option(
-        help="Pixels of what the model sees: its width, a multiple of the model's patches; of mode area: of a "
-        "square of as many pixels. Default: what the model was made for."
+        help="Pixels of what the model sees: its width, a multiple of the model's patches; of mode area: of "
+        "a square of as many pixels. Default: what the model was made for."
     ),
 ]
 Overwrite = Annotated[

@@ -47,8 +47,8 @@ def reconstruct(
     mode: Annotated[
         MODES | None,
         typer.Option(
-            help="crop (VGGT's default): full width, what is higher than --size is cut off; pad, square: all, "
-            "in a square; area (π³'s default): all, in the proportions of the first."
+            help="crop (VGGT's default): full width, what is higher than --size is cut off; pad, square: "
+            "all, in a square; area (π³'s default): all, in the proportions of the first."
         ),
     ] = None,
     size: Size = None,
@@ -98,7 +98,7 @@ def reconstruct(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Cameras, depth and a point cloud of a scene from its photographs; the first one sets the coordinates."""
+    """Cameras, depth and points of a scene from its photographs; the first one sets the coordinates."""
     from fastvggt_jax.export import ExportOptions, default_formats, missing_formats
     from fastvggt_jax.pipeline import Settings
     from fastvggt_jax.pretrained import recommended_block

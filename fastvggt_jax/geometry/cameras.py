@@ -5,6 +5,7 @@ Source: VGGT's utils/pose_enc.py and utils/geometry.py (the formulas, not the co
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from fastvggt_jax.geometry.rotations import einsum, quat_xyzw_to_rotation, rotation_to_quat_xyzw
 
@@ -34,7 +35,7 @@ def encode_pose(cam_from_world: jax.Array, K: jax.Array, height: int, width: int
     return jnp.concatenate([cam_from_world[..., :3, 3], quat, fov_h[..., None], fov_w[..., None]], -1)
 
 
-def intrinsic_matrix(fx: jax.Array, fy: jax.Array, cx: jax.Array, cy: jax.Array) -> jax.Array:
+def intrinsic_matrix(fx: ArrayLike, fy: ArrayLike, cx: ArrayLike, cy: ArrayLike) -> jax.Array:
     """K f32[..., 3, 3] in pixels; the four arguments broadcast."""
     fx, fy, cx, cy = jnp.broadcast_arrays(*(jnp.asarray(v, jnp.float32) for v in (fx, fy, cx, cy)))
     zero, one = jnp.zeros_like(fx), jnp.ones_like(fx)
@@ -65,13 +66,13 @@ def unproject_depth(depth: jax.Array, K: jax.Array, cam_from_world: jax.Array) -
 def move_origin(K: jax.Array, pixels: float) -> jax.Array:
     """K [..., 3, 3] in coordinates in which every pixel's are larger by `pixels`.
 
-    0.5 leads from coordinates that are 0 at the first pixel's centre, as upstream's, to ours, which are 0 at its
-    outer corner.
+    0.5 leads from coordinates that are 0 at the first pixel's centre, as upstream's, to ours, which are 0 at
+    its outer corner.
     """
     return jnp.asarray(K).at[..., :2, 2].add(pixels)
 
 
 def depth_of(points: jax.Array, cam_from_world: jax.Array) -> jax.Array:
-    """z in the camera, f32[..., H, W], of world points f32[..., H, W, 3] and cam_from_world f32[..., 3, 4]."""
+    """z in the camera, f32[..., H, W], of points f32[..., H, W, 3] and cam_from_world f32[..., 3, 4]."""
     row = jnp.asarray(cam_from_world, jnp.float32)[..., 2, :]
     return einsum("...hwi,...i->...hw", points, row[..., :3]) + row[..., None, None, 3]

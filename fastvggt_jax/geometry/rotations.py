@@ -1,7 +1,7 @@
 """Rotations and rigid transforms: quaternions, the nearest rotation, inverses.
 
-Conventions as in `fastvggt_jax.geometry`. Source of the quaternions: VGGT's utils/rotation.py (the formulas, not the
-code).
+Conventions as in `fastvggt_jax.geometry`. Source of the quaternions: VGGT's utils/rotation.py (the formulas,
+not the code).
 """
 
 import functools

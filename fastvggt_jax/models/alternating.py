@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from fastvggt_jax.attention import dense_attention, hilbert_order, sparse_global_attention
 from fastvggt_jax.models.rope import Rope, patch_positions, rope_tables
@@ -26,7 +27,7 @@ def alternate(
     num_special: int,
     taps: tuple[int, ...],
     sparsity: Sparsity | None,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     remat: bool = False,
 ) -> tuple[Array, Array, Array | None]:
     """Applies `taps[-1] + 1` pairs of a frame and a global block, whose parameters get a leading layer axis.
@@ -40,9 +41,9 @@ def alternate(
       remat: whether a derivative keeps each pair's input alone and computes the rest again.
 
     Returns:
-      dtype[taps, B, F, P, 2D], the frame block's output beside the global block's; f32[B, F, 2D], the same of the
-      last pair's first token; and the share of blocks that each pair's global attention computed, f32[pairs], or None
-      of dense attention.
+      dtype[taps, B, F, P, 2D], the frame block's output beside the global block's; f32[B, F, 2D], the same of
+      the last pair's first token; and the share of blocks that each pair's global attention computed,
+      f32[pairs], or None of dense attention.
     """
     B, F, P, D = x.shape
     positions, order = patch_positions(*grid, num_special), None

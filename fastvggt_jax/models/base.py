@@ -1,7 +1,7 @@
 """What a model owes to everything around it: `Model`, the base class of all of them.
 
-Scenes, evaluation, training, benchmarks, export and conversion ask these methods and nothing else, so a model is one
-file that is named once, in `registry`.
+Scenes, evaluation, training, benchmarks, export and conversion ask these methods and nothing else, so a model
+is one file that is named once, in `registry`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ Array = jax.Array
 class Model(nn.Module):
     """A model's own fields are its configuration: they define the weights and stand in the weight file.
 
-    Those of this class only say how it is run. Every model also has the fields `heads` (a tuple of the names of those
-    that are on, all by default), `depth` (global layers) and `num_heads`, `embed_dim` (of a global layer).
+    Those of this class only say how it is run. Every model also has the fields `heads` (a tuple of the names
+    of those that are on, all by default), `depth` (global layers) and `num_heads`, `embed_dim` (of a global
+    layer).
 
     Attributes:
-      dtype: of the backbone's matrix products; heads, norms, RoPE, softmax statistics and geometry are float32 always.
+      dtype: of the backbone's matrix products; heads, norms, RoPE, softmax statistics and geometry are
+        float32 always.
       sparsity: block-sparse global attention; None = dense.
       frames_chunk: how many frames the dense heads take at a time, at least one of each scene.
       remat: whether derivatives recompute what blocks and chunks of frames hold instead of keeping it.
@@ -52,10 +54,10 @@ class Model(nn.Module):
     loss_weights: ClassVar[Mapping[str, float]] = {}
 
     if TYPE_CHECKING:  # a subclass has these as fields or properties
-        heads: tuple[str, ...]
-        depth: int
-        num_heads: int
-        embed_dim: int
+        heads: tuple[str, ...] = ()
+        depth: int = 0
+        num_heads: int = 0
+        embed_dim: int = 0
 
     # ---- the configuration
 
@@ -150,7 +152,8 @@ def _checked(cls: type[Model], config: Mapping[str, Any]) -> dict[str, Any]:
     from pydantic import ValidationError
 
     try:
-        values = _schema(cls).model_validate_json(json.dumps(dict(config)), strict=True)
+        schema = _schema(cls)  # type: ignore[arg-type]  # linen's __hash__ is of instances
+        values = schema.model_validate_json(json.dumps(dict(config)), strict=True)
     except ValidationError as error:
         wrong = "; ".join(_in_words(cls, one) for one in error.errors())
         raise InputError(f"the config is not one of a {cls.__name__}: {wrong}") from error
@@ -165,7 +168,7 @@ def _in_words(cls: type[Model], error: Mapping[str, Any]) -> str:
 
 
 @cache
-def _schema(cls: type[Model]) -> Any:
+def _schema(cls: type) -> Any:
     import typing
 
     from pydantic import ConfigDict, create_model
@@ -184,14 +187,16 @@ _UNIT = np.arange(256, dtype=np.float32) / np.float32(255)
 def to_unit(images: Array) -> Array:
     """u8[...] as float32 in [0, 1], float[...] as it is but float32.
 
-    By a table: XLA multiplies by 1/255 where the official loaders divide, which is another number for half of the
-    values.
+    By a table: XLA multiplies by 1/255 where the official loaders divide, which is another number for half of
+    the values.
     """
     return jnp.asarray(_UNIT)[images] if images.dtype == jnp.uint8 else images.astype(jnp.float32)
 
 
 def check_images(images: Array, patch: int) -> None:
-    """Raises InputError unless images are [B, F, H, W, 3], of 8 bits or floating point, H and W multiples of `patch`."""
+    """Raises InputError unless images are [B, F, H, W, 3], of 8 bits or floating point, H and W multiples of
+    `patch`.
+    """
     if images.ndim != 5 or images.shape[-1] != 3:
         hint = ""
         if images.ndim == 5 and images.shape[2] == 3:

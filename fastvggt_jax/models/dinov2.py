@@ -7,6 +7,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fastvggt_jax.models.vit import Block, layer_norm, scan_blocks
 
@@ -39,7 +40,7 @@ class PatchProjection(nn.Module):
 
     patch_size: int
     features: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
@@ -54,7 +55,7 @@ class PatchProjection(nn.Module):
 class PatchEmbed(nn.Module):
     patch_size: int
     features: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
@@ -62,7 +63,7 @@ class PatchEmbed(nn.Module):
 
 
 class DinoV2(nn.Module):
-    """Images to patch tokens; the defaults are ViT-L/14 with 4 registers, its position table made for 518 px."""
+    """Images to patch tokens; by default ViT-L/14 with 4 registers, its position table made for 518 px."""
 
     img_size: int = 518
     patch_size: int = 14
@@ -71,7 +72,7 @@ class DinoV2(nn.Module):
     num_heads: int = 16
     mlp_ratio: float = 4.0
     num_register_tokens: int = 4
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
 
     def setup(self) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fastvggt_jax import geometry
 from fastvggt_jax.errors import InputError
@@ -48,15 +49,15 @@ class Decoder(nn.Module):
 
     num_heads: int
     mlp_ratio: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     def setup(self) -> None:
         self.frame_blocks = Block(self.num_heads, 1e-6, self.mlp_ratio, qk_norm=True, dtype=self.dtype)
         self.global_blocks = Block(self.num_heads, 1e-6, self.mlp_ratio, qk_norm=True, dtype=self.dtype)
 
     def __call__(self, x: Array, **how: Any) -> tuple[Array, Array | None]:
-        """f32[B, F, P, D] -> dtype[B, F, P, 2D], the last frame block's output beside the last global block's,
-        and the density f32[depth] of sparse global attention.
+        """f32[B, F, P, D] -> dtype[B, F, P, 2D], the last frame block's output beside the last global
+        block's, and the density f32[depth] of sparse global attention.
         """
         taps, _, density = alternate(self.frame_blocks, self.global_blocks, x, dtype=self.dtype, **how)
         return taps[0], density
@@ -148,7 +149,8 @@ class Pi3(Model):
 
         Args:
           images: u8[B, F, H, W, 3], or float in [0, 1]; H and W multiples of `patch_size`.
-          query_points: must be None, π³ tracks no points; it is there so that all models are called in one way.
+          query_points: must be None, π³ tracks no points; it is there so that all models are called in one
+            way.
 
         Raises:
           InputError: wrong shape or dtype, or query points.
@@ -191,8 +193,8 @@ class Pi3(Model):
         return Prediction(**out)
 
     def decode(self, tokens: Array, grid: tuple[int, int]) -> tuple[Array, ...]:
-        """dtype[B, P, 2D] -> of the heads that are on: points before activation f32[B, H, W, 3], confidence logits
-        f32[B, H, W, 1], translation f32[B, 3] and matrix f32[B, 9].
+        """dtype[B, P, 2D] -> of the heads that are on: points before activation f32[B, H, W, 3], confidence
+        logits f32[B, H, W, 1], translation f32[B, 3] and matrix f32[B, 9].
         """
         rope = rope_tables(
             patch_positions(*grid, self.num_special), self.head_embed_dim // self.head_num_heads
@@ -209,23 +211,22 @@ class Pi3(Model):
 
     @classmethod
     def reconstruction(cls, prediction: Prediction, points_from: str | None = None) -> Reconstruction:
-        """See `Model`. π³'s own world is no camera's, ours is the first one's; depth is the z of its points, whose
-        confidence is the sigmoid of a logit. It predicts no K.
+        """See `Model`. π³'s own world is no camera's, ours is the first one's; depth is the z of its points,
+        whose confidence is the sigmoid of a logit. It predicts no K.
         """
         cls.check_points_from(points_from)
-        p = prediction
-        if p.local_points is None or p.conf is None or p.camera_poses is None:
-            text = f"a reconstruction by π³ needs the heads {', '.join(HEADS)}: run the model with all of them on"
-            raise InputError(text, argument="heads")
-        cam_from_world = geometry.invert_se3(p.camera_poses)
-        first_from_cam = geometry.compose(cam_from_world[:, :1], p.camera_poses)  # [B, F, 4, 4]
-        conf = jax.nn.sigmoid(p.conf[..., 0])
+        (local,) = prediction.need("point", "local_points")
+        (logits,) = prediction.need("conf", "conf")
+        (world_from_cam,) = prediction.need("camera", "camera_poses")
+        first_from_world = geometry.invert_se3(world_from_cam[:, :1])
+        first_from_cam = geometry.compose(first_from_world, world_from_cam)  # [B, F, 4, 4]
+        conf = jax.nn.sigmoid(logits[..., 0])
         return Reconstruction(
             cam_from_world=geometry.invert_se3(first_from_cam)[..., :3, :],
             K=None,
-            depth=p.local_points[..., 2],
+            depth=local[..., 2],
             depth_conf=conf,
-            points=geometry.transform(first_from_cam, p.local_points),
+            points=geometry.transform(first_from_cam, local),
             conf=conf,
             conf_floor=CONF_FLOOR,
         )

@@ -1,4 +1,4 @@
-"""What a model returns, in upstream's terms (`Prediction`), and what that says, in ours (`Reconstruction`)."""
+"""What a model returns, in upstream's terms (`Prediction`), and what it says, in ours (`Reconstruction`)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import flax.struct
 import jax
+
+from fastvggt_jax.errors import InputError
 
 if TYPE_CHECKING:
     from fastvggt_jax.models.base import Model
@@ -57,13 +59,21 @@ class Prediction:
     density: Array | None = None
     made_by: type[Model] | None = flax.struct.field(pytree_node=False, default=None)
 
+    def need(self, head: str, *names: str) -> list[Array]:
+        """The fields of these names, which this head gives. Raises InputError if it was off."""
+        found = [getattr(self, name) for name in names]
+        if any(x is None for x in found):
+            text = f"a reconstruction needs {names[0]}: run the model with its {head} head on"
+            raise InputError(text, argument="heads")
+        return found
+
 
 @flax.struct.dataclass
 class Reconstruction:
     """What a model says about B scenes of F photographs, in the same terms whatever the model.
 
-    Pixels are counted as in `fastvggt_jax.sources.ImageTransform`: the outer corner of the first one is (0, 0), its
-    centre (0.5, 0.5). A point is seen at the centre of its pixel.
+    Pixels are counted as in `fastvggt_jax.sources.ImageTransform`: the outer corner of the first one is (0,
+    0), its centre (0.5, 0.5). A point is seen at the centre of its pixel.
 
     Attributes:
       cam_from_world: f32[B, F, 3, 4], OpenCV axes. The world is the first camera's frame, about or exactly.

@@ -1,7 +1,7 @@
 """The models that there are, each by its name; a model's modules are imported when it is asked for.
 
-To add one: its class, a `Model`, in a file of this folder, the rules of its official weights in `convert/`, and a line
-here. From outside the package, `register` does the same.
+To add one: its class, a `Model`, in a file of this folder, the rules of its official weights in `convert/`,
+and a line here. From outside the package, `register` does the same.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ MODELS = {
 
 
 def register(name: str, model: str, rules: str | None = None) -> None:
-    """Adds a model of your own: its class as "module:Class", and the module of its conversion rules if it has any."""
+    """Adds a model of your own: its class as "module:Class", and the module of its conversion rules if it has
+    any.
+    """
     MODELS[name] = Entry(model, rules)
 
 

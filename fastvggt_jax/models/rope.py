@@ -26,7 +26,7 @@ def patch_positions(h: int, w: int, num_special: int) -> np.ndarray:
     return np.concatenate([np.zeros((num_special, 2)), grid]).astype(np.int32)
 
 
-def rope_tables(positions: Array, head_dim: int, base: float = 100.0) -> Rope:
+def rope_tables(positions: Array | np.ndarray, head_dim: int, base: float = 100.0) -> Rope:
     """positions [T, 2] (y, x). Of the head's H channels the first half turns with y, the second with x, at
     base^(-2j / (H/2)).
     """

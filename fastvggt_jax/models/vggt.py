@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from fastvggt_jax import geometry
 from fastvggt_jax.errors import InputError
@@ -60,7 +61,7 @@ class Aggregator(nn.Module):
     num_register_tokens: int
     taps: tuple[int, ...]
     sparsity: Sparsity | None
-    dtype: jnp.dtype
+    dtype: DTypeLike
     remat: bool = False
 
     def setup(self) -> None:
@@ -118,8 +119,8 @@ class TrackHead(nn.Module):
 
 
 class VGGT(Model):
-    """The fields are the configuration, their defaults the released VGGT-1B; a tiny model is the same class with
-    smaller numbers. How it is run (`dtype`, `sparsity`, ...) is `Model`'s.
+    """The fields are the configuration, their defaults the released VGGT-1B; a tiny model is the same class
+    with smaller numbers. How it is run (`dtype`, `sparsity`, ...) is `Model`'s.
     """
 
     point_sources: ClassVar[tuple[str, ...]] = ("depth", "point_head")
@@ -192,9 +193,8 @@ class VGGT(Model):
             or self.taps[0] < 0
             or self.taps[-1] != self.depth - 1
         ):
-            raise InputError(
-                f"taps={self.taps} must be four layers in ascending order, the last one the last of {self.depth}"
-            )
+            order = f"four layers in ascending order, the last one the last of {self.depth}"
+            raise InputError(f"taps={self.taps} must be {order}", argument="taps")
         shared = [
             field.name for field in dataclasses.fields(Aggregator) if field.name not in ("parent", "name")
         ]
@@ -276,31 +276,30 @@ class VGGT(Model):
         """See `Model`. Points come from the depth, unprojected with the cameras, which upstream recommends as
         more accurate, or from the point head.
 
-        Upstream counts pixels from the centre of the first one and has the principal point at W/2, H/2: in our
-        coordinates, half a pixel further.
+        Upstream counts pixels from the centre of the first one and has the principal point at W/2, H/2: in
+        our coordinates, half a pixel further.
         """
         cls.check_points_from(points_from)
         p = prediction
-        if p.pose_enc is None:
-            text = "a reconstruction needs cameras: run the model with its camera head on"
-            raise InputError(text, argument="heads")
-        if points_from == "point_head" and p.world_points is None:
-            text = "points_from='point_head' needs the point head: run the model with it on"
-            raise InputError(text, argument="points_from")
-        if p.depth is None and (p.world_points is None or points_from == "depth"):
-            text = "a reconstruction needs points: run the model with its depth head or its point head on"
-            raise InputError(text, argument="heads")
-        height, width = (p.depth if p.depth is not None else p.world_points).shape[2:4]
-        fov = jnp.clip(p.pose_enc[..., 7:9], *FOV_LIMITS)
-        pose_enc = jnp.concatenate([p.pose_enc[..., :7], fov], -1)
-        cam_from_world, K = geometry.decode_pose(pose_enc, height, width)
-        points, conf = p.world_points, p.world_points_conf
-        if p.depth is not None:
-            depth, depth_conf = p.depth[..., 0], p.depth_conf
-        else:
+        (pose_enc,) = p.need("camera", "pose_enc")
+        if p.depth is None and points_from != "depth":
+            points_from = "point_head"
+        dense, conf = (
+            p.need("point", "world_points", "world_points_conf")
+            if points_from == "point_head"
+            else p.need("depth", "depth", "depth_conf")
+        )
+        height, width = dense.shape[2:4]
+        fov = jnp.clip(pose_enc[..., 7:9], *FOV_LIMITS)
+        limited = jnp.concatenate([pose_enc[..., :7], fov], -1)
+        cam_from_world, K = geometry.decode_pose(limited, height, width)
+        points = dense
+        if points_from != "point_head":
+            points = geometry.unproject_depth(dense, K, cam_from_world)
+        if p.depth is None or p.depth_conf is None:
             depth, depth_conf = geometry.depth_of(points, cam_from_world), conf
-        if p.depth is not None and points_from != "point_head":
-            points, conf = geometry.unproject_depth(p.depth, K, cam_from_world), depth_conf
+        else:
+            depth, depth_conf = p.depth[..., 0], p.depth_conf
         return Reconstruction(
             cam_from_world=cam_from_world,
             K=geometry.move_origin(K, 0.5),
@@ -308,7 +307,7 @@ class VGGT(Model):
             depth_conf=depth_conf,
             points=points,
             conf=conf,
-            clipped=(fov != p.pose_enc[..., 7:9]).any(-1),
+            clipped=(fov != pose_enc[..., 7:9]).any(-1),
             conf_floor=CONF_FLOOR,
         )
 

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fastvggt_jax.attention import dense_attention
 from fastvggt_jax.models.rope import Rope, apply_rope, rotate, swap_pairs
@@ -45,7 +46,7 @@ class Mlp(nn.Module):
 
     hidden: int
     out: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     out_bias: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
@@ -95,7 +96,7 @@ class Attention(nn.Module):
 
     num_heads: int
     qk_norm: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, rope: Rope | None = None, attend: Attend = dense_attention) -> Array:
@@ -121,7 +122,7 @@ class Block(nn.Module):
     mlp_ratio: float = 4.0
     qk_norm: bool = False
     layer_scale: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, rope: Rope | None = None, attend: Attend = dense_attention) -> Array:

@@ -6,13 +6,14 @@ from typing import Any
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fastvggt_jax.models.base import Model
 
 CAMERA_OUT = "camera_head/pose_branch/fc2"  # the last layer of a camera head that refines a pose encoding
 
 
-def random_params(model: Model, seed: int = 0, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
+def random_params(model: Model, seed: int = 0, dtype: DTypeLike = jnp.float32) -> dict[str, Any]:
     """{"params": tree of arrays}, drawn so that activations neither die nor grow; `model.init` starts the
     tokens and the layer scales so near 0 that all cameras and depths would come out alike.
     """
@@ -29,7 +30,7 @@ def random_params(model: Model, seed: int = 0, dtype: jnp.dtype = jnp.float32) -
     return {"params": flax.traverse_util.unflatten_dict(out, sep="/")}
 
 
-def _draw(name: str, shape: tuple[int, ...], key: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def _draw(name: str, shape: tuple[int, ...], key: jax.Array, dtype: DTypeLike) -> jax.Array:
     *parents, leaf = name.split("/")
     draw = jax.random.normal(key, shape, dtype)
     if leaf == "kernel":

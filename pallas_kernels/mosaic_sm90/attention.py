@@ -477,7 +477,7 @@ def _launch(
 
     def entry(*refs: Ref) -> None:
         # The layout that wgmma reads: rows of 64 elements (128 bytes), swizzled.
-        transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+        transforms: Any = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))  # type: ignore[abstract]
         smem = lambda *shape: plgpu.SMEM(shape, dtype, transforms=transforms)
         barriers = lambda arrivals, number: plgpu.Barrier(num_arrivals=arrivals, num_barriers=number)
         pl.run_scoped(

@@ -32,7 +32,9 @@ def first_hit(world: World, origin: Array, direction: Array) -> tuple[Array, Arr
     for kind, count in zip(shapes.KINDS, COUNTS, strict=True):
         here = slice(start, start + count)
 
-        def nearer(carry: tuple[Array, Array], shape: tuple, kind=kind) -> tuple[tuple[Array, Array], None]:
+        def nearer(
+            carry: tuple[Array, Array], shape: tuple, kind: Callable[[Vector, Vector], Array] = kind
+        ) -> tuple[tuple[Array, Array], None]:
             best, hit = carry
             rotation, centre, size, number = shape
             t = kind(*_into(rotation, centre, size, o, d))
@@ -67,18 +69,24 @@ def _into(
     rotation: Array, centre: Array, size: Array, origin: Vector, direction: Vector
 ) -> tuple[Vector, Vector]:
     """The ray in a shape's own coordinates, in which it has unit size. Distances along it stay the same."""
-    turn = lambda x: tuple(shapes.dot(x, _split(rotation.T)[axis]) / size[axis] for axis in range(3))
-    return turn(tuple(x - c for x, c in zip(origin, _split(centre), strict=True))), turn(direction)
+    axes = _split(rotation.T)
+
+    def turn(v: Vector) -> Vector:
+        x, y, z = (shapes.dot(v, axes[axis]) / size[axis] for axis in range(3))
+        return x, y, z
+
+    (ox, oy, oz), (cx, cy, cz) = origin, _split(centre)
+    return turn((ox - cx, oy - cy, oz - cz)), turn(direction)
 
 
 def _surroundings(world: World, origin: Vector, direction: Vector) -> tuple[Array, Array]:
     """The walls, floor and ceiling, or the ground."""
-    nearest, wall = jnp.inf, 0
+    nearest: Any = jnp.inf
+    wall: Any = 0
     low, high = _split(world.room * jnp.array([-1, -1, 0])), _split(world.room)
     for axis, (o, d) in enumerate(zip(origin, direction, strict=True)):
-        to_face = (jnp.where(d > 0, high[axis], low[axis]) - o) / shapes.away_from_zero(
-            d
-        )  # the origin is inside
+        # The origin is inside.
+        to_face = (jnp.where(d > 0, high[axis], low[axis]) - o) / shapes.away_from_zero(d)
         wall = jnp.where(to_face < nearest, 2 * axis + (d > 0), wall)
         nearest = jnp.minimum(nearest, to_face)
     ground = _ground(world, origin, direction)

@@ -8,6 +8,8 @@ Surfaces are seen from outside and inside.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -19,7 +21,8 @@ FLAT = 1e-9
 
 def box(origin: Vector, direction: Vector) -> Array:
     """The cube [-1, 1]³."""
-    enter, leave = -jnp.inf, jnp.inf
+    enter: Any = -jnp.inf
+    leave: Any = jnp.inf
     for o, d in zip(origin, direction, strict=True):
         low, high = _slab(o, d)
         enter, leave = jnp.maximum(enter, low), jnp.minimum(leave, high)
@@ -94,7 +97,7 @@ def _slab(origin: Array, direction: Array) -> tuple[Array, Array]:
     return jnp.minimum(first, second), jnp.maximum(first, second)
 
 
-def dot(a: Vector, b: Vector) -> Array:
+def dot(a: Vector, b: Vector | Array) -> Array:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 

@@ -6,6 +6,8 @@ Lattice noise is hashed with integers, so it is the same on every device.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -30,10 +32,10 @@ def noise(point: Array, seed: Array) -> Array:
     f = point - cell
     f = f * f * (3 - 2 * f)
     i = cell.astype(jnp.int32)
-    total = 0.0
+    total: Any = 0.0
     for corner in range(8):
         offset = (corner & 1, corner >> 1 & 1, corner >> 2)
-        weight = 1.0
+        weight: Any = 1.0
         for axis, o in enumerate(offset):
             weight *= f[..., axis] if o else 1 - f[..., axis]
         total += weight * hash_unit(i[..., 0] + offset[0], i[..., 1] + offset[1], i[..., 2] + offset[2], seed)
@@ -44,7 +46,8 @@ def fractal_noise(point: Array, seed: Array, octaves: int) -> Array:
     """Noise at `octaves` scales, each half as wide and about half as strong: f32[..., 3] -> f32[...] in [0,
     1).
     """
-    total, strength, norm = 0.0, 1.0, 0.0
+    total: Any = 0.0
+    strength, norm = 1.0, 0.0
     for octave in range(octaves):
         total += strength * noise(point * 2**octave + 17 * octave, seed + octave)
         norm += strength

@@ -48,9 +48,8 @@ class World:
 
 def height_of_ground(hills: Array, x: Array, y: Array) -> Array:
     """f32[...]: a sum of waves."""
-    return sum(
-        hills[n, 0] * jnp.sin(hills[n, 1] * x + hills[n, 2] * y + hills[n, 3]) for n in range(hills.shape[0])
-    )
+    wave = lambda h: h[0] * jnp.sin(h[1] * x + h[2] * y + h[3])
+    return sum((wave(hills[n]) for n in range(1, hills.shape[0])), wave(hills[0]))
 
 
 def random_world(key: Array) -> World:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fastvggt_jax.models.vit import Block, Mlp, layer_norm, scan_blocks
 
@@ -28,7 +29,7 @@ class CameraHead(nn.Module):
     mlp_ratio: float = 4.0
     num_iterations: int = 4
 
-    def first_bias(self, key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    def first_bias(self, key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
         """Where training starts: at the identity with 1 rad of view, since relu has no gradient below 0. The
         iterations add up.
         """

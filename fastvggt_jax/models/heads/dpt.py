@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -145,7 +146,7 @@ class Scratch(nn.Module):
 
 
 def add_uv(x: Array, aspect: float, uv: bool) -> Array:
-    return x + UV_RATIO * uv_embedding(*x.shape[1:], aspect) if uv else x
+    return x + UV_RATIO * uv_embedding(x.shape[1], x.shape[2], x.shape[3], aspect) if uv else x
 
 
 class DPTHead(nn.Module):
@@ -192,8 +193,8 @@ def activate_points(logits: Array) -> tuple[Array, Array]:
 
 
 def over_frame_chunks(
-    head: DPTHead,
-    apply: Callable[[DPTHead, Array], tuple[Array, ...]],
+    head: nn.Module,
+    apply: Callable[[Any, Array], tuple[Array, ...]],
     taps: Array,
     shapes: tuple[tuple[int, ...], ...],
     chunk: int,
@@ -209,7 +210,7 @@ def over_frame_chunks(
     """
     _, B, F, *token = taps.shape
 
-    def of_frames(head: DPTHead, start: Array, size: int) -> tuple[Array, ...]:
+    def of_frames(head: nn.Module, start: Array | int, size: int) -> tuple[Array, ...]:
         some = jax.lax.dynamic_slice_in_dim(taps, start, size, 2) if size < F else taps
         outs = apply(head, some.reshape(-1, B * size, *token))
         return tuple(out.reshape(B, size, *out.shape[1:]) for out in outs)
@@ -221,7 +222,7 @@ def over_frame_chunks(
     size = min(range(most, most // 2, -1), key=lambda c: -(-F // c) * c)
     starts = [min(i * size, F - size) for i in range(-(-F // size))]
 
-    def body(head: DPTHead, buffers: tuple[Array, ...], start: Array) -> tuple[tuple[Array, ...], None]:
+    def body(head: nn.Module, buffers: tuple[Array, ...], start: Array) -> tuple[tuple[Array, ...], None]:
         update = jax.lax.dynamic_update_slice_in_dim
         return tuple(
             update(b, o, start, 1) for b, o in zip(buffers, of_frames(head, start, size), strict=True)

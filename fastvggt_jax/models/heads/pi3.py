@@ -7,6 +7,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fastvggt_jax.geometry import nearest_rotation
 from fastvggt_jax.models.rope import Rope
@@ -24,7 +25,7 @@ class FrameDecoder(nn.Module):
     depth: int
     num_heads: int
     out_dim: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
 
     @nn.compact

@@ -57,7 +57,7 @@ def sample_position(coords: Array, h: int, w: int, channels: int) -> Array:
 
 
 def sample_border(maps: Array, coords: Array) -> Array:
-    """Bilinear at pixel coordinates [B, Q, 2] (x, y) of maps [B, h, w, C]; outside, the border. -> [B, Q, C]"""
+    """Bilinear at pixel coordinates [B, Q, 2] (x, y) of [B, h, w, C], outside the border -> [B, Q, C]."""
     x0, x1, wx = _corners(coords[..., 0], maps.shape[2])
     y0, y1, wy = _corners(coords[..., 1], maps.shape[1])
     at = jax.vmap(lambda m, y, x: m[y, x])
@@ -170,7 +170,14 @@ class UpdateFormer(nn.Module):
         B, Q, F, D = tokens.shape
         virtual = jnp.broadcast_to(self.virual_tracks, (B, self.num_virtual, F, D))
 
-        def body(time, x, _, virtual_self, to_point, to_virtual):
+        def body(
+            time: TrackBlock,
+            x: Array,
+            _: None,
+            virtual_self: TrackBlock,
+            to_point: TrackBlock,
+            to_virtual: TrackBlock,
+        ) -> tuple[Array, None]:
             x = time(x.reshape(-1, F, D)).reshape(B, -1, F, D)
             x = x.transpose(0, 2, 1, 3).reshape(B * F, -1, D)
             point, virtual = x[:, :Q], x[:, Q:]
@@ -240,21 +247,26 @@ class Tracker(nn.Module):
         ref = jnp.concatenate([first, jnp.broadcast_to(others, (1, F - 1, others.shape[-1]))], 1)[:, None]
         constant = sample_position(start, h, w, 3 * C + 4)[:, :, None] + ref  # [B, Q, F, 3C + 4]
 
-        def iteration(update, carry, _, corr_mlp, feature_norm, feature_update):
-            coords, features = (
-                jax.lax.stop_gradient(carry[0]),
-                carry[1],
-            )  # upstream too: no gradient from an iteration's start
+        def iteration(
+            update: UpdateFormer,
+            carry: tuple[Array, Array],
+            _: None,
+            corr_mlp: Mlp,
+            feature_norm: nn.LayerNorm,
+            feature_update: nn.Dense,
+        ) -> tuple[tuple[Array, Array], Array]:
+            # Upstream too: no gradient from an iteration's start.
+            coords, features = jax.lax.stop_gradient(carry[0]), carry[1]
             flat_coords, flat_features = coords.reshape(B * F, Q, 2), features.reshape(B * F, Q, C)
-            corr = [
+            levels = [
                 correlate(level, flat_features, flat_coords / 2**i, self.corr_radius)
                 for i, level in enumerate(pyramid)
             ]
-            corr = jnp.concatenate(corr, -1)  # [B·F, Q, levels·(2r+1)²]
+            corr = jnp.concatenate(levels, -1)  # [B·F, Q, levels·(2r+1)²]
             flow = coords - coords[:, :1]
             scaled = flow / self.max_scale
-            x = [embed_flow(flow, C // 2), scaled, scaled, corr_mlp(corr).reshape(B, F, Q, C), features]
-            x = jnp.concatenate(x, -1).transpose(0, 2, 1, 3) + constant  # [B, Q, F, 3C + 4]
+            parts = [embed_flow(flow, C // 2), scaled, scaled, corr_mlp(corr).reshape(B, F, Q, C), features]
+            x = jnp.concatenate(parts, -1).transpose(0, 2, 1, 3) + constant  # [B, Q, F, 3C + 4]
             update.sow("intermediates", "corr_in", corr)
             update.sow("intermediates", "update_in", x)
             delta = update(x).transpose(0, 2, 1, 3)  # [B, F, Q, 2 + C]

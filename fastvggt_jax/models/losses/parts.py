@@ -17,8 +17,8 @@ TINY = 1e-8
 
 
 def normalise(truth: Truth) -> Truth:
-    """The truth in the coordinates of each scene's first camera and in units of the mean distance of its valid points
-    from there, 0 where nothing is valid. A scene without a valid point keeps its unit.
+    """The truth in the coordinates of each scene's first camera and in units of the mean distance of its
+    valid points from there, 0 where nothing is valid. A scene without a valid point keeps its unit.
     """
     R, t = truth.cam_from_world[..., :3], truth.cam_from_world[..., 3]
     rotation = geometry.einsum("bfij,bkj->bfik", R, R[:, 0])
@@ -38,8 +38,8 @@ def normalise(truth: Truth) -> Truth:
 
 
 def steps_between(rotation: Array, centre: Array) -> Array:
-    """World_from_cam f32[..., F, 3, 3], f32[..., F, 3] -> each second camera's centre in the first one's coordinates,
-    f32[..., F, F, 3].
+    """World_from_cam f32[..., F, 3, 3], f32[..., F, 3] -> each second camera's centre in the first one's
+    coordinates, f32[..., F, F, 3].
     """
     between = centre[..., None, :, :] - centre[..., :, None, :]
     return geometry.einsum("...fji,...fgj->...fgi", rotation, between)

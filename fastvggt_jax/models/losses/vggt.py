@@ -77,7 +77,7 @@ def loss(
 
 
 def camera_loss(pose_enc_list: tuple[Array, ...], target: Array) -> dict[str, Array]:
-    """Mean absolute errors of pose encodings f32[B, F, 9] over the iterations, the later ones weighing more."""
+    """Mean absolute errors of pose encodings f32[B, F, 9] over the iterations; the later ones weigh more."""
     errors = jnp.abs(jnp.stack(pose_enc_list) - target)  # [iterations, B, F, 9]
     decay = _decay(STAGE_DECAY, len(errors))
     mean = lambda x: (decay * x.mean((1, 2, 3))).sum()

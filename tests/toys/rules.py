@@ -1,0 +1,1 @@
+"""How the toy model's official weights, of a made-up PyTorch code, become ours."""
