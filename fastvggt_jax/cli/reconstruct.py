@@ -26,6 +26,7 @@ from fastvggt_jax.cli.options import (
     SparsityText,
     use_compilation_cache,
 )
+from fastvggt_jax.errors import InputError
 
 MODES = Literal["crop", "pad", "square", "area"]
 
@@ -55,9 +56,9 @@ def reconstruct(
     sparsity: SparsityText = "dense",
     block: Block = None,
     special_keys: Annotated[
-        Literal["dense", "official"],
-        typer.Option(help="Block-sparse: dense always attends to camera and register tokens."),
-    ] = "dense",
+        Literal["dense", "official"] | None,
+        typer.Option(help="Block-sparse: dense always attends to camera and register tokens (default)."),
+    ] = None,
     layers: Annotated[
         str | None,
         typer.Option("--sparse-layers", help="Block-sparse: these global layers only, such as 0-9,18-23."),
@@ -105,6 +106,9 @@ def reconstruct(
     from fastvggt_jax.sparsity import parse_block, parse_layers, parse_sparsity
 
     chosen, weights = _inputs(photos, weights, demo)
+    for option, value in (("--special-keys", special_keys), ("--sparse-layers", layers)):
+        if value is not None and sparsity == "dense":
+            raise InputError(f"{option} needs a --sparsity that is not dense, such as 0.5,0.9")
     settings = Settings(
         photos=tuple(chosen),
         weights=weights,
@@ -114,7 +118,7 @@ def reconstruct(
         sparsity=parse_sparsity(
             sparsity,
             parse_block(block) if block else recommended_block(weights),
-            special_keys=special_keys,
+            special_keys=special_keys or "dense",
             layers=parse_layers(layers) if layers else None,
         ),
         dtype=dtype,
@@ -142,7 +146,6 @@ def reconstruct(
 
 def _inputs(photos: list[str] | None, weights: str | None, demo: bool) -> tuple[list[str], str]:
     """What to reconstruct, and with what. Raises InputError."""
-    from fastvggt_jax.errors import InputError
     from fastvggt_jax.pretrained import BUNDLED
 
     if demo:

@@ -54,7 +54,10 @@ class Toy(Model):
         poses = jnp.tile(jnp.eye(4), (*images.shape[:2], 1, 1))
         poses = poses.at[..., 0, 3].set(0.1 * jnp.arange(images.shape[1], dtype=jnp.float32))
         return Prediction(
-            depth=jnp.exp(y[..., :1]), depth_conf=1 + jnp.exp(y[..., 1]), camera_poses=poses, made_by=type(self)
+            depth=jnp.exp(y[..., :1]),
+            depth_conf=1 + jnp.exp(y[..., 1]),
+            camera_poses=poses,
+            made_by=type(self),
         )
 
     @classmethod

@@ -1,0 +1,87 @@
+"""`fastvggt bench`: what is measured, and what is wrong with its options. Rows run in this process."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from fastvggt_jax import bench
+from fastvggt_jax.cli.app import app
+
+TINY = dict(img_size=28, embed_dim=32, encoder_depth=1, encoder_num_heads=1, num_heads=1)
+HEADS = dict(head_embed_dim=32, head_depth=1, head_num_heads=1, head_out_dim=32, camera_out_dim=32)
+CONFIGS = {
+    "vggt": TINY | dict(depth=4, taps=[0, 1, 2, 3], dpt_features=16),
+    "pi3": TINY | dict(depth=2, **HEADS),
+}
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["bench", *map(str, arguments)])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--config", "gone.json"], "gone.json: cannot be read"),
+        (["--size", 50], "--size must be a positive multiple of the model's patches of 14 pixels, not 50"),
+        (["--sparsity", "foo"], "--sparsity must be dense, or"),
+        (["--sparsity", "1.5"], "not '1.5'"),
+        (["--block", "128,64"], "--block must be queries x keys such as 128x64"),
+        (["--frames", 0], "--frames must be at least 1"),
+        (["--heads", "nose"], "VGGT has no nose; it has camera, depth, point, track"),
+        (["--model", "maxi"], "there is no --model 'maxi'; there are vggt, pi3"),
+        (["--memory-limit", 15], "--memory-limit needs an NVIDIA GPU"),
+    ],
+)
+def test_what_is_wrong_with_its_options_is_one_sentence(options, message, monkeypatch):
+    monkeypatch.setattr(bench.shutil, "which", lambda name: None)
+    result = run(*options)
+    assert result.exit_code == 2 and message in result.stderr, result.output
+
+
+@pytest.mark.parametrize("name, heads", [("vggt", "depth"), ("pi3", "point")])
+def test_models_dense_and_sparse(name, heads, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "run", lambda what, case: bench.MEASURES[what](case))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS[name]))
+    options = [
+        "--model",
+        name,
+        "--config",
+        tmp_path / "config.json",
+        "--size",
+        28,
+        "--frames",
+        2,
+        "--repeats",
+        1,
+    ]
+    options += ["--sparsity", "dense", "--sparsity", "0.75", "--heads", heads, "--only", "model"]
+    result = run(*options, "--json")
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(row["model"], row["frames"], row["sparsity"]) for row in rows] == [
+        (name, 2, "dense"),
+        (name, 2, "0.75"),
+    ]
+    assert all(row["ms_per_frame"] == 500 * row["seconds"] > 0 and row["needs_gib"] > 0 for row in rows)
+
+
+def test_a_row_that_fails_is_said_and_the_others_are_measured(monkeypatch):
+    def half(what, case):
+        if case.frames == 1:
+            raise bench.FailedError("1 frames, dense: RuntimeError: boom")
+        return dict(
+            frames=2,
+            sparsity="dense",
+            seconds=1.0,
+            ms_per_frame=500.0,
+            compile_seconds=2.0,
+            needs_gib=3.0,
+            peak_gib=4.0,
+        )
+
+    monkeypatch.setattr(bench, "run", half)
+    result = run("--frames", 1, "--frames", 2, "--sparsity", "dense", "--only", "model", "--size", 28)
+    assert result.exit_code == 1
+    assert "boom" in result.stdout and "500.00" in result.stdout.splitlines()[-1]
