@@ -10,7 +10,7 @@ import pytest
 from fastvggt_jax import geometry
 from fastvggt_jax.models.prediction import Prediction
 from fastvggt_jax.scene import Scene, to_scene
-from fastvggt_jax.sources.photographs import Images, ImageTransform
+from fastvggt_jax.sources import Images, ImageTransform
 
 F, H, W = 3, 28, 42
 LEFT, RIGHT = 7, 35  # the photographs are 28 pixels wide, with 7 columns of padding on each side

@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from fastvggt_jax.evaluate.runner import predictor
-from fastvggt_jax.sources.photographs import load_images
+from fastvggt_jax.sources import load_images
 
 
 def motorcycle() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

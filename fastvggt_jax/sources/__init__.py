@@ -1,6 +1,16 @@
 """Where pictures come from, and how they are sized for a model."""
 
-from fastvggt_jax.sources.photographs import Images, load_images
+from fastvggt_jax.sources.base import Frame, Source, register, registered
+from fastvggt_jax.sources.images import Images, load_images
 from fastvggt_jax.sources.sizing import ImagePolicy, ImageTransform
 
-__all__ = ["ImagePolicy", "ImageTransform", "Images", "load_images"]
+__all__ = [
+    "Frame",
+    "ImagePolicy",
+    "ImageTransform",
+    "Images",
+    "Source",
+    "load_images",
+    "register",
+    "registered",
+]

@@ -1,7 +1,8 @@
 """How a photograph becomes the pixels that a model sees, and the transform back to its own.
 
-The pixels equal upstream's (VGGT: vggt/utils/load_fn.py; π³, mode "area": pi3/utils/basic.py) bit for bit. One
-difference is on purpose: a strip so thin that its height would round to no patch at all gets one row of patches.
+The pixels equal upstream's (VGGT: vggt/utils/load_fn.py; π³, mode "area": pi3/utils/basic.py) bit for bit.
+One difference is on purpose: a strip so thin that its height would round to no patch at all gets one row of
+patches.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class ImageTransform:
 
     @property
     def valid(self) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom): the model pixels that show the photograph wholly, none of the padding."""
+        """(left, top, right, bottom): the model pixels that show the photograph alone, none of the padding."""
         left, right = self.offset_x, self.offset_x + self.scale_x * self.original_width
         top, bottom = self.offset_y, self.offset_y + self.scale_y * self.original_height
         eps = 1e-6  # scale · size is off by a rounding error where it means a whole number
@@ -106,7 +107,7 @@ class ImageTransform:
         Padding never bleeds in. What the crop has cut off, the model has not seen: `fill` stands there.
         """
         if values.shape != (self.model_height, self.model_width):
-            raise ValueError(
+            raise InputError(
                 f"the map must be [{self.model_height}, {self.model_width}], not {list(values.shape)}"
             )
         left, top, right, bottom = self.valid

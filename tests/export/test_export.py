@@ -18,7 +18,7 @@ from fastvggt_jax.export.colors import colorize
 from fastvggt_jax.export.depth import file_stems
 from fastvggt_jax.export.glb import frusta
 from fastvggt_jax.scene import PointCloud, Scene
-from fastvggt_jax.sources.photographs import ImageTransform
+from fastvggt_jax.sources import ImageTransform
 
 F, H, W = 3, 28, 42
 OLD = "old, by fastvggt_jax"

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from fastvggt_jax import geometry
-from fastvggt_jax.sources.photographs import Images, area_size, load_images
+from fastvggt_jax.sources import Images, load_images
+from fastvggt_jax.sources.sizing import area_size
 from tests.parity.goldens import Goldens
 
 

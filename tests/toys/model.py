@@ -1,4 +1,4 @@
-"""A toy model: cameras in a row, depth and confidence from colours by one linear layer. Patches of 4 pixels."""
+"""A toy model: cameras in a row, depth and confidence from colours by two layers. Patches of 4 pixels."""
 
 from __future__ import annotations
 

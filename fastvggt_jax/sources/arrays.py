@@ -1,0 +1,58 @@
+"""Pictures that are in memory: numpy and jax arrays, and Pillow's images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from fastvggt_jax.errors import InputError
+from fastvggt_jax.sources.base import Frame
+
+FORMS = "[H, W], [H, W, 3] or [H, W, 4], or [F, H, W, 3] or [F, H, W, 4]"
+
+
+class Arrays:
+    """Arrays of 8-bit or floating-point pixels, one picture or [F, ...] of them, and PIL images."""
+
+    def recognises(self, source: Any) -> bool:
+        if isinstance(source, Image.Image):
+            return True
+        return (
+            not isinstance(source, list | tuple) and hasattr(source, "__array__") and hasattr(source, "ndim")
+        )
+
+    def frames(self, source: Any) -> Iterator[Frame]:
+        if isinstance(source, Image.Image):
+            yield Frame(lambda: ImageOps.exif_transpose(source))
+            return
+        pixels = _checked(np.asarray(source))
+        for one in pixels if pixels.ndim == 4 else pixels[None]:
+            yield Frame(partial(Image.fromarray, one))
+
+
+def _checked(pixels: np.ndarray) -> np.ndarray:
+    """u8[..., H, W(, channels)]. Raises InputError."""
+    color = pixels.ndim in (3, 4) and pixels.shape[-1] in (3, 4)
+    if not (color or pixels.ndim == 2) or 0 in pixels.shape:
+        hint = ""
+        if pixels.ndim in (3, 4) and pixels.shape[-3] == 3:
+            hint = "; these look channels-first, transpose them"
+        raise InputError(
+            f"an array of pixels must be {FORMS}, not {list(pixels.shape)}{hint}", argument="source"
+        )
+    if pixels.dtype == np.uint8:
+        return pixels
+    if not np.issubdtype(pixels.dtype, np.floating):
+        text = f"an array of pixels must be uint8, or floating point in [0, 1], not {pixels.dtype}"
+        raise InputError(text, argument="source")
+    if not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN too
+        text = f"floating-point pixels must lie in [0, 1], not from {pixels.min():g} to {pixels.max():g}"
+        raise InputError(f"{text}; of 8-bit values, divide by 255", argument="source")
+    return np.rint(pixels.astype(np.float32) * 255).astype(np.uint8)
+
+
+ARRAYS = Arrays()

@@ -1,0 +1,77 @@
+"""What a source of pictures is, and which there are.
+
+To add one: a `Source` in a file of this folder and an entry in SOURCES. From outside the package, `register`
+does the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from PIL import Image
+
+from fastvggt_jax.errors import InputError
+
+
+class Frame(NamedTuple):
+    """A picture that is decoded when it is wanted.
+
+    Attributes:
+      open: gives it upright, in any mode of Pillow; raises ImageError if it cannot be used.
+      path: its file, where it has one. name: what to call it, by default after its file or its position.
+    """
+
+    open: Callable[[], Image.Image]
+    path: Path | None = None
+    name: str | None = None
+
+
+class Source(Protocol):
+    def recognises(self, source: Any) -> bool:
+        """Whether `frames` takes this."""
+
+    def frames(self, source: Any) -> Iterable[Frame]:
+        """The pictures, in the order in which they are loaded. Raises errors.Error."""
+
+
+# In the order in which they are asked; "module:object", imported when they are.
+SOURCES: list[Source | str] = [
+    "fastvggt_jax.sources.arrays:ARRAYS",
+    "fastvggt_jax.sources.photographs:PHOTOGRAPHS",
+]
+
+
+def register(source: Source) -> None:
+    """Adds a source of your own; it is asked first."""
+    SOURCES.insert(0, source)
+
+
+@contextlib.contextmanager
+def registered(source: Source) -> Iterator[None]:
+    """Adds a source for the time of the block."""
+    register(source)
+    try:
+        yield
+    finally:
+        SOURCES.remove(source)
+
+
+def frames_of(source: Any) -> list[Frame]:
+    """All pictures that `source` stands for, see `load_images`. InputError for what no source knows."""
+    for entry in SOURCES:
+        known = _load(entry) if isinstance(entry, str) else entry
+        if known.recognises(source):
+            return list(known.frames(source))
+    if isinstance(source, Iterable):
+        return [frame for one in source for frame in frames_of(one)]
+    text = "source must be photographs (a folder, files, a pattern), arrays or PIL images, or a list of these"
+    raise InputError(f"{text}, not {type(source).__name__}", argument="source")
+
+
+def _load(path: str) -> Source:
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
