@@ -54,8 +54,7 @@ class ExtraError(Error, ModuleNotFoundError):
 
 
 class FileError(Error, OSError):
-    """The system refused to read or to write: a permission, a folder in place of a file, a file that is there
-    already.
+    """The system refused to read or to write: a permission, a full disk.
 
     `errno` is the system's, where it gave one.
     """
@@ -66,6 +65,10 @@ class FileError(Error, OSError):
         super().__init__(text, argument=argument)
         if cause is not None:
             self.errno, self.strerror, self.filename = cause.errno, cause.strerror, cause.filename
+
+
+class TargetError(Error, OSError):
+    """What is to be written to cannot be: it is there already, is something else, or may not be written."""
 
 
 class FailedError(Error, RuntimeError):

@@ -12,58 +12,38 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from fastvggt_jax import export
 from fastvggt_jax.errors import OutOfMemoryError, out_of_memory
-from fastvggt_jax.export.glb import require_trimesh
+from fastvggt_jax.export.base import Export, ExportOptions, all_formats, check_formats, write_formats
 from fastvggt_jax.io.files import check_output_folder, output_folder
 from fastvggt_jax.models.base import Model
 from fastvggt_jax.models.prediction import Reconstruction
 from fastvggt_jax.pretrained import from_pretrained, read_model
-from fastvggt_jax.scene import Scene, check_cloud_options, to_scene
+from fastvggt_jax.scene import to_scene
 from fastvggt_jax.sources import Images, load_images
 from fastvggt_jax.sparsity import Sparsity
 
-OUTPUTS = ("cameras.json", "depth", "overview.jpg", "points.ply", "scene.glb")
-OURS = (
-    "cameras.json",
-    "depth/*.npz",
-    "depth/*.png",
-    "overview.jpg",
-    "points.ply",
-    "scene.glb",
-)  # what --overwrite may replace
 Step = Callable[[str], contextlib.AbstractContextManager]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to reconstruct and how; the options of the command line, which documents them."""
+    """What to reconstruct and how; the options of the command line, which documents them.
+
+    cameras.json is always among the formats: by it a later run knows the folder for one of ours.
+    """
 
     photos: tuple[str, ...]
-    checkpoint: str
+    weights: str
     output: Path
     mode: str | None = None  # None: the model's own
     size: int | None = None  # None: the model's own
     sparsity: Sparsity | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    points_from: Literal["depth", "point_head"] | None = None
-    conf_percentile: float | None = None
-    edge_filter: float | None = None
-    voxel: float | None = None
-    max_points: int | None = None
-    depth_original: bool = False
-    glb: bool = True
+    points_from: str | None = None
+    formats: tuple[str, ...] = ()
+    export: ExportOptions = ExportOptions()  # noqa: RUF009  immutable
     skip_bad: bool = False
     overwrite: bool = False
-
-    @property
-    def cloud(self) -> dict[str, Any]:
-        return dict(
-            conf_percentile=self.conf_percentile,
-            edge_filter=self.edge_filter,
-            voxel=self.voxel,
-            limit=self.max_points,
-        )
 
 
 def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
@@ -73,18 +53,18 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
     load_images, from_pretrained, to_scene and the writers raise, and OutOfMemoryError.
     """
     s = settings
-    check_output_folder(s.output, overwrite=s.overwrite, ours=OURS)
-    check_cloud_options(**s.cloud)
-    if s.glb:
-        require_trimesh()
-    model = read_model(s.checkpoint)
+    formats = check_formats(("cameras", *s.formats))
+    # What --overwrite may replace; the first tells that the folder is ours.
+    ours = [pattern for format in all_formats() for pattern in format.files]
+    check_output_folder(s.output, overwrite=s.overwrite, ours=ours)
+    model = read_model(s.weights)
     heads = model.heads_for(s.points_from)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         with step("load photographs"):
             images = load_images(s.photos, model.image_policy, mode=s.mode, size=s.size, skip_bad=s.skip_bad)
         with step("load weights"), memory_errors(images):
-            model, params = from_pretrained(s.checkpoint, heads=heads, sparsity=s.sparsity)
+            model, params = from_pretrained(s.weights, heads=heads, sparsity=s.sparsity)
             # The dtype of the matrix products; parameters stay as they are stored.
             model = model.clone(dtype=compute_dtype(s.dtype))
         found, density = predict(model, params, images, step, s.points_from)
@@ -92,10 +72,14 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
         del params
         with step("write"):
             scene = to_scene(found, images)
-            points = write_outputs(scene, s)
+            export = Export(scene, s.export)
+            if not len(export.cloud):
+                warnings.warn("no point is left: lower conf_percentile or raise edge_filter", stacklevel=2)
+            with output_folder(s.output, overwrite=s.overwrite, ours=ours) as folder:
+                files = write_formats(export, folder, formats)
     return {
         "output": str(s.output),
-        "files": [name for name in OUTPUTS if s.glb or name != "scene.glb"],
+        "files": sorted(files),
         "photographs": list(images.names),
         "skipped": [{"file": file, "reason": reason} for file, reason in images.skipped],
         "size": {
@@ -103,7 +87,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
             "height": images.pixels.shape[1],
             "mode": s.mode or model.image_policy.mode,
         },
-        "points": points,
+        "points": len(export.cloud),
         "intrinsics": list(scene.intrinsics),
         "model": {
             "class": type(model).__name__,
@@ -119,7 +103,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
 
 
 def compute_dtype(name: str) -> jnp.dtype:
-    """`auto` is bfloat16 where there is hardware for it, and float32 on a CPU, which is slower in bfloat16."""
+    """`auto` is bfloat16 where there is hardware for it, but float32 on a CPU, which is slower in bfloat16."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)
@@ -128,7 +112,9 @@ def compute_dtype(name: str) -> jnp.dtype:
 def predict(
     model: Model, params: Any, images: Images, step: Step, points_from: str | None = None
 ) -> tuple[Reconstruction, list[float] | None]:
-    """(the reconstruction of these images, computed; the share of blocks that each sparse layer has attended to)."""
+    """(the reconstruction of these images, computed; the share of blocks that each sparse layer has attended
+    to).
+    """
 
     def run(params: Any, pixels: jax.Array) -> tuple[Reconstruction, jax.Array | None]:
         prediction = model.apply(params, pixels)
@@ -141,21 +127,6 @@ def predict(
     with step("run"), memory_errors(images, params, compiled):
         found, density = jax.block_until_ready(compiled(params, jnp.asarray(pixels)))
     return found, None if density is None else [round(float(d), 4) for d in density]
-
-
-def write_outputs(scene: Scene, s: Settings) -> int:
-    """Write every file into a temporary folder that then becomes s.output; returns the number of points."""
-    cloud = scene.point_cloud(**s.cloud)
-    if not len(cloud):
-        warnings.warn("no point is left: lower --conf-percentile or raise --edge-filter", stacklevel=2)
-    with output_folder(s.output, overwrite=s.overwrite, ours=OURS) as folder:
-        export.write_cameras(scene, folder / "cameras.json")
-        export.write_depth(scene, folder / "depth", original=s.depth_original)
-        export.write_ply(cloud, folder / "points.ply")
-        export.write_overview(scene, folder / "overview.jpg", cloud=cloud)
-        if s.glb:
-            export.write_glb(scene, folder / "scene.glb", cloud=cloud)
-    return len(cloud)
 
 
 @contextlib.contextmanager
@@ -177,10 +148,10 @@ def _memory_sentence(images: Images, params: Any, compiled: jax.stages.Compiled 
     text = f"out of memory on {device.device_kind}: "
     if params is None:
         text += "the weights alone do not fit"
-        advice = "free the device, or convert the weights with --dtype bfloat16"
+        advice = "free the device, or convert the weights to bfloat16"
     else:
         text += f"{frames} photographs of {width}x{height} pixels need "
-        advice = "take fewer photographs, a smaller --size, or weights converted with --dtype bfloat16 (--sparse-ratio saves no memory)"
+        advice = "take fewer photographs, a smaller size, or weights in bfloat16 (sparsity saves no memory)"
         weights = sum(x.nbytes for x in jax.tree.leaves(params))
         sizes = compiled.memory_analysis() if compiled is not None else None
         failed = re.search(r"allocat\w+ (\d+) bytes", error)

@@ -1,16 +1,19 @@
-"""`Scene`: what a model has found out about photographs, in numpy, the same for every model; and its point cloud.
+"""`Scene`: what a model has found out about photographs, in numpy, the same for every model; and its point
+cloud.
 
-Everything that is written to disk starts from a Scene. Conventions as in `fastvggt_jax.geometry`; K is in model
-pixels, of which the first one's centre is (0.5, 0.5), and sees each point at the centre of its pixel. The world is the
-first camera's frame, about (VGGT) or exactly (π³, whose own world is no camera's), and its unit is arbitrary unless
-`metric_scale` is known.
+Everything that is written to disk starts from a Scene. Conventions as in `fastvggt_jax.geometry`; K is in
+model pixels, of which the first one's centre is (0.5, 0.5), and sees each point at the centre of its pixel.
+The world is the first camera's frame, about (VGGT) or exactly (π³, whose own world is no camera's), and its
+unit is arbitrary unless `metric_scale` is known.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import jax
@@ -19,6 +22,7 @@ import numpy as np
 from fastvggt_jax import geometry
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.geometry.intrinsics import fit_intrinsics
+from fastvggt_jax.io import scenes
 from fastvggt_jax.sources import Images, ImageTransform
 
 if TYPE_CHECKING:
@@ -86,7 +90,7 @@ class Scene:
         conf_percentile: float | None = None,
         edge_filter: float | None = None,
         voxel: float | None = None,
-        limit: int | None = None,
+        max_points: int | None = None,
     ) -> PointCloud:
         """The valid pixels' points, in the order of frames and pixels; the same input gives the same cloud.
 
@@ -96,10 +100,10 @@ class Scene:
           own depth; where a near object ends, the model smears points between it and the background. 0.03 is
           strict.
         voxel: side, in the scene's unit, of cubes of which only the most confident point is kept.
-        limit: at most so many points, spread evenly over the pixels.
+        max_points: at most so many points, spread evenly over the pixels.
         Raises ValueError for values outside their range.
         """
-        check_cloud_options(conf_percentile, edge_filter, voxel, limit)
+        check_cloud_options(conf_percentile, edge_filter, voxel, max_points)
         keep = self.valid.copy()
         if conf_percentile and keep.any():
             keep &= self.points_conf >= max(
@@ -111,9 +115,37 @@ class Scene:
         xyz, conf = self.points.reshape(-1, 3), self.points_conf.reshape(-1)
         if voxel is not None:
             chosen = chosen[_best_in_voxel(xyz[chosen], conf[chosen], voxel)]
-        if limit is not None and len(chosen) > limit:
-            chosen = chosen[_spread(len(chosen), limit)]
+        if max_points is not None and len(chosen) > max_points:
+            chosen = chosen[_spread(len(chosen), max_points)]
         return PointCloud(xyz[chosen], self.colors.reshape(-1, 3)[chosen], conf[chosen])
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes cameras.json and scene.npz, from which `load` brings all of it back. Raises FileError."""
+        scenes.write_cameras(self, Path(folder) / scenes.CAMERAS)
+        scenes.write_scene(self, Path(folder) / scenes.SCENE)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> Scene:
+        """The scene that was saved in a folder, or written there by reconstruct, bit for bit.
+
+        Raises MissingError, FileError, or InputError for a file that is damaged, of another kind or newer.
+        """
+        path = Path(folder) / scenes.SCENE
+        fields = scenes.read_scene(path)
+        try:
+            fields["transforms"] = tuple(ImageTransform(**t) for t in fields["transforms"])
+            fields["names"], fields["intrinsics"] = tuple(fields["names"]), tuple(fields["intrinsics"])
+            scene = cls(**fields)
+            shape = scene.colors.shape[:3]
+            maps = (scene.valid, scene.points_conf, scene.depth, scene.depth_conf, scene.points[..., 0])
+            whole = len(scene.names) == len(scene.transforms) == shape[0] and all(
+                x.shape == shape for x in maps
+            )
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged: its parts are not those of a scene") from error
+        if not whole:
+            raise InputError(f"{path} is damaged: its parts do not fit together")
+        return scene
 
 
 def to_scene(
@@ -121,8 +153,8 @@ def to_scene(
 ) -> Scene:
     """The Scene of the first batch element of a prediction, made from `images.pixels[None]`.
 
-    points_from: one of the model's `point_sources`, see its `reconstruction`.
-    Raises InputError if the heads needed are off, the prediction is not of these images, or a camera is not finite.
+    points_from: one of the model's `point_sources`, see its `reconstruction`. Raises InputError if the heads
+    needed are off, the prediction is not of these images, or a camera is not finite.
     """
     if hasattr(prediction, "made_by"):
         if prediction.made_by is None:
@@ -165,8 +197,8 @@ def _reconstruct(prediction: Prediction, points_from: str | None) -> Reconstruct
 
 
 def _in_cameras(points: np.ndarray, cam_from_world: np.ndarray) -> np.ndarray:
-    """World points f32[F, H, W, 3] in each camera's coordinates; a frame at a time, since those of hundreds of views
-    are gigabytes.
+    """World points f32[F, H, W, 3] in each camera's coordinates; a frame at a time, since those of hundreds
+    of views are gigabytes.
     """
     return np.stack([p @ m[:, :3].T + m[:, 3] for p, m in zip(points, cam_from_world, strict=True)])
 
@@ -281,7 +313,7 @@ def _spread(count: int, limit: int) -> np.ndarray:
 
 
 def check_cloud_options(
-    conf_percentile: float | None, edge_filter: float | None, voxel: float | None, limit: int | None
+    conf_percentile: float | None, edge_filter: float | None, voxel: float | None, max_points: int | None
 ) -> None:
     """Raises ValueError for a value that Scene.point_cloud cannot take, long before there is a scene."""
     if conf_percentile is not None and not 0 <= conf_percentile <= 100:
@@ -293,5 +325,5 @@ def check_cloud_options(
     if voxel is not None and not 0 < voxel < np.inf:
         text = f"voxel must be above 0 (in the scene's unit), not {voxel}"
         raise InputError(text, argument="voxel")
-    if limit is not None and limit < 1:
-        raise InputError(f"the limit of points must be at least 1, not {limit}", argument="limit")
+    if max_points is not None and max_points < 1:
+        raise InputError(f"max_points must be at least 1, not {max_points}", argument="max_points")

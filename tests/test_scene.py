@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fastvggt_jax import geometry
+from fastvggt_jax import VGGT, Pi3, geometry
 from fastvggt_jax.models.prediction import Prediction
 from fastvggt_jax.scene import Scene, to_scene
 from fastvggt_jax.sources import Images, ImageTransform
@@ -18,9 +18,7 @@ LEFT, RIGHT = 7, 35  # the photographs are 28 pixels wide, with 7 columns of pad
 
 def images_of(height=H, width=W, frames=F) -> Images:
     t = ImageTransform(56, 56, width, height, 0.5, height / 56, float(LEFT), 0.0)
-    pixels = np.random.default_rng(0).integers(0, 256, (frames, height, width, 3)).astype(
-        np.float32
-    ) / np.float32(255)
+    pixels = np.random.default_rng(0).integers(0, 256, (frames, height, width, 3), np.uint8)
     return Images(pixels, (t,) * frames, tuple(f"{i}.jpg" for i in range(frames)))
 
 
@@ -39,8 +37,14 @@ def prediction_of(**fields) -> Prediction:
     )
     everything |= fields
     return Prediction(
-        **{k: None if v is None else jnp.asarray(v, jnp.float32) for k, v in everything.items()}
+        made_by=VGGT, **{k: None if v is None else jnp.asarray(v, jnp.float32) for k, v in everything.items()}
     )
+
+
+def in_cameras(scene: Scene) -> np.ndarray:
+    """The points in their own cameras' coordinates."""
+    R, t = scene.cam_from_world[:, :, :3], scene.cam_from_world[:, :, 3]
+    return np.einsum("fij,fhwj->fhwi", R, scene.points) + t[:, None, None]
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +63,10 @@ def test_points_come_from_depth_and_cameras(scene):
     np.testing.assert_array_equal(scene.points_conf, prediction.depth_conf[0])
     assert scene.intrinsics == ("predicted",) * F
     np.testing.assert_array_equal(scene.depth, prediction.depth[0, ..., 0])
-    np.testing.assert_array_equal(scene.colors, np.rint(images_of().pixels * 255))
+    np.testing.assert_array_equal(scene.colors, images_of().pixels)
     assert all(
-        isinstance(getattr(scene, f.name), np.ndarray | tuple | float) for f in dataclasses.fields(scene)
+        isinstance(getattr(scene, f.name), np.ndarray | tuple | float | None)
+        for f in dataclasses.fields(scene)
     )
 
 
@@ -72,7 +77,8 @@ def test_points_come_from_the_point_head_when_asked_or_alone():
     for scene in (asked, alone):
         np.testing.assert_array_equal(scene.points, prediction.world_points[0])
         np.testing.assert_array_equal(scene.points_conf, prediction.world_points_conf[0])
-    assert asked.depth is not None and alone.depth is None
+    np.testing.assert_array_equal(asked.depth, prediction.depth[0, ..., 0])
+    np.testing.assert_allclose(alone.depth, in_cameras(alone)[..., 2], atol=1e-5)
 
 
 def test_without_depth_the_edge_filter_takes_the_depth_of_the_points():
@@ -104,8 +110,8 @@ def test_cameras_of_the_scene(scene):
     product = np.einsum("fij,fjk->fik", scene.cam_from_world, scene.world_from_cam)
     np.testing.assert_allclose(product, np.broadcast_to(np.eye(4)[:3], (F, 3, 4)), atol=1e-6)
     # the middle of the photograph, before and after
-    assert scene.K[0, 0, 2] == W / 2
-    np.testing.assert_allclose(scene.K_original(0)[:2, 2], [28, 28])
+    assert scene.K[0, 0, 2] == W / 2 + 0.5  # upstream's W / 2 counts from the centre of the first pixel
+    np.testing.assert_allclose(scene.K_original(0)[:2, 2], [29, 29])
     np.testing.assert_allclose(scene.K_original(0)[0, 0], scene.K[0, 0, 0] / 0.5)
 
 
@@ -113,7 +119,7 @@ def test_a_field_of_view_without_K_is_clipped_and_said():
     pose_enc = np.array(prediction_of().pose_enc)
     pose_enc[0, 1, 7] = 0
     pose_enc[0, 2, 8] = 4
-    with pytest.warns(UserWarning, match="2 of 3 cameras a field of view outside 1° to 175°"):
+    with pytest.warns(UserWarning, match="2 of 3 cameras a field of view that has no K"):
         scene = to_scene(prediction_of(pose_enc=pose_enc), images_of())
     assert np.isfinite(scene.K).all() and (scene.K[:, [0, 1], [0, 1]] > 0).all() and scene.valid[1:].any()
 
@@ -121,16 +127,16 @@ def test_a_field_of_view_without_K_is_clipped_and_said():
 def test_what_cannot_become_a_scene():
     images = images_of()
     for fields, match in [
-        (dict(pose_enc=None), "needs cameras: run the model with its camera head on"),
-        (dict(depth=None, world_points=None), "needs points"),
+        (dict(pose_enc=None), "needs pose_enc: run the model with its camera head on"),
+        (dict(depth=None, world_points=None), "needs world_points: run the model with its point head on"),
         (dict(pose_enc=np.full((1, F, 9), np.nan)), r"camera for 0\.jpg is not finite"),
         (dict(pose_enc=np.zeros((1, F, 9))), r"camera for 0\.jpg is not finite"),
     ]:
         with pytest.raises(ValueError, match=match):
             to_scene(prediction_of(**fields), images)
-    with pytest.raises(ValueError, match="needs the point head"):
+    with pytest.raises(ValueError, match="needs world_points: run the model with its point head on"):
         to_scene(prediction_of(world_points=None), images, points_from="point_head")
-    with pytest.raises(ValueError, match="'depth' or 'point_head', not 'points'"):
+    with pytest.raises(ValueError, match="'depth' or 'point_head' for a VGGT, not 'points'"):
         to_scene(prediction_of(), images, points_from="points")
     with pytest.raises(
         ValueError, match="the prediction is of 3 images of 42x28 pixels, but 2 of 42x28 were given"
@@ -207,9 +213,9 @@ def test_voxel_takes_the_first_of_equals_and_survives_far_points():
 
 def test_limit_is_met_evenly_and_always_alike(scene):
     everything = scene.point_cloud()
-    cloud = scene.point_cloud(limit=500)
-    assert len(cloud) == 500 and len(scene.point_cloud(limit=10**9)) == len(everything)
-    np.testing.assert_array_equal(cloud.xyz, scene.point_cloud(limit=500).xyz)
+    cloud = scene.point_cloud(max_points=500)
+    assert len(cloud) == 500 and len(scene.point_cloud(max_points=10**9)) == len(everything)
+    np.testing.assert_array_equal(cloud.xyz, scene.point_cloud(max_points=500).xyz)
     index = np.flatnonzero(np.isin(everything.conf, cloud.conf))
     quarters = np.histogram(index, 4, (0, len(everything)))[0]
     assert quarters.min() > 90  # of 125
@@ -218,7 +224,7 @@ def test_limit_is_met_evenly_and_always_alike(scene):
 
 
 def test_options_combine(scene):
-    cloud = scene.point_cloud(conf_percentile=50, edge_filter=0.9, voxel=0.2, limit=100)
+    cloud = scene.point_cloud(conf_percentile=50, edge_filter=0.9, voxel=0.2, max_points=100)
     assert 0 < len(cloud) <= 100
     assert (cloud.conf >= np.percentile(scene.points_conf[scene.valid], 50)).all()
 
@@ -232,7 +238,7 @@ def test_options_combine(scene):
         dict(voxel=0),
         dict(voxel=np.inf),
     ]
-    + [dict(limit=0), dict(voxel=np.nan), dict(edge_filter=np.nan)],
+    + [dict(max_points=0), dict(voxel=np.nan), dict(edge_filter=np.nan)],
 )
 def test_bad_options_are_named(scene, options):
     with pytest.raises(ValueError, match=f"{next(iter(options))}.* must be"):
@@ -241,7 +247,7 @@ def test_bad_options_are_named(scene, options):
 
 def test_nothing_valid_gives_an_empty_cloud(scene):
     empty = dataclasses.replace(scene, valid=np.zeros_like(scene.valid))
-    cloud = empty.point_cloud(conf_percentile=50, edge_filter=0.1, voxel=0.1, limit=5)
+    cloud = empty.point_cloud(conf_percentile=50, edge_filter=0.1, voxel=0.1, max_points=5)
     assert cloud.xyz.shape == (0, 3) and cloud.rgb.shape == (0, 3) and cloud.conf.shape == (0,)
 
 
@@ -262,7 +268,7 @@ def pi3_prediction_of(K, **fields) -> Prediction:
         dict(points=points, local_points=local, camera_poses=poses, conf=rng.normal(size=(F, H, W, 1)))
         | fields
     )
-    return Prediction(**{k: jnp.asarray(v, jnp.float32)[None] for k, v in everything.items()})
+    return Prediction(made_by=Pi3, **{k: jnp.asarray(v, jnp.float32)[None] for k, v in everything.items()})
 
 
 PI3_K = np.array([[40.0, 0, 20], [0, 50, 15], [0, 0, 1]])
@@ -279,11 +285,7 @@ def test_a_pi3_prediction_becomes_a_scene_like_any_other():
     first = np.asarray(prediction.camera_poses[0, 0], np.float64)
     expected = (np.asarray(prediction.points[0]) - first[:3, 3]) @ first[:3, :3]
     np.testing.assert_allclose(scene.points, expected, atol=1e-5)
-    in_cam = (
-        np.einsum("fij,fhwj->fhwi", scene.cam_from_world[..., :3], scene.points)
-        + scene.cam_from_world[:, None, None, :, 3]
-    )
-    np.testing.assert_allclose(in_cam, prediction.local_points[0], atol=1e-5)
+    np.testing.assert_allclose(in_cameras(scene), prediction.local_points[0], atol=1e-5)
     np.testing.assert_array_equal(scene.depth, prediction.local_points[0, ..., 2])
     np.testing.assert_allclose(
         scene.points_conf, 1 / (1 + np.exp(-np.asarray(prediction.conf[0, ..., 0]))), rtol=1e-6
@@ -347,7 +349,7 @@ def test_a_few_points_near_the_camera_are_no_reason_to_warn():
 
 def test_what_a_pi3_scene_cannot_be():
     prediction = pi3_prediction_of(PI3_K)
-    with pytest.raises(ValueError, match="points_from='depth' is VGGT's"):
+    with pytest.raises(ValueError, match="points_from must be 'point_head' for a Pi3, not 'depth'"):
         to_scene(prediction, images_of(), points_from="depth")
     with pytest.raises(ValueError, match="the prediction is of 3 images of 42x28 pixels, but 2"):
         to_scene(prediction, images_of(frames=2))

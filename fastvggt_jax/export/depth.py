@@ -1,5 +1,7 @@
 """depth/NAME.npz and NAME.png: every photograph's depth as numbers and as a picture."""
 
+from __future__ import annotations
+
 import io
 import os
 from pathlib import Path, PurePosixPath
@@ -7,6 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from fastvggt_jax.export.base import Format
 from fastvggt_jax.export.colors import DepthColors
 from fastvggt_jax.io.files import write_file
 from fastvggt_jax.scene import Scene
@@ -22,10 +25,8 @@ def write_depth(scene: Scene, folder: str | os.PathLike, *, original: bool = Fal
     the 98th percentile (its text fields `near` and `far`); black is no depth, or no confidence in it, as in
     the sky.
 
-    Raises ValueError if the scene has no depth (the depth head was off), OSError if writing fails.
+    Raises FileError if writing fails.
     """
-    if scene.depth is None:
-        raise ValueError("this scene has no depth: run the model with its depth head on")
     folder = Path(folder)
     depths = depth_on_photo(scene)
     colors = DepthColors(surfaces(depths, scene.depth_conf, scene))
@@ -82,3 +83,12 @@ def _png(colors: DepthColors, depth: np.ndarray) -> memoryview:
     buffer = io.BytesIO()
     Image.fromarray(colors(depth)).save(buffer, format="PNG", pnginfo=text)
     return buffer.getbuffer()
+
+
+DEPTH = Format(
+    "depth",
+    ("depth/*.npz", "depth/*.png"),
+    lambda export, folder: write_depth(
+        export.scene, folder / "depth", original=export.options.depth_original
+    ),
+)

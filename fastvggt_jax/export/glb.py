@@ -2,11 +2,13 @@
 `glb`).
 """
 
-import importlib.util
+from __future__ import annotations
+
 import os
 
 import numpy as np
 
+from fastvggt_jax.export.base import Format
 from fastvggt_jax.export.colors import colorize
 from fastvggt_jax.io.files import write_file
 from fastvggt_jax.scene import PointCloud, Scene
@@ -19,20 +21,14 @@ GL_FROM_CV = np.diag([1.0, -1.0, -1.0])
 STROKES = ([0, 1, 2, 0, 3, 4, 0], [2, 3], [4, 1])
 
 
-def require_trimesh() -> None:
-    """Raises ModuleNotFoundError, naming the extra, if trimesh is missing."""
-    if importlib.util.find_spec("trimesh") is None:
-        raise ModuleNotFoundError("writing .glb needs trimesh: pip install 'fastvggt_jax[glb]'")
-
-
 def write_glb(scene: Scene, path: str | os.PathLike, *, cloud: PointCloud | None = None) -> None:
     """Write a binary glTF with the nodes "points" (`cloud`, by default all valid points) and "cameras"
     (lines, dark for the first photograph to light for the last), turned from OpenCV's to OpenGL's axes: (x,
     y, z) -> (x, -y, -z).
 
-    Raises ModuleNotFoundError without trimesh, OSError if writing fails.
+    Raises ExtraError without trimesh, FileError if writing fails.
     """
-    require_trimesh()
+    GLB.require()
     import trimesh
     from trimesh.path import Path3D
     from trimesh.path.entities import Line
@@ -53,7 +49,7 @@ def write_glb(scene: Scene, path: str | os.PathLike, *, cloud: PointCloud | None
 
 
 def frusta(scene: Scene, depth: float) -> np.ndarray:
-    """f64[F, 5, 3] in the world: each camera's centre and the four corners of its photograph at this depth."""
+    """f64[F, 5, 3] in the world: each camera's centre, and its photograph's four corners at this depth."""
     corners = []
     for t, K in zip(scene.transforms, scene.K.astype(np.float64), strict=True):
         left, top, right, bottom = t.valid
@@ -67,3 +63,12 @@ def extent(cloud: PointCloud) -> float:
     """The diagonal of the box that holds the cloud but for 5 % on every side; 1 for no or one point."""
     low, high = np.percentile(cloud.xyz, [5, 95], axis=0) if len(cloud) else (0.0, 0.0)
     return float(np.linalg.norm(high - low)) or 1.0
+
+
+GLB = Format(
+    "glb",
+    ("scene.glb",),
+    lambda export, folder: write_glb(export.scene, folder / "scene.glb", cloud=export.cloud),
+    module="trimesh",
+    extra="glb",
+)

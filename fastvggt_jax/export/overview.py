@@ -2,12 +2,15 @@
 picture.
 """
 
+from __future__ import annotations
+
 import io
 import os
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from fastvggt_jax.export.base import Format
 from fastvggt_jax.export.colors import DepthColors, colorize
 from fastvggt_jax.export.depth import depth_on_photo, surfaces
 from fastvggt_jax.export.glb import STROKES, extent, frusta
@@ -23,7 +26,7 @@ SPLAT = 3  # pixels a side that a point covers
 
 
 def write_overview(scene: Scene, path: str | os.PathLike, *, cloud: PointCloud | None = None) -> None:
-    """Write a JPEG; the cameras are dark for the first photograph to light for the last. Raises OSError if
+    """Write a JPEG; the cameras are dark for the first photograph to light for the last. Raises FileError if
     writing fails.
     """
     cloud = scene.point_cloud() if cloud is None else cloud
@@ -115,3 +118,10 @@ def project(view_from_world: np.ndarray, points: np.ndarray) -> tuple[np.ndarray
     at = points @ view_from_world[:, :3].T + view_from_world[:, 3]
     z = np.maximum(at[..., 2:], 1e-9)
     return at[..., :2] / z * FOCAL + (WIDTH / 2, HEIGHT / 2), at[..., 2]
+
+
+OVERVIEW = Format(
+    "overview",
+    ("overview.jpg",),
+    lambda export, folder: write_overview(export.scene, folder / "overview.jpg", cloud=export.cloud),
+)

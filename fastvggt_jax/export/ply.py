@@ -1,9 +1,12 @@
 """points.ply: a point cloud with colours and confidences."""
 
+from __future__ import annotations
+
 import os
 
 import numpy as np
 
+from fastvggt_jax.export.base import Format
 from fastvggt_jax.io.files import write_file
 from fastvggt_jax.scene import PointCloud
 
@@ -13,7 +16,7 @@ _VERTEX = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3), ("confidence", "<f4")])
 def write_ply(cloud: PointCloud, path: str | os.PathLike) -> None:
     """Write a binary little-endian PLY: float x y z (OpenCV axes), uchar red green blue, float confidence.
 
-    Raises OSError if writing fails.
+    Raises FileError if writing fails.
     """
     vertices = np.empty(len(cloud), _VERTEX)
     vertices["xyz"], vertices["rgb"], vertices["confidence"] = cloud.xyz, cloud.rgb, cloud.conf
@@ -21,7 +24,7 @@ def write_ply(cloud: PointCloud, path: str | os.PathLike) -> None:
         [
             "ply",
             "format binary_little_endian 1.0",
-            "comment fastvggt_jax; OpenCV axes: x right, y down, z into the scene of the first camera; not metric",
+            "comment fastvggt_jax; OpenCV axes: x right, y down, z into the scene of the first camera",
             f"element vertex {len(cloud)}",
             *(f"property float {axis}" for axis in "xyz"),
             *(f"property uchar {color}" for color in ("red", "green", "blue")),
@@ -30,3 +33,6 @@ def write_ply(cloud: PointCloud, path: str | os.PathLike) -> None:
         ]
     )
     write_file(path, header.encode("ascii"), vertices.tobytes())
+
+
+PLY = Format("ply", ("points.ply",), lambda export, folder: write_ply(export.cloud, folder / "points.ply"))

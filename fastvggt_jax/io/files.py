@@ -1,4 +1,6 @@
-"""Writing that leaves nothing half-written: under a temporary name beside the target, then renamed onto it."""
+"""Writing that leaves nothing half-written: beside the target under another name, then renamed onto it."""
+
+from __future__ import annotations
 
 import contextlib
 import fnmatch
@@ -7,30 +9,47 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
+
+from fastvggt_jax.errors import FileError, TargetError, is_full
 
 
 def temporary_sibling(path: Path) -> Path:
-    """A name that does not exist yet, in the folder of `path`, so that a rename never crosses file systems."""
+    """A name that does not exist yet, in the folder of `path`: a rename never crosses file systems then."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
-def write_file(path: str | os.PathLike, *parts: bytes | memoryview) -> None:
-    """Write the parts one after another to `path`, making its folder.
+@contextlib.contextmanager
+def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file to write to that becomes `path`, whose folder is made, when the block ends well.
 
-    Raises OSError, with the file unchanged, if that cannot be done (its errno says why: ENOSPC for a full
-    disk). Everything that is written goes through plain `write`, because numpy's tofile and Pillow's encoders
-    lose the errno.
+    Raises FileError, with `path` unchanged, if that cannot be done. What is written should go through plain
+    `write`: numpy's tofile and Pillow's encoders lose the reason.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
-            for part in parts:
-                file.write(part)
+            yield file
         os.replace(temporary, path)
+    except OSError as error:
+        raise FileError(f"{path} could not be written: {reason(error)}", cause=error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_file(path: str | os.PathLike, *parts: bytes | memoryview) -> None:
+    """Write the parts one after another to `path`, whole or not at all. Raises as `new_file`."""
+    with new_file(path) as file:
+        for part in parts:
+            file.write(part)
+
+
+def reason(error: OSError) -> str:
+    """The system's words for what it refused, about space in ours."""
+    return "no space is left on its disk" if is_full(error) else error.strerror or str(error)
 
 
 # what the first entry of `ours` holds near its start: a file of that name alone proves nothing
@@ -40,27 +59,28 @@ OUR_NAME = b"fastvggt_jax"
 def check_output_folder(
     path: str | os.PathLike, *, overwrite: bool = False, ours: Sequence[str] = ()
 ) -> None:
-    """Raises OSError, in one sentence, if `path` may not be written by output_folder, which see."""
+    """Raises TargetError if `path` may not be written by output_folder, which see."""
     path = Path(path)
     if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"the output {path} is a file; give a folder")
+        raise TargetError(f"the output {path} is a file; give a folder", argument="output")
+    wrong = _what_is_wrong(path, overwrite, ours)
+    if wrong:
+        raise TargetError(f"the output folder {path} {wrong}", argument="overwrite")
+
+
+def _what_is_wrong(path: Path, overwrite: bool, ours: Sequence[str]) -> str | None:
     if os.path.ismount(path):
-        raise FileExistsError(
-            f"the output folder {path} is a mount point, which has no rename; give a folder in it"
-        )
-    present = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+        return "is a mount point, which has no rename; give a folder in it"
+    present = path.exists() and any(path.iterdir())
     if present and not overwrite:
-        raise FileExistsError(
-            f"the output folder {path} is not empty; give another one, or --overwrite to replace it"
-        )
+        return "is not empty; give another one, or overwrite to replace it"
     foreign = _foreign(path, ours) if present else []
     if foreign:
-        raise FileExistsError(
-            f"the output folder {path} holds what was not written here ({foreign[0]}), so --overwrite does not touch it"
-        )
+        return f"holds what was not written here ({foreign[0]}), so overwrite does not touch it"
     parent = next(folder for folder in Path(os.path.abspath(path)).parents if folder.exists())
     if not os.access(parent, os.W_OK):
-        raise PermissionError(f"the output folder {path} cannot be made: no permission to write in {parent}")
+        return f"cannot be made: no permission to write in {parent}"
+    return None
 
 
 def _foreign(folder: Path, ours: Sequence[str]) -> list[str]:
@@ -85,7 +105,7 @@ def output_folder(
 
     An old folder at `path` must be empty, or with `overwrite` hold only files that match the patterns `ours`,
     of which the first names a file that bears our name; it is removed only once the new one is in its place.
-    Raises as check_output_folder.
+    Raises as check_output_folder, and FileError.
     """
     # The folder itself, not a link to it; and "." has no name of its own to put the temporary folder beside.
     path = Path(os.path.realpath(path))
@@ -94,7 +114,7 @@ def output_folder(
     try:
         new.mkdir(parents=True)
     except OSError as error:  # the temporary name would tell the user nothing
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise FileError(f"the output folder {path} cannot be made: {reason(error)}", cause=error) from error
     try:
         yield new
         if path.exists():
@@ -106,5 +126,11 @@ def output_folder(
                 os.rename(old, path)
             raise
         shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        # Of a file in it, or of the renames; the temporary name would tell the user nothing.
+        if isinstance(error, FileError) and str(new) not in str(error):
+            raise
+        text = f"the output folder {path} could not be written: {reason(error)}; nothing was left behind"
+        raise FileError(text, cause=error) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)

@@ -1,7 +1,8 @@
-"""The one native weight file: safetensors, '/'-joined parameter names, its metadata naming model, config and source.
+"""The one native weight file: safetensors, '/'-joined parameter names, its metadata naming model, config and
+source.
 
-Metadata: format "fastvggt_jax", format_version, model (class name), config (JSON, what the model's `from_config`
-takes), source (where the weights come from), license (what holds for them).
+Metadata: format "fastvggt_jax", format_version, model (class name), config (JSON, what the model's
+`from_config` takes), source (where the weights come from), license (what holds for them).
 """
 
 from __future__ import annotations
@@ -93,10 +94,12 @@ def native_metadata(model: Model, source: str, license: str) -> dict[str, str]:
 def save_params(
     path: str | Path, params: Mapping[str, Any], model: Model, source: str = "", license: str = UNKNOWN
 ) -> None:
-    """Writes the parameters of `model` to a native weight file, one tensor at a time and each in its own dtype.
+    """Writes the parameters of `model` to a native weight file, one tensor at a time and each in its own
+    dtype.
 
-    params: {"params": tree} as `model.init` returns it. An existing file is replaced, once the new one is complete.
-    Raises WeightsError if names or shapes are not the model's, FileError if the file cannot be written.
+    params: {"params": tree} as `model.init` returns it. An existing file is replaced, once the new one is
+    complete. Raises WeightsError if names or shapes are not the model's, FileError if the file cannot be
+    written.
     """
     arrays = flax.traverse_util.flatten_dict(params["params"], sep="/")
     wanted = {name: spec.shape for name, spec in abstract_tensors(model).items()}

@@ -13,10 +13,12 @@ import pytest
 from PIL import Image
 
 from fastvggt_jax import export, geometry
-from fastvggt_jax.export import atomic, overview
+from fastvggt_jax.errors import FileError, TargetError
+from fastvggt_jax.export import overview
 from fastvggt_jax.export.colors import colorize
 from fastvggt_jax.export.depth import file_stems
 from fastvggt_jax.export.glb import frusta
+from fastvggt_jax.io import files
 from fastvggt_jax.scene import PointCloud, Scene
 from fastvggt_jax.sources import ImageTransform
 
@@ -137,11 +139,6 @@ def test_file_stems_never_collide():
     assert file_stems(("../x.jpg", "/y.jpg")) == ["x", "y"]
 
 
-def test_a_scene_without_depth_says_so(scene, tmp_path):
-    with pytest.raises(ValueError, match="no depth"):
-        export.write_depth(dataclasses.replace(scene, depth=None), tmp_path)
-
-
 def test_colours_grow_lighter_and_clip():
     ramp = colorize(np.linspace(0, 1, 100)).astype(int) @ (299, 587, 114)
     assert (np.diff(ramp) > 0).all()
@@ -184,7 +181,7 @@ def test_an_empty_cloud_can_be_written(scene, tmp_path):
 
 def test_glb_holds_points_and_cameras_in_opengl_axes(scene, tmp_path):
     trimesh = pytest.importorskip("trimesh")
-    cloud = scene.point_cloud(limit=100)
+    cloud = scene.point_cloud(max_points=100)
     export.write_glb(scene, tmp_path / "scene.glb", cloud=cloud)
     nodes = trimesh.load_scene(tmp_path / "scene.glb").geometry
     np.testing.assert_allclose(nodes["points"].vertices, cloud.xyz * (1, -1, -1), rtol=1e-6)
@@ -238,7 +235,9 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(scene, tmp_path, monke
     monkeypatch.setattr(
         "builtins.open", lambda p, mode="r": Full(p, mode) if "x" in mode else real_open(p, mode)
     )
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(
+        FileError, match="points.ply could not be written: no space is left on its disk"
+    ) as caught:
         export.write_ply(scene.point_cloud(), target)
     assert caught.value.errno == errno.ENOSPC
     assert [p.name for p in tmp_path.iterdir()] == ["points.ply"] and target.read_text() == "old"
@@ -246,7 +245,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(scene, tmp_path, monke
 
 def test_output_folder_appears_whole(tmp_path):
     out = tmp_path / "deep" / "out"
-    with atomic.output_folder(out) as folder:
+    with files.output_folder(out) as folder:
         (folder / "a.txt").write_text("new")
         assert not out.exists()
     assert (out / "a.txt").read_text() == "new"
@@ -258,13 +257,15 @@ def test_output_folder_vanishes_on_failure_and_the_old_one_stays(tmp_path):
     out.mkdir()
     (out / "a.txt").write_text(OLD)
     with (
-        pytest.raises(OSError, match="No space"),
-        atomic.output_folder(out, overwrite=True, ours=["a.txt"]) as folder,
+        pytest.raises(
+            FileError, match="out could not be written: no space is left on its disk; nothing was left"
+        ),
+        files.output_folder(out, overwrite=True, ours=["a.txt"]) as folder,
     ):
         (folder / "a.txt").write_text("half")
         raise DISK_FULL
     assert (out / "a.txt").read_text() == OLD and [p.name for p in tmp_path.iterdir()] == ["out"]
-    with atomic.output_folder(out, overwrite=True, ours=["a.txt"]) as folder:
+    with files.output_folder(out, overwrite=True, ours=["a.txt"]) as folder:
         (folder / "b.txt").write_text("new")
     assert [p.name for p in out.iterdir()] == ["b.txt"] and [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -281,7 +282,10 @@ def test_output_folder_puts_the_old_one_back_when_the_rename_fails(tmp_path, mon
         real_rename(source, target)
 
     monkeypatch.setattr(os, "rename", rename)
-    with pytest.raises(OSError, match="No space"), atomic.output_folder(out, overwrite=True, ours=["a.txt"]):
+    with (
+        pytest.raises(FileError, match="no space is left"),
+        files.output_folder(out, overwrite=True, ours=["a.txt"]),
+    ):
         pass
     assert (out / "a.txt").read_text() == OLD and [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -289,36 +293,39 @@ def test_output_folder_puts_the_old_one_back_when_the_rename_fails(tmp_path, mon
 def test_output_folder_refuses_what_it_would_lose(tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
-    with atomic.output_folder(out):  # an empty one will do
+    with files.output_folder(out):  # an empty one will do
         pass
     (out / "cameras.json").write_text(OLD)
-    with pytest.raises(FileExistsError, match="out is not empty; give another one, or --overwrite"):
-        atomic.check_output_folder(out)
+    with pytest.raises(TargetError, match="out is not empty; give another one, or overwrite"):
+        files.check_output_folder(out)
     (out / "holiday.jpg").write_text("precious")
-    with pytest.raises(FileExistsError, match=r"not written here \(holiday\.jpg\)"):
-        atomic.check_output_folder(out, overwrite=True, ours=["cameras.json"])
+    with pytest.raises(TargetError, match=r"not written here \(holiday\.jpg\)"):
+        files.check_output_folder(out, overwrite=True, ours=["cameras.json"])
     (out / "holiday.jpg").rename(out / "points.ply")
     with pytest.raises(
-        FileExistsError, match=r"not written here \(cameras\.json\)"
+        TargetError, match=r"not written here \(cameras\.json\)"
     ):  # named like ours, but without our name in it
         (out / "cameras.json").write_text("{}")
-        atomic.check_output_folder(out, overwrite=True, ours=["cameras.json", "points.ply"])
+        files.check_output_folder(out, overwrite=True, ours=["cameras.json", "points.ply"])
     (out / "points.ply").rename(out / "holiday.jpg")
-    with pytest.raises(NotADirectoryError, match="is a file; give a folder"):
-        atomic.check_output_folder(out / "holiday.jpg")
-    with pytest.raises(FileExistsError, match="mount point"):
-        atomic.check_output_folder("/", overwrite=True)
+    with pytest.raises(TargetError, match="is a file; give a folder"):
+        files.check_output_folder(out / "holiday.jpg")
+    with pytest.raises(TargetError, match="mount point"):
+        files.check_output_folder("/", overwrite=True)
     assert sorted(p.name for p in out.iterdir()) == ["cameras.json", "holiday.jpg"]
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(PermissionError, match=r"new/out cannot be made: no permission to write in .*"):
-        atomic.check_output_folder(tmp_path / "new" / "out")
+    with pytest.raises(TargetError, match=r"new/out cannot be made: no permission to write in .*"):
+        files.check_output_folder(tmp_path / "new" / "out")
 
 
 def test_a_folder_that_cannot_be_made_is_named_as_the_user_did(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotADirectoryError) as caught, atomic.output_folder(tmp_path / "file" / "out"):
+    with pytest.raises(FileError) as caught, files.output_folder(tmp_path / "file" / "out"):
         pass
-    assert caught.value.filename == str(tmp_path / "file" / "out")
+    assert (
+        str(caught.value) == f"the output folder {tmp_path / 'file' / 'out'} cannot be made: Not a directory"
+    )
+    assert caught.value.errno == errno.ENOTDIR
 
 
 # ---- overview.jpg

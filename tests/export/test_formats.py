@@ -1,0 +1,131 @@
+"""Formats by name, a format of one's own, and a scene that is saved and comes back."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from fastvggt_jax import Scene, errors, export
+from fastvggt_jax.export import ExportOptions, base
+from fastvggt_jax.sources import ImageTransform
+from tests.toys.format import XYZ
+
+F, H, W = 2, 8, 12
+
+
+@pytest.fixture
+def scene() -> Scene:
+    rng = np.random.default_rng(0)
+    t = ImageTransform(24, 16, W, H, 0.5, 0.5, 0.0, 0.0)
+    maps = [rng.uniform(1, 2, (F, H, W)).astype(np.float32) for _ in range(3)]
+    points = rng.normal(size=(F, H, W, 3)).astype(np.float32)
+    points[0, 0, 0] = np.nan
+    return Scene(
+        names=("a\n\u2603.jpg", "b/c.png"),
+        transforms=(t, dataclasses.replace(t, offset_x=0.1)),
+        colors=rng.integers(0, 256, (F, H, W, 3), np.uint8),
+        valid=np.isfinite(points).all(-1),
+        K=np.tile(np.array([[10, 0, 6], [0, 10, 4], [0, 0, 1]], np.float32), (F, 1, 1)),
+        cam_from_world=np.tile(np.eye(4, dtype=np.float32)[:3], (F, 1, 1)),
+        points=points,
+        points_conf=maps[0],
+        depth=maps[1],
+        depth_conf=maps[2],
+        intrinsics=("predicted", "guessed"),
+        conf_floor=1.1,
+        metric_scale=0.5,
+    )
+
+
+def test_a_saved_scene_comes_back_bit_for_bit(scene, tmp_path):
+    scene.save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cameras.json", "scene.npz"]
+    loaded = Scene.load(tmp_path)
+    for field in dataclasses.fields(Scene):
+        before, after = getattr(scene, field.name), getattr(loaded, field.name)
+        if isinstance(before, np.ndarray):
+            assert before.dtype == after.dtype
+            np.testing.assert_array_equal(before, after)
+        else:
+            assert before == after and type(before) is type(after), field.name
+
+
+def test_what_is_no_scene_is_said(scene, tmp_path):
+    with pytest.raises(errors.MissingError, match="scene.npz: no such file"):
+        Scene.load(tmp_path)
+    scene.save(tmp_path)
+    whole = (tmp_path / "scene.npz").read_bytes()
+    for damaged in (whole[:1000], b"PK nothing", b""):
+        (tmp_path / "scene.npz").write_bytes(damaged)
+        with pytest.raises(errors.InputError, match="damaged"):
+            Scene.load(tmp_path)
+
+    def changed(**arrays):
+        with np.load(tmp_path / "whole.npz") as archive:
+            np.savez(tmp_path / "scene.npz", **{**dict(archive), **arrays})
+
+    (tmp_path / "whole.npz").write_bytes(whole)
+    header = json.loads(str(np.load(tmp_path / "whole.npz")["header"]))
+    changed(depth=np.zeros((F, H, 3), np.float32))
+    with pytest.raises(errors.InputError, match="do not fit together"):
+        Scene.load(tmp_path)
+    changed(header=np.array(json.dumps(header | {"format_version": 2})))
+    with pytest.raises(errors.InputError, match="format version 2, this fastvggt_jax reads up to 1"):
+        Scene.load(tmp_path)
+    changed(header=np.array(json.dumps(header | {"fields": header["fields"] | {"transforms": [{"x": 1}]}})))
+    with pytest.raises(errors.InputError, match="not those of a scene"):
+        Scene.load(tmp_path)
+
+
+def test_formats_are_written_by_name_and_said(scene, tmp_path):
+    names = export.write(scene, tmp_path, ("ply", "depth", "scene"), ExportOptions(max_points=5))
+    assert names == ["points.ply", "depth", "scene.npz"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
+    assert b"element vertex 5\n" in (tmp_path / "points.ply").read_bytes()
+    for format in base.all_formats():
+        assert format.name in base.FORMATS and format.files
+
+
+def test_all_that_is_wrong_with_formats_is_said_before_anything_is_written(scene, tmp_path, monkeypatch):
+    with pytest.raises(errors.InputError, match="no format 'obj'; there are cameras, depth") as raised:
+        export.write(scene, tmp_path, ("ply", "obj"))
+    assert raised.value.argument == "formats"
+    monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(errors.ExtraError, match=r"fastvggt_jax\[glb\]"):
+        export.write(scene, tmp_path, ("ply", "glb"))
+    assert not list(tmp_path.iterdir())
+    assert "glb" not in export.default_formats() and [f.name for f in export.missing_formats()] == ["glb"]
+
+
+def test_the_cloud_is_made_once_for_all_formats(scene, tmp_path, monkeypatch):
+    calls = []
+    real = Scene.point_cloud
+    monkeypatch.setattr(Scene, "point_cloud", lambda self, **how: calls.append(how) or real(self, **how))
+    export.write(scene, tmp_path, ("ply", "overview"), ExportOptions(voxel=0.5, edge_filter=9.0))
+    assert calls == [dict(conf_percentile=None, edge_filter=9.0, voxel=0.5, max_points=None)]
+
+
+@pytest.mark.parametrize(
+    "options, argument",
+    [
+        (dict(conf_percentile=101), "conf_percentile"),
+        (dict(edge_filter=0), "edge_filter"),
+        (dict(voxel=float("nan")), "voxel"),
+        (dict(max_points=0), "max_points"),
+    ],
+)
+def test_options_out_of_their_range_are_named(options, argument):
+    with pytest.raises(errors.InputError, match=argument) as raised:
+        ExportOptions(**options)
+    assert raised.value.argument == argument
+
+
+def test_a_format_of_ones_own(scene, tmp_path):
+    with export.registered(XYZ):
+        assert export.write(scene, tmp_path, ("xyz",)) == ["points.xyz"]
+        assert "xyz" in export.default_formats()
+    lines = (tmp_path / "points.xyz").read_text().splitlines()
+    assert len(lines) == scene.valid.sum()
+    with pytest.raises(errors.InputError):
+        export.write(scene, tmp_path, ("xyz",))
