@@ -224,9 +224,13 @@ def test_limit_is_met_evenly_and_always_alike(scene):
 
 
 def test_options_combine(scene):
-    cloud = scene.point_cloud(conf_percentile=50, edge_filter=0.9, voxel=0.2, max_points=100)
-    assert 0 < len(cloud) <= 100
+    options = dict(conf_percentile=50, edge_filter=0.9, voxel=0.2)
+    cloud = scene.point_cloud(**options)
     assert (cloud.conf >= np.percentile(scene.points_conf[scene.valid], 50)).all()
+    for left_out in options:  # each of them takes something of its own away
+        rest = {name: value for name, value in options.items() if name != left_out}
+        assert len(scene.point_cloud(**rest)) > len(cloud) > 100, left_out
+    assert len(scene.point_cloud(**options, max_points=100)) == 100
 
 
 @pytest.mark.parametrize(
@@ -291,6 +295,14 @@ def test_a_pi3_prediction_becomes_a_scene_like_any_other():
         scene.points_conf, 1 / (1 + np.exp(-np.asarray(prediction.conf[0, ..., 0]))), rtol=1e-6
     )
     assert not scene.valid[:, :, :LEFT].any()
+
+
+def test_confidence_below_a_tenth_is_no_surface_of_pi3():
+    logits = np.full((F, H, W, 1), 2.0)
+    logits[:, : H // 2] = np.log(0.09 / 0.91)
+    scene = to_scene(pi3_prediction_of(PI3_K, conf=logits), images_of())
+    kept = scene.point_cloud(conf_percentile=1)
+    assert len(kept) == scene.valid.sum() / 2 and kept.conf.min() > 0.8
 
 
 def test_padding_has_no_part_in_recovered_intrinsics():

@@ -33,10 +33,8 @@ def write_overview(scene: Scene, path: str | os.PathLike, *, cloud: PointCloud |
     chosen = np.unique(np.linspace(0, len(scene.names) - 1, COLUMNS).round().astype(int))
     tile = WIDTH // COLUMNS
     height = round(tile * scene.colors.shape[1] / scene.colors.shape[2])
-    rows = [[scene.colors[i] for i in chosen]]
-    if scene.depth is not None:
-        depths = surfaces(depth_on_photo(scene), scene.depth_conf, scene)
-        rows.append(list(DepthColors(depths)(depths[chosen])))
+    depths = surfaces(depth_on_photo(scene), scene.depth_conf, scene)
+    rows = [[scene.colors[i] for i in chosen], list(DepthColors(depths)(depths[chosen]))]
     page = Image.new("RGB", (WIDTH, len(rows) * height + HEIGHT), BACKGROUND)
     for y, row in enumerate(rows):
         for x, pixels in enumerate(row):

@@ -29,7 +29,7 @@ from fastvggt_jax.pretrained import BUNDLED
 from fastvggt_jax.testing.random_weights import random_params
 from fastvggt_jax.testing.tiny import write_random_checkpoint
 
-PHOTOS = Path(__file__).parent / "golden" / "images"
+PHOTOS = Path(__file__).parents[1] / "golden" / "images"
 README = (Path(__file__).parents[1] / "README.md").read_text()
 FILES = ["cameras.json", "depth", "overview.jpg", "points.ply", "scene.glb"]
 
@@ -257,7 +257,7 @@ def test_the_readmes_demo_finds_the_cameras(tmp_path):
     assert len(report["photographs"]) == 8 and report["size"] == {"width": 224, "height": 224, "mode": "crop"}
     assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == FILES
     found = json.loads((tmp_path / "demo" / "cameras.json").read_text())["images"]
-    true = json.loads((Path(__file__).parent / "golden" / "demo_cameras.json").read_text())
+    true = json.loads((Path(__file__).parents[1] / "golden" / "demo_cameras.json").read_text())
     inverse = lambda poses: np.linalg.inv(np.array(poses, np.float64))[:, :3]
     rotation, translation = metrics.pair_errors(
         inverse([image["world_from_cam"] for image in found]), inverse(true)

@@ -29,7 +29,7 @@ from fastvggt_jax.models.vggt import VGGT
 from fastvggt_jax.pretrained import from_pretrained
 from tests import make_checkpoint
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = GOLDEN / "vggt_tiny.config.json"
 
 

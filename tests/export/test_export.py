@@ -97,6 +97,7 @@ def test_depth_in_original_pixels(scene, tmp_path):
         assert np.isnan(npz["depth"][:2]).all() and np.isnan(npz["depth"][-2:]).all()  # cut off by the crop
         assert npz["valid"][2:-2].all() and np.isfinite(npz["depth"][2:-2]).all()
         assert npz["depth"].dtype == np.float32
+        np.testing.assert_allclose(npz["conf"][2:-2], npz["depth"][2:-2] + 1, rtol=1e-5)  # as the fixture has it
         np.testing.assert_allclose(npz["K"], scene.K_original(0))
     assert Image.open(path.with_suffix(".png")).size == (60, 60)
 
@@ -352,15 +353,24 @@ def test_the_overview_has_all_cameras_and_most_points_in_sight(scene):
         ).mean() >= share
 
 
-@pytest.mark.parametrize("points, depth", [(True, True), (False, True), (True, False)])
-def test_the_overview_is_written_without_points_or_depth_too(scene, tmp_path, points, depth):
-    scene = scene if depth else dataclasses.replace(scene, depth=None, depth_conf=None)
-    cloud = (
-        scene.point_cloud()
-        if points
-        else PointCloud(np.zeros((0, 3)), np.zeros((0, 3), np.uint8), np.zeros(0))
-    )
-    export.write_overview(scene, tmp_path / "overview.jpg", cloud=cloud)
+@pytest.mark.parametrize("points", [True, False])
+def test_the_overview_is_written_without_points_too(scene, tmp_path, points):
+    nothing = PointCloud(np.zeros((0, 3)), np.zeros((0, 3), np.uint8), np.zeros(0))
+    export.write_overview(scene, tmp_path / "overview.jpg", cloud=scene.point_cloud() if points else nothing)
     page = Image.open(tmp_path / "overview.jpg")
     tile = round(overview.WIDTH / overview.COLUMNS * H / W)
-    assert page.size == (overview.WIDTH, (2 if depth else 1) * tile + overview.HEIGHT)
+    assert page.size == (overview.WIDTH, 2 * tile + overview.HEIGHT)
+
+
+def test_the_overview_draws_the_cameras_that_are_before_the_eye(scene, tmp_path, monkeypatch):
+    nothing = PointCloud(np.zeros((0, 3)), np.zeros((0, 3), np.uint8), np.zeros(0))
+
+    def drawn() -> int:
+        export.write_overview(scene, tmp_path / "overview.jpg", cloud=nothing)
+        view = np.asarray(Image.open(tmp_path / "overview.jpg"))[-overview.HEIGHT :].astype(int)
+        return int((np.abs(view - overview.BACKGROUND).max(-1) > 60).sum())
+
+    assert drawn() > 300
+    eye = overview.viewpoint(scene, nothing, frusta(scene, 0.05))
+    monkeypatch.setattr(overview, "viewpoint", lambda *_: np.diag([1.0, -1, -1]) @ eye)  # half a turn about x
+    assert drawn() == 0

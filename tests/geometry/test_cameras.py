@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from fastvggt_jax import geometry
 from tests.parity.pipeline import cameras
 
-GOLDEN_DIR = Path(__file__).parent / "golden"
+GOLDEN_DIR = Path(__file__).parents[1] / "golden"
 GOLDEN = load_file(GOLDEN_DIR / "geometry.safetensors")
 
 
@@ -108,3 +108,17 @@ def test_where_there_is_no_derivative_it_is_finite(matrix):
         jnp.asarray(matrix, jnp.float32)
     )
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_nearest_rotation_is_found_at_the_scale_of_one(scale, monkeypatch):
+    """Not every SVD scales its input, and the derivative's determinant would leave float32's range."""
+    matrix = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)), jnp.float32)
+    largest, svd = [], jnp.linalg.svd
+    monkeypatch.setattr(jnp.linalg, "svd", lambda m: largest.append(float(jnp.abs(m).max())) or svd(m))
+    geometry.nearest_rotation(scale * matrix)
+    assert largest == pytest.approx([1])
+    monkeypatch.undo()
+    turn = jnp.arange(9.0).reshape(3, 3)
+    gradient = jax.grad(lambda m: (geometry.nearest_rotation(m) * turn).sum())
+    np.testing.assert_allclose(gradient(scale * matrix) * scale, gradient(matrix), rtol=1e-4, atol=1e-5)
