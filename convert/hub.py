@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from convert.sources import require_torch
+from fastvggt_jax.errors import ExtraError, FailedError, FileError, MissingError
 
 T = TypeVar("T")
 
@@ -26,11 +27,12 @@ KNOWN = {
     "facebook/VGGT-1B": Repository("model.safetensors", "CC BY-NC 4.0 (non-commercial use only)"),
     "facebook/VGGT-1B-Commercial": Repository(
         "vggt_1B_commercial.pt",
-        "VGGT Commercial License (commercial use allowed on its terms; see huggingface.co/facebook/VGGT-1B-Commercial)",
+        "VGGT Commercial License (commercial use allowed on its terms; see "
+        "huggingface.co/facebook/VGGT-1B-Commercial)",
     ),
     "yyfz233/Pi3": Repository(
         "model.safetensors",
-        "academic use only, for commercial use ask the authors (github.com/yyfz/Pi3, README)",
+        "CC BY-NC 4.0 (non-commercial use only; github.com/yyfz/Pi3, README)",
     ),
     "facebook/VGGT_tracker_fixed": Repository("model_tracker_fixed_e20.pt", UNKNOWN_LICENCE),
 }
@@ -44,42 +46,51 @@ def is_repository(name: str) -> bool:
     return bool(form) and not name.endswith((".safetensors", ".pt", ".pth")) and not Path(name).exists()
 
 
+def commit_of(path: Path) -> str:
+    """The commit of a file that `fetch` has given: huggingface_hub keeps it under snapshots/COMMIT/."""
+    parts = path.parts
+    return parts[len(parts) - parts[::-1].index("snapshots")]
+
+
 def licence_of(repository: str | None) -> str:
-    """The licence of a hub repository's weights; of a local file (None) or another repository it is unknown."""
+    """The licence of a hub repository's weights; unknown of a local file (None) or another repository."""
     return KNOWN[repository].licence if repository in KNOWN else UNKNOWN_LICENCE
 
 
-def fetch(repository: str) -> Path:
+def fetch(repository: str, revision: str | None = None) -> Path:
     """Downloads a repository's checkpoint, or finds it in the hub's cache, and returns its path.
 
     The file is the known one, else model.safetensors, else the only .pt file (model.pt if there are several).
     The endpoint, cache, token and offline mode are huggingface_hub's own (HF_ENDPOINT, HF_HOME, HF_TOKEN,
     HF_HUB_OFFLINE). Raises ImportError (extra hub missing), FileNotFoundError (no such repository or file),
-    PermissionError (gated), ConnectionError (hub out of reach).
+    PermissionError (gated), FailedError (hub out of reach).
     """
     try:
         from huggingface_hub import HfApi
     except ImportError as error:
-        text = f"{repository} is no file here; downloading it needs the extra hub (pip install 'fastvggt_jax[hub]')"
-        raise ImportError(text) from error
+        remedy = "downloading it needs the extra hub (pip install 'fastvggt_jax[hub]')"
+        text = f"{repository} is no file here; {remedy}"
+        raise ExtraError(text) from error
     file = KNOWN[repository].file if repository in KNOWN else "model.safetensors"
-    path = _download(repository, file)
+    path = _download(repository, file, revision)
     if path is None:
-        file = _torch_file(repository, _ask(repository, lambda: HfApi().list_repo_files(repository)))
-        path = _download(repository, file)
+        file = _torch_file(
+            repository, _ask(repository, lambda: HfApi().list_repo_files(repository, revision=revision))
+        )
+        path = _download(repository, file, revision)
     if path is None:  # it vanished in between
-        raise FileNotFoundError(f"{repository} on the hub has no {file} any more")
+        raise MissingError(f"{repository} on the hub has no {file} any more")
     return path
 
 
-def _download(repository: str, file: str) -> Path | None:
+def _download(repository: str, file: str, revision: str | None) -> Path | None:
     """The path of the downloaded or cached file; None if the repository exists but has no such file."""
     from huggingface_hub import errors, hf_hub_download
 
     if file.endswith(".pt"):
         require_torch(f"{repository}/{file}")  # before gigabytes are fetched in vain
     try:
-        return Path(_ask(repository, lambda: hf_hub_download(repository, file)))
+        return Path(_ask(repository, lambda: hf_hub_download(repository, file, revision=revision)))
     except errors.EntryNotFoundError:
         return None
 
@@ -97,14 +108,16 @@ def _ask(repository: str, question: Callable[[], T]) -> T:
     try:
         return question()
     except errors.GatedRepoError as error:
-        text = f"{repository} is gated: accept its terms at huggingface.co/{repository}, then set HF_TOKEN or log in"
-        raise PermissionError(text) from error
+        remedy = f"accept its terms at huggingface.co/{repository}, then set HF_TOKEN or log in"
+        text = f"{repository} is gated: {remedy}"
+        raise FileError(text) from error
     except errors.RepositoryNotFoundError as error:
-        raise FileNotFoundError(f"{repository} is neither a file here nor a repository on the hub") from error
+        raise MissingError(f"{repository} is neither a file here nor a repository on the hub") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{endpoint} did not answer"
-        text = f"{repository} is neither a file here nor in the hub's cache, and {why}: download it or give a file"
-        raise ConnectionError(text) from error
+        where = "neither a file here nor in the hub's cache"
+        text = f"{repository} is {where}, and {why}: download it or give a file"
+        raise FailedError(text) from error
     except (
         errors.EntryNotFoundError
     ):  # must stand below LocalEntryNotFoundError, a subclass with another meaning
@@ -114,7 +127,7 @@ def _ask(repository: str, question: Callable[[], T]) -> T:
         OSError,
     ) as error:  # HTTPError is that of the client which the hub's version builds on
         reason = str(error).strip().split("\n")[0]
-        raise ConnectionError(f"{repository} could not be downloaded from {endpoint}: {reason}") from error
+        raise FailedError(f"{repository} could not be downloaded from {endpoint}: {reason}") from error
 
 
 def _torch_file(repository: str, files: list[str]) -> str:
@@ -122,7 +135,8 @@ def _torch_file(repository: str, files: list[str]) -> str:
     if len(candidates) == 1 or "model.pt" in candidates:
         return "model.pt" if "model.pt" in candidates else candidates[0]
     if not candidates:
-        raise FileNotFoundError(f"{repository} on the hub holds neither model.safetensors nor a .pt file")
-    raise FileNotFoundError(
-        f"{repository} on the hub holds several .pt files ({', '.join(candidates)}): download one and give its path"
+        raise MissingError(f"{repository} on the hub holds neither model.safetensors nor a .pt file")
+    raise MissingError(
+        f"{repository} on the hub holds several .pt files ({', '.join(candidates)}): "
+        "download one and give its path"
     )

@@ -40,7 +40,8 @@ ENCODER_CONSTANTS = {
 def fields_of(config: Mapping[str, Any], cls: type[Model], official: Official) -> dict[str, Any]:
     """What `cls.from_config` takes, from a nested config in upstream's words, or from one in ours as it is.
 
-    Raises InputError: names every key that is unknown, or whose value is not the one that the architecture has.
+    Raises InputError: names every key that is unknown, or whose value is not the one that the architecture
+      has.
     """
     if not any(isinstance(value, Mapping) for value in config.values()):
         return dict(config)

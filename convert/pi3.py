@@ -6,6 +6,7 @@ import dataclasses
 
 from convert.official import ENCODER_CONSTANTS, Official
 from convert.rules import Rule, conv, linear, norm
+from convert.table import Table
 
 KEY = r"(?:point|conf|camera)_decoder\..+"  # the keys by which a checkpoint is known to be a π³
 # which only Pi3X has, a later model with other heads
@@ -82,4 +83,16 @@ OFFICIAL = Official(
     },
     twice_width=tuple(f"{decoder}.in_dim" for decoder in _DECODERS),
     halved={"decoder.depth": "depth"},  # upstream counts blocks, we pairs of a frame and a global one
+)
+
+TABLE = Table(
+    key=KEY,
+    rules=RULES,
+    ignore=IGNORE,
+    official=OFFICIAL,
+    sizes="the released π³",
+    others={
+        PI3X_KEY: "a checkpoint of Pi3X, another model than π³, with other heads and inputs: "
+        "convert one of yyfz233/Pi3"
+    },
 )

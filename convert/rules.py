@@ -90,7 +90,7 @@ class Target:
     transform: str
 
     def chunks(self, read: Callable[[str], np.ndarray], dtype) -> Iterator[np.ndarray]:
-        """The tensor's data, one official key at a time: a stack is never held whole. Rounds to nearest even."""
+        """The tensor's data, a key at a time: a stack is never held whole. Rounds to nearest even."""
         axes = TRANSFORMS[self.transform]
         for key in self.keys:
             tensor = read(key)

@@ -11,7 +11,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from fastvggt_jax.errors import WeightsError
+from fastvggt_jax.errors import ExtraError, MissingError, WeightsError
 from fastvggt_jax.io.tensors import open_safetensors
 
 _WRAPPERS = ("model", "state_dict")  # under which training scripts store the state_dict
@@ -38,7 +38,7 @@ class Source:
 def open_source(path: str | Path) -> Source:
     """Opens a checkpoint by its suffix. Nothing but names, shapes and dtypes is read yet.
 
-    Raises FileNotFoundError, ImportError (.pt without PyTorch), WeightsError.
+    Raises MissingError, ExtraError (.pt without PyTorch), WeightsError.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -46,19 +46,19 @@ def open_source(path: str | Path) -> Source:
     if path.suffix in (".pt", ".pth"):
         return _open_torch(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file, nor the name of a hub repository (OWNER/NAME)")
+        raise MissingError(f"{path}: no such file, nor the name of a hub repository (OWNER/NAME)")
     raise WeightsError(f"{path} must be a .safetensors or a .pt file")
 
 
 def require_torch(path: str | Path):
-    """The torch module; ImportError with one sentence that names `path` and the extra if it is not installed."""
+    """The torch module; ExtraError, naming `path` and the extra, if it is not installed."""
     try:
         import torch
     except ImportError as error:
         text = (
             f"{path} is a PyTorch file: reading it needs the extra torch (pip install 'fastvggt_jax[torch]')"
         )
-        raise ImportError(text) from error
+        raise ExtraError(text) from error
     return torch
 
 
@@ -72,7 +72,7 @@ def _open_safetensors(path: Path) -> Source:
 
 def _open_torch(path: Path) -> Source:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise MissingError(f"{path}: no such file")
     torch = require_torch(path)
     damaged = f"{path} is cut short or damaged: copy or download it again"
     with open(path, "rb") as f:
@@ -83,7 +83,8 @@ def _open_torch(path: Path) -> Source:
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} is not a plain weight file: it is damaged, or holds other objects than tensors, which are refused"
+            f"{path} is not a plain weight file: it is damaged, or holds other objects than tensors, "
+            "which are refused"
         ) from error
     except (OSError, MemoryError):
         raise

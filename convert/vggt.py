@@ -6,6 +6,7 @@ are stacked, any other index is joined with '_'; `weight` is named after what it
 
 from convert.official import ENCODER_CONSTANTS, Official
 from convert.rules import Rule, conv, conv_transpose, linear, norm
+from convert.table import Table, Variant
 
 KEY = r"aggregator\..+"  # the keys by which a checkpoint is known to be a VGGT
 
@@ -110,4 +111,18 @@ OFFICIAL = Official(
         "camera_head.mlp_ratio": 4,
     },
     twice_width=("camera_head.dim_in", "dpt.dim_in"),
+)
+
+TABLE = Table(
+    key=KEY,
+    rules=RULES,
+    ignore=IGNORE,
+    official=OFFICIAL,
+    sizes="VGGT-1B",
+    variants={
+        "1b": Variant({"track_pos_embed": False}, None, "track features without position embedding", "track"),
+        "tracker-fixed": Variant(
+            {"track_pos_embed": True}, "tracker_fixed", "track features with position embedding", "track"
+        ),
+    },
 )

@@ -1,7 +1,12 @@
-"""Models with their weights, by the name of a file or of what comes with the package."""
+"""Models with their weights, by name: a file, a hub repository, or what comes with the package.
+
+Official weights are converted once into the user's cache, and found there the next time.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,11 +14,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fastvggt_jax.errors import InputError, MissingError, WeightsError
+from fastvggt_jax.errors import FileError, InputError, MissingError, WeightsError
+from fastvggt_jax.io.cache import cache_folder
 from fastvggt_jax.io.tensors import compare_shapes
-from fastvggt_jax.io.weights import WeightFile, abstract_tensors, open_weights, read_tensors
+from fastvggt_jax.io.weights import (
+    FORMAT_VERSION,
+    WeightFile,
+    abstract_tensors,
+    is_native,
+    open_weights,
+    read_tensors,
+)
 from fastvggt_jax.models import registry
 from fastvggt_jax.models.base import Model
+from fastvggt_jax.sparsity import Sparsity
 
 
 class Bundled(NamedTuple):
@@ -24,40 +38,46 @@ class Bundled(NamedTuple):
 
 
 BUNDLED = {"mini": Bundled(Path(__file__).parent / "bundled" / "mini.safetensors", (64, 32))}
+OFFICIAL_SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
 def from_pretrained(
     name: str | Path,
     *,
-    param_dtype: jax.typing.DTypeLike | None = None,
+    revision: str | None = None,
     heads: Sequence[str] | None = None,
-    **options: Any,
+    param_dtype: jax.typing.DTypeLike | None = None,
+    dtype: jax.typing.DTypeLike | None = None,
+    sparsity: Sparsity | None = None,
+    frames_chunk: int | None = None,
+    remat: bool | None = None,
+    quiet: bool = False,
 ) -> tuple[Model, dict[str, Any]]:
-    """Builds the model of a native weight file and loads its parameters onto the default device.
+    """Builds a model and loads its parameters onto the default device.
 
-    name: a file, or "mini" for the model that comes with the package.
-    param_dtype: float32 or bfloat16 casts the parameters on load; None keeps the stored one.
-    heads: the heads to load, out of the model's `heads`; None means all in the file. The tensors of the others are not
+    name: "mini" for the model that comes with the package; a native weight file; official weights, which are
+      converted once and kept (see `weight_file`): a .safetensors or .pt file, a folder that holds one, or a
+      hub repository such as "facebook/VGGT-1B", of `revision`.
+    heads: those to load, out of the model's `heads`; None means all in the file. The others' tensors are not
       read.
-    options: further fields of the model that say how it is run, such as `dtype` (of its matrix products) and
-      `sparsity`.
+    param_dtype: float32 or bfloat16 casts the parameters on load; None keeps the stored one.
+    dtype, sparsity, frames_chunk, remat: how the model is run, see `Model`; None keeps its defaults.
+    quiet: say nothing of a conversion on stderr.
     Tensors are read one by one, so the host holds no second copy.
 
-    Returns (model, params) for `model.apply(params, images)`.
-    Raises MissingError; WeightsError if the file is damaged, not native, of a newer version or of another model, or if
-    names or shapes are not the model's; InputError for a head that the file does not have.
+    Returns (model, params) for `model.apply(params, images)`. Raises MissingError; WeightsError if the file
+    is damaged, of a newer version or of another model, or if names or shapes are not the model's; InputError
+    for a head that it does not have, or an option of the wrong kind; what conversion and the hub raise
+    (ExtraError, FileError, FailedError).
     """
-    weights = open_weights(weight_file(name))
+    options = _options(param_dtype, dtype=dtype, sparsity=sparsity, frames_chunk=frames_chunk, remat=remat)
+    weights = open_weights(weight_file(name, revision=revision, quiet=quiet))
     model = _model(weights).clone(**options)
-    for argument, dtype in (("param_dtype", param_dtype), ("dtype", model.dtype)):
-        if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
-            text = f"{argument} must be a floating-point type such as bfloat16 or float32, not {dtype}"
-            raise InputError(text, argument=argument)
-    wanted = {name: spec.shape for name, spec in abstract_tensors(model).items()}
+    wanted = {key: spec.shape for key, spec in abstract_tensors(model).items()}
     text = compare_shapes(weights.shapes, wanted)
     if text:
         raise WeightsError(f"{name} does not fit its model {type(model).__name__}: {text}")
-    names = list(wanted)
+    keys = list(wanted)
     if heads is not None:
         absent = [head for head in heads if head not in model.heads]
         if absent:
@@ -65,14 +85,39 @@ def from_pretrained(
             raise InputError(text, argument="heads")
         left_out = [head for head in model.heads if head not in heads]
         unread = tuple(prefix for head in left_out for prefix in model.head_parameters(head))
-        names = [name for name in names if not name.startswith(unread)]
+        keys = [key for key in keys if not key.startswith(unread)]
         model = model.clone(heads=tuple(head for head in model.heads if head in heads))
-    return model, {"params": read_tensors(weights.file, names, param_dtype)}
+    return model, {"params": read_tensors(weights.file, keys, param_dtype)}
 
 
-def read_model(name: str | Path) -> Model:
-    """The model of a native weight file, without its parameters. Takes and raises what `from_pretrained` does."""
-    return _model(open_weights(weight_file(name)))
+def _options(param_dtype: Any, **options: Any) -> dict[str, Any]:
+    """Those that are given. Raises InputError for one of the wrong kind."""
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, dtype in (("param_dtype", param_dtype), ("dtype", options["dtype"])):
+        try:
+            fits = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+        except TypeError:
+            fits = False
+        if not fits:
+            text = f"{name} must be a floating-point type such as bfloat16 or float32, not {dtype!r}"
+            raise InputError(text, argument=name)
+    kinds = {
+        "sparsity": (Sparsity, "a Sparsity"),
+        "frames_chunk": (int, "a whole number"),
+        "remat": (bool, "a bool"),
+    }
+    for name, (kind, words) in kinds.items():
+        if name in given and not isinstance(given[name], kind):
+            raise InputError(f"{name} must be {words}, not {given[name]!r}", argument=name)
+    if given.get("frames_chunk", 1) < 1:
+        text = f"frames_chunk must be at least 1, not {given['frames_chunk']}"
+        raise InputError(text, argument="frames_chunk")
+    return given
+
+
+def read_model(name: str | Path, *, revision: str | None = None, quiet: bool = False) -> Model:
+    """The model, without its parameters. Takes and raises what `from_pretrained` does."""
+    return _model(open_weights(weight_file(name, revision=revision, quiet=quiet)))
 
 
 def recommended_block(name: str | Path) -> tuple[int, int]:
@@ -80,13 +125,62 @@ def recommended_block(name: str | Path) -> tuple[int, int]:
     return BUNDLED[str(name)].block if str(name) in BUNDLED else (128, 64)
 
 
-def weight_file(name: str | Path) -> Path:
-    """The file itself, or that of a bundled model's name. Raises MissingError."""
-    path = BUNDLED[str(name)].path if str(name) in BUNDLED else Path(name)
+def weight_file(name: str | Path, *, revision: str | None = None, quiet: bool = False) -> Path:
+    """The native weight file of a name that `from_pretrained` takes, converted if it is not there yet.
+
+    Converted files lie in the user's cache (FASTVGGT_CACHE, XDG_CACHE_HOME), under the repository's commit,
+    or under path, size and time of a file: new weights are converted anew. Raises as `from_pretrained`.
+    """
+    if str(name) in BUNDLED:
+        return BUNDLED[str(name)].path
+    from convert import hub
+
+    if hub.is_repository(str(name)):
+        path = hub.fetch(str(name), revision)
+        return _converted(
+            str(name), str(name).replace("/", "--") + "-" + hub.commit_of(path), revision, quiet
+        )
+    path = _in_folder(Path(name)) if Path(name).is_dir() else Path(name)
     if not path.exists():
-        text = f"{path}: no such weight file; bundled is {', '.join(BUNDLED)}"
-        raise MissingError(f"{text} (an official checkpoint must be converted first)")
-    return path
+        known = f"bundled is {', '.join(BUNDLED)}; a hub repository is named OWNER/NAME"
+        raise MissingError(f"{path}: no such weight file; {known}", argument="weights")
+    if path.suffix not in (".pt", ".pth") and is_native(path):
+        return path
+    state = path.stat()
+    key = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
+    return _converted(str(path), f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}", None, quiet)
+
+
+def _in_folder(folder: Path) -> Path:
+    """The weight file of a folder: model.safetensors, or the only one."""
+    found = sorted(path for path in folder.iterdir() if path.suffix in OFFICIAL_SUFFIXES)
+    first = [path for path in found if path.name == "model.safetensors"]
+    if len(found) == 1 or first:
+        return (first or found)[0]
+    if not found:
+        raise MissingError(f"the folder {folder} holds no weight file ({', '.join(OFFICIAL_SUFFIXES)})")
+    names = ", ".join(path.name for path in found)
+    raise InputError(f"the folder {folder} holds several weight files ({names}): give the path of one")
+
+
+def _converted(source: str, key: str, revision: str | None, quiet: bool) -> Path:
+    """The native file of official weights, from the cache or made now; `key` tells them from all others."""
+    from convert.convert_weights import convert
+
+    target = cache_folder("weights") / f"{key}-v{FORMAT_VERSION}.safetensors"
+    if target.exists():
+        return target
+    if not quiet:
+        print(f"converting {source}, once, into {target}", file=sys.stderr, flush=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = "set FASTVGGT_CACHE to another folder"
+        text = f"the cache {target.parent} cannot be made: {error.strerror}; {remedy}"
+        raise FileError(text, cause=error) from error
+    # Written under another name and then renamed: another process that converts the same writes the same.
+    convert(source, target, overwrite=True, revision=revision)
+    return target
 
 
 def _model(weights: WeightFile) -> Model:

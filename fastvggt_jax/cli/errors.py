@@ -64,7 +64,9 @@ def _options(signature: inspect.Signature) -> Any:
     for name, parameter in signature.parameters.items():
         for info in getattr(parameter.annotation, "__metadata__", ()):
             if type(info).__name__ == "OptionInfo":
-                long = [text for text in info.param_decls or () if text.startswith("--")]
+                # typer.Option's first argument is its default, or within Annotated its first spelling.
+                spellings = (info.default, *(info.param_decls or ()))
+                long = [text for text in spellings if isinstance(text, str) and text.startswith("--")]
                 yield name, long[0].split("/")[0] if long else "--" + name.replace("_", "-")
 
 
@@ -74,5 +76,7 @@ def _sentence(error: Exception, options: dict[str, str], smaller: str) -> str | 
         argument = error.argument or ""
         if argument not in options:
             return str(error)
-        return re.sub(rf"(?<![\w-]){re.escape(argument)}\b", options[argument], str(error), count=1)
+        # As a word of its own, not within a path or an option.
+        word = rf"(?<![\w./-]){re.escape(argument)}\b(?![./-])"
+        return re.sub(word, options[argument], str(error), count=1)
     return f"out of memory: {smaller}" if out_of_memory(error) else None

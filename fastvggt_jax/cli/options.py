@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Annotated, Literal
 
 import typer
+
+from fastvggt_jax.io.cache import cache_folder
 
 WEIGHTS_HELP = (
     "A weight file, official weights (converted once and kept), a name on the hub such as facebook/VGGT-1B, "
@@ -55,13 +56,7 @@ def use_compilation_cache(cache_dir: str | None) -> None:
     if cache_dir is None:
         if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             return
-        if sys.platform == "win32":
-            base = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
-        elif sys.platform == "darwin":
-            base = "~/Library/Caches"
-        else:
-            base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        cache_dir = os.path.join(os.path.expanduser(base), "fastvggt_jax", "xla")
+        cache_dir = str(cache_folder("xla"))
     jax.config.update("jax_compilation_cache_dir", None if cache_dir == "none" else cache_dir)
     # Small programs compile faster than they load.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from fastvggt_jax.errors import WeightsError
+from fastvggt_jax.errors import FileError, InputError, MissingError, WeightsError
 
 _TAGS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _LISTED = 10  # names that an error spells out before it only counts
@@ -26,25 +26,28 @@ def open_safetensors(path: str | Path) -> safe_open:
     """Opens `path` for reading tensor by tensor as numpy arrays (bfloat16 as `ml_dtypes.bfloat16`),
     memory-mapped.
 
-    Raises FileNotFoundError, IsADirectoryError, or WeightsError if the file is not safetensors or is cut
-    short.
+    Raises MissingError, FileError, InputError for a folder, or WeightsError if the file is not safetensors or
+    is cut short.
     """
     path = Path(path)
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, not a weight file")
+        raise InputError(f"{path} is a folder, not a weight file")
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    with open(
-        path, "rb"
-    ):  # a permission that is missing gets its own words here, not safetensors' "no such file"
-        pass
+        raise MissingError(f"{path}: no such file")
+    try:
+        # A permission that is missing gets its own words here, not safetensors' "no such file".
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror}", cause=error) from error
     try:
         return safe_open(path, "np")
     except SafetensorError as error:
         with open(path, "rb") as f:
             start = f.read(9)
         if start[8:] == b"{":  # 8 bytes of header length, then the header as JSON
-            text = f"{path} is a safetensors file that is cut short or damaged: copy, download or convert it again"
+            remedy = "copy, download or convert it again"
+            text = f"{path} is a safetensors file that is cut short or damaged: {remedy}"
         else:
             text = f"{path} is not a safetensors file"
         raise WeightsError(text) from error
@@ -67,7 +70,7 @@ def write_safetensors(
     path = Path(path)
     for name, spec in tensors.items():
         if str(spec.dtype) not in _TAGS:
-            raise ValueError(f"parameter {name} is {spec.dtype}; a weight file holds {', '.join(_TAGS)}")
+            raise InputError(f"parameter {name} is {spec.dtype}; a weight file holds {', '.join(_TAGS)}")
     # Wider elements first, as the format asks, so that every tensor starts at a multiple of its element size.
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, object] = {"__metadata__": dict(metadata)}
@@ -94,7 +97,7 @@ def write_safetensors(
         reason = error.strerror or str(error)
         needed = (8 + len(raw) + end) / 1e9
         text = f"could not write {path} ({needed:.2f} GB): {reason}; nothing was left behind"
-        raise OSError(error.errno, text) from error
+        raise FileError(text, cause=error) from error
     finally:
         part.unlink(missing_ok=True)
     return 8 + len(raw) + end

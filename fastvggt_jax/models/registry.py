@@ -6,6 +6,8 @@ and a line here. From outside the package, `register` does the same.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from importlib import import_module
 from typing import NamedTuple
 
@@ -31,6 +33,16 @@ def register(name: str, model: str, rules: str | None = None) -> None:
     any.
     """
     MODELS[name] = Entry(model, rules)
+
+
+@contextlib.contextmanager
+def registered(name: str, model: str, rules: str | None = None) -> Iterator[None]:
+    """Adds a model for the time of the block."""
+    register(name, model, rules)
+    try:
+        yield
+    finally:
+        del MODELS[name]
 
 
 def names() -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from tests import make_checkpoint
 
 pytest.importorskip("huggingface_hub")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "golden" / "vggt_tiny.config.json"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -148,7 +148,8 @@ def test_download_then_offline_from_the_cache(server, tmp_path):
 def test_offline_without_a_cache(tmp_path):
     command = ["-m", "convert.convert_weights", "facebook/VGGT-1B", tmp_path / "native.safetensors"]
     assert refusal(python(command, tmp_path / "home", HF_HUB_OFFLINE="1")) == (
-        "error: facebook/VGGT-1B is neither a file here nor in the hub's cache, and HF_HUB_OFFLINE is set: download it or give a file"
+        "error facebook/VGGT-1B is neither a file here nor in the hub's cache, and HF_HUB_OFFLINE is set: "
+        "download it or give a file"
     )
     assert not (tmp_path / "native.safetensors").exists()
 
@@ -168,7 +169,8 @@ def test_no_network(tmp_path):
         command = ["-c", AT_ONCE, "facebook/VGGT-1B", tmp_path / "native.safetensors"]
         error = refusal(python(command, tmp_path / "home", HF_ENDPOINT=nobody))
     assert error == (
-        f"error: facebook/VGGT-1B is neither a file here nor in the hub's cache, and {nobody} did not answer: download it or give a file"
+        f"error facebook/VGGT-1B is neither a file here nor in the hub's cache, and {nobody} did not answer: "
+        "download it or give a file"
     )
 
 
@@ -197,10 +199,12 @@ def test_which_file_of_a_repository(server, tmp_path):
     assert done.stdout.splitlines() == [
         "weights.pt",
         "model.pt",
-        "FileNotFoundError somebody/two-pt on the hub holds several .pt files (a.pt, b.pt): download one and give its path",
-        "FileNotFoundError somebody/no on the hub holds neither model.safetensors nor a .pt file",
-        "PermissionError some/gated is gated: accept its terms at huggingface.co/some/gated, then set HF_TOKEN or log in",
-        "FileNotFoundError some/none is neither a file here nor a repository on the hub",
+        "MissingError somebody/two-pt on the hub holds several .pt files (a.pt, b.pt): "
+        "download one and give its path",
+        "MissingError somebody/no on the hub holds neither model.safetensors nor a .pt file",
+        "FileError some/gated is gated: accept its terms at huggingface.co/some/gated, "
+        "then set HF_TOKEN or log in",
+        "MissingError some/none is neither a file here nor a repository on the hub",
     ], done.stderr
 
 

@@ -97,7 +97,9 @@ def test_depth_in_original_pixels(scene, tmp_path):
         assert np.isnan(npz["depth"][:2]).all() and np.isnan(npz["depth"][-2:]).all()  # cut off by the crop
         assert npz["valid"][2:-2].all() and np.isfinite(npz["depth"][2:-2]).all()
         assert npz["depth"].dtype == np.float32
-        np.testing.assert_allclose(npz["conf"][2:-2], npz["depth"][2:-2] + 1, rtol=1e-5)  # as the fixture has it
+        np.testing.assert_allclose(
+            npz["conf"][2:-2], npz["depth"][2:-2] + 1, rtol=1e-5
+        )  # as the fixture has it
         np.testing.assert_allclose(npz["K"], scene.K_original(0))
     assert Image.open(path.with_suffix(".png")).size == (60, 60)
 

@@ -15,10 +15,10 @@ from flax import traverse_util
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from fastvggt_jax import checkpoint
-from fastvggt_jax.errors import WeightsError
+from fastvggt_jax.errors import InputError, WeightsError
+from fastvggt_jax.io import weights
 from fastvggt_jax.io.tensors import differences, open_safetensors, write_safetensors
-from fastvggt_jax.io.weights import abstract_tensors, load_params, save_params
+from fastvggt_jax.io.weights import abstract_tensors, save_params
 from fastvggt_jax.models.vggt import VGGT
 from fastvggt_jax.pretrained import from_pretrained, read_model, weight_file
 
@@ -156,7 +156,8 @@ def test_differences_name_ten_and_count_the_rest():
     names = [f"n{i}" for i in range(13)]
     assert differences(names, [], []) == f"13 missing: {', '.join(names[:10])} and 3 more"
     assert differences(names[:10], ["x"], [("y", (1, 2), (2, 1))]) == (
-        f"10 missing: {', '.join(names[:10])}; 1 unexpected: x; 1 of the wrong shape: y is [1, 2] instead of [2, 1]"
+        f"10 missing: {', '.join(names[:10])}; 1 unexpected: x; "
+        "1 of the wrong shape: y is [1, 2] instead of [2, 1]"
     )
     assert differences([], [], []) == ""
 
@@ -166,8 +167,9 @@ def test_differences_name_ten_and_count_the_rest():
 
 
 def test_round_trip_keeps_every_bit(model, params, saved):
-    name, config, loaded = load_params(saved)
-    assert name == "VGGT"
+    again, loaded = from_pretrained(saved)
+    config = again.config()
+    assert type(again) is VGGT
     assert config == model.config() == json.loads(json.dumps(config))
     assert jax.tree.structure(loaded) == jax.tree.structure(params)
     for key, array in flat(loaded).items():
@@ -190,20 +192,36 @@ def test_loaded_model_is_the_saved_one(model, saved):
     assert loaded == model.clone(frames_chunk=3)
 
 
-def test_dtype_casts_on_load_and_bfloat16_survives_a_round_trip(model, params, saved, tmp_path):
-    loaded, half = from_pretrained(saved, dtype=jnp.bfloat16)
-    assert loaded.dtype == jnp.bfloat16
+def test_param_dtype_casts_on_load_and_bfloat16_survives_a_round_trip(model, params, saved, tmp_path):
+    loaded, half = from_pretrained(saved, param_dtype=jnp.bfloat16)
+    assert loaded == model  # how it computes is another thing
     save_params(tmp_path / "half.safetensors", half, loaded)
     assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * saved.stat().st_size
     _, again = from_pretrained(tmp_path / "half.safetensors")
     for key, array in flat(again).items():
         assert array.dtype == jnp.bfloat16
         np.testing.assert_array_equal(array, flat(params)[key].astype(ml_dtypes.bfloat16))
-    wide, full = from_pretrained(tmp_path / "half.safetensors", dtype="float32")
-    assert jnp.dtype(wide.dtype) == jnp.float32
+    wide, full = from_pretrained(tmp_path / "half.safetensors", param_dtype="float32", dtype="float16")
+    assert jnp.dtype(wide.dtype) == jnp.float16
     assert {a.dtype for a in flat(full).values()} == {jnp.dtype("float32")}
-    with pytest.raises(ValueError, match="floating-point"):
-        from_pretrained(saved, dtype=jnp.int8)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(dtype=jnp.int8),
+        dict(param_dtype="nonsense"),
+        dict(sparsity=0.5),
+        dict(frames_chunk=0),
+        dict(frames_chunk=2.5),
+        dict(remat="yes"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_named(saved, options):
+    (argument,) = options
+    with pytest.raises(InputError, match=f"^{argument} must be") as raised:
+        from_pretrained(saved, **options)
+    assert raised.value.argument == argument
 
 
 def test_heads_left_out_are_not_read(params, saved, monkeypatch):
@@ -220,7 +238,7 @@ def test_heads_left_out_are_not_read(params, saved, monkeypatch):
             read.append(name)
             return self.file.get_tensor(name)
 
-    monkeypatch.setattr(checkpoint, "open_safetensors", Watched)
+    monkeypatch.setattr(weights, "open_safetensors", Watched)
     loaded, part = from_pretrained(saved, heads=["camera"])
     assert loaded.heads == ("camera",)
     assert set(read) == set(flat(part)) == {k for k in flat(params) if not k.startswith("depth_head/")}
@@ -304,11 +322,11 @@ def test_damaged_file(kind, message, saved, tmp_path):
     ("metadata", "message"),
     [
         ({"format_version": "2"}, r"format version 2, this fastvggt_jax reads up to 1: upgrade fastvggt_jax"),
-        ({"model": "Pi4"}, r"holds the model 'Pi4'; this fastvggt_jax knows VGGT"),
-        ({"config": "{"}, r"no usable config for VGGT"),
-        ({"config": '{"width": 3}'}, r"no usable config for VGGT: .*width"),
-        ({"config": "[]"}, r"no usable config for VGGT"),
-        ({"format": "pt"}, r"not a weight file of fastvggt_jax"),
+        ({"model": "Pi4"}, r"holds the model 'Pi4'; this fastvggt_jax knows vggt, pi3"),
+        ({"config": "{"}, r"no usable config: "),
+        ({"config": '{"width": 3}'}, r"no usable config: .*width"),
+        ({"config": "[]"}, r"no usable config: "),
+        ({"format": "pt"}, r"is a native weight file already, not an official checkpoint"),
     ],
 )
 def test_file_of_another_kind(metadata, message, saved, tmp_path):
@@ -317,25 +335,12 @@ def test_file_of_another_kind(metadata, message, saved, tmp_path):
         from_pretrained(path)
 
 
-def test_official_checkpoint_is_to_be_converted(tmp_path):
-    path = tmp_path / "model.safetensors"
-    save_file({"aggregator.camera_token": np.zeros((1, 2, 1, 8), np.float32)}, path)
-    with pytest.raises(
-        WeightsError, match=r"official checkpoint.*python -m convert\.convert_weights .*model"
-    ):
-        from_pretrained(path)
-    path = tmp_path / "model.pt"
-    path.write_bytes(b"PK\x03\x04")
-    with pytest.raises(WeightsError, match=r"PyTorch file.*python -m convert\.convert_weights .*model\.pt"):
-        from_pretrained(path)
-
-
 def test_no_file(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=re.escape(f"{tmp_path / 'none.safetensors'}: no such weight file")
     ):
         from_pretrained(tmp_path / "none.safetensors")
-    with pytest.raises(IsADirectoryError, match="is a folder"):
+    with pytest.raises(FileNotFoundError, match="holds no weight file"):
         from_pretrained(tmp_path)
 
 
@@ -343,9 +348,9 @@ def test_the_bundled_model_has_a_name():
     model, params = from_pretrained("mini", heads=("camera",))
     assert (
         type(model).__name__ == "VGGT"
-        and model.image_size == 224
+        and model.image_policy == ("crop", 224, 14)
         and read_model("mini").heads == ("camera", "depth", "point")
     )
     assert weight_file("mini").stat().st_size < 40e6
-    with pytest.raises(FileNotFoundError, match=r"maxi: no such weight file; bundled is mini \(an official"):
+    with pytest.raises(FileNotFoundError, match=r"maxi: no such weight file; bundled is mini; a hub"):
         from_pretrained("maxi")

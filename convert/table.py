@@ -1,0 +1,85 @@
+"""What conversion knows of one model: the `TABLE` of its rules module, which `fastvggt_jax.models.registry`
+names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from typing import Any
+
+from convert.official import Official
+from convert.rules import Rule
+from fastvggt_jax.errors import InputError
+from fastvggt_jax.models import registry
+from fastvggt_jax.models.base import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """Checkpoints of one architecture that their keys do not tell apart.
+
+    Attributes:
+      fields: of the model, that it sets.
+      word: a part of the checkpoint's name that tells it; None for what is assumed without one.
+      effect: what is different, for the report.
+      head: the head that it is about: without it there is nothing to tell.
+    """
+
+    fields: Mapping[str, Any]
+    word: str | None
+    effect: str
+    head: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """How official checkpoints of a model become weights of ours.
+
+    Attributes:
+      key: pattern of the keys by which a checkpoint is known to be one of this model.
+      rules: which official key becomes which parameter. ignore: pattern of keys that are rightly left out ->
+        reason.
+      official: how a configuration in upstream's words describes the model.
+      sizes: what the class's defaults are the sizes of, in words.
+      others: pattern of a key that only another model has -> a sentence that refuses its checkpoints.
+      variants: by name.
+    """
+
+    key: str
+    rules: tuple[Rule, ...]
+    ignore: Mapping[str, str]
+    official: Official
+    sizes: str
+    others: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    variants: Mapping[str, Variant] = dataclasses.field(default_factory=dict)
+
+    def recognises(self, keys: Iterable[str]) -> bool:
+        return any(re.fullmatch(self.key, key) for key in keys)
+
+    def heads_in(self, cls: type[Model], heads: tuple[str, ...], keys: Iterable[str]) -> tuple[str, ...]:
+        """Those of the heads of which a checkpoint with these keys has a parameter."""
+        named = {hit[0] for key in keys for rule in self.rules if (hit := rule.apply(key))}
+        return tuple(
+            head for head in heads if any(name.startswith(cls.head_parameters(head)) for name in named)
+        )
+
+
+def tables() -> dict[str, tuple[type[Model], Table]]:
+    """Of every model that has rules, by its name in the registry."""
+    return {
+        name: (registry.find(name), import_module(entry.rules).TABLE)
+        for name, entry in registry.MODELS.items()
+        if entry.rules is not None
+    }
+
+
+def find(name: str) -> tuple[type[Model], Table]:
+    """A model's class and table. Raises InputError for an unknown model, or one without rules."""
+    found = tables()
+    if name not in found:
+        text = f"model must be one that can be converted ({', '.join(found)}), not {name!r}"
+        raise InputError(text, argument="model")
+    return found[name]

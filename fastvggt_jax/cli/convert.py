@@ -1,0 +1,70 @@
+"""`fastvggt convert`: an official PyTorch checkpoint to a native weight file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fastvggt_jax.cli.errors import one_sentence
+from fastvggt_jax.cli.options import Quiet
+
+
+@one_sentence()
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="IN", help="A .safetensors or .pt file, or a hub repository (OWNER/NAME)."),
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The native weight file to write (.safetensors).")
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="What IN is, vggt or pi3; by default recognised by its keys.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Sizes of the model if they are not the released one's."),
+    ] = None,
+    variant: Annotated[
+        str,
+        typer.Option(
+            help="auto, or of VGGT 1b or tracker-fixed (the track features carry a position embedding, which "
+            "no key tells); auto decides by the name of IN."
+        ),
+    ] = "auto",
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Of the written weights.")
+    ] = "float32",
+    revision: Annotated[
+        str | None, typer.Option(help="Of the hub repository: a branch, tag or commit.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Official PyTorch weights to the one native weight file: nothing left over, nothing missing."""
+    import jax
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from convert.convert_weights import convert as run
+
+    # only shapes are asked of JAX: leave the GPU's memory to others
+    jax.config.update("jax_platforms", "cpu")
+    with Progress(console=Console(stderr=True), disable=quiet or not Console(stderr=True).is_terminal) as bar:
+        task = bar.add_task("write", total=None)
+        report = run(
+            source,
+            target,
+            model=model,
+            config=config,
+            variant=variant,
+            dtype=dtype,
+            overwrite=overwrite,
+            revision=revision,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if not quiet:
+        for line in report.lines():
+            typer.echo(line)
