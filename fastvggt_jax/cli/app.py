@@ -6,9 +6,7 @@ runner.
 
 import contextlib
 import json
-import logging
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +19,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from fastvggt_jax import __version__
 from fastvggt_jax.cli.evaluate import app as evaluate_app
 from fastvggt_jax.cli.options import CacheDir, Json, Overwrite, Quiet, use_compilation_cache
-from fastvggt_jax.cli.sentences import INTERRUPTED, one_sentence
+from fastvggt_jax.cli.sentences import one_sentence
+from fastvggt_jax.cli.train import train
 
 app = typer.Typer(
     name="fastvggt",
@@ -208,67 +207,7 @@ def bench(arguments: typer.Context) -> None:
     raise typer.Exit(bench.main(arguments.args))
 
 
-@app.command()
-def train(
-    config: Annotated[
-        Path,
-        typer.Argument(help="A Python file whose get_config() returns a fastvggt_jax.train.TrainConfig."),
-    ],
-    workdir: Annotated[
-        Path,
-        typer.Option(help="Folder of checkpoints, metrics and weights; a run that is there is continued."),
-    ],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="field=value, instead of the configuration's.")
-    ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="Stop after so long, compiling included, and save.")
-    ] = None,
-    cache_dir: CacheDir = None,
-    quiet: Quiet = False,
-) -> None:
-    """Train a VGGT or a π³ on procedural scenes, from random numbers or on from a weight file.
-
-    Interrupted (Ctrl-C), it saves and ends with exit code 130; interrupted again, it ends at once.
-    """
-    smaller = (
-        "take fewer scenes or views a batch, remat=True in the model, or shard_params=true on several devices"
-    )
-    with one_sentence(workdir, smaller=smaller), _silent_threads():
-        use_compilation_cache(cache_dir)
-        try:
-            from fastvggt_jax.train import load_config, train
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"training needs {error.name}: pip install 'fastvggt_jax[train]'"
-            ) from error
-        if minutes is not None and not minutes > 0:
-            raise ValueError(f"--minutes must be greater than 0, not {minutes:g}")
-        wanted, start = load_config(config, set_ or ()), time.monotonic()
-        state = train(wanted, workdir, minutes=minutes, quiet=quiet)
-        in_time = minutes is None or time.monotonic() - start < 60 * minutes
-        if (
-            int(state.step) < wanted.steps and in_time
-        ):  # neither at its end nor out of time: it was interrupted
-            raise typer.Exit(INTERRUPTED)
-
-
-@contextlib.contextmanager
-def _silent_threads() -> Iterator[None]:
-    """On a full disk Orbax's and tensorstore's threads print pages of tracebacks beside the error that they
-    raise.
-    """
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    sys.unraisablehook = lambda _: None
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+app.command()(train)
 
 
 def _plain(value: Any) -> str:
