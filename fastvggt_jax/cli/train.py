@@ -14,7 +14,9 @@ from fastvggt_jax.cli.options import CacheDir, Quiet, use_compilation_cache
 from fastvggt_jax.cli.sentences import INTERRUPTED, one_sentence
 from fastvggt_jax.errors import ExtraError
 
-SMALLER = "take fewer scenes or views per batch, remat=True in the model, or shard_params=true on several devices"
+SMALLER = (
+    "take fewer scenes or views per batch, remat=True in the model, or shard_params=true on several devices"
+)
 
 
 def train(

@@ -128,7 +128,9 @@ class TrainConfig:
         model, name = self.model, type(self.model).__name__
         model.from_config(model.config())  # its fields have the right types
         if model.sparsity is not None:
-            text = f"the model's sparsity={model.sparsity} must be None: block-sparse attention has no gradient"
+            text = (
+                f"the model's sparsity={model.sparsity} must be None: block-sparse attention has no gradient"
+            )
             raise InputError(text, argument="sparsity")
         for shape in self.shapes:
             try:
@@ -142,7 +144,9 @@ class TrainConfig:
                 raise InputError(text, argument="loss_weights")
         if ("track" in model.heads) != (self.query_points > 0):
             need = "must be greater than 0" if "track" in model.heads else "must be 0: no head tracks points"
-            text = f"query_points={self.query_points} does not fit the heads {', '.join(model.heads)}: it {need}"
+            text = (
+                f"query_points={self.query_points} does not fit the heads {', '.join(model.heads)}: it {need}"
+            )
             raise InputError(text, argument="query_points")
 
     def shape_of(self, step: int) -> Shape:
@@ -210,7 +214,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 def _overridden(config: TrainConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """The fields that "field=value" and "loss_weights.name=value" set."""
-    hints = {name: hint for name, hint in _hints(TrainConfig).items() if name not in ("model", "shapes", "data")}
+    hints = {
+        name: hint for name, hint in _hints(TrainConfig).items() if name not in ("model", "shapes", "data")
+    }
     weights = "loss_weights."
     values: dict[str, Any] = {}
     for override in overrides:

@@ -118,7 +118,9 @@ def _record(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line)
     except ValueError:  # also where it is not UTF-8
         return None
-    numbers = isinstance(record, dict) and all(isinstance(record.get(x), int | float) for x in ("step", "loss"))
+    numbers = isinstance(record, dict) and all(
+        isinstance(record.get(x), int | float) for x in ("step", "loss")
+    )
     return record if numbers and "kind" in record else None
 
 

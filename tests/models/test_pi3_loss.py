@@ -171,7 +171,10 @@ def test_neither_scale_nor_world_nor_the_order_of_frames_matters(truth, monkeypa
     order = np.array([2, 0, 1])
     turned = jax.tree.map(lambda x: x[:, order], p)
     permuted = truth.replace(
-        **{name: getattr(truth, name)[:, order] for name in ("cam_from_world", "K", "depth", "points", "valid")}
+        **{
+            name: getattr(truth, name)[:, order]
+            for name in ("cam_from_world", "K", "depth", "points", "valid")
+        }
     )
     # The unit is the mean distance from the first camera, whichever that is: here it stays what it was.
     monkeypatch.setattr(losses, "normalise", lambda truth: truth)

@@ -33,7 +33,9 @@ def scenes(rotation=None, translation=0.0, scale=1.0) -> Truth:
     turned = cam_from_world[..., :3] @ R.T
     shift = scale * cam_from_world[..., 3] - turned @ np.broadcast_to(translation, 3)
     cameras = np.concatenate([turned, shift[..., None]], -1)
-    return Truth(*(jnp.asarray(x, jnp.float32) for x in (cameras, K, scale * depth, moved)), jnp.asarray(valid))
+    return Truth(
+        *(jnp.asarray(x, jnp.float32) for x in (cameras, K, scale * depth, moved)), jnp.asarray(valid)
+    )
 
 
 @jax.jit
@@ -134,7 +136,8 @@ def test_the_best_confidence_is_inverse_to_the_error(truth, error):
 def test_steps_in_the_error_cost_more_than_a_constant_one(truth):
     stripes = jnp.where(jnp.arange(W) % 2 == 0, 0.1, -0.1)[:, None]
     smooth, rough = (
-        loss(perfect(truth).replace(depth=truth.depth[..., None] + e), truth)[1] for e in (jnp.float32(0.1), stripes)
+        loss(perfect(truth).replace(depth=truth.depth[..., None] + e), truth)[1]
+        for e in (jnp.float32(0.1), stripes)
     )
     np.testing.assert_allclose(smooth["depth error"], rough["depth error"], rtol=1e-4)
     assert rough["depth gradient"] > smooth["depth gradient"] + 0.02
@@ -200,7 +203,11 @@ def test_pairs_cost_what_their_translations_are_off_in_units_of_their_distance(t
     R = np.asarray(cam_from_world)[..., :3] @ world.T
     t = np.asarray(cam_from_world)[..., 3] - R @ np.array([3.0, -2, 5])
     assert (
-        cost(pose_of(truth.replace(cam_from_world=jnp.asarray(np.concatenate([R, t[..., None]], -1), jnp.float32))))
+        cost(
+            pose_of(
+                truth.replace(cam_from_world=jnp.asarray(np.concatenate([R, t[..., None]], -1), jnp.float32))
+            )
+        )
         < 1e-4
     )
     wrong = perfect(truth).replace(pose_enc_list=(jnp.asarray(pose, jnp.float32),) * 4)
