@@ -49,6 +49,13 @@ def pytest_collection_modifyitems(items) -> None:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """JAX never drops a program that it has compiled: those of the whole suite take gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def workdir(tmp_path_factory) -> Path:
     """Where the 5 GB of full-size weights go: FASTVGGT_WORKDIR, which keeps them, or a temporary folder."""

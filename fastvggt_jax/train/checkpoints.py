@@ -8,7 +8,6 @@ when it stops, `weights.safetensors`.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from fastvggt_jax.errors import FailedError, WeightsError
+from fastvggt_jax.errors import FailedError, WeightsError, is_full
 from fastvggt_jax.io.files import write_file
 from fastvggt_jax.io.weights import open_weights, save_params
 from fastvggt_jax.pretrained import weight_file
@@ -27,7 +26,6 @@ from fastvggt_jax.train.state import TrainState
 KEPT = 2  # of the last ones: if the disk is full while one is written, there is the one before
 MARK = "model.json"  # of a folder that holds a training run
 BEST, WEIGHTS = "best.safetensors", "weights.safetensors"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class TrainingFailed(FailedError):
@@ -119,8 +117,7 @@ class Checkpoints:
 
     def failure(self, error: OSError | ValueError) -> TrainingFailed:
         """What to raise for a file that could not be written."""
-        full = "No space left on device" in str(error) or getattr(error, "errno", None) in FULL
-        reason = "no space is left on its disk" if full else str(error).splitlines()[0]
+        reason = "no space is left on its disk" if is_full(error) else str(error).splitlines()[0]
         return TrainingFailed(f"a file could not be written in {self.folder}: {reason}; {self.last_good}")
 
     def restore(self, abstract: TrainState, sharding: TrainState) -> TrainState:
@@ -150,6 +147,8 @@ def _origin(config: TrainConfig) -> dict[str, str]:
 def _read_mark(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / MARK).read_text())
+        if not isinstance(found["config"], dict):
+            raise TypeError("config is no object")
         return {name: found[name] for name in ("model", "config", "source", "license")}
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(

@@ -1,38 +1,55 @@
 """What is trained, on what and how long. A configuration is a Python file whose `get_config()` returns a
 `TrainConfig`.
+
+pydantic checks the fields, since it is a dependency already and reads both values (strictly) and the texts of
+`load_config` (`overrides`) by the same annotations; a parser such as tyro would bring a second command line.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import numbers
+import functools
 import runpy
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError, create_model
 
 from fastvggt_jax.datasets.synthetic import SPLIT_SIZE
+from fastvggt_jax.errors import Error, InputError, MissingError
 from fastvggt_jax.models.base import Model
+from fastvggt_jax.sources.sizing import check_sides
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+LAX = ConfigDict(allow_inf_nan=False)  # for texts
+
+Size = Annotated[int, Field(ge=1, le=1 << 16)]
+Steps = Annotated[int, Field(ge=1, le=10**8)]  # each has a learning rate, made at the start
+Number = Annotated[int, Field(ge=0, le=SPLIT_SIZE)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
     """A kind of batch: so many scenes of so many views of so many pixels. Of several kinds, each is drawn in
     proportion to its weight.
+
+    Raises InputError: a value of the wrong type, or out of its range.
     """
 
-    scenes: int
-    frames: int
-    height: int
-    width: int
-    weight: float = 1.0
+    scenes: Size
+    frames: Size
+    height: Size
+    width: Size
+    weight: Positive = 1.0
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        _check(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,115 +58,96 @@ class TrainConfig:
     §3.4).
 
     Attributes:
-      model: with its heads, its `dtype` of computing and whether it recomputes (`remat`); the loss is the one
-        that it was published with. Parameters and optimizer are float32.
+      model: with its heads, its `dtype` of computing and whether it recomputes (`remat`); the loss is its own
+        (`Model.loss`). Parameters and optimizer are float32.
       shapes: the kinds of batches. Every kind is compiled once.
       steps: of the whole run, also where it was interrupted.
       learning_rate: at its peak, after `warmup_steps`; from there a cosine falls to `final_learning_rate`.
       weight_decay: of matrices alone. clip_norm: of the gradient. ema_decay: of the averaged weights, None
         for no average.
       init: a native weight file to start from, or a bundled model's name; None starts from random numbers.
-      background: what confidence costs where nothing is, see `losses.loss` and `pi3_losses.loss`; 0 is
-        VGGT's.
-      pairs: weight of the translations between all pairs of cameras, see `losses.pair_loss`; 0 is VGGT's.
+      loss_weights: of the terms that the published loss does not have, by their names in the model's
+        `loss_weights`, where their meaning stands; those that are not given weigh what they do there.
       layer_scale: of the blocks of a random start (CaiT, arXiv 2103.17239, starts networks of up to 18 blocks
         at 0.1).
       frozen: patterns of parameter names, '/'-joined as in the weight file, that stay as they are:
         "aggregator/patch_embed/*".
-      query_points: points to track a scene, for a model with a track head.
+      seed: of random parameters and of the order of the kinds of batches.
+      query_points: points to track per scene, for a model with a track head.
       first_scene: number of the first scene, to go on where an earlier run's scenes ended.
-      supersampling: rays a pixel and side.
+      supersampling: rays per pixel and side.
       data: (step, shape) -> `data.Batch`, instead of rendered scenes. Steps below 0 are validation's.
       weights_dtype: "float32" or "bfloat16", of the weight file that is written at the end.
       log_every, validate_every, save_every: steps. validation_scenes: how many held-out scenes the loss is
         taken over, in whole batches of the first shape.
       shard_params: whether parameters, averages and optimizer are spread over the devices (FSDP), or only the
         scenes of a batch.
+
+    Raises InputError, naming the field: a value of the wrong type or out of its range, or one that does not
+      fit the model.
     """
 
-    model: Model
-    shapes: tuple[Shape, ...]
-    steps: int
-    learning_rate: float = 2e-4
-    warmup_steps: int = 1000
-    final_learning_rate: float = 1e-6
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.05
-    clip_norm: float = 1.0
-    ema_decay: float | None = 0.999
+    model: InstanceOf[Model]
+    shapes: Annotated[tuple[InstanceOf[Shape], ...], Field(min_length=1)]
+    steps: Steps
+    learning_rate: Positive = 2e-4
+    warmup_steps: Number = 1000
+    final_learning_rate: NotNegative = 1e-6
+    beta1: Decay = 0.9
+    beta2: Decay = 0.95
+    weight_decay: NotNegative = 0.05
+    clip_norm: Positive = 1.0
+    ema_decay: Decay | None = 0.999
     init: str | None = None
-    loss_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    layer_scale: float = 0.1
+    loss_weights: Mapping[str, NotNegative] = dataclasses.field(default_factory=dict)
+    layer_scale: NotNegative = 0.1
     frozen: tuple[str, ...] = ()
-    seed: int = 0
-    query_points: int = 0
-    first_scene: int = 0
-    supersampling: int = 2
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    query_points: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    first_scene: Number = 0
+    supersampling: Annotated[int, Field(ge=1, le=64)] = 2
     data: Callable[[int, Shape], Any] | None = None
-    weights_dtype: str = "float32"
-    log_every: int = 50
-    validate_every: int = 1000
-    validation_scenes: int = 32
-    save_every: int = 1000
+    weights_dtype: Literal["float32", "bfloat16"] = "float32"
+    log_every: Steps = 50
+    validate_every: Steps = 1000
+    validation_scenes: Number = 32
+    save_every: Steps = 1000
     shard_params: bool = False
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        if self.model.sparsity is not None:
-            raise ValueError(
-                f"the model's sparsity={self.model.sparsity} must be None: block-sparse attention has no gradient"
-            )
-        if not self.shapes:
-            raise ValueError("shapes is empty: give at least one Shape(scenes, frames, height, width)")
-        for shape in self.shapes:
-            if min(dataclasses.astuple(shape)) <= 0:
-                raise ValueError(f"{shape}: every number of a shape must be greater than 0")
-            if shape.height % self.model.patch_size or shape.width % self.model.patch_size:
-                raise ValueError(
-                    f"{shape}: height and width must be multiples of the model's patch size {self.model.patch_size}"
-                )
-        for name in (
-            "seed",
-            "first_scene",
-            "validation_scenes",
-            "weight_decay",
-            "final_learning_rate",
-            "warmup_steps",
-            "query_points",
-            "layer_scale",
-        ):
-            if not getattr(self, name) >= 0:  # NaN too
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")
-        for name in (
-            "steps",
-            "learning_rate",
-            "clip_norm",
-            "log_every",
-            "validate_every",
-            "save_every",
-            "supersampling",
-        ):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
-        if self.weights_dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"weights_dtype={self.weights_dtype!r} must be 'float32' or 'bfloat16'")
+        _check(self)
+        self._check_model()
         if self.first_scene_of(self.steps) > SPLIT_SIZE:
-            raise ValueError(
-                f"first_scene={self.first_scene} and {self.steps} steps lead beyond the last scene, number {SPLIT_SIZE - 1}"
-            )
+            text = f"first_scene={self.first_scene} and {self.steps} steps lead beyond the last scene"
+            raise InputError(f"{text}, number {SPLIT_SIZE - 1}", argument="first_scene")
         if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps={self.warmup_steps} must be less than steps={self.steps}")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1), or None for no average")
-        if ("track" in self.model.heads) != (self.query_points > 0):
-            heads = ", ".join(self.model.heads)
-            raise ValueError(
-                f"query_points={self.query_points} does not fit the heads {heads}: a track head needs some, others none"
+            text = f"warmup_steps={self.warmup_steps} must be less than steps={self.steps}"
+            raise InputError(text, argument="warmup_steps")
+
+    def _check_model(self) -> None:
+        model, name = self.model, type(self.model).__name__
+        model.from_config(model.config())  # its fields have the right types
+        if model.sparsity is not None:
+            text = (
+                f"the model's sparsity={model.sparsity} must be None: block-sparse attention has no gradient"
             )
+            raise InputError(text, argument="sparsity")
+        for shape in self.shapes:
+            try:
+                check_sides(model.image_policy.patch, height=shape.height, width=shape.width)
+            except InputError as error:
+                raise InputError(f"{shape}: {error}", argument=error.argument) from error
+        for weight in self.loss_weights:
+            if weight not in model.loss_weights:
+                known = ", ".join(model.loss_weights) or "none"
+                text = f"loss_weights has {weight!r}, which the loss of a {name} does not; it has {known}"
+                raise InputError(text, argument="loss_weights")
+        if ("track" in model.heads) != (self.query_points > 0):
+            need = "must be greater than 0" if "track" in model.heads else "must be 0: no head tracks points"
+            text = (
+                f"query_points={self.query_points} does not fit the heads {', '.join(model.heads)}: it {need}"
+            )
+            raise InputError(text, argument="query_points")
 
     def shape_of(self, step: int) -> Shape:
         """The kind of batch of a step; the same for the same seed and step."""
@@ -163,102 +161,92 @@ class TrainConfig:
         return self.first_scene + step * max(shape.scenes for shape in self.shapes)
 
 
-WORDS = {
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    bool: "True or False",
-    type(None): "None",
-    Model: "a model",
-}
+@functools.cache
+def _hints(cls: type[Shape] | type[TrainConfig]) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
 
 
-def _check_types(fields: Shape | TrainConfig) -> None:
-    """Raises ValueError for a field that is not of the type that it is annotated with: a configuration is
-    written by hand.
-    """
-    for name, hint in typing.get_type_hints(type(fields)).items():
-        value = getattr(fields, name)
-        if not any(_is_a(value, kind) for kind in _kinds(hint)):
-            raise ValueError(f"{name}={value!r} must be {' or '.join(map(_in_words, _kinds(hint)))}")
+@functools.cache
+def _schema(cls: type[Shape] | type[TrainConfig]) -> Any:
+    fields: Any = {name: (hint, ...) for name, hint in _hints(cls).items()}
+    return create_model(cls.__name__, __config__=STRICT, **fields)
 
 
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+def _check(fields: Shape | TrainConfig) -> None:
+    values = {field.name: getattr(fields, field.name) for field in dataclasses.fields(fields)}
+    try:
+        _schema(type(fields)).model_validate(values)
+    except ValidationError as error:
+        raise _in_words(error) from error
 
 
-def _is_a(value: Any, kind: Any) -> bool:
-    if kind in (int, float):
-        return isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(
-            value, bool
-        )
-    if typing.get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_is_a(member, typing.get_args(kind)[0]) for member in value)
-    return isinstance(value, typing.get_origin(kind) or kind)
-
-
-def _in_words(kind: Any) -> str:
-    if typing.get_origin(kind) is tuple:
-        return f"a tuple of {typing.get_args(kind)[0].__name__}"
-    return WORDS.get(kind, "a function")
+def _in_words(error: ValidationError, name: str = "") -> InputError:
+    """Of what was wrong first: "steps=0 must be greater than or equal to 1"."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, [name, *first["loc"]] if name else first["loc"]))
+    must = first["msg"].replace("Input should be", "must be")
+    must = must if must.startswith("must be") else f"is wrong: {must}"
+    return InputError(f"{where}={first['input']!r} {must}", argument=where.split(".")[0])
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The configuration of a Python file, with "field=value" put over it.
+    """The configuration of a Python file, with "field=value" put over it, such as "steps=1e5",
+    "ema_decay=None", "frozen=aggregator/*,camera_head/*" or "loss_weights.pairs=3".
 
-    Raises FileNotFoundError, or ValueError in a sentence: the file is no configuration, a field is unknown or
-      its value wrong.
+    Raises MissingError, or InputError: the file is no configuration, a field is unknown or its value wrong.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingError(
             f"{path}: no such file; a training configuration is a Python file with get_config()"
         )
     try:
         get_config = runpy.run_path(str(path)).get("get_config")
         config = get_config() if get_config is not None else None
-    except Exception as error:  # a user's code: anything
-        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path} is no configuration that works: {reason}") from error
+    except (Exception, SystemExit) as error:  # a user's code: anything
+        reason = str(error) if isinstance(error, Error) else f"{type(error).__name__}: {error}"
+        reason = " ".join(reason.split())  # on one line
+        raise InputError(f"{path} is no configuration that works: {reason}") from error
     if not isinstance(config, TrainConfig):
-        raise ValueError(f"{path} has no get_config() that returns a fastvggt_jax.train.TrainConfig")
-    given = dict(_parse(text) for text in overrides)
-    names = [
-        field.name
-        for field in dataclasses.fields(TrainConfig)
-        if field.name not in ("model", "shapes", "data")
-    ]
-    unknown = sorted(set(given) - set(names))
-    if unknown:
-        raise ValueError(f"{', '.join(unknown)} cannot be set; what can: {', '.join(names)}")
-    hints = typing.get_type_hints(TrainConfig)
-    return dataclasses.replace(
-        config, **{name: _as_type(name, value, hints[name]) for name, value in given.items()}
-    )
+        raise InputError(f"{path} has no get_config() that returns a fastvggt_jax.train.TrainConfig")
+    return dataclasses.replace(config, **_overridden(config, overrides))
 
 
-def _parse(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"{text!r} must be field=value, such as steps=1000")
-    return name, value
+def _overridden(config: TrainConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """The fields that "field=value" and "loss_weights.name=value" set."""
+    hints = {
+        name: hint for name, hint in _hints(TrainConfig).items() if name not in ("model", "shapes", "data")
+    }
+    weights = "loss_weights."
+    values: dict[str, Any] = {}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise InputError(f"{override!r} must be field=value, such as steps=1000", argument="overrides")
+        if name.startswith(weights):
+            before = values.get("loss_weights", config.loss_weights)
+            weight = _value(name, text, NotNegative)
+            values["loss_weights"] = {**before, name.removeprefix(weights): weight}
+        elif name in hints and name != "loss_weights":
+            values[name] = _value(name, text, hints[name])
+        else:
+            known = (f"{weights}NAME" if name == "loss_weights" else name for name in hints)
+            raise InputError(f"{name} cannot be set; what can: {', '.join(known)}", argument="overrides")
+    return values
 
 
-def _as_type(name: str, text: str, hint: Any) -> Any:
-    """The value that `text` is for a field of that type."""
-    kinds = _kinds(hint)
-    if type(None) in kinds and text in ("None", "none"):
-        return None
-    kind = kinds[0]
-    if kind == tuple[str, ...]:
-        return tuple(filter(None, text.split(",")))
-    if kind is bool:
-        words = {"true": True, "false": False}
-        if text.lower() in words:
-            return words[text.lower()]
-        raise ValueError(f"{name}={text} must be true or false")
+def _value(name: str, text: str, hint: Any) -> Any:
+    """The value that a text is for a field annotated so."""
+    reader: TypeAdapter[Any] = TypeAdapter(hint, config=LAX)
+    value: Any = text
+    if text in ("None", "none"):
+        value = None
+    elif typing.get_origin(hint) is tuple:
+        value = tuple(filter(None, text.split(",")))
     try:
-        number = float(text) if kind is int else None  # 1e5 is a whole number too
-        return int(number) if number is not None and number.is_integer() and number < 1e15 else kind(text)
-    except (ValueError, OverflowError):
-        raise ValueError(f"{name}={text} must be {_in_words(kind)}") from None
+        return reader.validate_python(value)
+    except ValidationError as error:
+        try:
+            return reader.validate_python(float(text))  # 1e5 is a whole number too
+        except ValueError:  # pydantic's is one
+            raise _in_words(error, name) from error

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from fastvggt_jax.train.checkpoints import BEST, FULL, MARK, WEIGHTS, Checkpoints, TrainingFailed
+from fastvggt_jax.errors import InputError, is_full
+from fastvggt_jax.train.checkpoints import BEST, MARK, WEIGHTS, Checkpoints, TrainingFailed
 from fastvggt_jax.train.config import Shape, TrainConfig
 from fastvggt_jax.train.data import Batch, render
 from fastvggt_jax.train.metrics import Metrics, means
@@ -50,16 +51,19 @@ def train(
     Raises:
       TrainingFailed: the loss or its gradient is not finite, or there is no space for a file; the last good
         checkpoint stays.
-      WeightsError: the folder or `init` is that of another model. ValueError: a shape does not fit the
-        number of devices.
+      WeightsError: the folder or `init` is that of another model.
+      InputError: a shape does not fit the number of devices, or `minutes` is no time.
     """
+    if minutes is not None and not minutes > 0:
+        raise InputError(f"minutes must be greater than 0, not {minutes:g}", argument="minutes")
     folder, deadline = Path(workdir), time.monotonic() + 60 * (math.inf if minutes is None else minutes)
     if jax.process_count() > 1:
-        raise ValueError(f"training runs in one process, on all of its devices, not in {jax.process_count()}")
+        raise InputError(f"training runs in one process, on all of its devices, not in {jax.process_count()}")
     mesh = make_mesh()
     for shape in config.shapes:
         if shape.scenes % mesh.size:
-            raise ValueError(f"{shape}: its scenes must be a multiple of the {mesh.size} devices")
+            text = f"{shape}: its scenes must be a multiple of the {mesh.size} devices"
+            raise InputError(text, argument="shapes")
     sharding = state_sharding(
         config, mesh
     )  # this and the next say what is wrong with `frozen` and `init` before the folder is made
@@ -97,7 +101,7 @@ def train(
                 f"stopped after {int(state.step)} of {config.steps} steps; weights in {folder / WEIGHTS}"
             )
         except OSError as error:
-            if error.errno not in FULL:
+            if not is_full(error):
                 raise
             raise checkpoints.failure(error) from error
         finally:

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -29,17 +30,15 @@ SHOWN = (
 class Metrics:
     def __init__(self, folder: Path, first_step: int, quiet: bool) -> None:
         """Goes on after `first_step`; what an interrupted run has recorded beyond it is dropped, since it
-        will come again.
+        will come again, and so are lines that are damaged.
         """
         path = folder / "metrics.jsonl"
-        before = path.read_text() if path.exists() else ""
-        records = [
-            json.loads(line) for line in before.splitlines(keepends=True) if line.endswith("}\n")
-        ]  # the last may be half-written
+        before = path.read_bytes() if path.exists() else b""
+        records = [record for record in map(_record, before.splitlines()) if record is not None]
         records = [record for record in records if record["step"] <= first_step]
-        kept = "".join(json.dumps(record) + "\n" for record in records)
+        kept = "".join(json.dumps(record) + "\n" for record in records).encode()
         if kept != before:
-            write_file(path, kept.encode())
+            write_file(path, kept)
         self.best = min(
             (record["loss"] for record in records if record["kind"] == "validation"), default=math.inf
         )
@@ -100,7 +99,7 @@ class Metrics:
                 self.board.add_scalar(f"{kind}/{name}", value, step)
 
     def say(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True)
+        self.console.print(text, soft_wrap=True, markup=False)  # a folder's name may hold brackets
 
     def close(self) -> None:
         self.file.close()
@@ -113,7 +112,19 @@ def means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: float(sum(value[name] for value in values) / len(values)) for name in values[0]}
 
 
-def _board(folder: Path, first_step: int):
+def _record(line: bytes) -> dict[str, Any] | None:
+    """What a line of metrics.jsonl holds; None if it is no record, such as a last line that is half-written."""
+    try:
+        record = json.loads(line)
+    except ValueError:  # also where it is not UTF-8
+        return None
+    numbers = isinstance(record, dict) and all(
+        isinstance(record.get(x), int | float) for x in ("step", "loss")
+    )
+    return record if numbers and "kind" in record else None
+
+
+def _board(folder: Path, first_step: int) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ModuleNotFoundError:

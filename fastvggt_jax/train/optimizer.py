@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 
+from fastvggt_jax.errors import InputError
 from fastvggt_jax.train.config import TrainConfig
 
 
@@ -29,16 +30,17 @@ def learning_rates(config: TrainConfig) -> np.ndarray:
 
 
 def trainable(params: Any, frozen: Sequence[str]) -> Any:
-    """A tree like `params` of bool. Raises ValueError for a pattern that fits no parameter, or if nothing is
+    """A tree like `params` of bool. Raises InputError for a pattern that fits no parameter, or if nothing is
     left to train.
     """
     names = list(flax.traverse_util.flatten_dict(params, sep="/"))
     for pattern in frozen:
         if not fnmatch.filter(names, pattern):
-            raise ValueError(f"frozen: no parameter is named like {pattern!r}; names are such as {names[0]}")
+            text = f"frozen: no parameter is named like {pattern!r}; names are such as {names[0]}"
+            raise InputError(text, argument="frozen")
     free = {name: not any(fnmatch.fnmatchcase(name, pattern) for pattern in frozen) for name in names}
     if not any(free.values()):
-        raise ValueError(f"frozen={tuple(frozen)} leaves nothing to train")
+        raise InputError(f"frozen={tuple(frozen)} leaves nothing to train", argument="frozen")
     return flax.traverse_util.unflatten_dict(free, sep="/")
 
 

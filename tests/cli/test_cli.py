@@ -27,7 +27,7 @@ from fastvggt_jax.models.pi3 import Pi3
 from fastvggt_jax.models.prediction import Prediction
 from fastvggt_jax.pretrained import BUNDLED
 from fastvggt_jax.testing.random_weights import random_params
-from fastvggt_jax.testing.tiny import write_random_checkpoint
+from fastvggt_jax.testing.tiny import write_random_weights
 
 PHOTOS = Path(__file__).parents[1] / "golden" / "images"
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -37,7 +37,7 @@ FILES = ["cameras.json", "depth", "overview.jpg", "points.ply", "scene.glb"]
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    write_random_checkpoint(path)
+    write_random_weights(path)
     return path
 
 
@@ -522,7 +522,7 @@ def test_bad_checkpoints_are_one_sentence(checkpoint, tmp_path):
     assert_sentence(run(*reconstruct_args(cut, out)), "cut short", 2, out)
     assert_sentence(run("info", cut), "cut short", 2, out)
     headless = tmp_path / "headless.safetensors"
-    write_random_checkpoint(headless, heads=("camera", "point"))
+    write_random_weights(headless, heads=("camera", "point"))
     assert_sentence(run(*reconstruct_args(headless, out)), "has no depth head; it has camera, point", 2, out)
 
 

@@ -1,4 +1,6 @@
-"""What golden numbers do not pin down in the heads: epsilons, what the tracker is told, chunks of frames."""
+"""What golden numbers do not pin down in the heads: epsilons, what the tracker is told, chunks of frames, where
+iterations send no gradient, and where training starts.
+"""
 
 import flax.linen as nn
 import jax
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from fastvggt_jax import VGGT
+from fastvggt_jax.models.heads.camera import CameraHead
 from fastvggt_jax.models.heads.track import Tracker, embed_flow
 from fastvggt_jax.models.vit import HeadNorm
 from tests.conftest import TOLERANCE, max_error
@@ -61,6 +64,53 @@ def test_the_tracker_is_told_the_flow_in_feature_pixels_and_twice_in_units_of_ma
     )
     assert max_error(told[..., C:], expected[..., C:]) < 20 * TOLERANCE["float32"]
     assert max_error(told, expected) < 1e-2  # up to 1000 radians a pixel
+
+
+def test_an_iteration_of_the_tracker_sends_no_gradient_to_where_the_last_one_has_moved():
+    """A bias of the last layer moves the tracks in every iteration; each feels its own move alone."""
+    stride, F, Q = 2, 3, 2
+    tracker = Tracker(2, stride, 2, 1, 16, 1, 2, 2, 5, 8)
+    maps = jax.random.normal(jax.random.key(0), (1, F, 6, 7, 8))
+    points = jnp.array([[[3.0, 4.0], [9.5, 1.25]]])
+    params = jax.jit(tracker.init)(jax.random.key(1), points, maps)
+
+    def moved(bias):
+        flow_head = params["params"]["updateformer"]["flow_head"] | {"bias": bias}
+        updateformer = params["params"]["updateformer"] | {"flow_head": flow_head}
+        tracks, _, _ = tracker.apply(
+            {"params": params["params"] | {"updateformer": updateformer}}, points, maps
+        )
+        return tracks[-1].sum((0, 1, 2))  # [2], x and y
+
+    jacobian = jax.jit(jax.jacrev(moved))(params["params"]["updateformer"]["flow_head"]["bias"])
+    np.testing.assert_allclose(jacobian[:, :2], stride * (F - 1) * Q * np.eye(2), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def camera_head():
+    """(CameraHead of three iterations, params as training starts, tokens f32[2, 3, 16])."""
+    head, tokens = CameraHead(1, 2, num_iterations=3), jax.random.normal(jax.random.key(0), (2, 3, 16))
+    return head, jax.jit(head.init)(jax.random.key(1), tokens), tokens
+
+
+def test_an_iteration_of_the_camera_head_sends_no_gradient_through_the_pose_it_starts_from(camera_head):
+    head, params, tokens = camera_head
+    poses = lambda p: jnp.stack([pose.sum() for pose in head.apply(p, tokens)])
+    through_the_first = jax.jit(jax.jacrev(poses))(params)["params"]["empty_pose_tokens"]
+    largest = np.abs(through_the_first).max((1, 2, 3))  # [iterations]; the first alone sees the empty pose
+    assert largest[0] > 1e-3 and not largest[1:].any()
+
+
+def test_cameras_start_at_the_identity_with_a_field_of_view_of_1_rad(camera_head):
+    """... which relu lets a gradient through to; the random last layer turns and moves them a little."""
+    head, params, tokens = camera_head
+    branch = params["params"]["pose_branch"]
+    last = branch["fc2"] | {"kernel": jnp.zeros_like(branch["fc2"]["kernel"])}
+    still = {"params": params["params"] | {"pose_branch": branch | {"fc2": last}}}
+    poses = head.apply(still, tokens)
+    start = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1])
+    for i, pose in enumerate(poses):
+        np.testing.assert_allclose(pose, np.tile(start * (i + 1) / 3, (2, 3, 1)), atol=1e-6)
 
 
 @pytest.mark.parametrize(

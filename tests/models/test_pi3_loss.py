@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 
 from fastvggt_jax import geometry
+from fastvggt_jax.datasets.base import Truth
+from fastvggt_jax.errors import InputError
+from fastvggt_jax.models.losses import pi3 as losses
+from fastvggt_jax.models.losses.parts import normalise
 from fastvggt_jax.models.prediction import Prediction
-from fastvggt_jax.train import losses, pi3_losses
 
 B, F, H, W = 2, 3, 16, 24
 STEP = 16  # the column from which on everything is farther
-value_and_grad = jax.jit(jax.value_and_grad(pi3_losses.loss, has_aux=True))
-align = jax.jit(pi3_losses.align_scale)
+value_and_grad = jax.jit(jax.value_and_grad(losses.loss, has_aux=True))
+align = jax.jit(losses.align_scale)
 
 
-def scenes(valid=None) -> losses.Truth:
+def scenes(valid=None) -> Truth:
     """Smooth surfaces with a step, and a hole in every view."""
     rng = np.random.default_rng(0)
     pose = np.concatenate([rng.normal(0, 0.3, (B, F, 6)), np.full((B, F, 3), 1.0)], -1)
@@ -29,7 +32,8 @@ def scenes(valid=None) -> losses.Truth:
     if valid is None:
         valid = np.ones((B, F, H, W), bool)
         valid[:, :, 3:6, 2:7] = False
-    return losses.normalise(cam_from_world, K, jnp.asarray(depth), points, jnp.asarray(valid))
+    truth = Truth(cam_from_world, K, jnp.asarray(depth[..., 0]), points, jnp.asarray(valid))
+    return jax.jit(normalise)(truth)
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +41,11 @@ def truth():
     return scenes()
 
 
-def perfect(truth: losses.Truth, logit: float = 0.0) -> Prediction:
+def perfect(truth: Truth, logit: float = 0.0) -> Prediction:
     """In units and a world of its own; wrong where the truth does not say."""
-    cam_from_world, _ = geometry.decode_pose(truth.pose_enc, H, W)
+    cam_from_world = truth.cam_from_world
     local = (
-        np.einsum("bfij,bfhwj->bfhwi", cam_from_world[..., :3], truth.world_points)
+        np.einsum("bfij,bfhwj->bfhwi", cam_from_world[..., :3], truth.points)
         + cam_from_world[:, :, None, None, :, 3]
     )
     local = np.where(truth.valid[..., None], local, 0.7)
@@ -52,12 +56,12 @@ def perfect(truth: losses.Truth, logit: float = 0.0) -> Prediction:
     )
 
 
-def parts_of(prediction: Prediction, truth: losses.Truth) -> dict[str, float]:
+def parts_of(prediction: Prediction, truth: Truth) -> dict[str, float]:
     (total, parts), _ = value_and_grad(prediction, truth)
     return {"loss": float(total)} | {name: float(value) for name, value in parts.items()}
 
 
-def noisy(truth: losses.Truth) -> Prediction:
+def noisy(truth: Truth) -> Prediction:
     rng = np.random.default_rng(5)
     p = perfect(truth)
     turns = geometry.quat_xyzw_to_rotation(
@@ -108,7 +112,7 @@ def test_many_points_are_thinned_out_evenly():
     target = points * (2 + np.linspace(0, 1, n)[:, None] + rng.normal(0, 0.3, (n, 3))).astype(np.float32)
     weight = np.ones(n, np.float32)
     found = float(align(points, target, weight, valid))
-    rank = np.arange(pi3_losses.ALIGNED) * int(valid.sum()) // pi3_losses.ALIGNED
+    rank = np.arange(losses.ALIGNED) * int(valid.sum()) // losses.ALIGNED
     kept = [x[np.flatnonzero(valid)[rank]].astype(np.float64) for x in (points, target, weight)]
     assert cost(found, *kept) <= cost(found * np.linspace(0.95, 1.05, 201), *kept).min() * (1 + 1e-6)
 
@@ -124,7 +128,7 @@ def test_a_scale_is_positive_and_1_where_there_is_no_point():
 
 def test_what_a_perfect_prediction_costs(truth):
     counted = 0
-    valid, depth = np.asarray(truth.valid), np.asarray(truth.depth)[..., 0]
+    valid, depth = np.asarray(truth.valid), np.asarray(truth.depth)
     good = valid & (np.arange(W) != STEP - 1) & (np.arange(W) != STEP)  # beside the step
     around = np.pad(valid, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=True)
     for y, x in np.ndindex(3, 3):
@@ -153,7 +157,7 @@ def test_the_whole_is_the_weighted_sum_of_its_parts(truth):
     np.testing.assert_allclose(parts["loss"], whole, rtol=1e-5)
 
 
-def test_neither_scale_nor_world_nor_the_order_of_frames_matters(truth):
+def test_neither_scale_nor_world_nor_the_order_of_frames_matters(truth, monkeypatch):
     p = noisy(truth)
     base = parts_of(p, truth)
     assert min(base["point error"], base["rotation"], 100 * base["translation"], 100 * base["normal"]) > 0.02
@@ -167,12 +171,18 @@ def test_neither_scale_nor_world_nor_the_order_of_frames_matters(truth):
     order = np.array([2, 0, 1])
     turned = jax.tree.map(lambda x: x[:, order], p)
     permuted = truth.replace(
-        **{name: getattr(truth, name)[:, order] for name in ("pose_enc", "depth", "world_points", "valid")}
+        **{
+            name: getattr(truth, name)[:, order]
+            for name in ("cam_from_world", "K", "depth", "points", "valid")
+        }
     )
+    # The unit is the mean distance from the first camera, whichever that is: here it stays what it was.
+    monkeypatch.setattr(losses, "normalise", lambda truth: truth)
+    total, parts = jax.jit(lambda p, t: losses.loss(p, t))(turned, permuted)
     for what, found in (
         ("scale", parts_of(scaled, truth)),
         ("world", parts_of(moved, truth)),
-        ("order", parts_of(turned, permuted)),
+        ("order", {"loss": total, **parts}),
     ):
         for name, value in base.items():
             np.testing.assert_allclose(found[name], value, rtol=2e-4, err_msg=f"{name} {what}")
@@ -193,7 +203,7 @@ def test_a_gradient_leaves_scale_and_world_alone(truth):
 # ---- its parts: what is wrong changes its part alone, by as much as it is wrong
 
 
-def changed(prediction: Prediction, truth: losses.Truth) -> dict[str, float]:
+def changed(prediction: Prediction, truth: Truth) -> dict[str, float]:
     base = parts_of(perfect(truth), truth)
     return {
         name: value
@@ -227,16 +237,13 @@ def test_confidence_is_a_logit(truth, logit, loss):
 
 def test_nearness_weighs_but_only_to_a_tenth_of_the_mean_depth(truth):
     p, pixel = perfect(truth), (0, 0, 1, 12)
-    near = (
-        lambda z: truth.world_points.at[pixel].set(  # a point of depth z in the centre of the first view
-            geometry.decode_pose(truth.pose_enc[0, 0], H, W)[0][:, :3].T
-            @ (np.array([0, 0, z]) - truth.pose_enc[0, 0, :3])
-        )
-    )
+    camera, mean = np.asarray(truth.cam_from_world)[0, 0], truth.depth[0, 0].mean(where=truth.valid[0, 0])
+    # a point of depth z in the centre of the first view
+    near = lambda z: truth.points.at[pixel].set(camera[:, :3].T @ (np.array([0, 0, z]) - camera[:, 3]))
     costs = []
-    for z in (0.4, 0.2, 0.02, 0.01):
+    for z in mean * np.array([0.24, 0.12, 0.08, 0.04]):
         wrong = p.replace(local_points=p.local_points.at[pixel].set(jnp.array([0.01, 0, z])))
-        costs.append(parts_of(wrong, truth.replace(world_points=near(z)))["point error"])
+        costs.append(parts_of(wrong, truth.replace(points=near(z)))["point error"])
     np.testing.assert_allclose(costs[1] / costs[0], 2, rtol=1e-2)
     np.testing.assert_allclose(costs[3] / costs[2], 1, rtol=1e-2)
 
@@ -301,9 +308,14 @@ def test_what_is_not_valid_has_no_influence(truth):
 
 def test_confidence_in_the_sky_costs_where_that_is_asked_for(truth):
     sky = perfect(truth).replace(conf=jnp.where(truth.valid[..., None], -1.0, 2.0))
-    total, parts = jax.jit(pi3_losses.loss, static_argnums=2)(sky, truth, 0.5)
+    total, parts = jax.jit(losses.loss, static_argnums=2)(sky, truth, 0.5)
     np.testing.assert_allclose(parts["background"], 0.5 * np.log1p(np.exp(2)), rtol=1e-5)
     np.testing.assert_allclose(total - parts_of(sky, truth)["loss"], 0.05 * parts["background"], rtol=1e-3)
+
+
+def test_the_loss_is_of_all_heads_together(truth):
+    with pytest.raises(InputError, match="π³'s loss needs the heads point, conf, camera"):
+        losses.loss(perfect(truth).replace(camera_poses=None), truth)
 
 
 def test_a_scene_without_a_point_teaches_rotations_alone_and_spoils_nothing(truth):

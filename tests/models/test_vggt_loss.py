@@ -1,4 +1,4 @@
-"""The training loss: what it does not depend on, what it is zero for, and what it prefers."""
+"""VGGT's training loss: what it does not depend on, what it is zero for, and what it prefers."""
 
 from functools import partial
 
@@ -8,20 +8,22 @@ import numpy as np
 import pytest
 
 from fastvggt_jax import geometry
+from fastvggt_jax.datasets.base import Truth
+from fastvggt_jax.models.losses import vggt as losses
+from fastvggt_jax.models.losses.parts import normalise
 from fastvggt_jax.models.prediction import Prediction
-from fastvggt_jax.train import losses
 
 B, F, H, W = 2, 3, 16, 24
 loss, dense_loss, track_loss = jax.jit(losses.loss), jax.jit(losses.dense_loss), jax.jit(losses.track_loss)
 
 
-def scenes(rotation=None, translation=0.0, scale=1.0):
-    """Arguments of `normalise`; the same scenes in a world that is turned, moved and scaled."""
+def scenes(rotation=None, translation=0.0, scale=1.0) -> Truth:
+    """The same scenes in a world that is turned, moved and scaled."""
     rng = np.random.default_rng(0)
     pose = np.concatenate([rng.normal(size=(B, F, 7)), np.full((B, F, 2), 1.0)], -1)
     cam_from_world, K = geometry.decode_pose(pose, H, W)
-    depth = rng.uniform(1, 4, (B, F, H, W, 1)).astype(np.float32)
-    points = np.asarray(geometry.unproject_depth(depth, K, cam_from_world))
+    depth = rng.uniform(1, 4, (B, F, H, W)).astype(np.float32)
+    points = np.asarray(geometry.unproject_depth(depth[..., None], K, cam_from_world))
     valid = rng.random((B, F, H, W)) < 0.8
     cam_from_world = np.asarray(cam_from_world, np.float64)
     R = np.eye(3) if rotation is None else rotation
@@ -31,41 +33,61 @@ def scenes(rotation=None, translation=0.0, scale=1.0):
     turned = cam_from_world[..., :3] @ R.T
     shift = scale * cam_from_world[..., 3] - turned @ np.broadcast_to(translation, 3)
     cameras = np.concatenate([turned, shift[..., None]], -1)
-    return [jnp.asarray(x, jnp.float32) for x in (cameras, K, scale * depth, moved)] + [jnp.asarray(valid)]
+    return Truth(
+        *(jnp.asarray(x, jnp.float32) for x in (cameras, K, scale * depth, moved)), jnp.asarray(valid)
+    )
+
+
+@jax.jit
+def pose_of(truth: Truth) -> jax.Array:
+    """f32[B, F, 9], as the model says it."""
+    return geometry.encode_pose(truth.cam_from_world, truth.K, H, W)
 
 
 @pytest.fixture(scope="module")
 def truth():
-    return losses.normalise(*scenes())
+    """As `normalise` makes it, which `loss` does once more."""
+    return normalise(scenes())
 
 
 def perfect(truth, conf=2.0) -> Prediction:
     confidence = jnp.full((B, F, H, W), conf)
     return Prediction(
-        pose_enc_list=(truth.pose_enc,) * 4,
-        depth=truth.depth,
+        pose_enc_list=(pose_of(truth),) * 4,
+        depth=truth.depth[..., None],
         depth_conf=confidence,
-        world_points=truth.world_points,
+        world_points=truth.points,
         world_points_conf=confidence,
     )
 
 
 def test_truth_does_not_depend_on_the_world_it_came_in(truth):
     rotation = np.asarray(geometry.quat_xyzw_to_rotation(np.array([0.3, -0.5, 0.1, 0.8])), np.float64)
-    moved = losses.normalise(*scenes(rotation, np.array([3.0, -2, 5]), 7.0))
-    for name in ("pose_enc", "depth", "world_points"):
+    moved = normalise(scenes(rotation, np.array([3.0, -2, 5]), 7.0))
+    for name in ("cam_from_world", "depth", "points"):
         np.testing.assert_allclose(getattr(moved, name), getattr(truth, name), atol=2e-5, err_msg=name)
+    np.testing.assert_allclose(pose_of(moved), pose_of(truth), atol=2e-5)
+
+
+def test_the_loss_takes_the_truth_in_any_world(truth):
+    """What is learnt is in the first camera, in units of the mean distance, however the truth was given."""
+    rotation = np.asarray(geometry.quat_xyzw_to_rotation(np.array([0.3, -0.5, 0.1, 0.8])), np.float64)
+    wrong = perfect(truth).replace(depth=1.1 * truth.depth[..., None])
+    base, moved = (loss(wrong, t)[1] for t in (truth, scenes(rotation, np.array([3.0, -2, 5]), 7.0)))
+    for name, value in base.items():
+        np.testing.assert_allclose(moved[name], value, atol=1e-4, err_msg=name)
+    assert base["depth error"] > 0.05
 
 
 def test_truth_is_in_the_first_camera_and_in_units_of_its_mean_distance(truth):
-    np.testing.assert_allclose(truth.pose_enc[:, 0, :7], np.tile([0, 0, 0, 0, 0, 0, 1], (B, 1)), atol=1e-6)
-    distance = np.linalg.norm(truth.world_points, axis=-1)
+    np.testing.assert_allclose(pose_of(truth)[:, 0, :7], np.tile([0, 0, 0, 0, 0, 0, 1], (B, 1)), atol=1e-6)
+    distance = np.linalg.norm(truth.points, axis=-1)
     for b in range(B):
         assert abs(distance[b][np.asarray(truth.valid)[b]].mean() - 1) < 1e-5
-    cam_from_world, K = geometry.decode_pose(truth.pose_enc, H, W)
-    points = np.asarray(geometry.unproject_depth(truth.depth, K, cam_from_world))
+    cam_from_world, K = geometry.decode_pose(pose_of(truth), H, W)
+    points = np.asarray(geometry.unproject_depth(truth.depth[..., None], K, cam_from_world))
     valid = np.asarray(truth.valid)
-    np.testing.assert_allclose(points[valid], np.asarray(truth.world_points)[valid], atol=1e-5)
+    np.testing.assert_allclose(points[valid], np.asarray(truth.points)[valid], atol=1e-5)
 
 
 def test_a_perfect_prediction_has_only_the_reward_for_confidence(truth):
@@ -103,7 +125,7 @@ def test_confidence_in_the_sky_costs_where_that_is_asked_for(truth):
 
 @pytest.mark.parametrize("error", [0.02, 0.5])
 def test_the_best_confidence_is_inverse_to_the_error(truth, error):
-    wrong = perfect(truth).replace(depth=truth.depth + error)
+    wrong = perfect(truth).replace(depth=truth.depth[..., None] + error)
     confs = np.geomspace(0.1, 100, 200)
     values = jax.vmap(
         lambda c: loss(wrong.replace(depth_conf=jnp.full((B, F, H, W), c)), truth)[1]["depth confidence"]
@@ -114,7 +136,8 @@ def test_the_best_confidence_is_inverse_to_the_error(truth, error):
 def test_steps_in_the_error_cost_more_than_a_constant_one(truth):
     stripes = jnp.where(jnp.arange(W) % 2 == 0, 0.1, -0.1)[:, None]
     smooth, rough = (
-        loss(perfect(truth).replace(depth=truth.depth + e), truth)[1] for e in (jnp.float32(0.1), stripes)
+        loss(perfect(truth).replace(depth=truth.depth[..., None] + e), truth)[1]
+        for e in (jnp.float32(0.1), stripes)
     )
     np.testing.assert_allclose(smooth["depth error"], rough["depth error"], rtol=1e-4)
     assert rough["depth gradient"] > smooth["depth gradient"] + 0.02
@@ -136,8 +159,8 @@ def test_the_dense_loss_by_hand():
 
 
 def test_the_parts_are_weighed_as_published(truth):
-    wrong = perfect(truth).replace(depth=truth.depth + 0.3, world_points=truth.world_points - 0.2)
-    total, parts = loss(wrong.replace(pose_enc_list=(truth.pose_enc + 0.1,) * 4), truth)
+    wrong = perfect(truth).replace(depth=truth.depth[..., None] + 0.3, world_points=truth.points - 0.2)
+    total, parts = loss(wrong.replace(pose_enc_list=(pose_of(truth) + 0.1,) * 4), truth)
     sums = {
         head: sum(value for name, value in parts.items() if name.startswith(head))
         for head in ("depth", "point")
@@ -149,7 +172,7 @@ def test_the_parts_are_weighed_as_published(truth):
 
 def test_later_iterations_of_the_camera_head_weigh_more(truth):
     def wrong_in(iteration):
-        poses = [truth.pose_enc + (0.1 if i == iteration else 0.0) for i in range(4)]
+        poses = [pose_of(truth) + (0.1 if i == iteration else 0.0) for i in range(4)]
         return loss(perfect(truth).replace(pose_enc_list=tuple(poses)), truth)[0]
 
     base = loss(perfect(truth), truth)[0]
@@ -159,10 +182,12 @@ def test_later_iterations_of_the_camera_head_weigh_more(truth):
 
 
 def test_pairs_cost_what_their_translations_are_off_in_units_of_their_distance(truth):
-    cost = lambda pose: float(losses.pair_loss((pose,) * 4, truth.pose_enc))
-    assert cost(truth.pose_enc) < 1e-5
+    true = pose_of(truth)
+    pair_loss = jax.jit(losses.pair_loss)
+    cost = lambda pose: float(pair_loss((pose,) * 4, true))
+    assert cost(true) < 1e-5
     # a camera that is off by d is so in its pairs with the F - 1 others, twice each
-    d, pose = 1e-3, np.asarray(truth.pose_enc, np.float64)
+    d, pose = 1e-3, np.asarray(true, np.float64)
     cam_from_world, _ = geometry.decode_pose(pose, H, W)
     centre = np.asarray(geometry.invert_se3(cam_from_world), np.float64)[..., 3]
     distance = np.linalg.norm(
@@ -177,19 +202,22 @@ def test_pairs_cost_what_their_translations_are_off_in_units_of_their_distance(t
     world = np.asarray(geometry.quat_xyzw_to_rotation(np.array([0.3, -0.5, 0.1, 0.8])), np.float64)
     R = np.asarray(cam_from_world)[..., :3] @ world.T
     t = np.asarray(cam_from_world)[..., 3] - R @ np.array([3.0, -2, 5])
-    K = jnp.broadcast_to(scenes()[1], (B, F, 3, 3))
     assert (
-        cost(geometry.encode_pose(jnp.asarray(np.concatenate([R, t[..., None]], -1), jnp.float32), K, H, W))
+        cost(
+            pose_of(
+                truth.replace(cam_from_world=jnp.asarray(np.concatenate([R, t[..., None]], -1), jnp.float32))
+            )
+        )
         < 1e-4
     )
     wrong = perfect(truth).replace(pose_enc_list=(jnp.asarray(pose, jnp.float32),) * 4)
-    total, parts = losses.loss(wrong, truth, pairs=2.0)
+    total, parts = jax.jit(partial(losses.loss, pairs=2.0))(wrong, truth)
     np.testing.assert_allclose(total - loss(wrong, truth)[0], 2 * parts["pairs"], rtol=1e-3)
 
 
 def test_gradients_are_finite_where_the_prediction_is_perfect_and_where_nothing_is_valid(truth):
     gradient_of = jax.jit(jax.grad(lambda p, t: losses.loss(p, t, background=0.1, pairs=1.0)[0]))
-    for t in (truth, losses.normalise(*scenes()[:4], jnp.zeros((B, F, H, W), bool))):
+    for t in (truth, normalise(scenes().replace(valid=jnp.zeros((B, F, H, W), bool)))):
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient_of(perfect(t), t)))
 
 

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import optax
 
 from fastvggt_jax import geometry
+from fastvggt_jax.errors import InputError
 from fastvggt_jax.models.losses.parts import mean_where, norm, normalise, steps_between
 from fastvggt_jax.models.prediction import Prediction
 
@@ -53,6 +54,9 @@ def loss(prediction: Prediction, truth: Truth, background: float = 0.0) -> tuple
     background: what confidence costs where nothing is valid; 0 leaves it free there, since real scans have
     holes. Where all that is not valid is sky, 1 is upstream's.
     """
+    if prediction.local_points is None or prediction.conf is None or prediction.camera_poses is None:
+        text = "π³'s loss needs the heads point, conf, camera: train the model with all of them on"
+        raise InputError(text, argument="heads")
     truth = normalise(truth)
     valid, mask = truth.valid, truth.valid[..., None]
     cam_from_world = truth.cam_from_world
