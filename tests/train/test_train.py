@@ -210,7 +210,9 @@ def test_training_goes_on_from_a_weight_file_and_leaves_what_is_frozen(tmp_path,
         source="the official weights",
         license="CC BY-NC 4.0",
     )
-    monkeypatch.setitem(pretrained.BUNDLED, "start", Bundled(tmp_path / "start.safetensors", (1, 1)))  # as mini
+    monkeypatch.setitem(
+        pretrained.BUNDLED, "start", Bundled(tmp_path / "start.safetensors", (1, 1))
+    )  # as mini
     frozen = ("aggregator/patch_embed/*", "camera_head/trunk/*")
     cameras = config(
         model=CAMERAS,
@@ -386,9 +388,7 @@ def test_an_interrupted_command_saves_and_says_so(tmp_path, monkeypatch, capfd):
     command = ["train", str(path), "--workdir", str(folder)]
     done = CliRunner().invoke(app, [*command, "--minutes", "0"])
     assert (
-        done.exit_code == 2
-        and "minutes must be greater than 0, not 0" in done.stderr
-        and not folder.exists()
+        done.exit_code == 2 and "minutes must be greater than 0, not 0" in done.stderr and not folder.exists()
     )
     real = loop.compiled
     monkeypatch.setattr(loop, "compiled", lambda *args: os.kill(os.getpid(), signal.SIGINT) or real(*args))
