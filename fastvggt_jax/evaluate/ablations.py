@@ -5,7 +5,8 @@ random blocks.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,7 @@ class RandomBlocks(Sparsity):
     and so has another device.
     """
 
-    def block_mask(self, q: jax.Array, k: jax.Array, **how) -> BlockMask:
+    def block_mask(self, q: jax.Array, k: jax.Array, **how: Any) -> BlockMask:
         mask = super().block_mask(q, k, **how)
         key = jax.random.key(jax.lax.bitcast_convert_type(q.astype(jnp.float32).sum(), jnp.uint32))
         patches = self.num_kv_blocks(k.shape[1])
@@ -74,9 +75,10 @@ def ablations(
     Special keys as released are the same function where the patches fill whole blocks of keys, and are left
     out there unless asked for. InputError for a family that there is not.
     """
-    both = lambda points, kind=Sparsity, **fields: [
-        kind(ratio, threshold, block, **fields) for ratio, threshold in points
-    ]
+
+    def both(points: Sequence[tuple[float, float]], kind: type[Sparsity] = Sparsity, **fields: Any) -> list:
+        return [kind(ratio, threshold, block, **fields) for ratio, threshold in points]
+
     families = {
         DENSE: [None],
         "ρ and τ": both(POINTS),

@@ -121,9 +121,10 @@ def measure(found: Reconstruction, truth: Reference) -> tuple[np.ndarray, dict[s
     pairs = np.zeros((2, 0))
     values: dict[str, float] = {}
     if "cameras" in truth.groups:
-        pairs = np.stack(metrics.pair_errors(found.cam_from_world, truth.cam_from_world))
+        poses = np.asarray(found.cam_from_world)
+        pairs = np.stack(metrics.pair_errors(poses, truth.cam_from_world))
         values |= of_pairs(pairs)
-        values["ATE"] = truth.percent * metrics.ate(found.cam_from_world, truth.cam_from_world)
+        values["ATE"] = truth.percent * metrics.ate(poses, truth.cam_from_world)
     if "depth" in truth.groups:
         depth = np.asarray(found.depth)[truth.valid].astype(np.float64)
         depth *= metrics.depth_scale(depth, truth.depth)

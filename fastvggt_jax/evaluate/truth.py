@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from fastvggt_jax import geometry
@@ -52,7 +53,7 @@ def _points(truth: Truth) -> Sequence[np.ndarray] | None:
         return None
     return [
         np.asarray(
-            geometry.unproject_depth(np.asarray(depth)[..., None], geometry.move_origin(K, -0.5), pose)
+            geometry.unproject_depth(jnp.asarray(depth)[..., None], geometry.move_origin(K, -0.5), pose)
         )
         for depth, K, pose in zip(truth.depth, truth.K, truth.cam_from_world, strict=True)
     ]
