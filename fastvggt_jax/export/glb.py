@@ -9,7 +9,7 @@ import os
 import numpy as np
 
 from fastvggt_jax.export.base import Format
-from fastvggt_jax.export.colors import colorize
+from fastvggt_jax.io.colors import colorize
 from fastvggt_jax.io.files import write_file
 from fastvggt_jax.scene import PointCloud, Scene
 
