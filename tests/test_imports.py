@@ -30,6 +30,7 @@ ROLES = {  # path prefix -> role; the longest prefix wins
     "fastvggt_jax/__main__": "cli",
     "fastvggt_jax": "package",
     "convert": "convert",
+    "convert/convert_weights": "cli",
 }
 MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     "kernels": set(),
@@ -46,7 +47,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     "pretrained": {"models", "sparsity", "io", "convert"},
     "convert": {"models", "io"},
     "testing": {"models", "io"},
-    "train": {"models", "geometry", "datasets", "pretrained", "io"},
+    "train": {"models", "geometry", "sources", "datasets", "pretrained", "io"},
     "evaluate": {"kernels", "sparsity", "models", "geometry", "sources", "datasets", "scene", "io"},
     "pipeline": {"models", "sparsity", "sources", "scene", "export", "pretrained", "io"},
     "bench": {"kernels", "attention", "sparsity", "sources", "models", "testing"},

@@ -1,4 +1,4 @@
-"""`fastvggt reconstruct` and `info`: whole runs on tiny random models, and one sentence for all that can be wrong."""
+"""`fastvggt reconstruct` and `info`: whole runs on tiny random models, and what can be wrong in a sentence."""
 
 import errno
 import json

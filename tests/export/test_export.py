@@ -15,10 +15,10 @@ from PIL import Image
 from fastvggt_jax import export, geometry
 from fastvggt_jax.errors import FileError, TargetError
 from fastvggt_jax.export import overview
-from fastvggt_jax.io.colors import colorize
 from fastvggt_jax.export.depth import file_stems
 from fastvggt_jax.export.glb import frusta
 from fastvggt_jax.io import files
+from fastvggt_jax.io.colors import colorize
 from fastvggt_jax.scene import PointCloud, Scene
 from fastvggt_jax.sources import ImageTransform
 
