@@ -67,8 +67,7 @@ def straight(few_programs, tmp_path_factory):
 
 
 def test_a_batch_is_learnt_by_heart(tmp_path):
-    once = dict(steps=150, warmup_steps=20, log_every=150, save_every=150, validation_scenes=0)
-    once |= dict(learning_rate=5e-3)
+    once = dict(steps=250, warmup_steps=30, log_every=250, save_every=250, validation_scenes=0)
     train(config(model=MODEL, **once), tmp_path, quiet=True)
     model, params = from_pretrained(tmp_path / "weights.safetensors")
     assert model.config() == MODEL.config()
