@@ -1,6 +1,6 @@
 """Official PyTorch checkpoint -> native weight file: `fastvggt convert` by another name.
 
-python -m convert.convert_weights IN OUT [--model vggt|pi3] [--config FILE.json] [--variant auto] [--dtype float32]
+python -m convert.convert_weights IN OUT [--model vggt|pi3] [--config FILE.json] [--variant auto]
 """
 
 from __future__ import annotations

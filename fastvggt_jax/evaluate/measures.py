@@ -172,17 +172,17 @@ def _ranks(found: Reconstruction, truth: Reference) -> dict[str, float]:
     ):
         if valid.any():
             pixels += valid.size
-            depth = transform.map_to_original(np.asarray(depth))[valid]
-            both = np.isfinite(depth) & (depth > 0)
-            ours.append(depth[both])
+            seen = transform.map_to_original(np.asarray(depth))[valid]
+            both = np.isfinite(seen) & (seen > 0)
+            ours.append(seen[both])
             theirs.append(true[valid][both])
-    depth, true = np.concatenate(ours), np.concatenate(theirs)
-    if len(depth) < 2:
+    depths, true = np.concatenate(ours), np.concatenate(theirs)
+    if len(depths) < 2:
         raise FailedError(
             f"the model gives hardly any pixel of {truth.name} with a known depth one: damaged weights?"
         )
     return {
-        "rank correlation": metrics.rank_correlation(depth, true),
-        "ranked pixels": len(depth),
-        "ranked share": 100 * len(depth) / pixels,
+        "rank correlation": metrics.rank_correlation(depths, true),
+        "ranked pixels": len(depths),
+        "ranked share": 100 * len(depths) / pixels,
     }

@@ -1,4 +1,4 @@
-"""`fastvggt reconstruct` and `info`: whole runs on tiny random models, and what can be wrong in a sentence."""
+"""`fastvggt reconstruct` and `info`: whole runs on tiny random models, and what can be wrong, in words."""
 
 import errno
 import json
@@ -201,7 +201,8 @@ from fastvggt_jax.cli.options import use_compilation_cache
 use_compilation_cache(sys.argv[1])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 double = custom_partitioning(lambda x: 2 * x)
-double.def_partition(partition=lambda mesh, of, to: (mesh, lambda x: 2 * x, to.sharding, (of[0].sharding,)), sharding_rule="i -> i")
+partition = lambda mesh, of, to: (mesh, lambda x: 2 * x, to.sharding, (of[0].sharding,))
+double.def_partition(partition=partition, sharding_rule="i -> i")
 x = jax.device_put(jnp.arange(4.0), NamedSharding(jax.make_mesh((2,), ("data",)), PartitionSpec("data")))
 memory = [bytearray(100) for _ in range(int(sys.argv[2]))]  # moves what comes after it
 print(jax.jit(lambda x: double(x))(x).sum())
@@ -289,7 +290,8 @@ def test_info(weights):
 
 
 def test_help_is_quick_because_it_leaves_jax_alone():
-    code = "import sys, fastvggt_jax.cli.app; sys.exit(bool({'jax', 'flax', 'numpy', 'PIL'} & sys.modules.keys()))"
+    heavy = "{'jax', 'flax', 'numpy', 'PIL'}"
+    code = f"import sys, fastvggt_jax.cli.app; sys.exit(bool({heavy} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     assert "reconstruct" in run("--help").stdout and "0.1" in run("--version").stdout
 

@@ -1,4 +1,4 @@
-"""What the model must do whatever its weights: who sees whom, symmetries, chunks of frames, heads, bad input."""
+"""What the model must do whatever its weights: who sees whom, symmetries, chunks, heads, bad input."""
 
 import functools
 
