@@ -1,7 +1,7 @@
 """Conversion of official PyTorch checkpoints to native weight files.
 
-It is strict: a tensor that is missing, unexpected or misshaped ends it before anything is written. It streams:
-memory holds one official tensor at a time, whatever the size of the model.
+It is strict: a tensor that is missing, unexpected or misshaped ends it before anything is written. And it
+streams: memory holds one official tensor at a time, whatever the size of the model.
 """
 
 from __future__ import annotations

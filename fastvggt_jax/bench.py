@@ -36,6 +36,7 @@ from pallas_kernels.timing import jax_ms, torch_ms
 
 GIB = 2**30
 QUERY_POINTS = 256
+DEFAULT_SIZE = 518  # of a model that has no size of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,9 @@ class Case:
 
     @property
     def side(self) -> int:
-        return self.size if self.size is not None else 518
+        if self.size is not None:
+            return self.size
+        return self.build().image_policy.size or DEFAULT_SIZE
 
 
 def measure(case: Case) -> dict[str, Any]:
