@@ -1,4 +1,4 @@
-"""Adding a thing is adding a file: a toy of each, from tests/toys/, goes the whole way, the package unchanged."""
+"""Adding a thing is adding a file: a toy of each, from tests/toys/, goes the whole way as it is."""
 
 import json
 
