@@ -32,6 +32,15 @@ from tests.parity.goldens import load_model
 for model_class in (VGGT, Pi3):  # every file that is written or read asks for the shapes, which are traced
     model_class.abstract_params = functools.cache(model_class.abstract_params)
 
+# What calls JAX in ways that change from one of its versions to the next; whole runs of toys stand for the rest.
+EVERY_JAX = (
+    "tests/pallas_kernels",
+    "tests/test_attention.py",
+    "tests/test_parity.py",
+    "tests/test_imports.py",
+    "tests/test_extension.py",
+)
+
 # What two orders of the same float32 (bfloat16) arithmetic may differ by, relative to the largest value.
 TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
 
@@ -42,9 +51,12 @@ def max_error(x, reference) -> float:
     return float(np.abs(x - reference).max() / np.abs(reference).max())
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items) -> None:
     """`-m weights` takes the full-size cases of the GPU too: they are skipped where there is none."""
     for item in items:
+        if item.nodeid.startswith(EVERY_JAX):
+            item.add_marker(pytest.mark.every_jax)
         if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 

@@ -5,6 +5,7 @@ import pytest
 
 from fastvggt_jax import geometry
 from fastvggt_jax.evaluate import metrics
+from fastvggt_jax.geometry.alignment import Similarity
 
 
 def turn(axis, degrees) -> np.ndarray:
@@ -115,9 +116,7 @@ def test_alignment_is_the_best_there_is(mirror):
         (1, None, 0.02),
     ):
         rotation = found.rotation if axis is None else turn(axis, 2) @ found.rotation
-        assert cost(metrics.Similarity(scale * found.scale, rotation, found.translation + shift)) > cost(
-            found
-        )
+        assert cost(Similarity(scale * found.scale, rotation, found.translation + shift)) > cost(found)
 
 
 def test_points_that_coincide_can_be_aligned():

@@ -39,9 +39,7 @@ BEST = {
 def truths() -> Truth:
     """Of all scenes of DATA, [B, F, ...] in the model's pixels, which are the photographs' own."""
     images = [load_images(sample.images, POLICY) for sample in DATA]
-    found = [
-        in_model_pixels(sample.truth, one.transforms) for sample, one in zip(DATA, images, strict=True)
-    ]
+    found = [in_model_pixels(sample.truth, one.transforms) for sample, one in zip(DATA, images, strict=True)]
     return jax.tree.map(lambda *x: jnp.stack(x), *found)
 
 
@@ -134,9 +132,7 @@ def test_the_medians_are_over_the_pairs_of_all_scenes(good):
 
 
 def references():
-    return [
-        Reference(sample, load_images(sample.images, POLICY).transforms, DATA.metrics) for sample in DATA
-    ]
+    return [Reference(sample, load_images(sample.images, POLICY).transforms, DATA.metrics) for sample in DATA]
 
 
 def test_pairs_are_told_apart_by_the_distance_of_their_cameras(good):
@@ -220,14 +216,21 @@ def test_scenes_of_several_sizes_with_some_truth_each():
         prediction = model.apply(params, images)
         return model.reconstruction(prediction), None
 
-    result = evaluate(
-        {"toy": predict}, model.image_policy, Several(scenes=4), batch=4, advance=order.append
-    )["toy"]
+    result = evaluate({"toy": predict}, model.image_policy, Several(scenes=4), batch=4, advance=order.append)[
+        "toy"
+    ]
     assert shapes == [(2, 3, 12, 16, 3), (2, 3, 16, 16, 3)] and order == [2, 2]
     assert result.scenes == ["wall 0", "wall 2", "wall 1", "wall 3"]
-    found = {name: [value is not None for value in values] for name, values in result.report()["scenes"].items()}
+    found = {
+        name: [value is not None for value in values] for name, values in result.report()["scenes"].items()
+    }
     assert found["AUC@30"] == found["ATE"] == [True, True, False, False]
-    assert found["AbsRel"] == [False, True, True, False] and found["point error"] == [False, True, False, False]
+    assert found["AbsRel"] == [False, True, True, False] and found["point error"] == [
+        False,
+        True,
+        False,
+        False,
+    ]
     assert np.isfinite(list(result.summary().values())).all()
 
 

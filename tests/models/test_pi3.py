@@ -106,7 +106,7 @@ def test_heads_can_be_left_out_and_are_not_read(tiny, views, tmp_path):
     out, whole = (jitted(m)(p, views(2)[None]) for m, p in ((camera, few), tiny))
     assert out.points is None and out.local_points is None and out.conf is None
     assert max_error(out.camera_poses, whole.camera_poses) < TOLERANCE["float32"]
-    with pytest.raises(InputError, match="needs the heads point, conf, camera"):
+    with pytest.raises(InputError, match="needs local_points: run the model with its point head on"):
         camera.reconstruction(out)
 
 
