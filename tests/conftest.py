@@ -32,7 +32,7 @@ from tests.parity.goldens import load_model
 for model_class in (VGGT, Pi3):  # every file that is written or read asks for the shapes, which are traced
     model_class.abstract_params = functools.cache(model_class.abstract_params)
 
-# What calls JAX in ways that change from one of its versions to the next; whole runs of toys stand for the rest.
+# What calls JAX in ways that change with its version; whole runs of toys stand for the rest.
 EVERY_JAX = (
     "tests/pallas_kernels",
     "tests/test_attention.py",
