@@ -82,7 +82,7 @@ class Dataset(Protocol):
         """How many scenes."""
 
     def __getitem__(self, number: int, /) -> Sample:
-        """One of them. Called from several threads at a time."""
+        """One of them; IndexError beyond the last. Called from several threads at a time."""
 
     def describe(self) -> dict[str, Any]:
         """What a report has to say so that the same scenes can be found again: JSON values."""

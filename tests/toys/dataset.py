@@ -32,6 +32,8 @@ class Walls:
         return self.scenes
 
     def __getitem__(self, number):
+        if not 0 <= number < self.scenes:  # which also ends a `for` over the data set
+            raise IndexError(number)
         rng = np.random.default_rng(number)
         (height, width), F = self.shape, self.views
         K = np.array([[width, 0, width / 2 + 0.5], [0, width, height / 2 + 0.5], [0, 0, 1]])
