@@ -91,7 +91,7 @@ def evaluate(
     from fastvggt_jax.datasets.base import Options, load_dataset
     from fastvggt_jax.evaluate.plot import require_matplotlib, write_plot
     from fastvggt_jax.evaluate.report import baseline_table, encode, report, table
-    from fastvggt_jax.evaluate.runner import whole_batch
+    from fastvggt_jax.evaluate.runner import check_size, whole_batch
     from fastvggt_jax.io.files import check_output_folder, output_folder, write_file
     from fastvggt_jax.pretrained import recommended_block
     from fastvggt_jax.sparsity import parse_block
@@ -109,6 +109,7 @@ def evaluate(
     by_hand = _by_hand(sparsity, blocks, dense=not (ablations or family))
     use_compilation_cache(cache_dir)
     model, params = _load(weights, dtype)
+    check_size(data, model.image_policy)
     runs = _ablations(model, data, blocks, family) if ablations or family else []
     runs = list({run.label: run for run in (*runs, *by_hand)}.values())
     results = _measure(model, params, runs, data, batch, silent=quiet or as_json)
@@ -199,4 +200,9 @@ def _measure(
 def _describe(weights: str, model: Model) -> dict[str, Any]:
     import jax.numpy as jnp
 
-    return {"file": Path(weights).name, "class": type(model).__name__, "dtype": jnp.dtype(model.dtype).name}
+    return {
+        "file": Path(weights).name,
+        "class": type(model).__name__,
+        "dtype": jnp.dtype(model.dtype).name,
+        "image_policy": model.image_policy._asdict(),
+    }

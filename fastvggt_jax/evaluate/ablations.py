@@ -103,7 +103,7 @@ def ablations(
     known = dict.fromkeys(configuration.family for configuration in found)
     unknown = [family for family in only or () if family not in known]
     if unknown:
-        text = f"there is no family of ablations {unknown[0]!r}; there are {', '.join(known)}"
+        text = f"family must be one of {', '.join(known)}; not {unknown[0]!r}"
         raise InputError(text, argument="family")
     chosen = (
         (DENSE, *only) if only else [family for family in known if family != RELEASED or patches % block[1]]

@@ -112,6 +112,12 @@ def whole_batch(count: int, at_most: int) -> int:
     return next(n for n in range(min(at_most, count), 0, -1) if count % n == 0)
 
 
+def check_size(dataset: Dataset, policy: ImagePolicy) -> None:
+    """Raises InputError if the data set is to be seen at a size that the model cannot take."""
+    if policy.mode != "area" and dataset.size is not None:
+        check_sides(policy.patch, size=dataset.size)
+
+
 def sized_images(dataset: Dataset, images: Any, policy: ImagePolicy) -> Images:
     """The photographs of a scene as a model wants them; pixels that are that already stay the same."""
     return load_images(images, policy, size=dataset.size)
@@ -137,8 +143,7 @@ def evaluate(
     Raises FailedError if a prediction is not finite, InputError for what cannot be measured, and what the
     data set raises.
     """
-    if policy.mode != "area" and dataset.size is not None:
-        check_sides(policy.patch, size=dataset.size)
+    check_size(dataset, policy)
     batch = whole_batch(len(dataset), batch)
     results = {name: Result() for name in predictors}
     with ThreadPoolExecutor() as threads:  # numpy, scipy and XLA's compiler mostly work outside the GIL

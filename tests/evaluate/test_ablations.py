@@ -128,8 +128,6 @@ def test_what_is_chosen_by_hand_is_of_the_family_that_it_belongs_to():
 
 
 def test_a_family_that_is_not_there():
-    with pytest.raises(
-        errors.InputError, match="no family of ablations 'noise'; there are dense, ρ"
-    ) as error:
+    with pytest.raises(errors.InputError, match="family must be one of dense, ρ .*; not 'noise'") as error:
         ablations.ablations(4, (8, 4), 100, ["noise"])
     assert error.value.argument == "family"

@@ -7,6 +7,7 @@ import pytest
 
 from fastvggt_jax import VGGT, Pi3, errors, geometry
 from fastvggt_jax.datasets.base import Sample, Truth
+from fastvggt_jax.datasets.stereo import Stereo
 from fastvggt_jax.evaluate.measures import DEFINITIONS, Reference
 from fastvggt_jax.evaluate.runner import BASELINES, evaluate, whole_batch
 from fastvggt_jax.evaluate.truth import in_model_pixels
@@ -259,3 +260,28 @@ def test_ranks_are_of_the_photographs_own_pixels_and_of_what_the_model_has_seen(
 def test_a_size_that_is_no_whole_number_of_patches_is_refused_before_anything_is_loaded():
     with pytest.raises(errors.InputError, match="size must be a positive multiple .* not 20"):
         evaluate({}, POLICY, Walls(size=20))
+
+
+def stereo_pair():
+    """A slanted, wavy surface whose left photograph is red where it is near; the right one is not."""
+    y, x = np.mgrid[:60, :100]
+    disparity = 10 + 0.3 * x + 4 * np.sin(y / 9)
+    left = np.repeat(np.rint(4 * disparity)[..., None], 3, -1).astype(np.uint8)
+    disparity[:, :10] = np.inf
+    return left, 255 - left, disparity
+
+
+@pytest.mark.parametrize("size, seen", [(None, (24, 40)), (80, (48, 80))])
+def test_the_stereo_pair_is_seen_at_the_models_size_or_the_chosen_one(size, seen):
+    shapes = []
+
+    def predict(images):
+        shapes.append(images.shape)
+        depth = 1 / (0.1 + images[..., 0].astype(jnp.float32))
+        return Reconstruction(None, None, depth, depth, depth, depth), None
+
+    result = evaluate({"x": predict}, POLICY, Stereo(*stereo_pair(), size))["x"]
+    summary = result.summary()
+    assert shapes == [(1, 2, *seen, 3)] and result.scenes == ["motorcycle"]
+    assert summary["rank correlation"] > 0.99 and summary["ranked pixels"] == 60 * 90
+    assert summary["ranked share"] == pytest.approx(90)
