@@ -29,7 +29,7 @@ DISK_FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 @pytest.fixture(scope="module")
 def scene() -> Scene:
-    """Photographs of 60x60 that were resized to 30x30, cropped by one row at the top and bottom, and padded."""
+    """Photographs of 60x60, resized to 30x30, cropped by one row at the top and bottom, and padded."""
     rng = np.random.default_rng(0)
     t = ImageTransform(60, 60, W, H, 0.5, 0.5, 6.0, -1.0)
     pose_enc = np.concatenate([rng.normal(size=(F, 7)), np.full((F, 2), 1.0)], -1)
@@ -218,7 +218,8 @@ def test_glb_without_trimesh_names_the_extra(scene, tmp_path, monkeypatch):
 
 
 def test_exports_import_no_optional_package():
-    code = "import sys, fastvggt_jax.export as e; sys.exit(bool({'trimesh', 'matplotlib', 'torch'} & sys.modules.keys()))"
+    code = "import sys, fastvggt_jax.export as e; "
+    code += "sys.exit(bool({'trimesh', 'matplotlib', 'torch'} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -362,6 +363,18 @@ def test_the_overview_is_written_without_points_too(scene, tmp_path, points):
     page = Image.open(tmp_path / "overview.jpg")
     tile = round(overview.WIDTH / overview.COLUMNS * H / W)
     assert page.size == (overview.WIDTH, 2 * tile + overview.HEIGHT)
+
+
+def test_a_camera_that_the_eye_stands_in_is_not_drawn(scene, tmp_path, monkeypatch):
+    corners = [[-0.2, -0.2, 1], [0.2, -0.2, 1], [0.2, 0.2, 1], [-0.2, 0.2, 1]]
+    nothing = PointCloud(np.zeros((0, 3)), np.zeros((0, 3), np.uint8), np.zeros(0))
+    monkeypatch.setattr(overview, "viewpoint", lambda *_: np.eye(3, 4))
+
+    def drawn(z: float) -> bool:
+        monkeypatch.setattr(overview, "frusta", lambda *_: np.array([[[0, 0, z], *corners]]))
+        return bool((np.asarray(overview._view(scene, nothing)) != overview.BACKGROUND).any())
+
+    assert drawn(0.5) and not drawn(-0.5)
 
 
 def test_the_overview_draws_the_cameras_that_are_before_the_eye(scene, tmp_path, monkeypatch):
