@@ -71,7 +71,7 @@ def fields_of(config: Mapping[str, Any], cls: type[Model], official: Official) -
     return found
 
 
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in config.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

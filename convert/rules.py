@@ -6,7 +6,7 @@ is read.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -43,7 +43,7 @@ class Rule:
     transform: str = "keep"
     every: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.transform not in TRANSFORMS:
             raise ValueError(f"{self.transform=} must be one of {', '.join(TRANSFORMS)}")
 
@@ -89,7 +89,7 @@ class Target:
     keys: tuple[str, ...]
     transform: str
 
-    def chunks(self, read: Callable[[str], np.ndarray], dtype) -> Iterator[np.ndarray]:
+    def chunks(self, read: Callable[[str], np.ndarray], dtype: np.dtype) -> Iterator[np.ndarray]:
         """The tensor's data, a key at a time: a stack is never held whole. Rounds to nearest even."""
         axes = TRANSFORMS[self.transform]
         for key in self.keys:
@@ -108,6 +108,10 @@ class Plan:
     ignored: tuple[tuple[str, str], ...]
 
 
+Members = dict[int | None, tuple[re.Match, Rule]]  # of a stack, by the layer; None of what is no stack
+Routes = dict[str, Members]  # by native name
+
+
 def make_plan(
     source: Mapping[str, Sequence[int]],
     wanted: Mapping[str, jax.ShapeDtypeStruct],
@@ -122,14 +126,16 @@ def make_plan(
     unexpected or misshaped; ValueError if the rules contradict each other.
     """
     routes, ignored, unexpected = _route(source, rules, ignore)
-    missing, wrong, targets = [], [], []
+    missing: list[str] = []
+    wrong: list[tuple[str, Sequence[int], Sequence[int]]] = []
+    targets: list[Target] = []
     for name, spec in wanted.items():
         members = routes.pop(name, None)
         if members is None:
             missing.append(name)
             continue
         stacked = None not in members
-        order = range(spec.shape[0]) if stacked and spec.shape else [None]
+        order: Sequence[int | None] = range(spec.shape[0]) if stacked and spec.shape else [None]
         missing += [_neighbour(members, index) for index in order if index not in members]
         unexpected += [match.string for index, (match, _) in members.items() if index not in order]
         keys = []
@@ -153,12 +159,15 @@ def make_plan(
     return Plan(tuple(targets), tuple(ignored))
 
 
-def _route(source, rules, ignore):
+def _route(
+    source: Iterable[str], rules: Sequence[Rule], ignore: Mapping[str, str]
+) -> tuple[Routes, list[tuple[str, str]], list[str]]:
     """Sorts the keys: native name -> {layer index or None: (match, rule)}, the excused, and those no rule
     knows.
     """
-    routes: dict[str, dict[int | None, tuple[re.Match, Rule]]] = {}
-    ignored, unexpected = [], []
+    routes: Routes = {}
+    ignored: list[tuple[str, str]] = []
+    unexpected: list[str] = []
     for key in source:
         hits = [(rule, *hit) for rule in rules if (hit := rule.apply(key))]
         excuses = [(pattern, reason) for pattern, reason in ignore.items() if re.fullmatch(pattern, key)]
@@ -180,11 +189,12 @@ def _route(source, rules, ignore):
     return routes, ignored, unexpected
 
 
-def _neighbour(members, index: int) -> str:
+def _neighbour(members: Members, index: int | None) -> str:
     """The official name of layer `index` of a stack, spelled after a member that is there."""
     match, rule = next(iter(members.values()))
     start, end = match.span(LAYER)
-    return f"{match.string[:start]}{index * rule.every + int(match[LAYER]) % rule.every}{match.string[end:]}"
+    layer = (index or 0) * rule.every + int(match[LAYER]) % rule.every
+    return f"{match.string[:start]}{layer}{match.string[end:]}"
 
 
 def _official_shape(shape: tuple[int, ...], rule: Rule) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -50,7 +51,7 @@ def open_source(path: str | Path) -> Source:
     raise WeightsError(f"{path} must be a .safetensors or a .pt file")
 
 
-def require_torch(path: str | Path):
+def require_torch(path: str | Path) -> Any:
     """The torch module; ExtraError, naming `path` and the extra, if it is not installed."""
     try:
         import torch
@@ -105,7 +106,7 @@ def _open_torch(path: Path) -> Source:
     return Source(path, shapes, dtypes, read)
 
 
-def _state_dict(data, tensor_type):
+def _state_dict(data: Any, tensor_type: type) -> dict[str, Any] | None:
     """The dict of tensors in what a .pt file held, or None."""
     candidates = [data, *(data.get(name) for name in _WRAPPERS)] if isinstance(data, dict) else []
     for tensors in candidates:

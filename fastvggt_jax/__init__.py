@@ -1,6 +1,7 @@
-"""VGGT and π³ in JAX: photographs of a scene to cameras, depth and points, with block-sparse global attention.
+"""VGGT and π³ in JAX: photographs of a scene to cameras, depth and points, with block-sparse attention.
 
-Names are imported where they are first used: `import fastvggt_jax` alone is quick and pulls no optional dependency.
+Names are imported where they are first used: `import fastvggt_jax` alone is quick and pulls no optional
+dependency.
 """
 
 import importlib

@@ -103,7 +103,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
 
 
 def compute_dtype(name: str) -> jnp.dtype:
-    """`auto` is bfloat16 where there is hardware for it, but float32 on a CPU, where it is the faster."""
+    """`auto` is bfloat16 where there is hardware for it; a CPU, which is slower in it, gets float32."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)

@@ -165,7 +165,7 @@ def _in_folder(folder: Path) -> Path:
 
 def _converted(source: str, key: str, revision: str | None, quiet: bool) -> Path:
     """The native file of official weights, from the cache or made now; `key` tells them from all others."""
-    from convert.convert_weights import convert
+    from convert.conversion import convert
 
     target = cache_folder("weights") / f"{key}-v{FORMAT_VERSION}.safetensors"
     if target.exists():

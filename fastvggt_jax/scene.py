@@ -12,22 +12,21 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
+from collections.abc import Callable
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fastvggt_jax import geometry
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.geometry.intrinsics import fit_intrinsics
 from fastvggt_jax.io import scenes
+from fastvggt_jax.models.prediction import Prediction, Reconstruction
 from fastvggt_jax.sources import Images, ImageTransform
-
-if TYPE_CHECKING:
-    from fastvggt_jax.models.prediction import Prediction, Reconstruction
 
 FOV_LIMITS = np.deg2rad((1.0, 175.0))  # of a K that is recovered from points
 LOOSE_FIT = 0.02  # of the longer side: a median error of a recovered K beyond it is worth a warning
@@ -72,14 +71,14 @@ class Scene:
     points_conf: np.ndarray
     depth: np.ndarray
     depth_conf: np.ndarray
-    intrinsics: tuple[Literal["predicted", "recovered", "guessed"], ...]
+    intrinsics: tuple[str, ...]
     conf_floor: float = -np.inf
     metric_scale: float | None = None
 
     @property
     def world_from_cam(self) -> np.ndarray:
         """f32[F, 4, 4]; the last column holds the cameras' centres."""
-        return np.asarray(geometry.invert_se3(self.cam_from_world))
+        return np.asarray(geometry.invert_se3(jnp.asarray(self.cam_from_world)))
 
     def K_original(self, frame: int) -> np.ndarray:
         """K f64[3, 3] of a photograph at its original resolution."""
@@ -149,22 +148,18 @@ def to_scene(
     points_from: one of the model's `point_sources`, see its `reconstruction`. Raises InputError if the heads
     needed are off, the prediction is not of these images, or a camera is not finite.
     """
-    if hasattr(prediction, "made_by"):
-        if prediction.made_by is None:
-            raise InputError("prediction.made_by must be the class of its model, which knows what it means")
-        prediction = _reconstruct(prediction, points_from)
-    found: Reconstruction = prediction
+    found = _reconstruct(prediction, points_from) if isinstance(prediction, Prediction) else prediction
     _check_same_images(found, images)
     # Indexed on the host, since a GPU would make a copy first.
-    first = lambda x: None if x is None else np.asarray(x)[0]
+    first: Callable[[jax.Array], np.ndarray] = lambda x: np.asarray(x)[0]
     cam_from_world = first(found.cam_from_world)
     _check_cameras(np.isfinite(cam_from_world).all((1, 2)), images)
-    points, conf, depth_conf = first(found.points), first(found.conf), first(found.depth_conf)
-    K, intrinsics = first(found.K), ("predicted",) * len(images.names)
-    if K is None:
-        local = _in_cameras(points, cam_from_world)
-        K, intrinsics = _recovered_intrinsics(local, conf, images)
-    elif found.clipped is not None:
+    points, conf = first(found.points), first(found.conf)
+    if found.K is None:
+        K, intrinsics = _recovered_intrinsics(_in_cameras(points, cam_from_world), conf, images)
+    else:
+        K, intrinsics = first(found.K), ("predicted",) * len(images.names)
+    if found.clipped is not None:
         _warn_of_clipped(first(found.clipped))
     on_photo = np.stack([t.valid_mask() for t in images.transforms])
     return Scene(
@@ -177,7 +172,7 @@ def to_scene(
         points=points,
         points_conf=conf,
         depth=first(found.depth),
-        depth_conf=depth_conf,
+        depth_conf=first(found.depth_conf),
         intrinsics=intrinsics,
         conf_floor=found.conf_floor,
         metric_scale=None if found.metric_scale is None else float(first(found.metric_scale)),
@@ -186,6 +181,8 @@ def to_scene(
 
 @partial(jax.jit, static_argnums=1)
 def _reconstruct(prediction: Prediction, points_from: str | None) -> Reconstruction:
+    if prediction.made_by is None:
+        raise InputError("prediction.made_by must be the class of its model, which knows what it means")
     return prediction.made_by.reconstruction(prediction, points_from)
 
 

@@ -64,7 +64,7 @@ def workdir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny() -> tuple[VGGT, dict]:
-    """VGGT of tiny size with pseudo-weights that make every branch matter, float32, without the track head."""
+    """VGGT of tiny size with pseudo-weights that make every branch matter, float32, without tracks."""
     model, params = load_model("vggt_tiny")
     heads = ("camera", "depth", "point")
     return model.clone(heads=heads), {

@@ -82,9 +82,15 @@ def captured(module, params, images):
     )
 
 
+def density_of(module, params, images):
+    """f32[depth], the share of blocks that each global layer computes."""
+    return np.asarray(jax.jit(module.apply)(params, images)[2])
+
+
 def test_taps_are_the_layers_they_name(aggregator):
     module, params, images = aggregator
-    (taps, camera), state = captured(module, params, images)
+    (taps, camera, density), state = captured(module, params, images)
+    assert density is None
     frame, glob = (state["intermediates"][f"{kind}_blocks"]["__call__"][0] for kind in ("frame", "global"))
     layers = jnp.concatenate([frame.reshape(6, 1, 2, -1, 16), glob.reshape(6, 1, 2, -1, 16)], -1)
     np.testing.assert_array_equal(taps, layers[jnp.array(module.taps)])
@@ -96,8 +102,7 @@ def test_layers_that_are_not_named_are_dense(aggregator):
     densities = {}
     for layers in ((), (0, 4)):
         sparse = module.clone(sparsity=Sparsity(sparse_ratio=1.0, block=(4, 1), layers=layers))
-        state = captured(sparse, params, images)[1]["intermediates"]
-        densities[layers] = np.asarray(state["global_blocks"]["density"][0])
+        densities[layers] = density_of(sparse, params, images)
     few = (1 + 4) / (8 + 4)  # one of 8 patch blocks and the 4 special ones
     np.testing.assert_allclose(densities[()], [1] * 6)
     np.testing.assert_allclose(densities[0, 4], [few, 1, 1, 1, few, 1], rtol=1e-6)
@@ -107,22 +112,16 @@ def test_a_later_layer_may_keep_more_than_the_first(aggregator):
     module, params, images = aggregator
     ratios = (1.0, 0.5, 0.0, 1.0, 0.75, 0.25)
     sparse = module.clone(sparsity=Sparsity(sparse_ratio=ratios, block=(4, 1)))
-    _, state = captured(sparse, params, images)
     kept = np.array([1, 4, 8, 1, 2, 6])
-    np.testing.assert_allclose(
-        state["intermediates"]["global_blocks"]["density"][0], (kept + 4) / 12, rtol=1e-6
-    )
+    np.testing.assert_allclose(density_of(sparse, params, images), (kept + 4) / 12, rtol=1e-6)
     assert sparse.sparsity.keep_counts(8, 6) == [0, 4, 8, 0, 2, 6]
 
 
 def test_tau_may_differ_from_layer_to_layer(aggregator):
     module, params, images = aggregator
     sparse = module.clone(sparsity=Sparsity(cdf_threshold=(0.0, 1.0, 0.0, 1.0, 0.0, 0.0), block=(4, 1)))
-    _, state = captured(sparse, params, images)
     few = 5 / 12
-    np.testing.assert_allclose(
-        state["intermediates"]["global_blocks"]["density"][0], [few, 1, few, 1, few, few], rtol=1e-6
-    )
+    np.testing.assert_allclose(density_of(sparse, params, images), [few, 1, few, 1, few, few], rtol=1e-6)
 
 
 def test_a_sparsity_that_does_not_fit_the_depth_is_refused(aggregator):

@@ -30,6 +30,7 @@ ROLES = {  # path prefix -> role; the longest prefix wins
     "fastvggt_jax/__main__": "cli",
     "fastvggt_jax": "package",
     "convert": "convert",
+    "convert/convert_weights": "cli",
 }
 MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     "kernels": set(),
@@ -41,12 +42,12 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     "sources": set(),
     "models": {"attention", "sparsity", "geometry", "sources"},
     "datasets": {"geometry", "sources", "io"},
-    "scene": {"geometry", "sources", "io"},
+    "scene": {"geometry", "sources", "io", "models"},
     "export": {"scene", "geometry", "sources", "io"},
     "pretrained": {"models", "sparsity", "io", "convert"},
     "convert": {"models", "io"},
     "testing": {"models", "io"},
-    "train": {"models", "geometry", "datasets", "pretrained", "io"},
+    "train": {"models", "geometry", "sources", "datasets", "pretrained", "io"},
     "evaluate": {"kernels", "sparsity", "models", "geometry", "sources", "datasets", "scene", "io"},
     "pipeline": {"models", "sparsity", "sources", "scene", "export", "pretrained", "io"},
     "bench": {"kernels", "attention", "sparsity", "sources", "models", "testing"},
@@ -119,7 +120,8 @@ def test_import_pulls_no_optional_dependency():
     code = (
         "import sys, fastvggt_jax as fv\n"
         "fv.VGGT, fv.Sparsity, fv.from_pretrained, fv.load_images, fv.to_scene, fv.export\n"
-        "print([m for m in ('torch', 'matplotlib', 'trimesh', 'typer', 'huggingface_hub') if m in sys.modules])"
+        "extras = ('torch', 'matplotlib', 'trimesh', 'typer', 'huggingface_hub', 'optax', 'pydantic')\n"
+        "print([m for m in extras if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"

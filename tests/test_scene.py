@@ -259,7 +259,7 @@ def test_nothing_valid_gives_an_empty_cloud(scene):
 
 
 def pi3_prediction_of(K, **fields) -> Prediction:
-    """Points that K sees where their pixels are, and cameras in a world of which none is the origin."""
+    """Points that K sees where their pixels are, and cameras in a world in which none is at the origin."""
     rng = np.random.default_rng(2)
     v, u = np.mgrid[:H, :W] + 0.5
     rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(K).T

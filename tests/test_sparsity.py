@@ -3,6 +3,8 @@
 import pytest
 
 from fastvggt_jax import Sparsity
+from fastvggt_jax.errors import InputError
+from fastvggt_jax.sparsity import parse_block, parse_layers, parse_sparsity
 
 
 @pytest.mark.parametrize(
@@ -65,3 +67,19 @@ def test_kept_count_truncates_in_double_precision():
     assert Sparsity(sparse_ratio=0.9).keep_counts(10, 1) == [0]
     assert Sparsity(sparse_ratio=0.75).keep_counts(1070, 2) == [267, 267]
     assert Sparsity(cdf_threshold=0.9).keep_counts(10, 1) is None
+
+
+def test_texts_become_sparsities():
+    assert parse_sparsity("dense") is None
+    assert parse_sparsity("0.5,0.7", (64, 32)) == Sparsity(0.5, 0.7, (64, 32))
+    assert parse_sparsity("0.5") == Sparsity(0.5) and parse_sparsity(",0.7") == Sparsity(None, 0.7)
+    assert parse_block("128x64") == (128, 64)
+    assert parse_layers("0-2, 5,7-7") == (0, 1, 2, 5, 7)
+    for parse, text in (
+        (parse_sparsity, ""),
+        (parse_sparsity, "1,2,3"),
+        (parse_block, "128"),
+        (parse_layers, "a"),
+    ):
+        with pytest.raises(InputError, match=f"not {text!r}"):
+            parse(text)

@@ -48,7 +48,7 @@ def convert(
     from rich.console import Console
     from rich.progress import Progress
 
-    from convert.convert_weights import convert as run
+    from convert.conversion import convert as run
 
     # only shapes are asked of JAX: leave the GPU's memory to others
     jax.config.update("jax_platforms", "cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +21,7 @@ def info(weights: Annotated[str, typer.Argument(help=WEIGHTS_HELP)], as_json: Js
     from fastvggt_jax.io.tensors import open_safetensors
     from fastvggt_jax.pretrained import weight_file
 
-    path = weight_file(weights)
+    path = Path(weights) if Path(weights).is_file() else weight_file(weights)
     file = open_safetensors(path)
     metadata = dict(file.metadata() or {})
     try:

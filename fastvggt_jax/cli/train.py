@@ -1,5 +1,7 @@
 """`fastvggt train`: a training run that a Python file describes."""
 
+from __future__ import annotations
+
 import contextlib
 import logging
 import sys
@@ -10,8 +12,8 @@ from typing import Annotated
 
 import typer
 
+from fastvggt_jax.cli.errors import INTERRUPTED, one_sentence
 from fastvggt_jax.cli.options import CacheDir, Quiet, use_compilation_cache
-from fastvggt_jax.cli.sentences import INTERRUPTED, one_sentence
 from fastvggt_jax.errors import ExtraError
 
 SMALLER = (
@@ -19,6 +21,7 @@ SMALLER = (
 )
 
 
+@one_sentence(smaller=SMALLER)
 def train(
     config: Annotated[
         Path,
@@ -44,18 +47,18 @@ def train(
 
     Interrupted (Ctrl-C), it saves and ends with exit code 130; interrupted again, it ends at once.
     """
-    with one_sentence(workdir, smaller=SMALLER), _silent_threads():
+    try:
+        from fastvggt_jax.train import load_config
+        from fastvggt_jax.train import train as run
+    except ModuleNotFoundError as error:
+        raise ExtraError(f"training needs {error.name}: pip install 'fastvggt_jax[train]'") from error
+    with _silent_threads():
         use_compilation_cache(cache_dir)
-        try:
-            from fastvggt_jax.train import load_config
-            from fastvggt_jax.train import train as run
-        except ModuleNotFoundError as error:
-            raise ExtraError(f"training needs {error.name}: pip install 'fastvggt_jax[train]'") from error
         wanted, start = load_config(config, set_ or ()), time.monotonic()
         state = run(wanted, workdir, minutes=minutes, quiet=quiet)
-        in_time = minutes is None or time.monotonic() - start < 60 * minutes
-        if int(state.step) < wanted.steps and in_time:  # neither at its end nor out of time: interrupted
-            raise typer.Exit(INTERRUPTED)
+    in_time = minutes is None or time.monotonic() - start < 60 * minutes
+    if int(state.step) < wanted.steps and in_time:  # neither at its end nor out of time: interrupted
+        raise typer.Exit(INTERRUPTED)
 
 
 @contextlib.contextmanager

@@ -1,16 +1,27 @@
-"""What a data set gives: photographs, and what is true of them."""
+"""What a data set gives, photographs and what is true of them, and which data sets there are.
+
+To add one for evaluation: a `Dataset` in a file of this folder and a line in DATASETS. From outside the
+package, `register` does the same.
+"""
 
 from __future__ import annotations
 
-import flax.struct
-import jax
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol
 
-Array = jax.Array
+import flax.struct
+
+from fastvggt_jax.errors import InputError
 
 
 @flax.struct.dataclass
 class Truth:
     """What B scenes of F photographs really look like, in any coordinates and any unit; numpy or jax arrays.
+
+    Training needs all but the tracks. A data set for evaluation leaves out what it does not know.
 
     Attributes:
       cam_from_world: f32[B, F, 3, 4], OpenCV axes.
@@ -21,10 +32,120 @@ class Truth:
         of the first one being (0, 0). visible: bool[B, F, Q]. None without such points.
     """
 
-    cam_from_world: Array
-    K: Array
-    depth: Array
-    points: Array
-    valid: Array
-    tracks: Array | None = None
-    visible: Array | None = None
+    cam_from_world: Any = None
+    K: Any = None
+    depth: Any = None
+    points: Any = None
+    valid: Any = None
+    tracks: Any = None
+    visible: Any = None
+
+
+class Sample(NamedTuple):
+    """One scene.
+
+    Attributes:
+      name: what reports and errors call it.
+      images: its F photographs as `load_images` takes them, such as u8[F, H, W, 3] or a list of files; the
+        first is the reference.
+      truth: in the photographs' own pixels, without the axis B. What is not known is None. Maps of
+        photographs of several sizes are lists of F arrays. Without `valid`, depths that are finite and
+        positive are known; without `points`, they follow from depth, K and cameras.
+    """
+
+    name: str
+    images: Any
+    truth: Truth
+
+
+METRICS = ("cameras", "depth", "points", "rank correlation")
+
+
+class Dataset(Protocol):
+    """Scenes to measure models on.
+
+    Attributes:
+      name: what reports call it.
+      metrics: which of METRICS are to be measured, where a scene's truth has what they need. The rank
+        correlation needs depths in the right order alone, in whatever unit.
+      size: pixels of what the model is to see, as `load_images` takes it; None is the model's own.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def metrics(self) -> tuple[str, ...]: ...
+    @property
+    def size(self) -> int | None: ...
+
+    def __len__(self) -> int:
+        """How many scenes."""
+
+    def __getitem__(self, number: int, /) -> Sample:
+        """One of them. Called from several threads at a time."""
+
+    def describe(self) -> dict[str, Any]:
+        """What a report has to say so that the same scenes can be found again: JSON values."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What can be chosen of a data set; None is its own default.
+
+    scenes: how many, from number `first` on. views: photographs of each. size: see `Dataset`.
+    """
+
+    scenes: int | None = None
+    first: int | None = None
+    views: int | None = None
+    size: int | None = None
+
+    def refuse(self, name: str, *arguments: str) -> None:
+        """Raises InputError if one of these was chosen, which the data set of this name has no choice of."""
+        for argument in arguments:
+            if getattr(self, argument) is not None:
+                text = f"{argument} cannot be chosen of the data set {name}; leave it out"
+                raise InputError(text, argument=argument)
+
+
+Build = Callable[[Options], Dataset]
+# Name -> what builds it, as "module:function" imported when it is asked for. It raises errors.Error for
+# options that the data set does not have, and for files or packages that are missing.
+DATASETS: dict[str, Build | str] = {
+    "synthetic": "fastvggt_jax.datasets.rendered:Rendered.build",
+    "stereo": "fastvggt_jax.datasets.stereo:Stereo.build",
+}
+
+
+def register(name: str, build: Build) -> None:
+    """Adds a data set of your own."""
+    DATASETS[name] = build
+
+
+@contextlib.contextmanager
+def registered(name: str, build: Build) -> Iterator[None]:
+    """Adds a data set for the time of the block."""
+    register(name, build)
+    try:
+        yield
+    finally:
+        del DATASETS[name]
+
+
+def names() -> tuple[str, ...]:
+    return tuple(DATASETS)
+
+
+def load_dataset(name: str, options: Options = Options()) -> Dataset:
+    """The data set of this name. Raises InputError for an unknown one, and what its own file raises."""
+    if name not in DATASETS:
+        text = f"there is no data set {name!r}; there are {', '.join(DATASETS)}"
+        raise InputError(text, argument="dataset")
+    build = DATASETS[name]
+    if isinstance(build, str):
+        module, _, path = build.partition(":")
+        found: Any = import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+        build = found
+    return build(options)

@@ -5,11 +5,13 @@ random blocks.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from fastvggt_jax.errors import InputError
 from fastvggt_jax.sparsity import Sparsity
 from pallas_kernels import BlockMask
 
@@ -53,7 +55,7 @@ class RandomBlocks(Sparsity):
     and so has another device.
     """
 
-    def block_mask(self, q: jax.Array, k: jax.Array, **how) -> BlockMask:
+    def block_mask(self, q: jax.Array, k: jax.Array, **how: Any) -> BlockMask:
         mask = super().block_mask(q, k, **how)
         key = jax.random.key(jax.lax.bitcast_convert_type(q.astype(jnp.float32).sum(), jnp.uint32))
         patches = self.num_kv_blocks(k.shape[1])
@@ -71,11 +73,12 @@ def ablations(
     families; dense is the first.
 
     Special keys as released are the same function where the patches fill whole blocks of keys, and are left
-    out there unless asked for. ValueError for a family that there is not.
+    out there unless asked for. InputError for a family that there is not.
     """
-    both = lambda points, kind=Sparsity, **fields: [
-        kind(ratio, threshold, block, **fields) for ratio, threshold in points
-    ]
+
+    def both(points: Sequence[tuple[float, float]], kind: type[Sparsity] = Sparsity, **fields: Any) -> list:
+        return [kind(ratio, threshold, block, **fields) for ratio, threshold in points]
+
     families = {
         DENSE: [None],
         "ρ and τ": both(POINTS),
@@ -100,7 +103,8 @@ def ablations(
     known = dict.fromkeys(configuration.family for configuration in found)
     unknown = [family for family in only or () if family not in known]
     if unknown:
-        raise ValueError(f"there is no family of ablations {unknown[0]!r}; there are {', '.join(known)}")
+        text = f"there is no family of ablations {unknown[0]!r}; there are {', '.join(known)}"
+        raise InputError(text, argument="family")
     chosen = (
         (DENSE, *only) if only else [family for family in known if family != RELEASED or patches % block[1]]
     )
@@ -118,18 +122,11 @@ def some_layers(depth: int) -> dict[str, tuple[int, ...]]:
     return {where: tuple(range(start, start + count)) for where, start in starts.items()}
 
 
-def parse(text: str, block: tuple[int, int]) -> Configuration:
-    """From "dense", "0.5,0.7" (ρ, τ), "0.5" (ρ alone) or ",0.7" (τ alone). ValueError for anything else."""
-    if text == DENSE:
+def configuration(sparsity: Sparsity | None) -> Configuration:
+    """A sparsity that was chosen by hand, in the family that it belongs to."""
+    if sparsity is None:
         return Configuration(DENSE, DENSE, None)
-    try:
-        values = [float(part) if part.strip() else None for part in text.split(",")]
-        ratio, threshold = (*values, None)[:2] if len(values) < 3 else values
-    except ValueError:
-        raise ValueError(
-            f"--sparsity must be dense, or ρ, τ or both such as 0.5,0.7 or 0.5 or ,0.7; not {text!r}"
-        ) from None
-    sparsity = Sparsity(ratio, threshold, block)
+    ratio, threshold = sparsity.sparse_ratio, sparsity.cdf_threshold
     family = "ρ alone" if threshold is None else "τ alone" if ratio is None else "ρ and τ"
     return Configuration(family, describe(sparsity), sparsity)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.spatial import cKDTree
+from scipy.stats import spearmanr
 
 from fastvggt_jax.geometry.alignment import align
 
@@ -105,6 +106,14 @@ def delta(depth: np.ndarray, truth: np.ndarray, limit: float = 1.25) -> float:
     depth) < limit.
     """
     return 100 * float(np.mean((depth * limit > truth) & (depth < truth * limit)))
+
+
+def rank_correlation(depth: np.ndarray, truth: np.ndarray) -> float:
+    """Spearman's ρ of depths [M]: 1 for every depth that orders the pixels as the truth does.
+
+    So neither unit nor scale counts, and the truth may be any decreasing function of a disparity.
+    """
+    return float(spearmanr(np.asarray(depth, np.float64), np.asarray(truth, np.float64)).statistic)
 
 
 # ---- surfaces

@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 
+from fastvggt_jax.errors import ExtraError
 from fastvggt_jax.evaluate.ablations import DENSE
 from fastvggt_jax.io.files import write_file
 
@@ -14,30 +15,34 @@ PANELS = {
     "AUC@30": "AUC@30, % (higher is better)",
     "AbsRel": "depth AbsRel (lower is better)",
     "point error": "point error, % (lower is better)",
+    "rank correlation": "rank correlation of depth (higher is better)",
 }
 
 
 def require_matplotlib() -> None:
-    """Raises ModuleNotFoundError, naming the extra, if matplotlib is missing."""
+    """Raises ExtraError, naming the extra, if matplotlib is missing."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ModuleNotFoundError("plotting needs matplotlib: pip install 'fastvggt_jax[plot]'")
+        raise ExtraError("plotting needs matplotlib: pip install 'fastvggt_jax[plot]'")
 
 
 def write_plot(rows: Sequence[Mapping], title: str, path: str | os.PathLike) -> None:
-    """Writes a PNG with a panel for each of PANELS and a line for each family; dense, where it was run, is a
-    horizontal one.
+    """Writes a PNG with a panel for each of PANELS that was measured and a line for each family; dense, where
+    it was run, is a horizontal one.
 
-    rows: with "family" and "summary", as in evaluation.json. Raises ModuleNotFoundError without matplotlib,
-      OSError if writing fails.
+    rows: with "family" and "summary", as in evaluation.json. Raises ExtraError without matplotlib, FileError
+      if writing fails.
     """
     require_matplotlib()
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
-    figure = Figure(figsize=(5 * len(PANELS), 5.2), layout="constrained")
+    panels = {metric: label for metric, label in PANELS.items() if metric in rows[0]["summary"]}
+    figure = Figure(figsize=(5 * max(2, len(panels)), 5.2), layout="constrained")
     families: dict[str, list[Mapping]] = {}
     for row in rows:
         families.setdefault(row["family"], []).append(row["summary"])
-    for axes, (metric, label) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+    for axes, (metric, label) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
         for number, (family, members) in enumerate(families.items()):
             if family == DENSE:
                 axes.axhline(members[0][metric], color="black", linestyle="--", label=DENSE)

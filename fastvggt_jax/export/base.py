@@ -71,7 +71,7 @@ class Format:
 
     name: str
     files: tuple[str, ...]
-    write: Callable[[Export, Path], None]
+    write: Callable[[Export, Path], object]
     module: str | None = None
     extra: str | None = None
 

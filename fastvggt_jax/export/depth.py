@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from fastvggt_jax.export.base import Format
-from fastvggt_jax.export.colors import DepthColors
+from fastvggt_jax.io.colors import DepthColors
 from fastvggt_jax.io.files import write_file
 from fastvggt_jax.scene import Scene
 

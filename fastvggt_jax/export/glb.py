@@ -9,7 +9,7 @@ import os
 import numpy as np
 
 from fastvggt_jax.export.base import Format
-from fastvggt_jax.export.colors import colorize
+from fastvggt_jax.io.colors import colorize
 from fastvggt_jax.io.files import write_file
 from fastvggt_jax.scene import PointCloud, Scene
 
@@ -42,8 +42,8 @@ def write_glb(scene: Scene, path: str | os.PathLike, *, cloud: PointCloud | None
     vertices = frusta(scene, 0.05 * extent(cloud)) @ GL_FROM_CV  # [F, 5, 3]
     colors = colorize(np.linspace(0, 1, len(vertices)))
     lines = [Line([5 * i + v for v in stroke]) for i in range(len(vertices)) for stroke in STROKES]
-    colors = [(*color, 255) for color in colors for _ in STROKES]
-    cameras = Path3D(lines, vertices.reshape(-1, 3), colors=np.array(colors, np.uint8), process=False)
+    opaque_colors = np.array([(*color, 255) for color in colors for _ in STROKES], np.uint8)
+    cameras = Path3D(lines, vertices.reshape(-1, 3), colors=opaque_colors, process=False)
     result.add_geometry(cameras, geom_name="cameras", node_name="cameras")
     write_file(path, result.export(file_type="glb"))
 

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from fastvggt_jax.export.base import Format
-from fastvggt_jax.export.colors import DepthColors, colorize
 from fastvggt_jax.export.depth import depth_on_photo, surfaces
 from fastvggt_jax.export.glb import STROKES, extent, frusta
+from fastvggt_jax.io.colors import DepthColors, colorize
 from fastvggt_jax.io.files import write_file
 from fastvggt_jax.scene import PointCloud, Scene
 

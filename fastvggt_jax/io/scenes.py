@@ -78,10 +78,9 @@ def write_cameras(scene: Scene, path: str | os.PathLike) -> None:
 
 def write_scene(scene: Scene, path: str | os.PathLike) -> None:
     """Write all of a scene as a numpy archive: its arrays by their names, the rest as JSON, or FileError."""
-    arrays, rest = {}, {}
-    for field in dataclasses.fields(scene):
-        value = getattr(scene, field.name)
-        (arrays if isinstance(value, np.ndarray) else rest)[field.name] = value
+    values = {field.name: getattr(scene, field.name) for field in dataclasses.fields(scene)}
+    arrays: dict[str, Any] = {name: x for name, x in values.items() if isinstance(x, np.ndarray)}
+    rest = {name: x for name, x in values.items() if name not in arrays}
     rest["transforms"] = [dataclasses.asdict(t) for t in scene.transforms]
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "fields": rest}
     with new_file(path) as file:

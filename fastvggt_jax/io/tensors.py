@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import jax
 import numpy as np
@@ -103,7 +104,7 @@ def write_safetensors(
     return 8 + len(raw) + end
 
 
-def _write_tensor(f, name: str, spec: jax.ShapeDtypeStruct, chunks: Iterable[np.ndarray]) -> None:
+def _write_tensor(f: BinaryIO, name: str, spec: jax.ShapeDtypeStruct, chunks: Iterable[np.ndarray]) -> None:
     written = 0
     for chunk in chunks:
         if chunk.dtype != spec.dtype:

@@ -59,6 +59,8 @@ class Model(nn.Module):
         num_heads: int = 0
         embed_dim: int = 0
 
+        def apply(self, *args: Any, **kwargs: Any) -> Any: ...
+
     # ---- the configuration
 
     @classmethod

@@ -12,6 +12,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from fastvggt_jax.errors import InputError
@@ -64,7 +65,7 @@ class ImageTransform:
 
     @property
     def valid(self) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom): the model pixels that show the photograph alone, none of the padding."""
+        """(left, top, right, bottom): the model pixels that show the photograph, none of the padding."""
         left, right = self.offset_x, self.offset_x + self.scale_x * self.original_width
         top, bottom = self.offset_y, self.offset_y + self.scale_y * self.original_height
         eps = 1e-6  # scale · size is off by a rounding error where it means a whole number
@@ -82,11 +83,11 @@ class ImageTransform:
         mask[top:bottom, left:right] = True
         return mask
 
-    def to_model(self, xy: np.ndarray) -> np.ndarray:
+    def to_model(self, xy: ArrayLike) -> np.ndarray:
         """Points [..., 2] (x, y) of the original photograph in model pixels."""
         return np.asarray(xy) * (self.scale_x, self.scale_y) + (self.offset_x, self.offset_y)
 
-    def to_original(self, xy: np.ndarray) -> np.ndarray:
+    def to_original(self, xy: ArrayLike) -> np.ndarray:
         """Points [..., 2] (x, y) of the model's image in original pixels."""
         return (np.asarray(xy) - (self.offset_x, self.offset_y)) / (self.scale_x, self.scale_y)
 
@@ -204,8 +205,8 @@ def _pad_white(
     left, top = (width - t.model_width) // 2, (height - t.model_height) // 2
     out = np.full((height, width, 3), WHITE, np.uint8)
     out[top : top + t.model_height, left : left + t.model_width] = pixels
-    moved = dict(offset_x=t.offset_x + left, offset_y=t.offset_y + top)
-    return out, dataclasses.replace(t, model_width=width, model_height=height, **moved)
+    x, y = t.offset_x + left, t.offset_y + top
+    return out, dataclasses.replace(t, model_width=width, model_height=height, offset_x=x, offset_y=y)
 
 
 def stack_images(

@@ -162,12 +162,12 @@ class TrainConfig:
 
 
 @functools.cache
-def _hints(cls: type[Shape] | type[TrainConfig]) -> dict[str, Any]:
+def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
 
 
 @functools.cache
-def _schema(cls: type[Shape] | type[TrainConfig]) -> Any:
+def _schema(cls: type) -> Any:
     fields: Any = {name: (hint, ...) for name, hint in _hints(cls).items()}
     return create_model(cls.__name__, __config__=STRICT, **fields)
 
@@ -175,7 +175,8 @@ def _schema(cls: type[Shape] | type[TrainConfig]) -> Any:
 def _check(fields: Shape | TrainConfig) -> None:
     values = {field.name: getattr(fields, field.name) for field in dataclasses.fields(fields)}
     try:
-        _schema(type(fields)).model_validate(values)
+        schema = _schema(type(fields))  # type: ignore[arg-type]
+        schema.model_validate(values)
     except ValidationError as error:
         raise _in_words(error) from error
 

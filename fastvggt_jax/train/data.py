@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import flax.struct
@@ -86,5 +87,5 @@ def _render(
     points = None
     if tracked is not None:
         points, where, seen = tracked
-        truth = truth.replace(tracks=where, visible=seen)
+        truth = dataclasses.replace(truth, tracks=where, visible=seen)
     return Batch(images=scenes.images, query_points=points, truth=truth)

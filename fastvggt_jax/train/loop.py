@@ -178,7 +178,8 @@ def compiled(
     """What `make_step` and `make_evaluation` give. For rendered batches everything is compiled here, all
     kinds at once in threads: to compile one takes a minute or two on a GPU's host, most of it on one core.
     """
-    step, evaluate = make_step(config, mesh), make_evaluation(config, mesh)
+    step: Any = make_step(config, mesh)
+    evaluate: Any = make_evaluation(config, mesh)
     if config.data is not None:
         return step, evaluate
     state, rate = abstract_state(config), jax.ShapeDtypeStruct((), jnp.float32)
@@ -186,21 +187,16 @@ def compiled(
     kinds = [jax.eval_shape(partial(batch, 0, shape)) for shape in config.shapes]
     with ThreadPoolExecutor() as pool:
         rendered = [pool.submit(batch, 0, shape) for shape in config.shapes]
-        steps = {
-            kind.images.shape: pool.submit(lambda kind: step.lower(state, kind, rate).compile(), kind)
-            for kind in kinds
-        }
-        validation = (
-            pool.submit(lambda: evaluate.lower(state.weights(), kinds[0]).compile())
-            if config.validation_scenes
-            else None
-        )
+        lower = lambda kind: step.lower(state, kind, rate).compile()
+        jobs = {kind.images.shape: pool.submit(lower, kind) for kind in kinds}
+        validation = None
+        if config.validation_scenes:
+            validation = pool.submit(lambda: evaluate.lower(state.weights(), kinds[0]).compile())
     for job in rendered:
         job.result()  # raises what went wrong
-    steps = {shape: job.result() for shape, job in steps.items()}
-    return lambda state, batch, rate: steps[batch.images.shape](
-        state, batch, rate
-    ), validation and validation.result()
+    steps = {shape: job.result() for shape, job in jobs.items()}
+    take = lambda state, batch, rate: steps[batch.images.shape](state, batch, rate)
+    return take, evaluate if validation is None else validation.result()
 
 
 def make_evaluation(
@@ -226,16 +222,15 @@ def validate(
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """A list that fills when the process is asked to stop (Ctrl-C, SIGTERM); asked again, it stops at once."""
+    """A list that fills when the process is asked to stop (Ctrl-C, SIGTERM); asked again, it ends at once."""
     seen: list[int] = []
 
-    def handler(number: int, _) -> None:
+    def handler(number: int, _: Any) -> None:
         if seen:
             raise KeyboardInterrupt
         seen.append(number)
-        os.write(
-            2, b"interrupted: ends after this step and saves; once more ends at once\n"
-        )  # print is not for signal handlers
+        # print is not for signal handlers
+        os.write(2, b"interrupted: ends after this step and saves; once more ends at once\n")
 
     before = {}
     try:

@@ -113,7 +113,7 @@ def means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """What a line of metrics.jsonl holds; None if it is no record, such as a last line that is half-written."""
+    """What a line of metrics.jsonl holds; None if it is no record, such as a half-written last line."""
     try:
         record = json.loads(line)
     except ValueError:  # also where it is not UTF-8

@@ -49,10 +49,11 @@ def read_params(config: TrainConfig) -> Any:
     """float32 parameters of the weight file `config.init`. Raises WeightsError unless it holds this very
     model.
     """
-    found, wanted = type(read_model(config.init)).__name__, type(config.model).__name__
+    init = config.init or ""
+    found, wanted = type(read_model(init)).__name__, type(config.model).__name__
     if found != wanted:
         raise WeightsError(f"init: {config.init} holds a {found}, not a {wanted}")
-    model, params = from_pretrained(config.init, param_dtype=jnp.float32, heads=config.model.heads)
+    model, params = from_pretrained(init, param_dtype=jnp.float32, heads=config.model.heads)
     mine, theirs = config.model.config(), model.config()
     other = [f"{name}={theirs[name]} (here {mine[name]})" for name in mine if mine[name] != theirs[name]]
     if other:
@@ -123,7 +124,9 @@ def make_step(
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, optax.tree.scale(-rate, updates))
         ema = state.ema
-        if ema is not None:  # a short memory at first: the start is soon forgotten
+        if (
+            ema is not None and config.ema_decay is not None
+        ):  # a short memory at first: the start is soon forgotten
             decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
             ema = optax.incremental_update(params, ema, 1 - decay)
         metrics = {"loss": total, **parts, "gradient norm": optax.tree.norm(gradient)}

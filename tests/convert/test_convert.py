@@ -18,7 +18,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from convert import convert_weights, hub, pi3, vggt
+from convert import conversion, hub, pi3, vggt
 from convert.convert_weights import main
 from convert.official import fields_of
 from convert.rules import make_plan
@@ -243,7 +243,7 @@ def test_bfloat16_source_and_flat_config(camera_only, tmp_path):
 )
 def test_variant(tiny, tiny_tensors, tmp_path, capsys, monkeypatch, name, arguments, fixed, why):
     # Tracing the tracker is slow, and the variant changes no shape.
-    monkeypatch.setattr(convert_weights, "abstract_tensors", lambda network: tiny_tensors)
+    monkeypatch.setattr(conversion, "abstract_tensors", lambda network: tiny_tensors)
     (tmp_path / name).symlink_to(tiny)
     out = tmp_path / "native.safetensors"
     assert run(tmp_path / name, out, "--config", TINY, *arguments) == 0

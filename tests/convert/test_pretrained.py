@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from convert import hub
-from convert.convert_weights import convert
+from convert.conversion import convert
 from fastvggt_jax import errors, from_pretrained
 from fastvggt_jax.models import registry
 from fastvggt_jax.pretrained import read_model, recommended_block, weight_file
@@ -49,7 +49,7 @@ def test_official_weights_are_converted_once(form, official, tmp_path, capsys, m
     np.testing.assert_array_equal(params["params"]["colours"]["kernel"], OFFICIAL["net.colours.weight"].T)
     (file,) = cached(tmp_path)
     assert f"converting {official}, once, into {file}" in capsys.readouterr().err
-    monkeypatch.setattr("convert.convert_weights.convert", None)  # it is not called again
+    monkeypatch.setattr("convert.conversion.convert", None)  # it is not called again
     again, _ = from_pretrained(name)
     assert again == model == read_model(name) and weight_file(name) == file
     assert capsys.readouterr().err == ""

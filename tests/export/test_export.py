@@ -15,10 +15,10 @@ from PIL import Image
 from fastvggt_jax import export, geometry
 from fastvggt_jax.errors import FileError, TargetError
 from fastvggt_jax.export import overview
-from fastvggt_jax.export.colors import colorize
 from fastvggt_jax.export.depth import file_stems
 from fastvggt_jax.export.glb import frusta
 from fastvggt_jax.io import files
+from fastvggt_jax.io.colors import colorize
 from fastvggt_jax.scene import PointCloud, Scene
 from fastvggt_jax.sources import ImageTransform
 
@@ -29,7 +29,7 @@ DISK_FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 @pytest.fixture(scope="module")
 def scene() -> Scene:
-    """Photographs of 60x60, resized to 30x30, cropped by one row at the top and bottom, and padded."""
+    """Photographs of 60x60 that were resized to 30x30, cropped by one row above and below, and padded."""
     rng = np.random.default_rng(0)
     t = ImageTransform(60, 60, W, H, 0.5, 0.5, 6.0, -1.0)
     pose_enc = np.concatenate([rng.normal(size=(F, 7)), np.full((F, 2), 1.0)], -1)
@@ -218,8 +218,8 @@ def test_glb_without_trimesh_names_the_extra(scene, tmp_path, monkeypatch):
 
 
 def test_exports_import_no_optional_package():
-    code = "import sys, fastvggt_jax.export as e; "
-    code += "sys.exit(bool({'trimesh', 'matplotlib', 'torch'} & sys.modules.keys()))"
+    extras = "{'trimesh', 'matplotlib', 'torch'}"
+    code = f"import sys, fastvggt_jax.export as e; sys.exit(bool({extras} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

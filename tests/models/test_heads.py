@@ -1,5 +1,5 @@
-"""What golden numbers do not pin down in the heads: epsilons, what the tracker is told, chunks of frames, where
-iterations send no gradient, and where training starts.
+"""What golden numbers do not pin down in the heads: epsilons, what the tracker is told, chunks of frames,
+where iterations send no gradient, and where training starts.
 """
 
 import flax.linen as nn

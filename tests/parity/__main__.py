@@ -36,7 +36,8 @@ def main() -> int:
             failures, count = failures + bad, count + 1
             print(f"{name:44} {stage:30} {error:9.2g} {limit:7.1g}{'  FAIL' if bad else ''}", flush=True)
     print(
-        f"{count - failures} of {count} stages within their limits (error in units of the noise floor; chaotic tracker stages absolute)"
+        f"{count - failures} of {count} stages within their limits "
+        "(error in units of the noise floor; chaotic tracker stages absolute)"
     )
     return 1 if failures or not count else 0
 

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from convert.convert_weights import convert
+from convert.conversion import convert
 from fastvggt_jax.pretrained import from_pretrained
 from tests import make_checkpoint
 from tests.compare import compare

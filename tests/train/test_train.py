@@ -67,8 +67,7 @@ def straight(few_programs, tmp_path_factory):
 
 
 def test_a_batch_is_learnt_by_heart(tmp_path):
-    once = dict(steps=150, warmup_steps=20, log_every=150, save_every=150, validation_scenes=0)
-    once |= dict(learning_rate=5e-3)
+    once = dict(steps=250, warmup_steps=30, log_every=250, save_every=250, validation_scenes=0)
     train(config(model=MODEL, **once), tmp_path, quiet=True)
     model, params = from_pretrained(tmp_path / "weights.safetensors")
     assert model.config() == MODEL.config()
@@ -210,7 +209,9 @@ def test_training_goes_on_from_a_weight_file_and_leaves_what_is_frozen(tmp_path,
         source="the official weights",
         license="CC BY-NC 4.0",
     )
-    monkeypatch.setitem(pretrained.BUNDLED, "start", Bundled(tmp_path / "start.safetensors", (1, 1)))  # as mini
+    monkeypatch.setitem(
+        pretrained.BUNDLED, "start", Bundled(tmp_path / "start.safetensors", (1, 1))
+    )  # as mini
     frozen = ("aggregator/patch_embed/*", "camera_head/trunk/*")
     cameras = config(
         model=CAMERAS,
@@ -386,9 +387,7 @@ def test_an_interrupted_command_saves_and_says_so(tmp_path, monkeypatch, capfd):
     command = ["train", str(path), "--workdir", str(folder)]
     done = CliRunner().invoke(app, [*command, "--minutes", "0"])
     assert (
-        done.exit_code == 2
-        and "minutes must be greater than 0, not 0" in done.stderr
-        and not folder.exists()
+        done.exit_code == 2 and "minutes must be greater than 0, not 0" in done.stderr and not folder.exists()
     )
     real = loop.compiled
     monkeypatch.setattr(loop, "compiled", lambda *args: os.kill(os.getpid(), signal.SIGINT) or real(*args))

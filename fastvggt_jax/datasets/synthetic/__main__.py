@@ -12,7 +12,7 @@ from PIL import Image
 
 from fastvggt_jax.datasets.synthetic import SPLITS, sample
 from fastvggt_jax.datasets.synthetic.sample import SUPERSAMPLING
-from fastvggt_jax.export.colors import DepthColors
+from fastvggt_jax.io.colors import DepthColors
 from fastvggt_jax.io.files import write_file
 
 

@@ -96,7 +96,7 @@ def _surroundings(world: World, origin: Vector, direction: Vector) -> tuple[Arra
 
 
 def _ground(world: World, origin: Vector, direction: Vector) -> Array:
-    """Distance to the hills by marching, in steps that grow with the distance, and bisection; inf beyond FAR."""
+    """Distance to the hills by marching, in growing steps, and bisection; inf beyond FAR."""
 
     def above(t: Array) -> Array:
         x, y, z = (o + t * d for o, d in zip(origin, direction, strict=True))
@@ -158,7 +158,9 @@ def _surface(world: World, point: Array, hit: Array) -> tuple[Array, Array]:
 
 
 def shade(world: World, origin: Array, direction: Array) -> tuple[Array, Array]:
-    """Linear colour f32[..., 3] along unit directions f32[..., 3], and the distance f32[...] of what has it."""
+    """Linear colour f32[..., 3] along unit directions f32[..., 3], and the distance f32[...] of what has
+    it.
+    """
     t, hit = first_hit(world, origin, direction)
     point = origin + jnp.where(hit == SKY, 0, t)[..., None] * direction
     normal, color = _surface(world, point, hit)

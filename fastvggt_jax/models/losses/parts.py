@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import jax
@@ -30,7 +31,8 @@ def normalise(truth: Truth) -> Truth:
     mean = jnp.where(valid, distance, 0).sum((1, 2, 3)) / jnp.maximum(count, 1)
     scale = jnp.where(count > 0, mean, 1.0)
     divide = lambda x: x / scale.reshape(-1, *[1] * (x.ndim - 1))
-    return truth.replace(
+    return dataclasses.replace(
+        truth,
         cam_from_world=jnp.concatenate([rotation, divide(translation)[..., None]], -1),
         depth=jnp.where(valid, divide(truth.depth), 0),
         points=jnp.where(mask, divide(points), 0),

@@ -11,7 +11,7 @@ and cameras that see hardly any valid point.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,8 @@ def loss(
     real scans have holes; where all that is not valid is sky, a cost makes the confidence say so.
     pairs: weight of `pair_loss`, 0 upstream.
     """
-    total, parts = jnp.float32(0), {}
+    total: Any = jnp.float32(0)
+    parts: dict[str, Array] = {}
     truth = normalise(truth)
     if prediction.pose_enc_list is not None:
         pose_enc = encode_pose(truth.cam_from_world, truth.K, *truth.depth.shape[2:])
@@ -61,16 +62,15 @@ def loss(
         ("depth", DEPTH, prediction.depth, prediction.depth_conf, truth.depth[..., None]),
         ("point", POINT, prediction.world_points, prediction.world_points_conf, truth.points),
     ):
-        if values is not None:
+        if values is not None and conf is not None:
             dense = dense_loss(values, conf, target, truth.valid)
             if background:
                 dense["background"] = background * mean_where(jnp.log(conf), ~truth.valid)
             parts |= {f"{name} {key}": value for key, value in dense.items()}
             total += weight * sum(dense.values())
-    if prediction.track_list is not None and truth.tracks is not None:
-        track = track_loss(
-            prediction.track_list, prediction.vis, prediction.conf, truth.tracks, truth.visible
-        )
+    if prediction.track_list is not None and truth.tracks is not None and truth.visible is not None:
+        vis, conf = prediction.need("track", "vis", "conf")
+        track = track_loss(prediction.track_list, vis, conf, truth.tracks, truth.visible)
         parts |= track
         total += TRACK * sum(track.values())
     return total, parts
@@ -124,7 +124,7 @@ def dense_loss(values: Array, conf: Array, target: Array, valid: Array) -> dict[
     error = norm(difference)
     weighted = error * conf - LOG_CONFIDENCE * jnp.log(conf)
     steps = [2**scale for scale in range(SCALES)]
-    gradient = (
+    gradient: Any = (
         sum(_gradient(difference[..., ::s, ::s, :], valid[..., ::s, ::s], conf[..., ::s, ::s]) for s in steps)
         / SCALES
     )

@@ -1,4 +1,4 @@
-"""The command line: whole runs on a tiny random model, and one sentence for everything that can be wrong."""
+"""`fastvggt reconstruct` and `info`: whole runs on tiny random models, and what can be wrong, in words."""
 
 import errno
 import json
@@ -13,74 +13,68 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from fastvggt_jax import cli, reconstruct
+from fastvggt_jax import pipeline
+from fastvggt_jax.cli.app import app
 from fastvggt_jax.cli.options import use_compilation_cache
-from fastvggt_jax.cli.sentences import one_sentence
 from fastvggt_jax.errors import OutOfMemoryError
 from fastvggt_jax.evaluate import metrics
-from fastvggt_jax.export import atomic
-from fastvggt_jax.io.weights import save_params
-from fastvggt_jax.models.pi3 import Pi3
+from fastvggt_jax.io import files
 from fastvggt_jax.models.prediction import Prediction
 from fastvggt_jax.pretrained import BUNDLED
-from fastvggt_jax.testing.random_weights import random_params
 from fastvggt_jax.testing.tiny import write_random_weights
 
 PHOTOS = Path(__file__).parents[1] / "golden" / "images"
-README = (Path(__file__).parents[1] / "README.md").read_text()
-FILES = ["cameras.json", "depth", "overview.jpg", "points.ply", "scene.glb"]
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+FILES = ["cameras.json", "depth", "overview.jpg", "points.ply", "scene.glb", "scene.npz"]
+WITHOUT_GLB = ["--format", "cameras,depth,ply,overview,scene"]
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory) -> Path:
+def weights(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     write_random_weights(path)
     return path
 
 
 @pytest.fixture(scope="session")
-def pi3_checkpoint(tmp_path_factory) -> Path:
+def pi3_weights(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "pi3.safetensors"
-    fields = dict(img_size=98, embed_dim=64, encoder_depth=2, encoder_num_heads=2, depth=2, num_heads=2)
-    model = Pi3(
-        **fields, head_embed_dim=64, head_depth=1, head_num_heads=2, head_out_dim=64, camera_out_dim=32
-    )
-    save_params(path, random_params(model), model)
+    write_random_weights(path, "pi3")
     return path
 
 
 def run(*args):
-    return CliRunner().invoke(cli.app, [str(a) for a in args])
+    return CliRunner().invoke(app, [str(a) for a in args])
 
 
 def reconstruct_args(
-    checkpoint, out, *more, photos=(PHOTOS / "landscape_101x67.png", PHOTOS / "rgba_97x55.png")
+    weights, out, *more, photos=(PHOTOS / "landscape_101x67.png", PHOTOS / "rgba_97x55.png")
 ):
-    return ["reconstruct", *photos, "-c", checkpoint, "-o", out, "--size", 56, *more]
+    return ["reconstruct", *photos, "-c", weights, "-o", out, "--size", 56, *more]
 
 
-def fake_predict(model, params, images, step):
+def fake_predict(model, params, images, step, points_from):
     """In place of the model, for tests of what comes after it."""
     frames, height, width, _ = images.pixels.shape
     pose_enc = np.zeros((1, frames, 9), np.float32)
     pose_enc[..., 6:] = 1
-    depth = np.random.default_rng(0).uniform(1, 2, (1, frames, height, width, 1))
+    depth = jnp.asarray(np.random.default_rng(0).uniform(1, 2, (1, frames, height, width, 1)), jnp.float32)
     with step("compile"), step("run"):
         prediction = Prediction(
-            pose_enc=pose_enc, depth=jnp.asarray(depth), depth_conf=jnp.asarray(depth[..., 0])
+            pose_enc=jnp.asarray(pose_enc), depth=depth, depth_conf=depth[..., 0], made_by=type(model)
         )
-    if "point" in model.heads:
-        sevens = jnp.full((1, frames, height, width, 3), 7.0)
-        prediction = prediction.replace(world_points=sevens, world_points_conf=sevens[..., 0])
-    return prediction, None
+        if "point" in model.heads:
+            sevens = jnp.full((1, frames, height, width, 3), 7.0)
+            prediction = prediction.replace(world_points=sevens, world_points_conf=sevens[..., 0])
+        return model.reconstruction(prediction, points_from), None
 
 
 @pytest.fixture
 def without_model(monkeypatch):
-    monkeypatch.setattr(reconstruct, "predict", fake_predict)
+    monkeypatch.setattr(pipeline, "predict", fake_predict)
 
 
 def assert_sentence(result, match: str, code: int, out: Path):
@@ -95,8 +89,8 @@ def assert_sentence(result, match: str, code: int, out: Path):
 # ---- whole runs
 
 
-def test_photographs_to_files_as_json(checkpoint, tmp_path):
-    result = run(*reconstruct_args(checkpoint, tmp_path / "out", "--json"))
+def test_photographs_to_files_as_json(weights, tmp_path):
+    result = run(*reconstruct_args(weights, tmp_path / "out", "--json"))
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)  # one object and nothing else
     assert result.stderr == ""
@@ -119,25 +113,23 @@ def test_photographs_to_files_as_json(checkpoint, tmp_path):
     )
 
 
-def test_other_options_and_one_photograph(checkpoint, tmp_path):
+def test_other_options_and_one_photograph(weights, tmp_path):
     more = [
         "--mode",
         "pad",
         "--points-from",
         "point_head",
         "--depth-original",
-        "--no-glb",
+        *WITHOUT_GLB,
         "--conf-percentile",
         0,
     ]
     more += ["--max-points", 100, "--edge-filter", 50, "--dtype", "bfloat16", "--json"]
-    result = run(
-        *reconstruct_args(checkpoint, tmp_path / "out", *more, photos=[PHOTOS / "portrait_61x133.png"])
-    )
+    result = run(*reconstruct_args(weights, tmp_path / "out", *more, photos=[PHOTOS / "portrait_61x133.png"]))
     report = json.loads(result.stdout)
     assert (
         report["points"] == 100
-        and report["files"] == FILES[:4]
+        and report["files"] == FILES[:4] + FILES[5:]
         and not (tmp_path / "out" / "scene.glb").exists()
     )
     assert report["model"]["heads"] == ["camera", "depth", "point"] and report["model"]["dtype"] == "bfloat16"
@@ -145,14 +137,14 @@ def test_other_options_and_one_photograph(checkpoint, tmp_path):
         assert npz["depth"].shape == (133, 61) and npz["valid"].all()
 
 
-def test_pi3_writes_the_same_files(pi3_checkpoint, tmp_path):
-    result = run(*reconstruct_args(pi3_checkpoint, tmp_path / "out", "--json", "--sparse-ratio", 0.5))
+def test_pi3_writes_the_same_files(pi3_weights, tmp_path):
+    result = run(*reconstruct_args(pi3_weights, tmp_path / "out", "--json", "--sparsity", 0.5))
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES
     assert (
         report["model"]["class"] == "Pi3"
-        and report["model"]["heads"] is None
+        and report["model"]["heads"] == ["point", "conf", "camera"]
         and len(report["model"]["density"]) == 2
     )
     assert report["size"] == {
@@ -163,22 +155,25 @@ def test_pi3_writes_the_same_files(pi3_checkpoint, tmp_path):
     images = json.loads((tmp_path / "out" / "cameras.json").read_text())["images"]
     assert [image["intrinsics"] for image in images] == report["intrinsics"]
     assert set(report["intrinsics"]) <= {"recovered", "guessed"}
-    result = run(*reconstruct_args(pi3_checkpoint, tmp_path / "no", "--points-from", "depth"))
+    result = run(*reconstruct_args(pi3_weights, tmp_path / "no", "--points-from", "depth"))
     assert result.exit_code
-    assert "--points-from depth is VGGT's" in result.stderr and not (tmp_path / "no").exists()
+    assert (
+        "--points-from must be 'point_head' for a Pi3, not 'depth'" in result.stderr
+        and not (tmp_path / "no").exists()
+    )
 
 
-def test_sparse_attention_reports_its_density(checkpoint, tmp_path):
-    more = ["--sparse-ratio", 0.5, "--special-keys", "official", "--sparse-layers", "1-2", "--json"]
+def test_sparse_attention_reports_its_density(weights, tmp_path):
+    more = ["--sparsity", 0.5, "--special-keys", "official", "--sparse-layers", "1-2", "--json"]
     # 112 px, so that two photographs are more than one block of 64 keys
-    args = reconstruct_args(checkpoint, tmp_path / "out", *more, "--size", 112)
+    args = reconstruct_args(weights, tmp_path / "out", *more, "--size", 112)
     density = json.loads(run(*args).stdout)["model"]["density"]
     assert density[0] == density[3] == 1 and 0 < density[1] == density[2] < 1
 
 
-def test_in_a_process_of_its_own_with_the_compilation_cache(checkpoint, tmp_path):
+def test_in_a_process_of_its_own_with_the_compilation_cache(weights, tmp_path):
     args = reconstruct_args(
-        checkpoint,
+        weights,
         tmp_path / "out",
         "--cache-dir",
         tmp_path / "cache",
@@ -188,9 +183,7 @@ def test_in_a_process_of_its_own_with_the_compilation_cache(checkpoint, tmp_path
     environment = {
         name: value for name, value in os.environ.items() if name != "XLA_FLAGS"
     }  # as users compile; only what is slow is kept
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, env=environment
-    )
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     assert "1 photograph (56x42)" in done.stdout and "peak memory host" in done.stdout
     assert all(
@@ -208,7 +201,8 @@ from fastvggt_jax.cli.options import use_compilation_cache
 use_compilation_cache(sys.argv[1])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 double = custom_partitioning(lambda x: 2 * x)
-double.def_partition(partition=lambda mesh, of, to: (mesh, lambda x: 2 * x, to.sharding, (of[0].sharding,)), sharding_rule="i -> i")
+partition = lambda mesh, of, to: (mesh, lambda x: 2 * x, to.sharding, (of[0].sharding,))
+double.def_partition(partition=partition, sharding_rule="i -> i")
 x = jax.device_put(jnp.arange(4.0), NamedSharding(jax.make_mesh((2,), ("data",)), PartitionSpec("data")))
 memory = [bytearray(100) for _ in range(int(sys.argv[2]))]  # moves what comes after it
 print(jax.jit(lambda x: double(x))(x).sum())
@@ -223,9 +217,7 @@ def test_a_program_for_several_devices_is_found_in_the_cache(tmp_path):
         "10007",
     ):  # as cuDNN's attention, what is custom-partitioned stands in the program by its address
         command = [sys.executable, "-c", PARTITIONED, tmp_path, blocks]
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, env=environment
-        )
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
         assert done.stdout == "12.0\n", done.stderr
     assert (
         len(
@@ -267,7 +259,7 @@ def test_the_readmes_demo_finds_the_cameras(tmp_path):
 
 
 def test_the_readmes_lines_of_python(tmp_path, monkeypatch):
-    shutil.copytree(BUNDLED["mini"].parent / "views", tmp_path / "photos")
+    shutil.copytree(BUNDLED["mini"].path.parent / "views", tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
     exec(
         "".join(re.findall(r"```python\n(.*?)```", README, re.S)), {}
@@ -280,56 +272,55 @@ def test_the_demo_has_photographs_and_a_model_of_its_own(tmp_path):
     out = tmp_path / "out"
     assert_sentence(
         run("reconstruct", PHOTOS, "--demo", "-o", out),
-        "--demo has photographs and a checkpoint of its own",
+        "--demo has photographs and weights of its own",
         2,
         out,
     )
     assert_sentence(run("reconstruct", "-c", "mini", "-o", out), "no photographs were given", 2, out)
-    assert_sentence(run("reconstruct", PHOTOS, "-o", out), "--checkpoint is missing", 2, out)
+    assert_sentence(run("reconstruct", PHOTOS, "-o", out), "--weights is missing", 2, out)
 
 
-def test_info(checkpoint):
-    report = json.loads(run("info", checkpoint, "--json").stdout)
+def test_info(weights):
+    report = json.loads(run("info", weights, "--json").stdout)
     assert report["model"] == "VGGT" and report["config"]["heads"] == ["camera", "depth", "point"]
     assert report["parameters"] == sum(report["parameters_by_part"].values()) > 1e6
     assert set(report["parameters_by_part"]) == {"aggregator", "camera_head", "depth_head", "point_head"}
-    text = run("info", checkpoint).stdout
+    text = run("info", weights).stdout
     assert "random numbers" in text and f"{report['parameters']:,}" in text
 
 
 def test_help_is_quick_because_it_leaves_jax_alone():
-    code = (
-        "import sys, fastvggt_jax.cli; sys.exit(bool({'jax', 'flax', 'numpy', 'PIL'} & sys.modules.keys()))"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+    heavy = "{'jax', 'flax', 'numpy', 'PIL'}"
+    code = f"import sys, fastvggt_jax.cli.app; sys.exit(bool({heavy} & sys.modules.keys()))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     assert "reconstruct" in run("--help").stdout and "0.1" in run("--version").stdout
 
 
 # ---- what is said, and what is left
 
 
-def test_human_and_quiet_output(checkpoint, tmp_path, without_model):
-    result = run(*reconstruct_args(checkpoint, tmp_path / "out"))
+def test_human_and_quiet_output(weights, tmp_path, without_model):
+    result = run(*reconstruct_args(weights, tmp_path / "out"))
     assert "2 photographs (56x42)" in result.stdout and "2,940 points" in result.stdout
-    result = run(*reconstruct_args(checkpoint, tmp_path / "quiet", "--quiet"))
+    result = run(*reconstruct_args(weights, tmp_path / "quiet", "--quiet"))
     assert (result.exit_code, result.output) == (0, "")
     assert sorted(p.name for p in (tmp_path / "quiet").iterdir()) == FILES
 
 
-def test_points_come_from_the_point_head_when_asked(checkpoint, tmp_path, without_model):
-    assert run(*reconstruct_args(checkpoint, tmp_path / "out", "--points-from", "point_head")).exit_code == 0
+def test_points_come_from_the_point_head_when_asked(weights, tmp_path, without_model):
+    assert run(*reconstruct_args(weights, tmp_path / "out", "--points-from", "point_head")).exit_code == 0
     body = (tmp_path / "out" / "points.ply").read_bytes().split(b"end_header\n")[1]
     xyz = np.frombuffer(body, np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3), ("conf", "<f4")]))["xyz"]
     assert len(xyz) and (xyz == 7).all()
 
 
-def test_skip_bad_goes_on(checkpoint, tmp_path, without_model):
+def test_skip_bad_goes_on(weights, tmp_path, without_model):
     (tmp_path / "photos").mkdir()
     for name in ("landscape_101x67.png", "portrait_61x133.png"):
         (tmp_path / "photos" / name).write_bytes((PHOTOS / name).read_bytes())
     broken = tmp_path / "photos" / "middle.png"
     broken.write_bytes((PHOTOS / "rgba_97x55.png").read_bytes()[:5000])
-    args = reconstruct_args(checkpoint, tmp_path / "out", photos=[tmp_path / "photos"])
+    args = reconstruct_args(weights, tmp_path / "out", photos=[tmp_path / "photos"])
     assert_sentence(run(*args), "middle.png is damaged", 2, tmp_path / "out")
     result = run(*args, "--skip-bad", "--json")
     report = json.loads(result.stdout)
@@ -337,15 +328,18 @@ def test_skip_bad_goes_on(checkpoint, tmp_path, without_model):
     assert report["skipped"][0]["file"] == str(broken)
 
 
-def test_overwrite_replaces_what_a_run_has_left_and_nothing_else(checkpoint, tmp_path, without_model):
+def test_overwrite_replaces_what_a_run_has_left_and_nothing_else(weights, tmp_path, without_model):
     out = tmp_path / "out"
-    args = reconstruct_args(checkpoint, out)
+    args = reconstruct_args(weights, out)
     assert run(*args).exit_code == 0
     before = (out / "points.ply").read_bytes()
     result = run(*args)
     assert result.exit_code == 2 and "not empty; give another one, or --overwrite" in result.stderr
-    assert run(*args, "--overwrite", "--no-glb", "--conf-percentile", 50).exit_code == 0
-    assert sorted(p.name for p in out.iterdir()) == FILES[:4] and (out / "points.ply").read_bytes() != before
+    assert run(*args, "--overwrite", *WITHOUT_GLB, "--conf-percentile", 50).exit_code == 0
+    assert (
+        sorted(p.name for p in out.iterdir()) == FILES[:4] + FILES[5:]
+        and (out / "points.ply").read_bytes() != before
+    )
     (out / "notes.txt").write_text("mine")
     result = run(*args, "--overwrite")
     assert result.exit_code == 2 and "(notes.txt), so --overwrite does not touch it" in result.stderr
@@ -364,64 +358,7 @@ def test_info_on_a_damaged_config(tmp_path):
     assert result.exit_code == 2 and "config that is no JSON" in result.stderr
 
 
-@pytest.mark.parametrize(
-    "option, message",
-    [
-        (["--config", "gone.json"], "gone.json"),
-        (["--size", 56, 50], "multiples of 14"),
-        (["--sparse-ratio", "foo"], "foo"),
-        (["--memory-limit", 15], "--memory-limit needs an NVIDIA GPU"),
-        (["--sparse-ratio", "1.5"], r"sparse_ratio=1.5 must lie in"),
-    ],
-)
-def test_bench_says_what_is_wrong_with_its_arguments(option, message, capsys, monkeypatch):
-    from fastvggt_jax import bench
-
-    monkeypatch.setattr(bench.shutil, "which", lambda name: None)
-    assert bench.main([str(o) for o in option]) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_bench_measures_both_models_dense_and_sparse(tmp_path, capsys, monkeypatch):
-    from fastvggt_jax import bench
-
-    monkeypatch.setattr(
-        bench, "_child", lambda arguments, limit: bench.measure(bench.parse(arguments))
-    )  # not in processes of their own
-    tiny = dict(img_size=28, embed_dim=32, encoder_depth=1, encoder_num_heads=1, num_heads=1)
-    heads = dict(head_embed_dim=32, head_depth=1, head_num_heads=1, head_out_dim=32, camera_out_dim=32)
-    for name, config in (
-        ("vggt", dict(depth=4, taps=[0, 1, 2, 3], dpt_features=16)),
-        ("pi3", dict(depth=2, **heads)),
-    ):
-        (tmp_path / "config.json").write_text(json.dumps(tiny | config))
-        arguments = [
-            "--model",
-            name,
-            "--config",
-            tmp_path / "config.json",
-            "--size",
-            28,
-            42,
-            "--frames",
-            2,
-            "--repeats",
-            1,
-        ]
-        arguments += ["--heads", "depth", "--only", "model", "--json"]
-        assert bench.main([str(a) for a in arguments]) == 0
-        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-        assert [(row["model"], row["frames"], row["sparse_ratio"]) for row in rows] == [
-            (name, 2, "dense"),
-            (name, 2, "0.75"),
-        ]
-        assert all(
-            row["seconds"] > 0 and row["ms_per_frame"] == 500 * row["seconds"] and row["needs_gib"] > 0
-            for row in rows
-        )
-
-
-def test_a_full_disk(checkpoint, tmp_path, without_model, monkeypatch):
+def test_a_full_disk(weights, tmp_path, without_model, monkeypatch):
     real_open = open
 
     def full(path, mode="r", *args, **kwargs):
@@ -429,45 +366,44 @@ def test_a_full_disk(checkpoint, tmp_path, without_model, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return real_open(path, mode, *args, **kwargs)
 
-    monkeypatch.setattr(atomic, "open", full, raising=False)
+    monkeypatch.setattr(files, "open", full, raising=False)
     out = tmp_path / "out"
-    assert_sentence(run(*reconstruct_args(checkpoint, out)), f"the disk of {out} is full", 1, out)
+    assert_sentence(
+        run(*reconstruct_args(weights, out)),
+        f"the output folder {out} could not be written: no space is left on its disk; nothing",
+        1,
+        out,
+    )
 
 
-def test_out_of_memory_while_running(checkpoint, tmp_path, monkeypatch):
+def test_out_of_memory_while_running(weights, tmp_path, monkeypatch):
     def exhausted(self, *args):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.")
 
     monkeypatch.setattr(jax.stages.Compiled, "__call__", exhausted)
     out = tmp_path / "out"
-    result = run(*reconstruct_args(checkpoint, out))
+    result = run(*reconstruct_args(weights, out))
     assert_sentence(result, "2 photographs of 56x42 pixels need about 0.0 GiB, of which", 1, out)
-    assert "take fewer photographs, a smaller --size" in result.stderr
-
-
-def test_out_of_memory_in_any_command_says_what_to_lower(tmp_path, capsys):
-    with pytest.raises(typer.Exit) as ended, one_sentence(tmp_path, smaller="take fewer --views"):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.")
-    assert ended.value.exit_code == 1 and "out of memory: take fewer --views" in capsys.readouterr().err
+    assert "take fewer photographs, a smaller size" in result.stderr
 
 
 def test_out_of_memory_before_there_is_a_program():
-    images = reconstruct.load_images(PHOTOS / "grey_83x80.png", size=28)
+    images = pipeline.load_images(PHOTOS / "grey_83x80.png", size=28)
     error = jax.errors.JaxRuntimeError(
         "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes."
     )
     with (
         pytest.raises(OutOfMemoryError, match="the weights alone do not fit"),
-        reconstruct.memory_errors(images),
+        pipeline.memory_errors(images),
     ):
         raise error
     params = {"a": np.zeros(2**20, np.float32)}
     match = "1 photographs .* more than 16.0 GiB, of which 0.0 GiB are weights"
-    with pytest.raises(OutOfMemoryError, match=match), reconstruct.memory_errors(images, params):
+    with pytest.raises(OutOfMemoryError, match=match), pipeline.memory_errors(images, params):
         raise error
     with (
         pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"),
-        reconstruct.memory_errors(images, params),
+        pipeline.memory_errors(images, params),
     ):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
@@ -480,45 +416,60 @@ def empty_folder(tmp_path):
 BAD = {
     "no such photograph": (["reconstruct", "gone.jpg"], "gone.jpg does not exist"),
     "folder without photographs": (empty_folder, "holds no images"),
-    "size": (["reconstruct", PHOTOS, "--size", 500], "multiple of 14, not 500; the nearest is 504"),
-    "sparse ratio": (["reconstruct", PHOTOS, "--sparse-ratio", 1.5], "sparse_ratio=1.5 must lie in [0, 1]"),
-    "threshold": (["reconstruct", PHOTOS, "--cdf-threshold", -0.1], "cdf_threshold=-0.1 must lie in [0, 1]"),
-    "sparse without rho": (
-        ["reconstruct", PHOTOS, "--special-keys", "official"],
-        "--special-keys needs --sparse-ratio, --cdf-threshold or both",
+    "size": (
+        ["reconstruct", PHOTOS, "--size", 500],
+        "--size must be a positive multiple of the model's patches of 14 pixels, not 500; the nearest is 504",
     ),
-    "sparse layers without rho": (["reconstruct", PHOTOS, "--sparse-layers", "1-2"], "--sparse-layers needs"),
-    "sparse layers": (
-        ["reconstruct", PHOTOS, "--sparse-ratio", 0.5, "--sparse-layers", "4-2"],
+    "ratio": (["reconstruct", PHOTOS, "--sparsity", "1.5"], "--sparsity must be dense, or ρ and τ in [0, 1]"),
+    "threshold": (["reconstruct", PHOTOS, "--sparsity", ",-0.1"], "not ',-0.1'"),
+    "block": (
+        ["reconstruct", PHOTOS, "--sparsity", "0.5", "--block", "128,64"],
+        "--block must be queries x keys such as 128x64, not '128,64'",
+    ),
+    "keys of dense attention": (
+        ["reconstruct", PHOTOS, "--special-keys", "official"],
+        "--special-keys needs a --sparsity that is not dense",
+    ),
+    "layers of dense attention": (["reconstruct", PHOTOS, "--sparse-layers", "1-2"], "--sparse-layers needs"),
+    "layers": (
+        ["reconstruct", PHOTOS, "--sparsity", 0.5, "--sparse-layers", "4-2"],
         "--sparse-layers must be numbers and ranges such as 0-9,18-23, not '4-2'",
     ),
     "layer that is not there": (
-        ["reconstruct", PHOTOS, "--size", 56, "--sparse-ratio", 0.5, "--sparse-layers", "2,9"],
+        ["reconstruct", PHOTOS, "--size", 56, "--sparsity", 0.5, "--sparse-layers", "2,9"],
         "the model has layers 0 to 3",
     ),
-    "percentile": (["reconstruct", PHOTOS, "--conf-percentile", 101], "conf_percentile must be in [0, 100]"),
-    "limit": (["reconstruct", PHOTOS, "--max-points", 0], "at least 1"),
-    "voxel": (["reconstruct", PHOTOS, "--voxel", 0], "voxel must be above 0"),
-    "edges": (["reconstruct", PHOTOS, "--edge-filter", -1], "edge_filter must be above 0"),
+    "percentile": (
+        ["reconstruct", PHOTOS, "--conf-percentile", 101],
+        "--conf-percentile must be in [0, 100]",
+    ),
+    "limit": (["reconstruct", PHOTOS, "--max-points", 0], "--max-points must be at least 1"),
+    "voxel": (["reconstruct", PHOTOS, "--voxel", 0], "--voxel must be above 0"),
+    "edges": (["reconstruct", PHOTOS, "--edge-filter", -1], "--edge-filter must be above 0"),
+    "points": (
+        ["reconstruct", PHOTOS, "--points-from", "sky"],
+        "--points-from must be 'depth' or 'point_head'",
+    ),
+    "format": (["reconstruct", PHOTOS, "--format", "ply,obj"], "there is no format 'obj'; there are cameras"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_sentence(case, checkpoint, tmp_path):
+def test_bad_input_is_one_sentence(case, weights, tmp_path):
     args, match = BAD[case]
     args = args(tmp_path) if callable(args) else args
     out = tmp_path / "out"
-    result = run(*args, "-c", checkpoint, "-o", out)
+    result = run(*args, "-c", weights, "-o", out)
     assert_sentence(result, match, 2, out)
     if case != "layer that is not there":  # everything else is known before anything is loaded
         assert "✓" not in result.stderr
 
 
-def test_bad_checkpoints_are_one_sentence(checkpoint, tmp_path):
+def test_bad_weightss_are_one_sentence(weights, tmp_path):
     out = tmp_path / "out"
     assert_sentence(run(*reconstruct_args(tmp_path / "gone.safetensors", out)), "gone.safetensors", 2, out)
     cut = tmp_path / "cut.safetensors"
-    cut.write_bytes(checkpoint.read_bytes()[:100_000])
+    cut.write_bytes(weights.read_bytes()[:100_000])
     assert_sentence(run(*reconstruct_args(cut, out)), "cut short", 2, out)
     assert_sentence(run("info", cut), "cut short", 2, out)
     headless = tmp_path / "headless.safetensors"
@@ -526,32 +477,28 @@ def test_bad_checkpoints_are_one_sentence(checkpoint, tmp_path):
     assert_sentence(run(*reconstruct_args(headless, out)), "has no depth head; it has camera, point", 2, out)
 
 
-def test_bad_output_and_missing_extra(checkpoint, tmp_path, monkeypatch):
+def test_bad_output_and_missing_extra(weights, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("mine")
-    result = run(*reconstruct_args(checkpoint, tmp_path / "file"))
+    result = run(*reconstruct_args(weights, tmp_path / "file"))
     assert result.exit_code == 2 and "is a file; give a folder" in result.stderr
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    args = reconstruct_args(checkpoint, tmp_path / "out")
-    assert_sentence(run(*args, "--glb"), "fastvggt_jax[glb]", 2, tmp_path / "out")
-    monkeypatch.setattr(reconstruct, "predict", fake_predict)
+    args = reconstruct_args(weights, tmp_path / "out")
+    assert_sentence(run(*args, "--format", "glb"), "fastvggt_jax[glb]", 2, tmp_path / "out")
+    monkeypatch.setattr(pipeline, "predict", fake_predict)
     result = run(*args)
     assert "no scene.glb: pip install 'fastvggt_jax[glb]'" in result.stderr
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES[:4]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES[:4] + FILES[5:]
 
 
-def test_errors_are_json_when_json_is_asked_for(checkpoint, tmp_path):
-    result = run(*reconstruct_args(checkpoint, tmp_path / "out", "--json", photos=["gone.jpg"]))
+def test_errors_are_json_when_json_is_asked_for(weights, tmp_path):
+    result = run(*reconstruct_args(weights, tmp_path / "out", "--json", photos=["gone.jpg"]))
     assert "gone.jpg does not exist" in json.loads(result.stdout)["error"] and "gone.jpg" in result.stderr
 
 
-def test_a_bug_keeps_its_traceback(checkpoint, tmp_path, monkeypatch):
+def test_a_bug_keeps_its_traceback(weights, tmp_path, monkeypatch):
     def broken(*args):
         return np.linalg.inv(np.zeros((2, 2)))  # a ValueError, but not one of ours
 
-    monkeypatch.setattr(reconstruct, "predict", broken)
-    result = run(*reconstruct_args(checkpoint, tmp_path / "out"))
+    monkeypatch.setattr(pipeline, "predict", broken)
+    result = run(*reconstruct_args(weights, tmp_path / "out"))
     assert isinstance(result.exception, np.linalg.LinAlgError) and not (tmp_path / "out").exists()
-
-
-def test_layers_are_numbers_and_ranges():
-    assert cli._layers("0-2, 5,7-7") == (0, 1, 2, 5, 7) and cli._layers(None) is None

@@ -32,11 +32,12 @@ class DepthColors:
 
     def __init__(self, depths: np.ndarray) -> None:
         known = depths[np.isfinite(depths)]
-        self.near, self.far = np.percentile(known, [2, 98]) if known.size else (1.0, 1.0)
+        near, far = np.percentile(known, [2, 98]) if known.size else (1.0, 1.0)
+        self.near, self.far = float(near), float(far)
 
     def __call__(self, depth: np.ndarray) -> np.ndarray:
         """u8[..., H, W, 3]: light near, dark far; black where depth is NaN."""
-        tiny = np.finfo(np.float32).tiny
+        tiny = float(np.finfo(np.float32).tiny)
         log_near, log_far = np.log(max(self.near, tiny)), np.log(max(self.far, tiny))
         known = np.isfinite(depth)
         logs = np.log(np.maximum(depth, tiny), where=known, out=np.full_like(depth, log_far))

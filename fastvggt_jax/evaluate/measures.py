@@ -1,0 +1,188 @@
+"""What is measured of a scene: groups of metrics, each for the parts of the truth that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fastvggt_jax.datasets.base import Sample
+from fastvggt_jax.errors import FailedError
+from fastvggt_jax.evaluate import metrics
+from fastvggt_jax.evaluate.truth import in_model_pixels, known
+from fastvggt_jax.models.prediction import Reconstruction
+from fastvggt_jax.sources import ImageTransform
+
+# Of a scene's pixels: among which neighbours are looked up, and for how many.
+SURFACE_POINTS, SURFACE_QUERIES = 50_000, 2_500
+ACCURACIES, AREAS = (5, 15), (5, 30)  # thresholds in degrees
+DEFINITIONS = {
+    "scene's size": "the mean distance of its true points from the first camera, VGGT's unit; of a data set "
+    "without points, the mean distance of the other cameras from the first; percentages of lengths are of it",
+    "rotation error": "degrees, the median over all pairs of views of all scenes",
+    "translation error": "degrees between directions, up to sign; the median over all pairs of views of all "
+    "scenes",
+    **{
+        f"RRA@{limit}": f"percent of pairs of views whose rotation error is below {limit}°"
+        for limit in ACCURACIES
+    },
+    **{
+        f"RTA@{limit}": f"percent of pairs of views whose translation error is below {limit}°"
+        for limit in ACCURACIES
+    },
+    **{
+        f"AUC@{limit}": "percent; the mean of the shares of pairs whose larger error is below 1°, 2°, ... "
+        f"{limit}°"
+        for limit in AREAS
+    },
+    "ATE": "percent; root mean square distance of camera centres after alignment by a similarity, 0 for 2 "
+    "views; the mean over scenes",
+    "AbsRel": "mean of |depth - truth| / truth after one scale for all views of a scene; the mean over "
+    "scenes",
+    "delta": "percent of depths wrong by a factor below 1.25 after the same scale; the mean over scenes",
+    "point error": "percent; the median distance of points from the true ones after alignment by a "
+    "similarity; the mean over scenes",
+    "accuracy": "percent; mean distance from predicted points to the nearest true ones, after the same "
+    "alignment; the mean over scenes. This and the next three: nearest among the points of "
+    f"{SURFACE_POINTS:,} random pixels, for {SURFACE_QUERIES:,} of them",
+    "completeness": "percent; mean distance from true points to the nearest predicted ones; the mean over "
+    "scenes",
+    "Chamfer": "percent; the mean of accuracy and completeness",
+    "normal consistency": "mean |cosine| between the normals of nearest points, over both directions; the "
+    "mean over scenes",
+    "rank correlation": "Spearman's ρ between predicted and true depth in the photographs' own pixels; the "
+    "mean over scenes",
+    "ranked pixels": "of how many pixels that is, where both depths are known; the mean over scenes",
+    "ranked share": "percent; how many that is of the pixels of the photographs with true depth; the mean "
+    "over scenes",
+    "baselines": "the same errors of pairs by the distance of their two cameras, from one percentage of the "
+    "scene's size to another",
+    "effective sparsity": "share of the blocks of patch queries that were not computed, special keys "
+    "counted; mean over layers and scenes",
+}
+
+
+class Reference:
+    """What is true of a scene, in numpy, with what only needs to be computed once.
+
+    wanted: of `datasets.base.METRICS`; what the truth has no part for is left out.
+
+    Attributes:
+      baselines: f64[pairs], the distance of each two cameras in percent of the scene's size; none without
+        cameras.
+    """
+
+    def __init__(self, sample: Sample, transforms: Sequence[ImageTransform], wanted: Sequence[str]) -> None:
+        self.name, self.transforms = sample.name, transforms
+        truth = in_model_pixels(sample.truth, transforms)
+        some = truth.valid is not None and bool(truth.valid.any())
+        cameras = truth.cam_from_world is not None
+        there = {
+            "cameras": cameras and len(transforms) > 1,
+            "depth": some and truth.depth is not None,
+            "points": some and cameras and truth.points is not None,
+            "rank correlation": some and truth.depth is not None,
+        }
+        self.groups = [group for group in wanted if there[group]]
+        self.cam_from_world, self.valid = truth.cam_from_world, truth.valid
+        if "depth" in self.groups:
+            self.depth = np.asarray(truth.depth)[self.valid].astype(np.float64)
+        if there["points"]:
+            self.points = np.asarray(truth.points)[self.valid].astype(np.float64)
+        if cameras:
+            self.size = self._size(self.points if there["points"] else None)
+        self.baselines = np.zeros(0)
+        if "cameras" in self.groups:
+            self.baselines = self.percent * metrics.baselines(self.cam_from_world)
+        if "points" in self.groups:
+            # The same pixels of truth and prediction; in random order, so that any first few are spread over
+            # all.
+            self.chosen = np.random.default_rng(0).permutation(len(self.points))[:SURFACE_POINTS]
+            self.surface = metrics.Surface(self.points[self.chosen])
+        if "rank correlation" in self.groups:
+            self.original_depth = [np.asarray(depth, np.float64) for depth in sample.truth.depth]
+            self.original_valid = known(sample.truth) or []
+
+    def _size(self, points: np.ndarray | None) -> float:
+        centres = -np.einsum("fji,fj->fi", self.cam_from_world[:, :, :3], self.cam_from_world[:, :, 3])
+        distances = np.linalg.norm((centres[1:] if points is None else points) - centres[0], axis=-1)
+        return float(distances.mean()) if len(distances) else 0.0
+
+    @property
+    def percent(self) -> float:
+        """What a length is multiplied by to be a percentage of the scene's size; 0 if it has none."""
+        return 100 / self.size if self.size > 0 else 0.0
+
+
+def measure(found: Reconstruction, truth: Reference) -> tuple[np.ndarray, dict[str, float]]:
+    """Of one scene, whose reconstruction has no axis B and is in numpy: the errors of all pairs of views,
+    f64[2, pairs] (rotation, translation), and its other metrics (DEFINITIONS).
+    """
+    pairs = np.zeros((2, 0))
+    values: dict[str, float] = {}
+    if "cameras" in truth.groups:
+        poses = np.asarray(found.cam_from_world)
+        pairs = np.stack(metrics.pair_errors(poses, truth.cam_from_world))
+        values |= of_pairs(pairs)
+        values["ATE"] = truth.percent * metrics.ate(poses, truth.cam_from_world)
+    if "depth" in truth.groups:
+        depth = np.asarray(found.depth)[truth.valid].astype(np.float64)
+        depth *= metrics.depth_scale(depth, truth.depth)
+        values |= {
+            "AbsRel": metrics.abs_rel(depth, truth.depth),
+            "delta": metrics.delta(depth, truth.depth),
+        }
+    if "points" in truth.groups:
+        values |= _of_points(np.asarray(found.points)[truth.valid].astype(np.float64), truth)
+    if "rank correlation" in truth.groups:
+        values |= _ranks(found, truth)
+    return pairs, values
+
+
+def of_pairs(pairs: np.ndarray) -> dict[str, float]:
+    """The metrics of pairs of views from their errors, f64[2, pairs]."""
+    rotation, translation = pairs
+    return {
+        "rotation error": float(np.median(rotation)),
+        "translation error": float(np.median(translation)),
+        **{f"RRA@{limit}": metrics.accuracy_at(rotation, limit) for limit in ACCURACIES},
+        **{f"RTA@{limit}": metrics.accuracy_at(translation, limit) for limit in ACCURACIES},
+        **{f"AUC@{limit}": metrics.auc(rotation, translation, limit) for limit in AREAS},
+    }
+
+
+def _of_points(points: np.ndarray, truth: Reference) -> dict[str, float]:
+    points = metrics.align(points, truth.points)(points)
+    surface = metrics.surface_errors(
+        metrics.Surface(points[truth.chosen]), truth.surface, slice(SURFACE_QUERIES)
+    )
+    return {
+        "point error": truth.percent * float(np.median(np.linalg.norm(points - truth.points, axis=-1))),
+        **{
+            name: value if name == "normal consistency" else truth.percent * value
+            for name, value in surface.items()
+        },
+    }
+
+
+def _ranks(found: Reconstruction, truth: Reference) -> dict[str, float]:
+    ours, theirs, pixels = [], [], 0
+    for depth, true, valid, transform in zip(
+        found.depth, truth.original_depth, truth.original_valid, truth.transforms, strict=True
+    ):
+        if valid.any():
+            pixels += valid.size
+            seen = transform.map_to_original(np.asarray(depth))[valid]
+            both = np.isfinite(seen) & (seen > 0)
+            ours.append(seen[both])
+            theirs.append(true[valid][both])
+    depths, true = np.concatenate(ours), np.concatenate(theirs)
+    if len(depths) < 2:
+        raise FailedError(
+            f"the model gives hardly any pixel of {truth.name} with a known depth one: damaged weights?"
+        )
+    return {
+        "rank correlation": metrics.rank_correlation(depths, true),
+        "ranked pixels": len(depths),
+        "ranked share": 100 * len(depths) / pixels,
+    }

@@ -1,0 +1,101 @@
+"""What an evaluation has found: the report, which is evaluation.json, and the table on the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from fastvggt_jax.datasets.base import Dataset
+from fastvggt_jax.evaluate.ablations import Configuration
+from fastvggt_jax.evaluate.measures import DEFINITIONS
+from fastvggt_jax.evaluate.runner import Result
+
+Rows = Sequence[Mapping[str, Any]]
+COLUMNS = {  # of the table: name in a summary -> (heading, format)
+    "effective sparsity": ("sparsity", "8.1%"),
+    "rotation error": ("rot °", "7.2f"),
+    "RRA@5": ("RRA@5", "6.1f"),
+    "RTA@5": ("RTA@5", "6.1f"),
+    "AUC@5": ("AUC@5", "6.1f"),
+    "AUC@30": ("AUC@30", "6.1f"),
+    "ATE": ("ATE %", "6.2f"),
+    "AbsRel": ("AbsRel", "7.4f"),
+    "delta": ("δ<1.25", "6.1f"),
+    "point error": ("point %", "7.2f"),
+    "accuracy": ("acc %", "6.2f"),
+    "completeness": ("comp %", "6.2f"),
+    "Chamfer": ("Chamfer", "7.2f"),
+    "normal consistency": ("NC", "5.3f"),
+    "rank correlation": ("rank ρ", "6.3f"),
+    "ranked pixels": ("pixels", "9,.0f"),
+    "ranked share": ("of all %", "8.1f"),
+}
+
+
+def report(
+    model: Mapping[str, Any],
+    dataset: Dataset,
+    runs: Sequence[Configuration],
+    results: Mapping[str, Result],
+    *,
+    batch: int,
+    block: tuple[int, int],
+    version: str,
+) -> dict[str, Any]:
+    """All that was found, as JSON values.
+
+    model: which it was. results: by the labels of the runs. version: of this package.
+    """
+    rows = [
+        {"label": run.label, "family": run.family, "name": run.name} | results[run.label].report()
+        for run in runs
+    ]
+    measured = results[runs[0].label].scenes
+    names = {"scene's size", "baselines", *(name for row in rows for name in row["summary"])}
+    return {
+        "format": "fastvggt_jax evaluation",
+        "version": version,
+        "model": dict(model),
+        "dataset": {"name": dataset.name, **dataset.describe(), "scenes": measured, "batch": batch},
+        "block": list(block),
+        "device": jax.devices()[0].device_kind,
+        "definitions": {name: text for name, text in DEFINITIONS.items() if name in names},
+        "configurations": rows,
+    }
+
+
+def encode(found: Mapping[str, Any]) -> bytes:
+    """The report as evaluation.json holds it."""
+    return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False).encode()
+
+
+def table(rows: Rows) -> str:
+    """A line for each configuration, a column for each of COLUMNS that was measured."""
+    labels = [row["label"] for row in rows]
+    width = max(map(len, labels))
+    columns = {name: column for name, column in COLUMNS.items() if name in rows[0]["summary"]}
+    cells = [[f"{row['summary'][name]:{form}}" for name, (_, form) in columns.items()] for row in rows]
+    heads = [heading.rjust(len(cell)) for (heading, _), cell in zip(columns.values(), cells[0], strict=True)]
+    lines = [" " * width + "  " + "  ".join(heads)]
+    lines += [f"{label:{width}}  " + "  ".join(values) for label, values in zip(labels, cells, strict=True)]
+    return "\n".join(lines)
+
+
+def baseline_table(rows: Rows) -> str:
+    """AUC@30 of near and far pairs of views, a line for each configuration; empty where no cameras were
+    measured.
+    """
+    bins = rows[0]["baselines"]  # the same scenes, so the same for all
+    if not bins:
+        return ""
+    share = "% of pairs"
+    width = max(len(label) for label in (share, *(row["label"] for row in rows)))
+    heads = [f"{b['from']}-{b['to']}" if b["to"] else f"{b['from']}-" for b in bins]
+    line = lambda label, cells: f"{label:{width}}  " + "  ".join(f"{cell:>6}" for cell in cells)
+    lines = ["AUC@30 of pairs of views by their distance, in percent of the scene's size", line("", heads)]
+    lines.append(line(share, [f"{b['share']:.1f}" for b in bins]))
+    lines += [line(row["label"], [f"{b['AUC@30']:.1f}" for b in row["baselines"]]) for row in rows]
+    return "\n".join(lines)
