@@ -14,6 +14,7 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 
 import jax
@@ -134,17 +135,9 @@ class Scene:
         try:
             fields["transforms"] = tuple(ImageTransform(**t) for t in fields["transforms"])
             fields["names"], fields["intrinsics"] = tuple(fields["names"]), tuple(fields["intrinsics"])
-            scene = cls(**fields)
-            shape = scene.colors.shape[:3]
-            maps = (scene.valid, scene.points_conf, scene.depth, scene.depth_conf, scene.points[..., 0])
-            whole = len(scene.names) == len(scene.transforms) == shape[0] and all(
-                x.shape == shape for x in maps
-            )
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            return cls(**fields)
+        except TypeError as error:  # a field that is missing, or of a name that is none
             raise InputError(f"{path} is damaged: its parts are not those of a scene") from error
-        if not whole:
-            raise InputError(f"{path} is damaged: its parts do not fit together")
-        return scene
 
 
 def to_scene(
@@ -313,14 +306,20 @@ def check_cloud_options(
     conf_percentile: float | None, edge_filter: float | None, voxel: float | None, max_points: int | None
 ) -> None:
     """Raises ValueError for a value that Scene.point_cloud cannot take, long before there is a scene."""
-    if conf_percentile is not None and not 0 <= conf_percentile <= 100:
+    if conf_percentile is not None and not (_is(Real, conf_percentile) and 0 <= conf_percentile <= 100):
         text = f"conf_percentile must be in [0, 100], not {conf_percentile}"
         raise InputError(text, argument="conf_percentile")
-    if edge_filter is not None and not edge_filter > 0:
+    if edge_filter is not None and not (_is(Real, edge_filter) and edge_filter > 0):
         text = f"edge_filter must be above 0 (a share of the depth, such as 0.03), not {edge_filter}"
         raise InputError(text, argument="edge_filter")
-    if voxel is not None and not 0 < voxel < np.inf:
+    if voxel is not None and not (_is(Real, voxel) and 0 < voxel < np.inf):
         text = f"voxel must be above 0 (in the scene's unit), not {voxel}"
         raise InputError(text, argument="voxel")
-    if max_points is not None and max_points < 1:
-        raise InputError(f"max_points must be at least 1, not {max_points}", argument="max_points")
+    if max_points is not None and not (_is(Integral, max_points) and max_points >= 1):
+        text = f"max_points must be a whole number, at least 1, not {max_points}"
+        raise InputError(text, argument="max_points")
+
+
+def _is(kind: type, value: object) -> bool:
+    """Whether it is a number of this kind; True and False are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)

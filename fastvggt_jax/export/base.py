@@ -103,12 +103,14 @@ def register(format: Format) -> None:
 
 @contextlib.contextmanager
 def registered(format: Format) -> Iterator[None]:
-    """Adds a format for the time of the block."""
+    """Adds a format for the time of the block; one that has the same name is back after it."""
+    before = dict(FORMATS)
     register(format)
     try:
         yield
     finally:
-        del FORMATS[format.name]
+        FORMATS.clear()
+        FORMATS.update(before)
 
 
 def find(name: str) -> Format:
@@ -138,10 +140,12 @@ def missing_formats() -> list[Format]:
 
 
 def check_formats(formats: Iterable[str]) -> list[Format]:
-    """The formats of these names. Raises InputError for an unknown one, ExtraError for one that needs an
-    extra.
+    """The formats of these names, or of this one.
+
+    Raises InputError for an unknown one, ExtraError for one that needs an extra.
     """
-    found = [find(name) for name in dict.fromkeys(formats)]
+    names = (formats,) if isinstance(formats, str) else formats
+    found = [find(name) for name in dict.fromkeys(names)]
     for format in found:
         format.require()
     return found

@@ -59,11 +59,19 @@ OUR_NAME = b"fastvggt_jax"
 def check_output_folder(
     path: str | os.PathLike, *, overwrite: bool = False, ours: Sequence[str] = ()
 ) -> None:
-    """Raises TargetError if `path` may not be written by output_folder, which see."""
+    """Raises TargetError if `path` may not be written by output_folder, which see, FileError if the system
+    does not let it be looked at.
+    """
     path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise TargetError(f"the output {path} is a file; give a folder", argument="output")
-    wrong = _what_is_wrong(path, overwrite, ours)
+    try:
+        if path.exists() and not path.is_dir():
+            raise TargetError(f"the output {path} is a file; give a folder", argument="output")
+        wrong = _what_is_wrong(path, overwrite, ours)
+    except TargetError:
+        raise
+    except OSError as error:
+        text = f"the output folder {path} cannot be used: {reason(error)}"
+        raise FileError(text, cause=error, argument="output") from error
     if wrong:
         raise TargetError(f"the output folder {path} {wrong}", argument="overwrite")
 

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 CAMERAS, SCENE = "cameras.json", "scene.npz"
 FORMAT, FORMAT_VERSION = "fastvggt_jax scene", 1
+# What numpy, zipfile and json raise on a file that is damaged or no archive.
+_DAMAGED = (ValueError, LookupError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 CONVENTIONS = {
     "axes": "OpenCV: x right, y down, z into the scene",
     "world_from_cam": "4x4, row by row; x_world = world_from_cam @ [x_cam, 1]; its last column is the "
@@ -97,14 +100,46 @@ def read_scene(path: str | os.PathLike) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         header = json.loads(str(arrays.pop("header")))
-        kind, version, fields = header["format"], header["format_version"], header["fields"]
+        kind, version = header["format"], int(header["format_version"])
+        fields = arrays | header["fields"]
     except OSError as error:
         raise FileError(f"{path}: {error.strerror or error}", cause=error) from error
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise InputError(f"{path} is damaged, or no scene of fastvggt_jax: write it again") from error
     if kind != FORMAT:
         raise InputError(f"{path} is no scene of fastvggt_jax")
     if version > FORMAT_VERSION:
         text = f"has format version {version}, this fastvggt_jax reads up to {FORMAT_VERSION}"
         raise InputError(f"{path} {text}: upgrade fastvggt_jax")
-    return arrays | fields
+    try:
+        _check(fields)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        text = f"{path} is damaged, its parts do not fit together ({what}): write it again"
+        raise InputError(text) from error
+    return fields
+
+
+def _check(fields: dict[str, Any]) -> None:
+    """Raises ValueError, or whatever comes of what has another type, unless these are a whole scene's."""
+    frames, height, width = fields["valid"].shape
+    image = (frames, height, width)
+    shapes = {"valid": image, "colors": (*image, 3), "points": (*image, 3), "points_conf": image}
+    shapes |= {"depth": image, "depth_conf": image, "K": (frames, 3, 3), "cam_from_world": (frames, 3, 4)}
+    for name, shape in shapes.items():
+        array, kind = fields[name], {"valid": np.bool_, "colors": np.uint8}.get(name, np.floating)
+        if not np.issubdtype(array.dtype, kind) or array.shape != shape:
+            wanted = f"{kind.__name__}{list(shape)}"
+            raise ValueError(f"{name} is {array.dtype}{list(array.shape)} instead of {wanted}")
+    for name, kind in {"names": str, "intrinsics": str, "transforms": dict}.items():
+        entries = fields[name]
+        if not isinstance(entries, list) or [type(entry) for entry in entries] != [kind] * frames:
+            raise ValueError(f"{name} are not one {kind.__name__} for each of {frames} photographs")
+    for transform in fields["transforms"]:
+        if not all(isinstance(value, int | float) for value in transform.values()):
+            raise ValueError(f"a transform is {transform}")
+        if (transform["model_height"], transform["model_width"]) != (height, width):
+            raise ValueError(f"a transform is not of images of {width}x{height} pixels")
+    floor, scale = fields["conf_floor"], fields["metric_scale"]
+    if not isinstance(floor, int | float) or not isinstance(scale, int | float | None):
+        raise ValueError(f"conf_floor is {floor!r}, metric_scale {scale!r}")

@@ -365,6 +365,18 @@ def test_the_overview_is_written_without_points_too(scene, tmp_path, points):
     assert page.size == (overview.WIDTH, 2 * tile + overview.HEIGHT)
 
 
+def test_a_camera_that_the_eye_stands_in_is_not_drawn(scene, tmp_path, monkeypatch):
+    corners = [[-0.2, -0.2, 1], [0.2, -0.2, 1], [0.2, 0.2, 1], [-0.2, 0.2, 1]]
+    nothing = PointCloud(np.zeros((0, 3)), np.zeros((0, 3), np.uint8), np.zeros(0))
+    monkeypatch.setattr(overview, "viewpoint", lambda *_: np.eye(3, 4))
+
+    def drawn(z: float) -> bool:
+        monkeypatch.setattr(overview, "frusta", lambda *_: np.array([[[0, 0, z], *corners]]))
+        return bool((np.asarray(overview._view(scene, nothing)) != overview.BACKGROUND).any())
+
+    assert drawn(0.5) and not drawn(-0.5)
+
+
 def test_the_overview_draws_the_cameras_that_are_before_the_eye(scene, tmp_path, monkeypatch):
     nothing = PointCloud(np.zeros((0, 3)), np.zeros((0, 3), np.uint8), np.zeros(0))
 

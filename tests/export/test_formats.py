@@ -22,7 +22,7 @@ def scene() -> Scene:
     points = rng.normal(size=(F, H, W, 3)).astype(np.float32)
     points[0, 0, 0] = np.nan
     return Scene(
-        names=("a\n\u2603.jpg", "b/c.png"),
+        names=("a\n\u2603\udcff.jpg", "b/c.png"),
         transforms=(t, dataclasses.replace(t, offset_x=0.1)),
         colors=rng.integers(0, 256, (F, H, W, 3), np.uint8),
         valid=np.isfinite(points).all(-1),
@@ -67,15 +67,72 @@ def test_what_is_no_scene_is_said(scene, tmp_path):
 
     (tmp_path / "whole.npz").write_bytes(whole)
     header = json.loads(str(np.load(tmp_path / "whole.npz")["header"]))
-    changed(depth=np.zeros((F, H, 3), np.float32))
-    with pytest.raises(errors.InputError, match="do not fit together"):
+    changed(more=np.zeros(3))
+    with pytest.raises(errors.InputError, match="not those of a scene"):
         Scene.load(tmp_path)
     changed(header=np.array(json.dumps(header | {"format_version": 2})))
     with pytest.raises(errors.InputError, match="format version 2, this fastvggt_jax reads up to 1"):
         Scene.load(tmp_path)
-    changed(header=np.array(json.dumps(header | {"fields": header["fields"] | {"transforms": [{"x": 1}]}})))
-    with pytest.raises(errors.InputError, match="not those of a scene"):
+
+
+@pytest.mark.parametrize(
+    "arrays, fields, what",
+    [
+        (dict(depth=np.zeros((F, H, 3), np.float32)), {}, r"depth is float32\[2, 8, 3\]"),
+        (dict(depth=np.zeros((F, H, W), int)), {}, "depth is int64"),
+        (dict(colors=np.zeros((F, H, W, 3), np.float32)), {}, "colors is float32"),
+        (dict(K=np.zeros((F, 2, 3), np.float32)), {}, "K is"),
+        (dict(cam_from_world=np.zeros((1, 3, 4), np.float32)), {}, "cam_from_world is"),
+        (dict(valid=np.zeros(3, bool)), {}, ""),
+        ({}, dict(names=["a"]), "names are not one str for each of 2"),
+        ({}, dict(names=[1, 2]), "names are"),
+        ({}, dict(names="ab"), "names are"),
+        ({}, dict(intrinsics=["predicted"]), "intrinsics are"),
+        ({}, dict(transforms=[{"x": 1}] * 2), "'model_height' is missing"),
+        ({}, dict(conf_floor="x"), "conf_floor is 'x'"),
+        ({}, dict(metric_scale=[1]), r"metric_scale \[1\]"),
+        ({}, dict(K=1), ""),
+    ],
+)
+def test_a_scene_whose_parts_do_not_fit_together_is_refused(scene, tmp_path, arrays, fields, what):
+    scene.save(tmp_path)
+    with np.load(tmp_path / "scene.npz") as archive:
+        whole = dict(archive)
+    header = json.loads(str(whole["header"]))
+    header["fields"] |= fields
+    np.savez(tmp_path / "scene.npz", **{**whole, "header": np.array(json.dumps(header)), **arrays})
+    with pytest.raises(errors.InputError, match=f"do not fit together .*{what}"):
         Scene.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "header", [[1], {}, {"format_version": None}, {"fields": [1]}, {"fields": None}, {"format_version": "x"}]
+)
+def test_a_header_that_is_none_is_refused(scene, tmp_path, header):
+    scene.save(tmp_path)
+    with np.load(tmp_path / "scene.npz") as archive:
+        whole = dict(archive)
+    if header and isinstance(header, dict):
+        header = json.loads(str(whole["header"])) | header
+    np.savez(tmp_path / "scene.npz", **whole | {"header": np.array(json.dumps(header))})
+    with pytest.raises(errors.InputError, match="damaged, or no scene"):
+        Scene.load(tmp_path)
+
+
+def test_a_changed_byte_is_noticed_or_of_no_importance(scene, tmp_path):
+    scene.save(tmp_path)
+    path, rng = tmp_path / "scene.npz", np.random.default_rng(0)
+    whole = path.read_bytes()
+    # At the archive's end stands its directory, which also says how each array is compressed.
+    for place in [*range(0, len(whole), 61), *range(len(whole) - 900, len(whole), 2)]:
+        path.write_bytes(whole[:place] + bytes([rng.integers(256)]) + whole[place + 1 :])
+        try:
+            loaded = Scene.load(tmp_path)
+        except errors.Error:
+            continue
+        for name in ("points", "depth", "K", "colors", "valid"):
+            np.testing.assert_array_equal(getattr(loaded, name), getattr(scene, name))
+        assert loaded.transforms == scene.transforms and loaded.names == scene.names
 
 
 def test_formats_are_written_by_name_and_said(scene, tmp_path):
@@ -99,11 +156,23 @@ def test_all_that_is_wrong_with_formats_is_said_before_anything_is_written(scene
 
 
 def test_the_cloud_is_made_once_for_all_formats(scene, tmp_path, monkeypatch):
-    calls = []
+    calls, options = [], dict(conf_percentile=5.0, edge_filter=9.0, voxel=0.5, max_points=50)
     real = Scene.point_cloud
     monkeypatch.setattr(Scene, "point_cloud", lambda self, **how: calls.append(how) or real(self, **how))
-    export.write(scene, tmp_path, ("ply", "overview"), ExportOptions(voxel=0.5, edge_filter=9.0))
-    assert calls == [dict(conf_percentile=None, edge_filter=9.0, voxel=0.5, max_points=None)]
+    export.write(scene, tmp_path, ("ply", "overview"), ExportOptions(**options))
+    assert calls == [options]
+
+
+def test_options_reach_every_format_that_they_are_for(scene, tmp_path):
+    trimesh = pytest.importorskip("trimesh")
+    options = ExportOptions(conf_percentile=50, depth_original=True)
+    export.write(scene, tmp_path, ("ply", "glb", "depth"), options)
+    count = len(scene.point_cloud(conf_percentile=50))
+    assert count < scene.valid.sum()
+    assert f"element vertex {count}\n".encode() in (tmp_path / "points.ply").read_bytes()
+    assert len(trimesh.load_scene(tmp_path / "scene.glb").geometry["points"].vertices) == count
+    shapes = [np.load(path)["depth"].shape for path in (tmp_path / "depth").glob("*.npz")]
+    assert shapes == [(16, 24)] * F  # the photographs', not the model's
 
 
 @pytest.mark.parametrize(
@@ -112,7 +181,11 @@ def test_the_cloud_is_made_once_for_all_formats(scene, tmp_path, monkeypatch):
         (dict(conf_percentile=101), "conf_percentile"),
         (dict(edge_filter=0), "edge_filter"),
         (dict(voxel=float("nan")), "voxel"),
+        (dict(edge_filter="0.1"), "edge_filter"),
         (dict(max_points=0), "max_points"),
+        (dict(max_points=float("nan")), "max_points"),
+        (dict(max_points=10.5), "max_points"),
+        (dict(max_points=True), "max_points"),
     ],
 )
 def test_options_out_of_their_range_are_named(options, argument):
@@ -129,3 +202,10 @@ def test_a_format_of_ones_own(scene, tmp_path):
     assert len(lines) == scene.valid.sum()
     with pytest.raises(errors.InputError):
         export.write(scene, tmp_path, ("xyz",))
+
+
+def test_a_format_of_the_same_name_is_back_after_the_block(scene, tmp_path):
+    ply = base.find("ply")
+    with export.registered(dataclasses.replace(XYZ, name="ply")):
+        assert export.write(scene, tmp_path, "ply") == ["points.xyz"]
+    assert base.find("ply") is ply and list(base.FORMATS)[2] == "ply"

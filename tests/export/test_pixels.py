@@ -50,14 +50,18 @@ def test_every_point_is_seen_at_the_centre_of_its_pixel(predict, points_from, mo
     xyz = np.frombuffer(body, VERTEX)["xyz"].astype(np.float64)
     cameras = json.loads((tmp_path / "cameras.json").read_text())["images"]
     start, checked = 0, 0
-    for camera, t in zip(cameras, images.transforms, strict=True):
+    for i, (camera, t) in enumerate(zip(cameras, images.transforms, strict=True)):
         v, u = np.nonzero(t.valid_mask())  # the order of points.ply: frame after frame, row by row
         points = xyz[start : start + len(u)]
         start += len(u)
         cam_from_world = np.linalg.inv(np.array(camera["world_from_cam"]))
-        seen = (points @ cam_from_world[:3, :3].T + cam_from_world[:3, 3]) @ np.array(camera["K"]).T
+        in_cam = points @ cam_from_world[:3, :3].T + cam_from_world[:3, 3]
+        seen = in_cam @ np.array(camera["K"]).T
         seen = seen[:, :2] / seen[:, 2:]
-        centre = t.to_original(np.stack([u, v], -1) + 0.5)
-        np.testing.assert_allclose(seen, centre, atol=0.02 * max(camera["width"], camera["height"]) / 56)
+        pixel = np.stack([u, v], -1) + 0.5
+        atol = 0.02 * max(camera["width"], camera["height"]) / 56
+        np.testing.assert_allclose(seen, t.to_original(pixel), atol=atol)
+        by_model = in_cam @ scene.K[i].astype(np.float64).T
+        np.testing.assert_allclose(by_model[:, :2] / by_model[:, 2:], pixel, atol=0.02)
         checked += len(u)
     assert checked == len(xyz) > F * H * W / 3
