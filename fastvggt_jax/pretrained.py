@@ -107,7 +107,9 @@ def _options(param_dtype: Any, **options: Any) -> dict[str, Any]:
         "remat": (bool, "a bool"),
     }
     for name, (kind, words) in kinds.items():
-        if name in given and not isinstance(given[name], kind):
+        value = given.get(name)
+        wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+        if value is not None and wrong:
             raise InputError(f"{name} must be {words}, not {given[name]!r}", argument=name)
     if given.get("frames_chunk", 1) < 1:
         text = f"frames_chunk must be at least 1, not {given['frames_chunk']}"
@@ -158,9 +160,11 @@ def _in_folder(folder: Path) -> Path:
     if len(found) == 1 or first:
         return (first or found)[0]
     if not found:
-        raise MissingError(f"the folder {folder} holds no weight file ({', '.join(OFFICIAL_SUFFIXES)})")
+        text = f"the folder {folder} holds no weight file ({', '.join(OFFICIAL_SUFFIXES)})"
+        raise MissingError(text, argument="weights")
     names = ", ".join(path.name for path in found)
-    raise InputError(f"the folder {folder} holds several weight files ({names}): give the path of one")
+    text = f"the folder {folder} holds several weight files ({names}): give the path of one"
+    raise InputError(text, argument="weights")
 
 
 def _converted(source: str, key: str, revision: str | None, quiet: bool) -> Path:
