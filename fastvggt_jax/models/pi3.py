@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Num
 
 from fastvggt_jax import geometry
 from fastvggt_jax.errors import InputError
@@ -144,7 +145,7 @@ class Pi3(Model):
             [jnp.broadcast_to(self.register_token, (B, F, *self.register_token.shape[2:])), patches], 2
         )
 
-    def __call__(self, images: Array, query_points: None = None) -> Prediction:
+    def __call__(self, images: Num[Array, "B F H W 3"], query_points: None = None) -> Prediction:
         """Reconstructs B scenes of F views each.
 
         Args:

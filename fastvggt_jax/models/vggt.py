@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Float, Num
 
 from fastvggt_jax import geometry
 from fastvggt_jax.errors import InputError
@@ -230,7 +231,9 @@ class VGGT(Model):
                 },
             )
 
-    def __call__(self, images: Array, query_points: Array | None = None) -> Prediction:
+    def __call__(
+        self, images: Num[Array, "B F H W 3"], query_points: Float[Array, "B Q 2"] | None = None
+    ) -> Prediction:
         """Reconstructs B scenes of F views each.
 
         Args:

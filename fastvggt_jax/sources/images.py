@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from fastvggt_jax.errors import ImageError, InputError
@@ -53,7 +54,7 @@ class Images:
     skipped: (file, reason) of the photographs left out by skip_bad.
     """
 
-    pixels: np.ndarray
+    pixels: UInt8[np.ndarray, "F H W 3"]
     transforms: tuple[ImageTransform, ...]
     names: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()

@@ -56,7 +56,7 @@ def as_vggt(truth: Truth) -> Reconstruction:
 
 def as_pi3(truth: Truth) -> Reconstruction:
     """In another world and unit."""
-    scale, turned = 7.0, geometry.quat_xyzw_to_rotation([0.3, -0.5, 0.1, 0.8])
+    scale, turned = 7.0, geometry.quat_xyzw_to_rotation(jnp.array([0.3, -0.5, 0.1, 0.8]))
     world = jnp.eye(4).at[:3, :3].set(turned).at[:3, 3].set(jnp.array([3.0, -1, 5]))
     world_from_cam = geometry.invert_se3(truth.cam_from_world)
     poses = world @ world_from_cam.at[..., :3, 3].multiply(scale)
@@ -101,7 +101,7 @@ def test_a_perfect_model_has_perfect_scores(truth, model):
 def test_what_is_spoilt_is_what_gets_worse(good):
     """One camera's pose, then the depth alone: each shows in its own metrics and not in the other's."""
     turned = (
-        geometry.quat_xyzw_to_rotation([np.sin(np.deg2rad(5)), 0, 0, np.cos(np.deg2rad(5))])
+        geometry.quat_xyzw_to_rotation(jnp.array([np.sin(np.deg2rad(5)), 0, 0, np.cos(np.deg2rad(5))]))
         @ good.cam_from_world[:, 2]
     )
     of_camera = good.replace(cam_from_world=good.cam_from_world.at[:, 2].set(turned))
@@ -121,7 +121,10 @@ def test_what_is_spoilt_is_what_gets_worse(good):
 
 def turned_second_scene(good):
     wrong = jnp.stack(
-        [geometry.quat_xyzw_to_rotation([0, np.sin(a), 0, np.cos(a)]) for a in np.deg2rad([0.0, 20, 45])]
+        [
+            geometry.quat_xyzw_to_rotation(jnp.array([0, np.sin(a), 0, np.cos(a)]))
+            for a in np.deg2rad([0.0, 20, 45])
+        ]
     )
     return good.replace(cam_from_world=good.cam_from_world.at[1].set(wrong @ good.cam_from_world[1]))
 
