@@ -23,6 +23,7 @@ from convert.rules import make_plan
 from convert.sources import Source, open_source
 from convert.table import Table
 from fastvggt_jax.errors import InputError, MissingError, TargetError, WeightsError
+from fastvggt_jax.io.files import warn_of_leftovers
 from fastvggt_jax.io.tensors import listed, write_safetensors
 from fastvggt_jax.io.weights import abstract_tensors, native_metadata
 from fastvggt_jax.models.base import Model
@@ -140,6 +141,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise TargetError(f"{target} exists already: give another name or overwrite it", argument="overwrite")
     if not target.parent.is_dir():
         raise MissingError(f"the folder {target.parent} does not exist", argument="target")
+    warn_of_leftovers(target)
 
 
 def _recognise(checkpoint: Source, asked: str | None) -> str:

@@ -443,7 +443,7 @@ BAD = {
         ["reconstruct", PHOTOS, "--conf-percentile", 101],
         "--conf-percentile must be in [0, 100]",
     ),
-    "limit": (["reconstruct", PHOTOS, "--max-points", 0], "--max-points must be at least 1"),
+    "limit": (["reconstruct", PHOTOS, "--max-points", 0], "--max-points must be a whole number, at least 1"),
     "voxel": (["reconstruct", PHOTOS, "--voxel", 0], "--voxel must be above 0"),
     "edges": (["reconstruct", PHOTOS, "--edge-filter", -1], "--edge-filter must be above 0"),
     "points": (
