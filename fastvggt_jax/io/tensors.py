@@ -46,12 +46,17 @@ def open_safetensors(path: str | Path) -> safe_open:
     except SafetensorError as error:
         with open(path, "rb") as f:
             start = f.read(9)
-        if start[8:] == b"{":  # 8 bytes of header length, then the header as JSON
+        if is_safetensors(start):
             remedy = "copy, download or convert it again"
             text = f"{path} is a safetensors file that is cut short or damaged: {remedy}"
         else:
             text = f"{path} is not a safetensors file"
         raise WeightsError(text) from error
+
+
+def is_safetensors(start: bytes) -> bool:
+    """By the first nine bytes: eight of the header's length, then the header, which is JSON."""
+    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < 2**40
 
 
 def write_safetensors(

@@ -22,6 +22,7 @@ from fastvggt_jax.errors import InputError
 from fastvggt_jax.models.alternating import alternate
 from fastvggt_jax.models.base import Model, check_images, to_unit
 from fastvggt_jax.models.dinov2 import DinoV2
+from fastvggt_jax.models.fields import Heads, Layers, Pixels, Ratio, Tokens, Width
 from fastvggt_jax.models.heads.dpt import over_frame_chunks
 from fastvggt_jax.models.heads.pi3 import (
     FrameDecoder,
@@ -73,20 +74,20 @@ class Pi3(Model):
     loss_weights: ClassVar[Mapping[str, float]] = {"background": 0.0}
 
     # The square image that the position table was made for; any multiple of patch_size runs.
-    img_size: int = 518
-    patch_size: int = 14
-    embed_dim: int = 1024
-    encoder_depth: int = 24
-    encoder_num_heads: int = 16
-    depth: int = 18  # pairs of a frame and a global block
-    num_heads: int = 16
-    mlp_ratio: float = 4.0
-    num_register_tokens: int = 5
-    head_embed_dim: int = 1024  # of the three frame decoders
-    head_depth: int = 5
-    head_num_heads: int = 16
-    head_out_dim: int = 1024
-    camera_out_dim: int = 512
+    img_size: Pixels = 518
+    patch_size: Pixels = 14
+    embed_dim: Width = 1024
+    encoder_depth: Layers = 24
+    encoder_num_heads: Heads = 16
+    depth: Layers = 18  # pairs of a frame and a global block
+    num_heads: Heads = 16
+    mlp_ratio: Ratio = 4.0
+    num_register_tokens: Tokens = 5
+    head_embed_dim: Width = 1024  # of the three frame decoders
+    head_depth: Layers = 5
+    head_num_heads: Heads = 16
+    head_out_dim: Width = 1024
+    camera_out_dim: Width = 512
     heads: tuple[str, ...] = HEADS
 
     def smallest_inputs(self) -> tuple[jax.ShapeDtypeStruct]:
