@@ -42,6 +42,7 @@ class Settings:
     points_from: str | None = None
     formats: tuple[str, ...] = ()
     export: ExportOptions = ExportOptions()  # noqa: RUF009  immutable
+    white: int | None = None
     skip_bad: bool = False
     overwrite: bool = False
 
@@ -62,7 +63,9 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
         model = read_model(s.weights)
         heads = model.heads_for(s.points_from)
         with step("load photographs"):
-            images = load_images(s.photos, model.image_policy, mode=s.mode, size=s.size, skip_bad=s.skip_bad)
+            images = load_images(
+                s.photos, model.image_policy, mode=s.mode, size=s.size, white=s.white, skip_bad=s.skip_bad
+            )
         with step("load weights"), memory_errors(images):
             model, params = from_pretrained(s.weights, heads=heads, sparsity=s.sparsity)
             # The dtype of the matrix products; parameters stay as they are stored.

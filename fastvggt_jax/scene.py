@@ -162,12 +162,11 @@ def to_scene(
         K, intrinsics = first(found.K), ("predicted",) * len(images.names)
     if found.clipped is not None:
         _warn_of_clipped(first(found.clipped))
-    on_photo = np.stack([t.valid_mask() for t in images.transforms])
     return Scene(
         names=images.names,
         transforms=images.transforms,
         colors=images.pixels,
-        valid=on_photo & np.isfinite(points).all(-1) & np.isfinite(conf),
+        valid=images.shown() & np.isfinite(points).all(-1) & np.isfinite(conf),
         K=K,
         cam_from_world=cam_from_world,
         points=points,
@@ -229,8 +228,10 @@ def _recovered_intrinsics(
     """
     height, width = images.pixels.shape[1:3]
     found, how, loose = [], [], []
-    for name, points, weights, t in zip(images.names, local_points, conf, images.transforms, strict=True):
-        K, error = fit_intrinsics(points, weights * t.valid_mask())
+    for name, points, weights, t, shown in zip(
+        images.names, local_points, conf, images.transforms, images.shown(), strict=True
+    ):
+        K, error = fit_intrinsics(points, weights * shown)
         fov = 2 * np.arctan2((width / 2, height / 2), (K[0, 0], K[1, 1]))
         fits = ((fov >= FOV_LIMITS[0]) & (fov <= FOV_LIMITS[1])).all()  # False for NaN
         if not fits:

@@ -161,6 +161,9 @@ def parse_sparsity(text: str, block: tuple[int, int] = (128, 64), **fields: Any)
         raise InputError(f"sparsity must be {form}; not {text!r}", argument="sparsity") from error
 
 
+MOST_LAYERS = 1024
+
+
 def parse_block(text: str) -> tuple[int, int]:
     """From "128x64" to (128, 64), queries and keys. Raises InputError."""
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
@@ -177,5 +180,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
         if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) < int(first):
             form = "numbers and ranges such as 0-9,18-23"
             raise InputError(f"layers must be {form}, not {text!r}", argument="layers")
+        if int(last or first) >= MOST_LAYERS:
+            raise InputError(f"layers must be below {MOST_LAYERS}, not {text!r}", argument="layers")
         layers += range(int(first), int(last or first) + 1)
     return tuple(layers)

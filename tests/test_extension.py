@@ -23,10 +23,11 @@ from tests.toys.source import SHEET
 CONFIG = """
 from fastvggt_jax.train import Shape, TrainConfig
 from tests.toys.model import Toy
+from tests.train.runs import planes
 
 def get_config():
     shape = Shape(scenes=1, frames=2, height=16, width=16)
-    few = dict(steps=2, warmup_steps=0, validation_scenes=0, supersampling=1)
+    few = dict(steps=2, warmup_steps=0, validation_scenes=0, data=planes)
     return TrainConfig(model=Toy(), shapes=(shape,), **few)
 """
 

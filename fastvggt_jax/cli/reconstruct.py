@@ -91,6 +91,13 @@ def reconstruct(
         bool,
         typer.Option("--depth-original", help="Depth in the photographs' own pixels instead of the model's."),
     ] = False,
+    white: Annotated[
+        int | None,
+        typer.Option(
+            help="The number that is white in grey photographs of more than 8 bits, such as 4095. "
+            "Default: the largest of their type."
+        ),
+    ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Go on without unreadable photographs.")
     ] = False,
@@ -131,6 +138,7 @@ def reconstruct(
             max_points=max_points,
             depth_original=depth_original,
         ),
+        white=white,
         skip_bad=skip_bad,
         overwrite=overwrite,
     )

@@ -66,8 +66,8 @@ def file_stems(names: tuple[str, ...]) -> list[str]:
 
 
 def depth_on_photo(scene: Scene) -> np.ndarray:
-    """f32[F, H, W], NaN on padding and where there is none."""
-    on_photo = np.stack([t.valid_mask() for t in scene.transforms]) & np.isfinite(scene.depth)
+    """f32[F, H, W], NaN on padding, where a photograph is transparent, and where there is none."""
+    on_photo = scene.valid & np.isfinite(scene.depth)
     return np.where(on_photo, scene.depth, np.float32(np.nan))
 
 

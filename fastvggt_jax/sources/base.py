@@ -28,11 +28,13 @@ class Frame(NamedTuple):
       open: gives it upright, in any mode of Pillow, and may be called in any thread. Raises ImageError if it
         cannot be used, or what Pillow raises of damaged files (DECODE_ERRORS).
       path: its file, where it has one. name: what to call it, by default after its file or its position.
+      skip: why it is passed over without being opened, where it only is to be listed.
     """
 
     open: Callable[[], Image.Image]
     path: Path | None = None
     name: str | None = None
+    skip: str | None = None
 
 
 class Source(Protocol):

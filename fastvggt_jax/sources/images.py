@@ -11,25 +11,27 @@ from __future__ import annotations
 import dataclasses
 import operator
 import os
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from fastvggt_jax.errors import ImageError, InputError
 from fastvggt_jax.sources.base import DECODE_ERRORS, Frame, frames_of
 from fastvggt_jax.sources.photographs import reason
+from fastvggt_jax.sources.pixels import opacity, resampled, to_rgb
 from fastvggt_jax.sources.sizing import (
     AREA,
     FITS,
+    LARGEST,
     MODES,
-    WHITE,
     WIDTH,
     ImagePolicy,
     ImageTransform,
@@ -39,8 +41,25 @@ from fastvggt_jax.sources.sizing import (
     stack_images,
 )
 
-Sized = tuple[np.ndarray, ImageTransform]
-Fit = Callable[[Image.Image], Sized]
+Fit = Callable[[Image.Image], tuple[np.ndarray, ImageTransform]]
+
+
+class Prepared(NamedTuple):
+    """A decoded picture, 8-bit RGB; opaque: bool[height, width] or None, see `pixels.opacity`."""
+
+    label: str
+    image: Image.Image
+    opaque: np.ndarray | None
+    warnings: tuple[str, ...]
+
+
+class Sized(NamedTuple):
+    """The same as the model sees it: u8[H, W, 3], bool[H, W]."""
+
+    pixels: np.ndarray
+    transform: ImageTransform
+    opaque: np.ndarray | None
+    warnings: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +70,23 @@ class Images:
     transforms: one ImageTransform per photograph.
     names: file names, with folders before them where names alone would not differ; positions of what has no
       file.
-    skipped: (file, reason) of the photographs left out by skip_bad.
+    skipped: (file, reason) of what was left out: photographs by skip_bad, files that were given twice, and
+      what else lies in a folder.
+    masks: bool[F, H, W], False where a photograph is wholly transparent (padding is True); None if none is.
+    paths: one per photograph, its file, or None.
     """
 
     pixels: UInt8[np.ndarray, "F H W 3"]
     transforms: tuple[ImageTransform, ...]
     names: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
+    masks: Bool[np.ndarray, "F H W"] | None = None
+    paths: tuple[Path | None, ...] = ()
+
+    def shown(self) -> Bool[np.ndarray, "F H W"]:
+        """True where the model's pixels show the photograph: no padding, and nothing transparent."""
+        shown = np.stack([t.valid_mask() for t in self.transforms])
+        return shown if self.masks is None else shown & self.masks
 
 
 def load_images(
@@ -66,6 +95,7 @@ def load_images(
     *,
     mode: str | None = None,
     size: int | None = None,
+    white: int | None = None,
     skip_bad: bool = False,
 ) -> Images:
     """Load photographs for a model.
@@ -82,6 +112,8 @@ def load_images(
       first and of about as many pixels as a square of `size`.
     size: pixels, a multiple of the policy's patch (but for "area"); without one, 518, what VGGT was trained
       with, and for "area" upstream's 255,000 pixels in all, a square of 505.
+    white: the number that is white in grey images of more than 8 bits, see `sources.pixels`; by default the
+      largest of their type.
     skip_bad: go on without unreadable photographs, and list them in `skipped`.
 
     Raises MissingError (nothing there), ImageError (no images; one is unreadable), InputError (source, mode,
@@ -93,27 +125,77 @@ def load_images(
         raise InputError(f"mode must be one of {', '.join(MODES)}, not {mode!r}", argument="mode")
     if size is not None:
         size = _whole(size)
+        if size > LARGEST:
+            raise InputError(f"size must be at most {LARGEST} pixels, not {size}", argument="size")
         if mode != "area":
             check_sides(policy.patch, size=size)
         elif size < policy.patch:
             raise InputError(f"size must be at least {policy.patch}, not {size}", argument="size")
-    loaded, kept, skipped, frames = [], [], [], []
-    for frame, result in _sized(frames_of(source), mode, size, policy):
-        frames.append((frame.path, frame.name))  # not what opens it, which may hold the picture
-        if isinstance(result, ImageError):
-            if not skip_bad:
-                raise result
-            skipped.append((_label(frame, len(frames) - 1), str(result)))
-        else:
+    if white is not None and white < 1:
+        raise InputError(f"white must be at least 1, not {white}", argument="white")
+    loaded, kept, skipped = [], [], []
+    given: list[tuple[Path | None, str | None]] = []
+    for frame, result in _sized(_each_once(frames_of(source)), mode, size, policy, white):
+        position = len(given)
+        if frame.skip is not None:
+            skipped.append((_label(frame, position), frame.skip))
+            continue
+        given.append((frame.path, frame.name))  # not what opens it, which may hold the picture
+        if isinstance(result, Sized):
             loaded.append(result)
-            kept.append(len(frames) - 1)
-    if not frames:
+            kept.append(position)
+        elif skip_bad:
+            skipped.append((_label(frame, position), str(result)))
+        else:
+            assert result is not None
+            raise result
+    if not given:
         raise ImageError("no photographs were given")
     if not loaded:
-        raise ImageError(f"none of the {len(frames)} photographs can be read; the first: {skipped[0][1]}")
-    names = _names(frames)
-    pixels, transforms = stack_images(loaded)
-    return Images(pixels, transforms, tuple(names[position] for position in kept), tuple(skipped))
+        raise ImageError(f"none of the {len(given)} photographs can be read; the first: {skipped[0][1]}")
+    names = _names(given)
+    pixels, transforms = stack_images([(one.pixels, one.transform) for one in loaded])
+    for one in loaded:
+        for text in one.warnings:
+            warnings.warn(text, stacklevel=2)
+    return Images(
+        pixels,
+        transforms,
+        tuple(names[position] for position in kept),
+        tuple(skipped),
+        _masks(loaded, transforms),
+        tuple(given[position][0] for position in kept),
+    )
+
+
+def _masks(loaded: Sequence[Sized], transforms: Sequence[ImageTransform]) -> np.ndarray | None:
+    """bool[F, H, W] of the images as they were padded; None if nothing is transparent."""
+    if all(one.opaque is None for one in loaded):
+        return None
+    masks = np.ones((len(loaded), transforms[0].model_height, transforms[0].model_width), bool)
+    for mask, one, t in zip(masks, loaded, transforms, strict=True):
+        if one.opaque is not None:
+            left, top = round(t.offset_x - one.transform.offset_x), round(t.offset_y - one.transform.offset_y)
+            height, width = one.opaque.shape
+            mask[top : top + height, left : left + width] = one.opaque
+    return masks
+
+
+def _each_once(frames: Iterable[Frame]) -> Iterator[Frame]:
+    """A file that comes again, by whatever path, is passed over."""
+    seen: dict[tuple[int, int], Path] = {}
+    for frame in frames:
+        if frame.path is not None and frame.skip is None:
+            try:
+                state = frame.path.stat()
+            except OSError:
+                yield frame  # opening it says why
+                continue
+            first = seen.setdefault((state.st_dev, state.st_ino), frame.path)
+            if first is not frame.path:
+                yield frame._replace(skip=f"{frame.path} is the same file as {first}")
+                continue
+        yield frame
 
 
 def _whole(size: Any) -> int:
@@ -124,36 +206,44 @@ def _whole(size: Any) -> int:
 
 
 def _sized(
-    frames: Iterator[Frame], mode: str, size: int | None, policy: ImagePolicy
-) -> Iterator[tuple[Frame, Sized | ImageError]]:
-    """Every frame as the model wants it, or why that cannot be; a few are decoded at a time."""
-    numbered, alpha = enumerate(frames), mode != "area"
-    waiting: list[tuple[Frame, Image.Image | ImageError]] = []
+    frames: Iterator[Frame], mode: str, size: int | None, policy: ImagePolicy, white: int | None
+) -> Iterator[tuple[Frame, Sized | ImageError | None]]:
+    """Every frame as the model wants it, or why that cannot be, or None of one that is passed over; a few are
+    decoded at a time.
+    """
+    numbered, prepare = enumerate(frames), partial(_prepared, on_white=mode != "area", white=white)
+    waiting: list[tuple[Frame, Prepared | ImageError | None]] = []
     if mode == "area":
         target = (policy.patch, policy.patch)  # where none can be read
         # The size that all get is that of the first that can be read.
         for position, frame in numbered:
-            image = _open_rgb(frame, position, alpha)
-            waiting.append((frame, image))
-            if not isinstance(image, ImageError):
-                target = area_size(*image.size, AREA if size is None else size**2, policy.patch)
+            one = prepare(frame, position)
+            waiting.append((frame, one))
+            if isinstance(one, Prepared):
+                target = area_size(*one.image.size, AREA if size is None else size**2, policy.patch)
                 break
         fit: Fit = partial(fit_area, target=target)
     else:
         fit = partial(FITS[mode], size=WIDTH if size is None else size, patch=policy.patch)
 
-    def load(position: int, frame: Frame) -> Sized | ImageError:
-        image = _open_rgb(frame, position, alpha)
-        return image if isinstance(image, ImageError) else fit(image)
+    def fitted(one: Prepared | ImageError | None) -> Sized | ImageError | None:
+        if not isinstance(one, Prepared):
+            return one
+        try:
+            pixels, t = fit(one.image)
+            opaque = None if one.opaque is None else resampled(one.opaque, t)
+            return Sized(pixels, t, opaque, one.warnings)
+        except ImageError as error:
+            return ImageError(f"{one.label}: {error}")
 
-    for frame, image in waiting:
-        yield frame, image if isinstance(image, ImageError) else fit(image)
+    for frame, one in waiting:
+        yield frame, fitted(one)
     workers = min(8, os.cpu_count() or 1)
-    pending: deque[tuple[Frame, Future[Sized | ImageError]]] = deque()
+    pending: deque[tuple[Frame, Future[Sized | ImageError | None]]] = deque()
     with ThreadPoolExecutor(workers) as pool:  # Pillow decodes and resizes outside the GIL
         try:
             for position, frame in numbered:
-                pending.append((frame, pool.submit(load, position, frame)))
+                pending.append((frame, pool.submit(lambda f, p: fitted(prepare(f, p)), frame, position)))
                 if len(pending) > workers:
                     frame, future = pending.popleft()
                     yield frame, future.result()
@@ -164,21 +254,17 @@ def _sized(
             pool.shutdown(cancel_futures=True)
 
 
-def _open_rgb(frame: Frame, position: int, alpha: bool) -> Image.Image | ImageError:
-    """8-bit RGB, transparency on white or, without `alpha`, ignored; or an error that names it."""
+def _prepared(
+    frame: Frame, position: int, *, on_white: bool, white: int | None
+) -> Prepared | ImageError | None:
+    """The picture as 8-bit RGB, or an error that names it; None if it is passed over."""
+    if frame.skip is not None:
+        return None
     label = _label(frame, position)
     try:
         image = frame.open()
-        if image.mode == "F":
-            text = "floating-point images have no fixed white; save it with 8 bits a channel"
-            return ImageError(f"{label}: {text}")
-        if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip at 255 instead of scaling
-            values = np.asarray(image)
-            image = Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8))
-        if alpha and image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, (WHITE,) * 4), image)
-        return image.convert("RGB")
+        rgb, said = to_rgb(image, label, on_white=on_white, white=white)
+        return Prepared(label, rgb, opacity(image), said)
     except ImageError as error:
         return error
     except DECODE_ERRORS as error:

@@ -1,7 +1,8 @@
 """Photographs on the disk: a folder, a file or a pattern.
 
-A folder is read in natural order (upstream's is that of characters), which decides what is first. The EXIF
-orientation is applied: upstream ignores it and feeds such photographs sideways.
+A folder is read in natural order (upstream's is that of characters), which decides what is first. What a file
+holds decides what it is, not its name, out of a closed list of formats. The EXIF orientation is applied:
+upstream ignores it and feeds such photographs sideways.
 """
 
 from __future__ import annotations
@@ -10,17 +11,32 @@ import glob
 import importlib.util
 import os
 import re
+import stat
+import threading
+import warnings
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 
 from fastvggt_jax.errors import ImageError, MissingError
-from fastvggt_jax.sources.base import DECODE_ERRORS, Frame
+from fastvggt_jax.sources.base import Frame
+from fastvggt_jax.sources.pixels import mark_depth
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif")
+# Pillow's names of what is read, each of which its own decoder reads: no other program is ever started.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
+HEIF = "HEIF"  # by pillow-heif
+# Of a folder these are taken, by name; what is named itself may have any.
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"),
+    *(".ppm", ".pgm", ".pnm", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".hif"),
+)
+MAX_PIXELS = 2**29  # of one photograph: 1.6 GB as they are decoded
+HUGE = 2**26  # pixels, of which only one photograph is decoded at a time
+_one_huge = threading.Lock()
+_opening = threading.Lock()
 
 
 class Photographs:
@@ -30,34 +46,85 @@ class Photographs:
         return isinstance(source, str | os.PathLike)
 
     def frames(self, source: str | os.PathLike) -> Iterator[Frame]:
-        for path in find_images(source):
+        images, others = find_images(source)
+        for path in images:
             yield Frame(partial(open_photograph, path), path)
+        for path, reason in others:
+            yield Frame(partial(open_photograph, path), path, skip=reason)
 
 
 PHOTOGRAPHS = Photographs()
 
 
-def find_images(source: str | os.PathLike) -> list[Path]:
-    """The files that a path or a pattern stands for, in the order in which they are loaded.
+def find_images(source: str | os.PathLike) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The files that a path or a pattern stands for, in the order in which they are loaded; and of a folder
+    the other files, each with why it is left out.
 
-    Raises MissingError, or ImageError for a folder or a pattern without images.
+    Links to folders are not followed by `**`. Raises MissingError, or ImageError for what is no file and for
+    a folder or a pattern without images.
     """
     text = os.path.expanduser(source)
     path = Path(text)
-    if path.is_file():
-        return [path]
     if path.is_dir():
-        found, where = list(path.iterdir()), f"the folder {path}"
-    elif glob.has_magic(str(text)):
-        found, where = [Path(name) for name in glob.glob(str(text), recursive=True)], f"the pattern {text}"
-    else:
-        hint = "give a folder, image files or a pattern like 'photos/*.jpg'"
-        raise MissingError(f"{path} does not exist; {hint}", argument="source")
-    # Names that start with a dot are droppings of file managers, not photographs.
-    images = [p for p in found if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()]
-    if not images:
-        raise ImageError(f"{where} holds no images (looked for {' '.join(SUFFIXES)})")
-    return sorted(images, key=_natural)
+        return _in_folder(path)
+    if path.is_file():
+        return [path], []
+    if glob.has_magic(str(text)):
+        found = _matches(str(text))
+        images = [p for p in found if p.suffix.lower() in SUFFIXES and not _hidden(p) and p.is_file()]
+        if not images:
+            raise ImageError(f"the pattern {text} holds no images (looked for {' '.join(SUFFIXES)})")
+        return sorted(images, key=_natural), []
+    if path.exists():
+        raise ImageError(f"{path} is no file, but a pipe or a device; copy the photograph to a file")
+    if path.is_symlink():
+        raise MissingError(
+            f"{path} is a link to {os.readlink(path)}, which does not exist", argument="source"
+        )
+    hint = "give a folder, image files or a pattern like 'photos/*.jpg'"
+    raise MissingError(f"{path} does not exist; {hint}", argument="source")
+
+
+def _matches(pattern: str) -> list[Path]:
+    if "**" not in Path(pattern).parts:
+        return [Path(name) for name in glob.glob(pattern)]
+    # pathlib's `**` does not follow links to folders, of which there may be circles.
+    whole = Path(pattern)
+    return (
+        list(Path(whole.anchor).glob(str(whole.relative_to(whole.anchor))))
+        if whole.anchor
+        else list(Path().glob(pattern))
+    )
+
+
+def _in_folder(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    images, others, inside = [], [], []
+    for path in sorted(folder.iterdir(), key=_natural):
+        if _hidden(path):
+            continue
+        if path.is_dir():
+            inside.append(path)
+        elif path.is_symlink() and not path.exists():
+            others.append((path, f"{path} is a link to {os.readlink(path)}, which does not exist"))
+        elif path.suffix.lower() not in SUFFIXES:
+            others.append((path, f"{path} is no photograph by its name"))
+        elif not stat.S_ISREG(path.stat().st_mode):
+            others.append((path, f"{path} is no file, but a pipe or a device"))
+        else:
+            images.append(path)
+    if images:
+        return images, others
+    text = f"the folder {folder} holds no images (looked for {' '.join(SUFFIXES)})"
+    full = [path.name for path in inside if any(p.suffix.lower() in SUFFIXES for p in path.iterdir())]
+    if full:
+        text += f", but its folders {', '.join(full[:3])}{', ...' * (len(full) > 3)} do: give one of these"
+        text += f", or '{folder}/*/*' for all"
+    raise ImageError(text)
+
+
+def _hidden(path: Path) -> bool:
+    """Names that start with a dot are droppings of file managers, not photographs."""
+    return path.name.startswith(".")
 
 
 def _natural(path: Path) -> tuple:
@@ -71,25 +138,87 @@ def open_photograph(path: Path) -> Image.Image:
 
     Raises ImageError naming the file if it is damaged or no image.
     """
-    if path.suffix.lower() in (".heic", ".heif"):
-        if importlib.util.find_spec("pillow_heif") is None:
-            raise ImageError(
-                f"{path} is HEIC, which needs the extra 'heic': pip install 'fastvggt_jax[heic]'"
-            )
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
     try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except Image.DecompressionBombError as error:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise ImageError(f"{path} has more than {limit} megapixels; make it smaller") from error
+        with open(path, "rb") as file:
+            start = file.read(64)
+            file.seek(0)
+            with _open(path, file, start) as image:
+                return _decoded(path, image)
     except PermissionError as error:
         raise ImageError(f"{path}: no permission to read it") from error
-    except DECODE_ERRORS as error:
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError(f"{path} takes more memory than there is; make it smaller") from error
+    except Exception as error:  # a decoder fails in any way on what is damaged
         raise ImageError(f"{path} is damaged or not an image ({reason(error)})") from error
+
+
+def _open(path: Path, file: Any, start: bytes) -> Image.Image:
+    formats = _formats()
+    if _is_heif(start):
+        if not _heif_is_there():
+            text = f"{path} is HEIC, which needs the extra 'heic': pip install 'fastvggt_jax[heic]'"
+            raise ImageError(text)
+        formats = (HEIF,)
+    with _opening, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours is below
+        try:
+            image = Image.open(file, formats=formats)
+        except Image.UnidentifiedImageError as error:
+            raise ImageError(f"{path} is damaged or not an image ({_kind(start)})") from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        text = f"{path} has {width}x{height} pixels, which is more than {MAX_PIXELS / 1e6:.0f} megapixels"
+        raise ImageError(f"{text}; make it smaller")
+    return image
+
+
+def _decoded(path: Path, image: Image.Image) -> Image.Image:
+    huge = image.width * image.height > HUGE
+    with _one_huge if huge else threading.Lock(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd metadata
+        mark_depth(image)
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _is_heif(start: bytes) -> bool:
+    brands = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+    return start[4:8] == b"ftyp" and start[8:12] in brands and b"avif" not in start
+
+
+@cache
+def _heif_is_there() -> bool:
+    if importlib.util.find_spec("pillow_heif") is None:
+        return False
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def _kind(start: bytes) -> str:
+    """What a file is that is no image of the list, as far as its first bytes tell."""
+    if (
+        start[4:8] == b"ftyp"
+        or start[:4] == b"\x1aE\xdf\xa3"
+        or (start[:4] == b"RIFF" and start[8:11] == b"AVI")
+    ):
+        return "it looks like a video: take photographs from it first"
+    if start[:2] in (b"%!", b"%P"):
+        return "PostScript and PDF are not read"
+    return "unknown file format, or one that is not read" if start else "it is empty"
 
 
 def reason(error: Exception) -> str:

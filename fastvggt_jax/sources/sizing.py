@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from fastvggt_jax.errors import InputError
+from fastvggt_jax.errors import ImageError, InputError
 
 WHITE = 255
 WIDTH = 518  # pixels, by default
+LARGEST = 8192  # pixels of a size, at most
 AREA = 255_000  # pixels of an image with mode "area", by default
 
 
@@ -138,6 +139,9 @@ def _resized(
     return np.asarray(image.resize((width, height), how))  # u8[height, width, 3]
 
 
+_MOST = 2**28  # pixels of an image on its way
+
+
 def _proportional(length: int, scale: float, patch: int) -> int:
     # round() goes half to even, as upstream's
     return max(1, round(length * scale / patch)) * patch
@@ -146,6 +150,8 @@ def _proportional(length: int, scale: float, patch: int) -> int:
 def _fit_crop(image: Image.Image, size: int, patch: int) -> tuple[np.ndarray, ImageTransform]:
     w, h = image.size
     height = _proportional(h, size / w, patch)
+    if size * height > _MOST:
+        raise ImageError(f"{w}x{h} pixels are too high to be cut to width {size}; cut it yourself, or pad it")
     top = max(0, (height - size) // 2)
     pixels = _resized(image, size, height)[top : top + size]
     return pixels, ImageTransform(w, h, size, min(height, size), size / w, height / h, 0.0, -float(top))
@@ -164,6 +170,8 @@ def _fit_pad(image: Image.Image, size: int, patch: int) -> tuple[np.ndarray, Ima
 def _fit_square(image: Image.Image, size: int, patch: int) -> tuple[np.ndarray, ImageTransform]:
     w, h = image.size
     side = max(w, h)
+    if side**2 > _MOST:
+        raise ImageError(f"{w}x{h} pixels are too large to be put on a square; take another mode")
     left, top = (side - w) // 2, (side - h) // 2
     canvas = Image.new("RGB", (side, side))  # black
     canvas.paste(image, (left, top))

@@ -1,0 +1,313 @@
+"""Photographs from anywhere: formats by content, alpha, grey of many bits, links, damaged and huge files."""
+
+import io
+import os
+import random
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastvggt_jax.errors import Error, ImageError, InputError, MissingError
+from fastvggt_jax.sources import load_images, photographs
+from fastvggt_jax.sparsity import parse_layers
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (40, 60, 3), np.uint8)
+
+
+def saved(path, image=None, **how):
+    (Image.fromarray(PIXELS) if image is None else image).save(path, **how)
+    return path
+
+
+# ---- which files
+
+
+def test_what_the_reader_reads_is_taken_and_the_rest_is_listed(tmp_path):
+    kinds = dict(jfif="JPEG", jpe="JPEG", mpo="JPEG", gif="GIF", ppm="PPM", pgm="PPM", dib="BMP")
+    if "JPEG2000" in photographs._formats():
+        kinds |= dict(jp2="JPEG2000", j2k="JPEG2000")
+    if "AVIF" in photographs._formats():
+        kinds |= dict(avif="AVIF")
+    for suffix, form in kinds.items():
+        saved(tmp_path / f"a.{suffix}", format=form)
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "broken.jpg").symlink_to("gone.jpg")
+    (tmp_path / ".hidden.jpg").write_text("x")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    images = load_images(tmp_path, size=28)
+    assert set(images.names) == {f"a.{suffix}" for suffix in kinds}
+    skipped = {os.path.basename(path): reason for path, reason in images.skipped}
+    assert set(skipped) == {"notes.txt", "broken.jpg", "pipe.jpg"}
+    assert "link to gone.jpg" in skipped["broken.jpg"] and "no file, but a pipe" in skipped["pipe.jpg"]
+
+
+def test_what_a_file_holds_decides_and_not_its_name(tmp_path):
+    for form in ("PNG", "WEBP", "TIFF", "BMP"):
+        saved(tmp_path / "a.jpg", format=form, lossless=True)
+        np.testing.assert_array_equal(
+            load_images(tmp_path / "a.jpg", size=28).pixels, load_images(PIXELS, size=28).pixels
+        )
+
+
+def test_heic_bytes_under_another_name(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    Image.fromarray(PIXELS).save(tmp_path / "a.heic")
+    (tmp_path / "a.heic").rename(tmp_path / "a.jpg")
+    assert load_images(tmp_path / "a.jpg", size=28).pixels.shape == (1, 14, 28, 3)
+
+
+@pytest.mark.parametrize(
+    "start, words",
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "PostScript and PDF are not read"),
+        (b"%PDF-1.7\n", "PostScript and PDF are not read"),
+        (b"\0\0\0\x18ftypisom\0\0\2\0", "looks like a video"),
+        (b"RIFF\0\0\0\0AVI LIST", "looks like a video"),
+        (b"\x1aE\xdf\xa3", "looks like a video"),
+        (b"BLP2\1\0\0\0", "unknown file format"),
+        (b"", "it is empty"),
+    ],
+)
+def test_other_files_are_refused_without_starting_anything(tmp_path, monkeypatch, start, words):
+    """Ghostscript above all, which Pillow would start on PostScript."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (tools / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    (tmp_path / "a.jpg").write_bytes(start + b"\0" * 100 * bool(start))
+    with pytest.raises(ImageError, match=words):
+        load_images(tmp_path / "a.jpg")
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("links", [1, 2])
+def test_each_file_is_taken_once_however_links_lead_to_it(tmp_path, links):
+    (tmp_path / "p" / "q").mkdir(parents=True)
+    saved(tmp_path / "p" / "q" / "a.png")
+    for i in range(links):
+        (tmp_path / "p" / "q" / f"up{i}").symlink_to(tmp_path / "p")
+    (tmp_path / "p" / "b.png").symlink_to(tmp_path / "p" / "q" / "a.png")
+    images = load_images(f"{tmp_path}/p/**/*.png", size=28)
+    assert images.names == ("b.png",)
+    assert [reason.split(" is ")[1].split(" as ")[0] for _, reason in images.skipped] == ["the same file"]
+    again = load_images([tmp_path / "p" / "q" / "a.png"] * 3 + [PIXELS, PIXELS], size=28)
+    assert again.names == ("a.png", "0001", "0002") and len(again.skipped) == 2
+
+
+def test_pipes_devices_and_broken_links_are_called_that(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link.jpg").symlink_to("gone.jpg")
+    for path, words in ((tmp_path / "pipe", "a pipe or a device"), ("/dev/null", "a pipe or a device")):
+        with pytest.raises(ImageError, match=words):
+            load_images(path)
+    with pytest.raises(MissingError, match=r"link to gone.jpg, which does not exist"):
+        load_images(tmp_path / "link.jpg")
+
+
+def test_the_parent_of_folders_with_photographs_says_so(tmp_path):
+    for name in ("cam0", "cam1"):
+        (tmp_path / name).mkdir()
+        saved(tmp_path / name / "a.png")
+    with pytest.raises(ImageError, match=r"folders cam0, cam1 do: give one of these, or '.*/\*/\*' for all"):
+        load_images(tmp_path)
+    assert len(load_images(f"{tmp_path}/*/*", size=28).pixels) == 2
+
+
+# ---- alpha
+
+
+@pytest.mark.parametrize("mode", ["crop", "pad", "square", "area"])
+def test_where_alpha_is_0_nothing_is_shown(tmp_path, mode):
+    alpha = np.zeros((80, 120), np.uint8)
+    alpha[20:60, 30:90] = 200
+    cut = Image.fromarray(np.dstack([RNG.integers(0, 256, (80, 120, 3), np.uint8), alpha]))
+    images = load_images([saved(tmp_path / "a.png", cut), saved(tmp_path / "b.png")], mode=mode, size=56)
+    t, shown = images.transforms[0], images.shown()
+    ys, xs = np.mgrid[: shown.shape[1], : shown.shape[2]] + 0.5
+    x, y = np.moveaxis(t.to_original(np.stack([xs, ys], -1)), -1, 0)
+    inside = np.minimum(np.minimum(x - 30, 90 - x), np.minimum(y - 20, 60 - y))
+    clear = np.abs(inside) > 0.1  # of a tie at the border
+    np.testing.assert_array_equal(shown[0][clear], ((inside > 0) & t.valid_mask())[clear])
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(shown[1], images.transforms[1].valid_mask())
+    assert load_images([tmp_path / "b.png"], mode=mode, size=56).masks is None
+
+
+def test_other_kinds_of_transparency(tmp_path):
+    palette = Image.new("P", (28, 28), 0)
+    palette.putpalette([10, 20, 30] * 256)
+    palette.putpixel((0, 0), 1)
+    saved(tmp_path / "p.png", palette, transparency=0)
+    saved(tmp_path / "la.png", Image.fromarray(np.dstack([np.full((28, 28), 9, np.uint8)] * 2)))
+    saved(tmp_path / "opaque.png", Image.new("RGBA", (28, 28), (1, 2, 3, 255)))
+    images = load_images([tmp_path / "p.png", tmp_path / "la.png", tmp_path / "opaque.png"], size=28)
+    assert [int(mask.sum()) for mask in images.masks] == [1, 784, 784]
+
+
+# ---- grey of many bits
+
+
+def tiff(path, values, *, white_is_zero=False, sample_format=1):
+    """A grey TIFF as scanners and cameras write it; Pillow writes no unsigned 32-bit ones."""
+    height, width = values.shape
+    data = values.tobytes()
+    tags = [(256, 3, width), (257, 3, height), (258, 3, 8 * values.itemsize), (259, 3, 1)]
+    tags += [
+        (262, 3, 0 if white_is_zero else 1),
+        (273, 4, 8),
+        (277, 3, 1),
+        (278, 3, height),
+        (279, 4, len(data)),
+    ]
+    tags += [(339, 3, sample_format)]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory)
+    return path
+
+
+GREY = RNG.integers(0, 256, (28, 28)).astype(np.uint32)
+
+
+@pytest.mark.parametrize(
+    "values, how, expected",
+    [
+        ((GREY * 257).astype(np.uint16), {}, GREY),
+        ((GREY * 257).astype(np.uint16), dict(white_is_zero=True), 255 - GREY),
+        ((GREY * 0x01010101).astype(np.uint32), {}, GREY),
+        ((GREY.astype(np.int64) * (2**31 - 1) // 255).astype(np.int32), dict(sample_format=2), GREY),
+        (GREY.astype(np.uint8), dict(white_is_zero=True), 255 - GREY),
+    ],
+)
+def test_grey_tiffs_of_every_depth(tmp_path, recwarn, values, how, expected):
+    found = load_images(tiff(tmp_path / "a.tif", values, **how), size=28).pixels[0]
+    assert np.abs(found - np.repeat(expected[..., None], 3, -1).astype(int)).max() <= 1
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+@pytest.mark.parametrize("kind", [np.uint16, np.uint32])
+def test_numbers_that_use_a_part_of_their_bits_are_warned_of_and_have_a_white(tmp_path, bits, kind):
+    white = 2**bits - 1
+    values = (GREY * white // 255).astype(kind)
+    values[0, 0] = white
+    path = tiff(tmp_path / "a.tif", values)
+    with pytest.warns(UserWarning, match=rf"a\.tif is almost black: .* end at {white}; .*white={white}"):
+        assert load_images(path, size=28).pixels.max() < 70
+    found = load_images(path, size=28, white=white).pixels[0, ..., 0]
+    assert np.abs(found[1:].astype(int) - GREY[1:].astype(int)).max() <= 1
+
+
+def test_a_16_bit_png_of_12_bits(tmp_path):
+    saved(tmp_path / "a.png", Image.fromarray((GREY * 16).astype(np.uint16)))
+    with pytest.warns(UserWarning, match="white=4095"):
+        load_images(tmp_path / "a.png", size=28)
+    with pytest.raises(InputError, match="white must be at least 1"):
+        load_images(tmp_path / "a.png", white=0)
+
+
+# ---- memory and time
+
+
+def blank_png(path, width, height):
+    """A PNG of so many black pixels, which compress to almost nothing."""
+    row = b"\0" * (1 + (width + 7) // 8)
+    packer = zlib.compressobj(9)
+    data = b"".join([packer.compress(row * min(4096, height - y)) for y in range(0, height, 4096)])
+    chunk = lambda kind, body: (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    )
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", data + packer.flush())
+        + chunk(b"IEND", b"")
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    "width, height, mode, size",
+    [(1, 65535, "crop", 518), (1, 20000, "crop", 518), (1, 65535, "square", 56), (65535, 1, "square", 56)],
+)
+def test_proportions_that_no_photograph_has_take_no_memory(tmp_path, width, height, mode, size):
+    with pytest.raises(ImageError, match=rf"a\.png: {width}x{height} pixels are too"):
+        load_images(blank_png(tmp_path / "a.png", width, height), mode=mode, size=size)
+    images = load_images([tmp_path / "a.png", PIXELS], mode=mode, size=size, skip_bad=True)
+    assert len(images.pixels) == 1
+
+
+def test_the_limit_of_pixels_is_said(tmp_path):
+    path = blank_png(tmp_path / "a.png", 70_000, 10_000)
+    with pytest.raises(ImageError, match="has 70000x10000 pixels, which is more than 537 megapixels"):
+        load_images(path)
+    assert load_images(blank_png(tmp_path / "b.png", 16_000, 12_000), size=28).pixels.shape[0] == 1
+
+
+@pytest.mark.parametrize("mode", ["crop", "area", "pad", "square"])
+def test_a_size_beyond_reason_is_refused(mode):
+    for size in (140_000, 10**12):
+        with pytest.raises(InputError, match="size must be at most 8192"):
+            load_images(PIXELS, mode=mode, size=size)
+
+
+def test_ranges_of_layers_beyond_reason_are_refused():
+    with pytest.raises(InputError, match="layers must be below 1024"):
+        parse_layers("0-99999999999")
+
+
+# ---- damage
+
+
+def damaged(raw: bytes, seed: int) -> bytes:
+    rng = random.Random(seed)
+    data = bytearray(raw)
+    for _ in range(rng.randint(1, 8)):
+        what, at = rng.randrange(4), rng.randrange(len(data))
+        if what == 0:
+            data[at] = rng.randrange(256)
+        elif what == 1:
+            del data[at : at + rng.randint(1, 100)]
+        elif what == 2:
+            data[at:at] = bytes(rng.randrange(256) for _ in range(rng.randint(1, 20)))
+        else:
+            del data[rng.randrange(len(data)) :]
+        if not data:
+            break
+    return bytes(data)
+
+
+FORMS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
+
+
+def fuzz(folder, form, seeds):
+    if form not in photographs._formats():
+        pytest.skip(f"this Pillow has no {form}")
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS).save(buffer, form)
+    for seed in seeds:
+        path = folder / f"{seed}.jpg"
+        path.write_bytes(damaged(buffer.getvalue(), seed))
+        try:
+            load_images(path, size=28)
+        except Error as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+        path.unlink()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_damaged_images_are_a_sentence_or_a_picture(tmp_path, form):
+    fuzz(tmp_path, form, range(40))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("form", FORMS)
+def test_many_damaged_images(tmp_path, form):
+    fuzz(tmp_path, form, range(1000, 3000))
