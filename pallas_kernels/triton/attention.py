@@ -32,11 +32,12 @@ import numpy as np
 from jax import lax
 
 from pallas_kernels.block_mask import WORD, BlockMask, cdiv, pack_bits
+from pallas_kernels.shift import FIXED_SHIFT_RANGE, key_bound
 from pallas_kernels.triton.config import TuningConfig, kernel_head_dim
 
 Array = jax.Array
 Ref = Any
-Cursor = tuple[Array, ...]  # see `_kernel`
+Cursor = tuple[Array, ...]  # see `_attend_tile`
 # A running maximum that has seen no score: finite, because -inf - -inf is NaN.
 NO_SCORE = float(np.finfo(np.float32).min)
 
@@ -52,17 +53,23 @@ def block_sparse_attention(
     counts, words, following = _walk(mask)
     tiles = cdiv(mask.block[0], config.rows)  # of a query block
     per_head = lambda length: pl.BlockSpec((None, length, None, width), lambda i, n, b: (b, 0, n, 0))
+    scale = math.log2(math.e) / math.sqrt(H)  # exponentials are powers of two
+    bound = key_bound([k], scale)[..., None]
     per_row = lambda x: pl.BlockSpec((None, None, None, x.shape[-1]), lambda i, n, b: (b, n, i // tiles, 0))
     out = pl.pallas_call(
-        partial(_kernel, mask=mask, config=config, scale=math.log2(math.e) / math.sqrt(H), interpret=interpret),
+        partial(_attend_tile, mask=mask, config=config, scale=scale, interpret=interpret),
         # The first dimension runs fastest: one head after another, to share what L2 holds of its K and V.
         grid=(mask.num_q_blocks * tiles, N, B),
-        in_specs=[*map(per_head, (T, S, S)), *map(per_row, (counts, words, following))],
+        in_specs=[
+            *map(per_head, (T, S, S)),
+            pl.BlockSpec((None, None, 1), lambda i, n, b: (b, n, 0)),
+            *map(per_row, (counts, words, following)),
+        ],
         out_specs=per_head(T),
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         compiler_params=plgpu.CompilerParams(num_warps=config.warps, num_stages=config.stages),
         interpret=interpret,
-    )(q, k, v, counts, words, following)
+    )(q, k, v, bound, counts, words, following)
     return out[..., :H]
 
 
@@ -106,10 +113,11 @@ def _partial(mask: BlockMask) -> list[tuple[int, int, int]]:
     return found
 
 
-def _kernel(
+def _attend_tile(
     q_ref: Ref,  # [T, H]
     k_ref: Ref,  # [S, H]
     v_ref: Ref,  # [S, H]
+    bound_ref: Ref,  # [1], see `shift.key_bound`
     counts_ref: Ref,  # see `_walk`
     words_ref: Ref,
     following_ref: Ref,
@@ -121,6 +129,9 @@ def _kernel(
     interpret: bool,
 ) -> None:
     """One tile of queries; exponentials are powers of two, of scores times `scale`.
+
+    The shift of the softmax is fixed or the running maximum, see `shift`. Masked steps take the running maximum,
+    which a fixed shift already is.
 
     A cursor is (the bits of the present word that are not yet taken, its number, the number of the following
     word, that word, the number of the one after it, the part of the present key block).
@@ -167,14 +178,14 @@ def _kernel(
             start, blocks = start + run, blocks + cdiv(run, block_k)
         return number * block_k + shift
 
-    def step(i: Array, carry: tuple[Any, ...], masked: bool) -> tuple[Any, ...]:
+    def step(i: Array, carry: tuple[Any, ...], is_masked: bool, is_fixed: bool) -> tuple[Any, ...]:
         cursor, out, top, total = carry
         starts, lengths = [], []
         for slot in range(slots):
             offset = cursor[-1] * unit if parts > 1 else 0
             number, cursor = take(cursor)
             start, length = first_key(number), jnp.int32(block_k)
-            if masked:
+            if is_masked:
                 for r, (_, partial_start, rest) in enumerate(_partial(mask)):
                     here = number == first_partial + r
                     start, length = jnp.where(here, partial_start, start), jnp.where(here, rest, length)
@@ -183,18 +194,20 @@ def _kernel(
             lengths.append(length - offset)
         inner = column % unit if slots > 1 else column
         key = per_column(starts) + inner
-        valid = inner < per_column(lengths) if masked else None
+        valid = inner < per_column(lengths) if is_masked else None
         load = lambda ref: plgpu.load(
             ref.at[key[:, None], feature], **({} if valid is None else {"mask": valid[:, None], "other": 0.0})
         )
         scores = plgpu.dot(q, load(k_ref), trans_b=True)  # f32[rows, keys]
         if valid is not None:
             scores = jnp.where(valid[None, :], scores, -jnp.inf)
-        new_top = jnp.maximum(top, scores.max(1) * scale)
-        p = exp2(scores * scale - new_top[:, None])
-        rescale = exp2(top - new_top)
-        out = out * rescale[:, None] + plgpu.dot(p.astype(v_ref.dtype), load(v_ref))
-        return cursor, out, new_top, total * rescale + p.sum(1)
+        if not is_fixed:
+            new_top = jnp.maximum(top, scores.max(1) * scale)
+            rescale = exp2(top - new_top)
+            top, total, out = new_top, total * rescale, out * rescale[:, None]
+        p = exp2(scores * scale - top[:, None])
+        out = out + plgpu.dot(p.astype(v_ref.dtype), load(v_ref))
+        return cursor, out, top, total + p.sum(1)
 
     tiles = cdiv(block_q, rows)
     i = pl.program_id(0)
@@ -208,17 +221,19 @@ def _kernel(
     index = counts_ref[2]
     word, ahead = look(index)
     cursor = word, index, ahead, *look(ahead), jnp.int32(0)
-    carry = (
-        cursor,
-        jnp.zeros((rows, q.shape[1]), jnp.float32),
-        jnp.full(rows, NO_SCORE, jnp.float32),
-        jnp.zeros(rows, jnp.float32),
-    )
-    cut = lax.div(whole * parts, slots)
-    carry = lax.fori_loop(0, cut, partial(step, masked=False), carry)
-    _, out, _, total = lax.fori_loop(
-        cut, lax.div(count * parts + slots - 1, slots), partial(step, masked=True), carry
-    )
+    top = jnp.full(rows, NO_SCORE, jnp.float32)
+    fixed = jnp.int32(0)  # steps that take the fixed shift: all that need no masking, or none
+    masked, steps = lax.div(whole * parts, slots), lax.div(count * parts + slots - 1, slots)
+    if q.dtype == jnp.bfloat16:
+        bound = jnp.sqrt(jnp.square(q.astype(jnp.float32)).sum(1)) * bound_ref[0]
+        in_range = 2 * jnp.max(bound) <= FIXED_SHIFT_RANGE  # false for NaN
+        top, fixed = jnp.where(in_range, bound, top), jnp.where(in_range, masked, 0)
+    carry = cursor, jnp.zeros((rows, q.shape[1]), jnp.float32), top, jnp.zeros(rows, jnp.float32)
+    # Loops that follow on each other share their buffers in shared memory; those of two branches do not.
+    if q.dtype == jnp.bfloat16:
+        carry = lax.fori_loop(0, fixed, partial(step, is_masked=False, is_fixed=True), carry)
+    carry = lax.fori_loop(fixed, masked, partial(step, is_masked=False, is_fixed=False), carry)
+    _, out, _, total = lax.fori_loop(masked, steps, partial(step, is_masked=True, is_fixed=False), carry)
     out = out / jnp.where(total == 0, 1.0, total)[:, None]  # a row that keeps nothing gives zeros
     plgpu.store(out_ref.at[row[:, None], feature], out.astype(out_ref.dtype), mask=in_tile)
 

@@ -5,14 +5,15 @@ the whole search space.
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from pallas_kernels.block_mask import cdiv
 
 # What a thread block may use at compute capabilities 8.6, 8.9 and 12.0, the least of all from 8.0 on.
 SHARED_MEMORY_BYTES = 99 * 1024
-REGISTERS = 255  # a thread has, 32-bit
+# 32-bit registers a thread that tiles may fill; it has 255.
+TILE_REGISTERS = 224
 MAX_HEAD_DIM = 128
+MAX_SLOTS = 16  # key blocks a step: each has its own address
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,57 +35,68 @@ class TuningConfig:
 
     def why_not(self, head_dim: int, block: tuple[int, int]) -> str | None:
         """Why this config cannot run a mask of `block` at `head_dim`; None if it can."""
-        for name, size, least in (("rows", self.rows, 16), ("step_keys", self.step_keys, 16)):
-            if size < least or size & (size - 1):
-                return f"{name}={size} must be a power of two, at least {least}"
+        for name in ("rows", "step_keys"):
+            size = getattr(self, name)
+            if size < 16 or size & (size - 1):
+                return f"{name}={size} must be a power of two, at least 16"
         if max(self.step_keys, block[1]) % min(self.step_keys, block[1]):
             return f"step_keys={self.step_keys} must divide {block=}'s keys, or be a multiple of them"
+        if self.step_keys > MAX_SLOTS * block[1]:
+            return f"step_keys={self.step_keys} must be at most {MAX_SLOTS} times {block=}'s keys"
+        padded = cdiv(block[0], self.rows) * self.rows
+        if self.rows > 16 and 4 * (padded - block[0]) > padded:
+            return f"tiles of {self.rows=} would leave more than a quarter of {block=}'s queries empty"
         if self.warps not in (1, 2, 4, 8) or 16 * self.warps > self.rows:
-            return f"warps={self.warps} must be 1, 2, 4 or 8, with at least 16 of {self.rows=} each"
-        if self.stages < 1:
-            return f"stages={self.stages} must be at least 1"
+            return f"warps={self.warps} must be 1, 2, 4 or 8, and have 16 of {self.rows=} each"
+        if self.stages < 2:
+            return f"stages={self.stages} must be at least 2"
         if self.shared_memory_bytes(head_dim) > SHARED_MEMORY_BYTES:
             needed = self.shared_memory_bytes(head_dim)
             return f"it needs {needed} bytes of shared memory, a thread block has {SHARED_MEMORY_BYTES}"
-        if self.accumulator_registers(head_dim) > REGISTERS - 47:
-            filled = self.accumulator_registers(head_dim)
-            return f"its accumulators fill {filled} of {REGISTERS} registers"
+        if self.tile_registers(head_dim) > TILE_REGISTERS:
+            return f"its tiles fill {self.tile_registers(head_dim)} registers, more than {TILE_REGISTERS}"
         return None
 
     def shared_memory_bytes(self, head_dim: int) -> int:
-        """The queries, and K and V of every stage, 16-bit elements."""
-        return 2 * head_dim * (self.rows + 2 * self.stages * self.step_keys)
+        """What Triton takes on cards with `SHARED_MEMORY_BYTES`: the queries, and one stage of K and V less than
+        there are, 16-bit elements. (On Hopper all stages are in shared memory, of which there is twice as much.)
+        """
+        return 2 * head_dim * (self.rows + 2 * (self.stages - 1) * self.step_keys)
 
-    def accumulator_registers(self, head_dim: int) -> int:
-        """32-bit registers a thread: scores, the same as 16-bit weights, and outputs."""
-        return self.rows * (self.step_keys + self.step_keys // 2 + head_dim) // (32 * self.warps)
+    def tile_registers(self, head_dim: int) -> int:
+        """32-bit registers a thread: float32 scores and outputs, 16-bit queries."""
+        return self.rows * (self.step_keys + head_dim + head_dim // 2) // (32 * self.warps)
 
 
 def kernel_head_dim(head_dim: int) -> int:
-    """Rounded up to a power of two, as tiles of Triton are, at least what a matrix product takes."""
+    """Rounded up to a power of two, as all tiles of Triton are, and to what a matrix product takes."""
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
 def search_space(head_dim: int, block: tuple[int, int]) -> list[TuningConfig]:
-    """Every config that can run, see `TuningConfig.why_not`, and that does not cut a query block of the mask
-    into tiles that are mostly empty.
-    """
+    """Every config that can run, see `TuningConfig.why_not`, less those that are small without need."""
     configs = [
-        TuningConfig(rows, keys, warps, stages)
+        TuningConfig(rows, keys, rows // rows_per_warp, stages)
         for rows in (16, 32, 64, 128)
+        for rows_per_warp in (16, 32)
         for keys in (16, 32, 64, 128)
-        for warps in (1, 2, 4, 8)
         for stages in (2, 3, 4)
-        if rows in _useful_rows(block[0]) and keys >= min(32, 16 * block[1])
     ]
-    return [config for config in configs if config.why_not(head_dim, block) is None]
+    configs = [config for config in configs if config.why_not(head_dim, block) is None]
+    rows, keys = (max((getattr(c, name) for c in configs), default=0) for name in ("rows", "step_keys"))
+    return [c for c in configs if 2 * c.rows >= rows and 4 * c.step_keys >= keys]
 
 
-def heuristic(head_dim: int, block: tuple[int, int], capability: tuple[int, int]) -> TuningConfig | None:
-    """ """
-    raise NotImplementedError
+def heuristic(head_dim: int, block: tuple[int, int]) -> TuningConfig | None:
+    """Tiles that fill the mask's query blocks best, then the most rows, then tiles that leave registers to work
+    with, then four warps, steps of 64 keys and three stages, or what comes nearest; None where no config fits.
+    """
 
+    def merit(config: TuningConfig) -> tuple[float, ...]:
+        fitting = -(-block[0] % config.rows)
+        roomy = config.tile_registers(head_dim) <= 160
+        near = lambda size, best: -max(size / best, best / size)
+        sizes = near(config.warps, 4), near(config.step_keys, 64), near(config.stages, 3)
+        return (fitting, config.rows, roomy, *sizes)
 
-def _useful_rows(queries: int) -> list[int]:
-    least = min(cdiv(queries, rows) * rows for rows in (16, 32, 64, 128))
-    return [rows for rows in (16, 32, 64, 128) if cdiv(queries, rows) * rows < math.inf and least]
+    return max(search_space(head_dim, block), key=merit, default=None)
