@@ -1,11 +1,11 @@
 """The shift of a softmax that needs no running maximum, for kernels.
 
 Softmax does not depend on its shift m as long as nothing overflows and the largest weights of a row do not
-vanish. By Cauchy-Schwarz no score exceeds m = c·|q|·max|k|, and none lies more than 2m below it; weights are
-bfloat16, whose exponents reach as far as float32's. Where 2m stays below `FIXED_SHIFT_RANGE`, as in QK-normalised
-heads unless their learnt scales are large, the shift may stay m, and nothing is ever rescaled. Other rows, and
-float16, take the running maximum. Both are exact; only values of v below 2^-30 may be lost to underflow where
-the bound is far from the scores.
+vanish. By Cauchy-Schwarz no score exceeds m = c·|q|·max|k|, and none lies more than 2m below it; weights
+are bfloat16, whose exponents reach as far as float32's. Where 2m stays below `FIXED_SHIFT_RANGE`, as in
+QK-normalised heads unless their learnt scales are large, the shift may stay m, and nothing is ever
+rescaled. Other rows, and float16, take the running maximum. Both are exact; only values of v below 2^-30
+may be lost to underflow where the bound is far from the scores.
 """
 
 from __future__ import annotations

@@ -88,8 +88,9 @@ def row_threshold(
 ) -> Array:
     """f32[], one row's threshold, inside a kernel, in as many steps as the row needs.
 
-    `fold(f, combine)` gives the combined f(chunk) of the row's chunks, each f32 of `shape`, filled up with NaN;
-    `size` scores at most. n and tau are f32[]; arrays of `shape` stand where Mosaic GPU has no scalar operation.
+    `fold(f, combine)` gives the combined f(chunk) of the row's chunks, each f32 of `shape`, filled up with
+    NaN; `size` scores at most. n and tau are f32[]; arrays of `shape` stand where Mosaic GPU has no scalar
+    operation.
     """
     limit = None
     if tau is not None:

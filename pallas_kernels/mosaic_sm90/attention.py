@@ -15,7 +15,8 @@ P V(i) runs on while the next Q Kᵀ is issued. Barriers count arrivals: a copy 
 landed, a consumer when it has read a stage.
 
 The shift m of the softmax is fixed where `shift` allows it: no running maximum is needed, nothing is ever
-rescaled, and the consumers save about a seventh of their time. Other tiles, and float16, take the online softmax.
+rescaled, and the consumers save about a seventh of their time. Other tiles, and float16, take the online
+softmax.
 
 Special cases cost little: from the step on that holds the last, partial block of a run of keys or is not
 full, scores are masked, in a loop of its own. The copy engine fills with zeros what lies past the end of an

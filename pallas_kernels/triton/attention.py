@@ -1,21 +1,23 @@
 """Block-sparse attention for NVIDIA GPUs from compute capability 8.0 on: one Pallas kernel for Triton.
 
-How it works. A thread block computes one tile of queries. It walks the set bits of the tile's mask row, gathers
-the kept key blocks a step of keys at a time, and folds them into an online softmax: one running maximum, one sum
-and one row of outputs per query, in float32. Triton's compiler picks the matrix instructions of the card, swizzles
-shared memory, and pipelines the copies of K and V over `stages` steps, for which the loop must hold no other loop
-and no branch. Hence three preparations, made by XLA in one pass over the mask's bits:
+How it works. A thread block computes one tile of queries. It walks the set bits of the tile's mask row,
+gathers the kept key blocks a step of keys at a time, and folds them into an online softmax: one running
+maximum, one sum and one row of outputs per query, in float32. Triton's compiler picks the matrix
+instructions of the card, swizzles shared memory, and pipelines the copies of K and V over `stages` steps,
+for which the loop must hold no other loop and no branch. Hence three preparations, made by XLA in one pass
+over the mask's bits:
 
 - which word of bits that is not zero follows on each, so that the next set bit is always one select away;
-- partial key blocks, which end a run, are moved to the end of the row's bits: all steps but the last one or two
-  hold whole blocks that are kept, and need no masking;
+- partial key blocks, which end a run, are moved to the end of the row's bits: all steps but the last one or
+  two hold whole blocks that are kept, and need no masking;
 - the masked steps are a loop of their own.
 
-Keys are addressed where they lie: K and V are neither padded nor cut, and a key that is not kept is not read, so
-that a NaN in it does not show.
+Keys are addressed where they lie: K and V are neither padded nor cut, and a key that is not kept is not
+read, so that a NaN in it does not show.
 
-Why Triton, which JAX calls deprecated: the other road, Mosaic GPU, has `mma` from jax 0.12 on, but copies to shared
-memory by the engine that Hopper brought, and neither pipelines nor swizzles for the cards before it by itself.
+Why Triton, which JAX calls deprecated: the other road, Mosaic GPU, has `mma` from jax 0.12 on, but copies
+to shared memory by the engine that Hopper brought, and neither pipelines nor swizzles for the cards before
+it by itself.
 """
 
 from __future__ import annotations
@@ -77,11 +79,12 @@ def _walk(mask: BlockMask) -> tuple[Array, Array, Array]:
     """The mask's rows as the kernel walks them.
 
     Returns:
-      i32[B, N, Tb, 3]: how many whole key blocks the row keeps, how many blocks in all, and its first word that
-      is not zero.
+      i32[B, N, Tb, 3]: how many whole key blocks the row keeps, how many blocks in all, and its first word
+      that is not zero.
       i32[B, N, Tb, words]: its bits without those of partial blocks, then the partial ones', which `_partial`
       lists, in words of their own; one word of zeros.
-      i16[B, N, Tb, words], or i32: which word that is not zero follows on each; the last word where none does.
+      i16[B, N, Tb, words], or i32: which word that is not zero follows on each; the last word where none
+      does.
     """
     W, numbers = mask.kv_bits.shape[-1], [number for number, _, _ in _partial(mask)]
     is_partial = np.zeros(W * WORD, bool)
@@ -130,8 +133,8 @@ def _attend_tile(
 ) -> None:
     """One tile of queries; exponentials are powers of two, of scores times `scale`.
 
-    The shift of the softmax is fixed or the running maximum, see `shift`. Masked steps take the running maximum,
-    which a fixed shift already is.
+    The shift of the softmax is fixed or the running maximum, see `shift`. Masked steps take the running
+    maximum, which a fixed shift already is.
 
     A cursor is (the bits of the present word that are not yet taken, its number, the number of the following
     word, that word, the number of the one after it, the part of the present key block).
@@ -195,9 +198,11 @@ def _attend_tile(
         inner = column % unit if slots > 1 else column
         key = per_column(starts) + inner
         valid = inner < per_column(lengths) if is_masked else None
-        load = lambda ref: plgpu.load(
-            ref.at[key[:, None], feature], **({} if valid is None else {"mask": valid[:, None], "other": 0.0})
-        )
+
+        def load(ref: Ref) -> Array:
+            here = ref.at[key[:, None], feature]
+            return plgpu.load(here) if valid is None else plgpu.load(here, mask=valid[:, None], other=0.0)
+
         scores = plgpu.dot(q, load(k_ref), trans_b=True)  # f32[rows, keys]
         if valid is not None:
             scores = jnp.where(valid[None, :], scores, -jnp.inf)

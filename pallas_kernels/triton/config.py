@@ -10,10 +10,9 @@ from pallas_kernels.block_mask import cdiv
 
 # What a thread block may use at compute capabilities 8.6, 8.9 and 12.0, the least of all from 8.0 on.
 SHARED_MEMORY_BYTES = 99 * 1024
-# 32-bit registers a thread that tiles may fill; it has 255.
-TILE_REGISTERS = 224
+TILE_REGISTERS = 224  # 32-bit registers a thread that its tiles may fill; it has 255
 MAX_HEAD_DIM = 128
-MAX_SLOTS = 16  # key blocks a step: each has its own address
+MAX_SLOTS = 2  # key blocks a step, each found by itself: at four Triton's compiler takes a minute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +57,9 @@ class TuningConfig:
         return None
 
     def shared_memory_bytes(self, head_dim: int) -> int:
-        """What Triton takes on cards with `SHARED_MEMORY_BYTES`: the queries, and one stage of K and V less than
-        there are, 16-bit elements. (On Hopper all stages are in shared memory, of which there is twice as much.)
+        """What Triton takes on cards with `SHARED_MEMORY_BYTES`: the queries, and one stage of K and V less
+        than there are, 16-bit elements. (On Hopper all stages are in shared memory, of which there is twice
+        as much.)
         """
         return 2 * head_dim * (self.rows + 2 * (self.stages - 1) * self.step_keys)
 
@@ -74,22 +74,24 @@ def kernel_head_dim(head_dim: int) -> int:
 
 
 def search_space(head_dim: int, block: tuple[int, int]) -> list[TuningConfig]:
-    """Every config that can run, see `TuningConfig.why_not`, less those that are small without need."""
+    """Every config that can run, see `TuningConfig.why_not`, less those that are small without need: warps
+    have 16 rows, which a matrix product takes, or 32 where there are four of them.
+    """
     configs = [
-        TuningConfig(rows, keys, rows // rows_per_warp, stages)
-        for rows in (16, 32, 64, 128)
-        for rows_per_warp in (16, 32)
+        TuningConfig(rows, keys, warps, stages)
+        for rows, warps in ((16, 1), (32, 2), (64, 4), (128, 4), (128, 8))
         for keys in (16, 32, 64, 128)
         for stages in (2, 3, 4)
     ]
     configs = [config for config in configs if config.why_not(head_dim, block) is None]
     rows, keys = (max((getattr(c, name) for c in configs), default=0) for name in ("rows", "step_keys"))
-    return [c for c in configs if 2 * c.rows >= rows and 4 * c.step_keys >= keys]
+    return [c for c in configs if 2 * c.rows >= rows and 2 * c.step_keys >= keys]
 
 
 def heuristic(head_dim: int, block: tuple[int, int]) -> TuningConfig | None:
-    """Tiles that fill the mask's query blocks best, then the most rows, then tiles that leave registers to work
-    with, then four warps, steps of 64 keys and three stages, or what comes nearest; None where no config fits.
+    """Tiles that fill the mask's query blocks best, then the most rows, then tiles that leave registers to
+    work with, then four warps, steps of 64 keys and three stages, or what comes nearest; None where no
+    config fits.
     """
 
     def merit(config: TuningConfig) -> tuple[float, ...]:

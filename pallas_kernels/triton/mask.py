@@ -1,7 +1,8 @@
 """The mask on GPUs without the Hopper kernel: row thresholds by a Pallas Triton kernel, the rest as in `xla`.
 
-The kernel is the bisection of `thresholds` with a thread block a row. A row of up to `REGISTER_SCORES` is read once
-and stays in registers while its threshold is sought; a longer one is read a chunk at a time, mostly from the cache.
+The kernel is the bisection of `thresholds` with a thread block a row. A row of up to `REGISTER_SCORES` is
+read once and stays in registers while its threshold is sought; a longer one is read a chunk at a time,
+mostly from the cache.
 """
 
 from __future__ import annotations
