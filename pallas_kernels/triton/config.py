@@ -44,9 +44,9 @@ class TuningConfig:
             return f"step_keys={self.step_keys} must be at most {MAX_SLOTS} times {block=}'s keys"
         padded = cdiv(block[0], self.rows) * self.rows
         if self.rows > 16 and 4 * (padded - block[0]) > padded:
-            return f"tiles of {self.rows=} would leave more than a quarter of {block=}'s queries empty"
+            return f"tiles of {self.rows} rows would leave more than a quarter of {block=}'s queries empty"
         if self.warps not in (1, 2, 4, 8) or 16 * self.warps > self.rows:
-            return f"warps={self.warps} must be 1, 2, 4 or 8, and have 16 of {self.rows=} each"
+            return f"warps={self.warps} must be 1, 2, 4 or 8, and have 16 of rows={self.rows} each"
         if self.stages < 2:
             return f"stages={self.stages} must be at least 2"
         if self.shared_memory_bytes(head_dim) > SHARED_MEMORY_BYTES:
