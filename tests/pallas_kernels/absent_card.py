@@ -3,10 +3,10 @@
     pip install 'jax[cuda13]' nvidia-cuda-nvcc nvidia-nvvm      # Python >= 3.12; no GPU, no driver
     JAX_PLATFORMS=cpu python -m tests.pallas_kernels.absent_card [8.0 8.6 8.9 12.0]
 
-XLA compiles for a description of the card; its PTX is assembled once more by ptxas, which reports registers and
-spills. Each line is one kernel with the config that the heuristic picks. The exit status is 1 if a kernel needs
-more shared memory than a thread block of the card may use, does not use the matrix units, or has an instruction
-that a card of another kind brought (wgmma, the bulk copy engine, tcgen05).
+XLA compiles for a description of the card; its PTX is assembled once more by ptxas, which reports registers
+and spills. Each line is one kernel with the config that the heuristic picks. The exit status is 1 if a kernel
+needs more shared memory than a thread block of the card may use, does not use the matrix units, or has an
+instruction that a card of another kind brought (wgmma, the bulk copy engine, tcgen05).
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-# compute capability: name, multiprocessors, shared memory of a thread block, of a multiprocessor
+# compute capability: a name that JAX knows without the device, multiprocessors, bytes of shared memory of a
+# thread block and of a multiprocessor
 CARDS = {
     "8.0": ("NVIDIA A100-SXM4-40GB", 108, 163 * 1024, 164 * 1024),
-    "8.6": ("NVIDIA RTX A6000", 84, 99 * 1024, 100 * 1024),
-    "8.9": ("NVIDIA L40S", 142, 99 * 1024, 100 * 1024),
+    "8.6": ("NVIDIA A10", 72, 99 * 1024, 100 * 1024),
+    "8.9": ("NVIDIA L40", 142, 99 * 1024, 100 * 1024),
     "12.0": ("NVIDIA RTX PRO 6000", 188, 99 * 1024, 100 * 1024),
 }
 CASES = [(64, (128, 64)), (64, (128, 128)), (64, (64, 32)), (128, (128, 64))]  # head dim, block
@@ -47,11 +48,13 @@ def description(capability: str) -> str:
       cuda_compute_capability {{ major: {major} minor: {minor} feature_extension: NONE }}
       core_count: {cores} fpus_per_core: 128 threads_per_warp: 32
       threads_per_block_limit: 1024 threads_per_core_limit: 1536
-      shared_memory_per_block: 49152 shared_memory_per_block_optin: {per_block} shared_memory_per_core: {per_core}
+      shared_memory_per_block: 49152 shared_memory_per_block_optin: {per_block}
+      shared_memory_per_core: {per_core}
       registers_per_core_limit: 65536 registers_per_block_limit: 65536
       block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
       thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
-      memory_bandwidth: 800000000000 l2_cache_size: 41943040 clock_rate_ghz: 1.8 device_memory_size: 48000000000
+      memory_bandwidth: 800000000000 l2_cache_size: 41943040 clock_rate_ghz: 1.8
+      device_memory_size: 48000000000
     }}
     platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} device_description_str: "{name}" """
 
@@ -99,8 +102,8 @@ def report(capability: str, head_dim: int, block: tuple[int, int], dump: Path) -
     products, foreign = len(re.findall(r"mma\.sync", ptx)), re.findall(FOREIGN, ptx)
     good = shared <= CARDS[capability][2] and products > 0 and not foreign
     print(
-        f"{arch} head_dim {head_dim} block {block[0]}x{block[1]}: {registers} registers, {spilled} bytes spilled, "
-        f"{shared} bytes of shared memory, {products} mma.sync, {len(foreign)} of another kind of card"
+        f"{arch} head_dim {head_dim} block {block[0]}x{block[1]}: {registers} registers, {spilled} bytes "
+        f"spilled, {shared} bytes of shared memory, {products} mma.sync, {len(foreign)} of other cards"
         f"{'' if good else '  <-- does not fit'}",
         flush=True,
     )
