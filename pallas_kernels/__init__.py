@@ -2,7 +2,7 @@
 definitions, and `implementation` for what computes them and how another is added.
 """
 
-from pallas_kernels import mosaic_sm90, reference, xla
+from pallas_kernels import mosaic_sm90, reference, triton, xla
 from pallas_kernels.api import block_sparse_attention, pooled_block_mask
 from pallas_kernels.block_mask import BlockMask
 from pallas_kernels.implementation import (
@@ -18,6 +18,7 @@ from pallas_kernels.mosaic_sm90.config import TuningConfig
 for _implementation in (
     reference.Reference(),
     xla.XLA(),
+    triton.Triton(),
     mosaic_sm90.MosaicSM90(),
 ):  # the last is tried first
     register(_implementation)

@@ -1,5 +1,5 @@
-"""The row threshold of the mask by bisection (docs/method.md §4): the steps, which the GPU kernel takes too,
-and a loop over them in plain XLA.
+"""The row threshold of the mask by bisection (docs/method.md §4): the steps, a loop over them for one row,
+which the GPU kernels run, and one over all rows in plain XLA.
 
 A row's kept blocks are {score >= t}. With ρ alone, t is the largest value that at least n = max(1,
 keep_count) blocks reach; with τ alone the smallest whose blocks hold at most τ + 1e-5 of the mass, where a
@@ -9,6 +9,10 @@ is a score, not a probability: blocks far away would tie at p = 0.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from operator import add
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +81,43 @@ def threshold(bracket: Bracket, n: Array | int) -> Array:
     """The image of t: hi, where τ stopped, unless it keeps fewer than n."""
     lo, hi, _, count_hi = bracket
     return jnp.where(count_hi >= n, hi, lo)
+
+
+def row_threshold(
+    fold: Callable[..., Any], shape: tuple[int, ...], size: int, n: Array, tau: Array | None
+) -> Array:
+    """f32[], one row's threshold, inside a kernel, in as many steps as the row needs.
+
+    `fold(f, combine)` gives the combined f(chunk) of the row's chunks, each f32 of `shape`, filled up with
+    NaN; `size` scores at most. n and tau are f32[]; arrays of `shape` stand where Mosaic GPU has no scalar
+    operation.
+    """
+    limit = None
+    if tau is not None:
+        top = jnp.max(fold(lambda x: jnp.where(x >= -jnp.inf, x, -jnp.inf), jnp.maximum))
+
+    def at_least(low: Array) -> tuple[Array, ...]:
+        """How many scores of the row are at least `low`, in float32, and with τ their mass."""
+
+        def terms(x: Array) -> tuple[Array, ...]:
+            above = x >= low
+            count = jnp.where(above, 1.0, 0.0)
+            return (count,) if tau is None else (count, jnp.where(above, jnp.exp(x - top), 0.0))
+
+        return tuple(jnp.sum(term) for term in fold(terms, add))
+
+    if tau is not None:
+        limit = (tau + CDF_SLACK) * at_least(jnp.full(shape, -jnp.inf))[1]
+
+    as_floats = lambda image: image_to_float(jnp.full(shape, image))
+
+    def step(bracket: Bracket) -> Bracket:
+        count, *mass = at_least(as_floats(middle(bracket)))
+        return narrow(bracket, count, n, mass[0] if mass else None, limit)
+
+    bracket = start_bracket(n, size)
+    bracket = jax.lax.while_loop(lambda b: ~is_settled(b, n), step, bracket)
+    return jnp.max(as_floats(threshold(bracket, n)))  # all are equal
 
 
 def row_thresholds(scores: Array, n: Array | int, cdf_threshold: Array | float | None) -> Array:

@@ -107,12 +107,12 @@ def test_block_sparse_attention():
     assert max_error(jax.jit(block_sparse_attention)(q, k, v, mask), exact) < 1e-2
 
 
-@pytest.mark.skipif(
-    find("mosaic_sm90").why_not_on(device_of()) is not None, reason="needs a Hopper GPU and jax >= 0.11"
-)
-@pytest.mark.parametrize("T", [1000, 65536, 280_000])  # rows of scores in registers and in shared memory
+@pytest.mark.parametrize("kernel", ["mosaic_sm90", "triton"])
+@pytest.mark.parametrize("T", [1000, 65536, 280_000, 600_000])  # rows of scores in registers and not
 @pytest.mark.parametrize("cdf_threshold", [None, 0.9])
-def test_the_mask_kernel_keeps_what_xla_keeps(T, cdf_threshold):
+def test_the_mask_kernel_keeps_what_xla_keeps(T, cdf_threshold, kernel):
+    if reason := find(kernel).why_not_on(device_of()):
+        pytest.skip(reason)
     q, k = (
         jax.random.normal(key, (1, T, 4, 64), jnp.bfloat16) for key in jax.random.split(jax.random.key(0))
     )
@@ -123,7 +123,7 @@ def test_the_mask_kernel_keeps_what_xla_keeps(T, cdf_threshold):
                 q, k, keep_count=n, cdf_threshold=cdf_threshold, kv_runs=(T, 500), implementation=name
             )
         )(q, k, keep)
-        for name in ("mosaic_sm90", "xla")
+        for name in (kernel, "xla")
     )
     assert (jax.lax.population_count(ours.kv_bits ^ theirs.kv_bits).sum() / theirs.kv_num_blocks.sum()) < 1e-4
     assert (ours.kv_num_blocks >= keep + 8).all()

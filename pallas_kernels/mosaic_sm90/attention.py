@@ -14,12 +14,9 @@ Both products are asynchronous wgmma: while one consumer exponentiates, the tens
 P V(i) runs on while the next Q Kᵀ is issued. Barriers count arrivals: a copy arrives when its bytes have
 landed, a consumer when it has read a stage.
 
-The shift m. Softmax does not depend on m as long as nothing overflows and the largest weights of a row do not
-vanish. By Cauchy-Schwarz no score exceeds m = c·|q|·max|k|, and none lies more than 2m below it; weights are
-bfloat16, whose exponents reach as far as float32's. Where 2m stays below `FIXED_SHIFT_RANGE` (QK-normalised
-heads do, unless their learnt scales are large) no running maximum is needed, nothing is ever rescaled, and
-the consumers save about a seventh of their time. Other tiles, and float16, take the online softmax. Both are
-exact; only values of v below 2^-30 may be lost to underflow where the bound is far from the scores.
+The shift m of the softmax is fixed where `shift` allows it: no running maximum is needed, nothing is ever
+rescaled, and the consumers save about a seventh of their time. Other tiles, and float16, take the online
+softmax.
 
 Special cases cost little: from the step on that holds the last, partial block of a run of keys or is not
 full, scores are masked, in a loop of its own. The copy engine fills with zeros what lies past the end of an
@@ -48,11 +45,10 @@ from pallas_kernels.mosaic_sm90.config import (
     kernel_block,
     kernel_head_dim,
 )
+from pallas_kernels.shift import FIXED_SHIFT_RANGE, key_bound
 
 Array = jax.Array
 Ref = Any
-# In powers of two; float32 and bfloat16 have 126 below one, the rest is left to the values.
-FIXED_SHIFT_RANGE = 96.0
 PRODUCER_REGISTERS = {1: 40, 2: 40, 3: 32}
 NEVER = 2**30
 
@@ -151,10 +147,7 @@ def _launch(
     split = lambda x: jnp.split(x, [sum(runs[: r + 1]) for r in range(len(runs) - 1)], axis=1)
     k_runs, v_runs = split(k), split(v)
     # For the fixed shift, which float16 has no range for: there it is computed and not read.
-    k_squares = [jnp.max(jnp.sum(jnp.square(x.astype(jnp.float32)), -1), 1) for x in k_runs]
-    k_norm = (
-        scale * jnp.sqrt(jax.tree.reduce(jnp.maximum, k_squares)) * (1 + 1e-3)
-    )  # f32[B, N]; a little for rounding
+    k_norm = key_bound(k_runs, scale)  # f32[B, N]
 
     def kernel(q_ref: Ref, order_ref: Ref, info_ref: Ref, bits_ref: Ref, k_norm_ref: Ref, *refs: Any) -> None:
         k_refs, v_refs, out_ref = refs[: len(runs)], refs[len(runs) : 2 * len(runs)], refs[2 * len(runs)]

@@ -9,7 +9,6 @@ them with the thresholds and packs the bits.
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import add
 from typing import Any
 
 import jax
@@ -20,7 +19,6 @@ import jax.numpy as jnp
 from pallas_kernels import thresholds, xla
 from pallas_kernels.block_mask import BlockMask, cdiv
 from pallas_kernels.mosaic_sm90.config import LINE
-from pallas_kernels.reference import CDF_SLACK
 
 Array = jax.Array
 SCORES_BYTES = 256 * 2**20  # of the pooled scores of the query blocks at hand
@@ -33,39 +31,6 @@ def row_multiple(num_blocks: int) -> int:
     be a multiple of.
     """
     return LINE if num_blocks <= REGISTER_LINES * LINE else CHUNK_LINES * LINE
-
-
-def _find(fold: Callable[..., Any], shape: tuple[int, int], size: int, n: Array, tau: Array | None) -> Array:
-    """One row's threshold. `fold(f, combine)` gives the combined f(chunk) of the row's chunks, each of
-    `shape`.
-    """
-    limit = None
-    if tau is not None:
-        top = jnp.max(fold(lambda x: jnp.where(x >= -jnp.inf, x, -jnp.inf), jnp.maximum))
-
-    def at_least(low: Array) -> tuple[Array, ...]:
-        """How many scores of the row are at least `low`, in float32, and with τ their mass."""
-
-        def terms(x: Array) -> tuple[Array, ...]:
-            above = x >= low
-            count = jnp.where(above, 1.0, 0.0)
-            return (count,) if tau is None else (count, jnp.where(above, jnp.exp(x - top), 0.0))
-
-        return tuple(jnp.sum(term) for term in fold(terms, add))
-
-    if tau is not None:
-        limit = (tau + CDF_SLACK) * at_least(jnp.full(shape, -jnp.inf))[1]
-
-    # Mosaic has no bitcast of a scalar.
-    as_floats = lambda image: thresholds.image_to_float(jnp.full(shape, image))
-
-    def step(bracket: thresholds.Bracket) -> thresholds.Bracket:
-        count, *mass = at_least(as_floats(thresholds.middle(bracket)))
-        return thresholds.narrow(bracket, count, n, mass[0] if mass else None, limit)
-
-    bracket = thresholds.start_bracket(n, size)
-    bracket = jax.lax.while_loop(lambda b: ~thresholds.is_settled(b, n), step, bracket)
-    return jnp.max(as_floats(thresholds.threshold(bracket, n)))  # all are equal
 
 
 def row_thresholds(scores: Array, n: Array | int, cdf_threshold: Array | float | None) -> Array:
@@ -81,7 +46,7 @@ def row_thresholds(scores: Array, n: Array | int, cdf_threshold: Array | float |
 
         def in_registers() -> None:
             x = scores_ref[row]
-            out_ref[row] = _find(lambda f, combine: f(x), x.shape, size, n, tau)
+            out_ref[row] = thresholds.row_threshold(lambda f, combine: f(x), x.shape, size, n, tau)
 
         def in_shared_memory(row_ref: Any, copied: Any) -> None:
             plgpu.copy_gmem_to_smem(scores_ref.at[row], row_ref, copied)
@@ -92,7 +57,7 @@ def row_thresholds(scores: Array, n: Array | int, cdf_threshold: Array | float |
                 more = lambda i, total: jax.tree.map(combine, total, f(chunk(i)))
                 return jax.lax.fori_loop(1, lines // CHUNK_LINES, more, f(chunk(0)))
 
-            out_ref[row] = _find(fold, (CHUNK_LINES, LINE), size, n, tau)
+            out_ref[row] = thresholds.row_threshold(fold, (CHUNK_LINES, LINE), size, n, tau)
 
         if lines <= REGISTER_LINES:
             in_registers()

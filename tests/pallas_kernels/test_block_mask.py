@@ -1,9 +1,10 @@
-"""The mask: its bits, which blocks it keeps, and the Hopper kernel under Pallas' simulator and lowered for
-CUDA.
+"""The mask: its bits, which blocks it keeps, the Hopper kernel under Pallas' simulator and lowered for CUDA,
+the Triton kernel under its interpreter.
 """
 
 import itertools
 import logging
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import pytest
 from pallas_kernels import BlockMask, api, pooled_block_mask, reference, thresholds, xla
 from pallas_kernels import implementation as implementations
 from pallas_kernels.implementation import MASK, Device, Request, find
+from pallas_kernels.triton import mask as triton_mask
 
 needs_jax_011 = pytest.mark.skipif(
     jax.__version_info__ < (0, 11), reason="Mosaic GPU kernels need jax >= 0.11"
@@ -320,6 +322,14 @@ def simulated(run):
     return result
 
 
+def awkward_scores(size):
+    """f32[5, size]."""
+    scores = 3 * jax.random.normal(jax.random.key(0), (5, size))
+    scores = scores.at[1].add(-30.0).at[2].set(0.0).at[3].set(jnp.round(scores[3]))
+    # The others: all negative; all equal; many ties; an early step leaves only the lowest.
+    return scores.at[4].set(jnp.maximum(scores[4], -1.0)).at[4, 0].set(-5.0)
+
+
 @needs_jax_011
 @pytest.mark.parametrize("size", [256, 4500])  # in registers; in shared memory, and filled up with NaN
 @pytest.mark.parametrize(
@@ -328,17 +338,37 @@ def simulated(run):
 def test_the_kernel_keeps_the_same_blocks(size, keep_count, cdf_threshold):
     from pallas_kernels.mosaic_sm90 import mask as mosaic_mask
 
-    scores = 3 * jax.random.normal(jax.random.key(0), (5, size))
-    scores = (
-        scores.at[1].add(-30.0).at[2].set(0.0).at[3].set(jnp.round(scores[3]))
-    )  # all negative; all equal; many ties
-    scores = (
-        scores.at[4].set(jnp.maximum(scores[4], -1.0)).at[4, 0].set(-5.0)
-    )  # an early step leaves only the lowest
+    scores = awkward_scores(size)
     padded = jnp.pad(scores, ((0, 0), (0, -size % mosaic_mask.row_multiple(size))), constant_values=jnp.nan)
     kept = simulated(lambda: kept_by_threshold(padded, keep_count, cdf_threshold, mosaic_mask.row_thresholds))
     np.testing.assert_array_equal(kept[:, :size], kept_by_threshold(scores, keep_count, cdf_threshold))
     assert not kept[:, size:].any()
+
+
+@pytest.mark.parametrize("size", [1, 256, 300, 9000])  # in registers; with empty places; in chunks
+@pytest.mark.parametrize(
+    "keep_count, cdf_threshold", [(1, None), (70, None), (0, 0.8), (0, 0.0), (0, 1.0), (70, 0.6)]
+)
+def test_the_triton_kernel_keeps_the_same_blocks(size, keep_count, cdf_threshold):
+    find_thresholds = partial(triton_mask.row_thresholds, interpret=True)
+    keep_count, scores = min(keep_count, size), awkward_scores(size)
+    kept = kept_by_threshold(scores, keep_count, cdf_threshold, find_thresholds)
+    np.testing.assert_array_equal(kept, kept_by_threshold(scores, keep_count, cdf_threshold))
+
+
+def test_the_triton_kernel_makes_the_same_mask(monkeypatch):
+    """A batch, two runs, chunks of rows, traced values of two layers."""
+    monkeypatch.setattr(triton_mask, "SCORES_BYTES", 2 * 2 * 2 * 11 * 4)  # two rows of batch and heads
+    q, k = queries_and_keys(61, 83, B=2, dtype=jnp.bfloat16)
+    how = {"block": (16, 8), "kv_runs": (83, 17), "pool": "mean"}
+    of_layers = lambda select: jax.vmap(lambda n, t: select(q, k, keep_count=n, cdf_threshold=t, **how))(
+        jnp.array([2, 5]), jnp.array([0.6, 0.1])
+    )
+    ours, expected = map(
+        of_layers, (partial(triton_mask.pooled_block_mask, interpret=True), xla.pooled_block_mask)
+    )
+    np.testing.assert_array_equal(ours.kv_bits, expected.kv_bits)
+    np.testing.assert_array_equal(ours.kv_num_blocks, expected.kv_num_blocks)
 
 
 @needs_jax_011

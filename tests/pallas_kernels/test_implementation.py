@@ -25,6 +25,7 @@ from pallas_kernels import (
     pooled_block_mask,
     register,
     registered,
+    triton,
 )
 from pallas_kernels.implementation import ATTENTION, MASK, Device, Request, choose, find, names
 
@@ -100,7 +101,7 @@ def test_it_is_gone_when_the_with_statement_ends():
         raise KeyError
     assert names() == before
     with pytest.raises(
-        ValueError, match=r"implementation='toy' must be None or one of \('mosaic_sm90', 'xla'"
+        ValueError, match=r"implementation='toy' must be None or one of \('mosaic_sm90', 'triton', 'xla'"
     ):
         block_sparse_attention(*arrays(8), implementation="toy")
 
@@ -224,6 +225,64 @@ def test_a_config_of_another_implementation_is_refused_by_name(toy, monkeypatch)
     with pytest.raises(TypeError, match="config=3 must be a pallas_kernels.mosaic_sm90.config.TuningConfig"):
         block_sparse_attention(*arrays(8), implementation="toy", config=3)
     assert (block_sparse_attention(*arrays(8), implementation="xla", config=3) != 7).all()  # nothing to tune
+
+
+# The Triton kernels, as far as their answers go
+
+ADA = Device("gpu", "NVIDIA L40S", "8.9")
+PORTABLE = dataclasses.replace(REQUEST, device=ADA)
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({}, None),
+        ({"operation": MASK}, None),
+        ({"dtype": np.dtype(jnp.float16), "H": 128}, None),
+        ({"block": (128, 512)}, None),
+        ({"block": (64, 32)}, None),
+        ({"device": HOPPER}, None),
+        ({"device": Device("gpu", "NVIDIA GeForce RTX 5090", "12.0")}, None),
+        ({"dtype": np.dtype(np.float32)}, "takes bfloat16 and float16, not float32"),
+        ({"H": 129}, "head_dim of at most 128, not 129"),
+        ({"block": (128, 60)}, "part of, key blocks of 60"),
+        ({"sharded": True}, "call it inside jax.shard_map"),
+        (
+            {"device": Device("gpu", "Tesla T4", "7.5")},
+            "compute capability 8.0 or higher; this is 'Tesla T4' (7.5)",
+        ),
+        ({"device": Device("gpu", "AMD Instinct MI300X", "gfx942")}, "compute capability 8.0 or higher"),
+        ({"device": Device("cpu", "cpu")}, "an NVIDIA GPU"),
+        ({"config": triton.TuningConfig(48, 64, 4, 3)}, "rows=48 must be a power of two"),
+        ({"config": "another implementation's"}, None),
+    ],
+)
+def test_the_triton_kernels_say_what_they_take(change, reason):
+    found = find("triton").why_not(dataclasses.replace(PORTABLE, **change))
+    assert found is None if reason is None else reason in found
+
+
+def test_hopper_keeps_its_own_kernels_and_other_cards_take_the_portable_ones():
+    """... which a Hopper GPU takes for what its own do not serve."""
+    served_by = lambda **change: choose(dataclasses.replace(REQUEST, **change))[0].name
+    hoppers = "mosaic_sm90" if jax.__version_info__ >= (0, 11) else "triton"
+    for operation in (MASK, ATTENTION):
+        assert served_by(operation=operation) == hoppers
+        assert served_by(operation=operation, device=ADA) == "triton"
+        assert served_by(operation=operation, device=Device("gpu", "Tesla T4", "7.5")) == "xla"
+        assert served_by(operation=operation, device=ADA, dtype=np.dtype(np.float32)) == "xla"
+    assert served_by(block=(128, 512)) == "triton"
+
+
+def test_a_jax_without_the_triton_backend_is_said(monkeypatch):
+    def gone(name):
+        raise ImportError("cannot import name 'triton'")
+
+    triton._import_error.cache_clear()
+    monkeypatch.setattr(triton, "import_module", gone)
+    assert "has no Triton backend of Pallas as it knows it: cannot import" in find("triton").why_not(PORTABLE)
+    assert choose(PORTABLE)[0].name == "xla"
+    triton._import_error.cache_clear()
 
 
 @needs_jax_011

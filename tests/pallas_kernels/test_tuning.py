@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import BlockMask, Implementation, TuningConfig, autotune, registered, tuning, xla
+from pallas_kernels import BlockMask, Implementation, TuningConfig, autotune, registered, triton, tuning, xla
 from pallas_kernels.implementation import ATTENTION, find, names
 from pallas_kernels.mosaic_sm90 import config as configs
 
 H100 = "NVIDIA H100 80GB HBM3"
-MOSAIC = find("mosaic_sm90")
+MOSAIC, TRITON = find("mosaic_sm90"), find("triton")
 TUNED = resources.files("pallas_kernels") / "tuned"
 
 
@@ -168,11 +168,36 @@ def test_the_search_space_is_what_fits():
     assert {warpgroups for warpgroups, *_ in fields} == {1, 2}
 
 
+@pytest.mark.parametrize("implementation", [MOSAIC, TRITON], ids=lambda one: one.name)
 @pytest.mark.parametrize(
     "block", [(128, 64), (192, 64), (64, 64), (256, 64), (128, 128), (128, 32), (128, 192), (384, 128)]
 )
-def test_the_heuristic_is_in_the_search_space(block):
-    assert MOSAIC.heuristic(64, block) in MOSAIC.search_space(64, block)
+def test_the_heuristic_is_in_the_search_space(block, implementation):
+    assert implementation.heuristic(64, block) in implementation.search_space(64, block)
+
+
+def test_a_triton_config_that_does_not_fit_says_why():
+    why_not = lambda *config, head_dim=64, block=(128, 64): triton.TuningConfig(*config).why_not(
+        head_dim, block
+    )
+    assert why_not(128, 64, 4, 3) is None
+    assert "rows=96 must be a power of two" in why_not(96, 64, 4, 3)
+    assert "must divide block=(128, 96)'s keys" in why_not(128, 64, 4, 3, block=(128, 96))
+    assert "at most 2 times block=(128, 16)'s keys" in why_not(128, 64, 4, 3, block=(128, 16))
+    assert "more than a quarter of block=(32, 64)'s queries" in why_not(128, 64, 4, 3, block=(32, 64))
+    assert "have 16 of rows=64 each" in why_not(64, 64, 8, 3)
+    assert "stages=1" in why_not(128, 64, 4, 1)
+    assert "it needs 114688 bytes of shared memory" in why_not(128, 128, 4, 4)  # Q, and K and V three times
+    assert "fill 256 registers" in why_not(128, 64, 4, 2, head_dim=128)
+
+
+@pytest.mark.parametrize("head_dim, warps", [(64, 4), (128, 8)])
+def test_the_triton_heuristic_is_what_autotune_found(head_dim, warps):
+    """... on an H100, for the paper's blocks; and it fills the query blocks of others."""
+    assert TRITON.heuristic(head_dim, (128, 64)) == triton.TuningConfig(128, 64, warps, 3)
+    assert tuning.lookup(TRITON, H100, head_dim, (128, 64)) == triton.TuningConfig(128, 64, warps, 3)
+    assert TRITON.heuristic(head_dim, (192, 64)).rows == 64
+    assert TRITON.heuristic(head_dim, (16, 8)) == triton.TuningConfig(16, 16, 1, 3)
 
 
 def test_autotune_adds_to_its_file(tmp_path):
