@@ -13,7 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from fastvggt_jax.errors import OutOfMemoryError, out_of_memory
-from fastvggt_jax.export.base import Export, ExportOptions, all_formats, check_formats, write_formats
+from fastvggt_jax.export.base import (
+    Export,
+    ExportOptions,
+    all_formats,
+    always_written,
+    check_formats,
+    write_formats,
+)
 from fastvggt_jax.io.files import check_output_folder, output_folder
 from fastvggt_jax.models.base import Model
 from fastvggt_jax.models.prediction import Reconstruction
@@ -29,7 +36,8 @@ Step = Callable[[str], contextlib.AbstractContextManager]
 class Settings:
     """What to reconstruct and how; the options of the command line, which documents them.
 
-    cameras.json is always among the formats: by it a later run knows the folder for one of ours.
+    cameras.json is always among the formats, since by it a later run knows the folder for one of ours, and so
+    is scene.json, which says what is in the folder.
     """
 
     photos: tuple[str, ...]
@@ -53,7 +61,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
     load_images, from_pretrained, to_scene and the writers raise, and OutOfMemoryError.
     """
     s = settings
-    formats = check_formats(("cameras", *s.formats))
+    formats = check_formats(always_written(s.formats))
     # What --overwrite may replace; the first tells that the folder is ours.
     ours = [pattern for format in all_formats() for pattern in format.files]
     check_output_folder(s.output, overwrite=s.overwrite, ours=ours)
@@ -72,7 +80,8 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
         del params
         with step("write"):
             scene = to_scene(found, images)
-            export = Export(scene, s.export)
+            export = Export.of(scene, s.export, images.frames)
+            scene = export.scene
             if not len(export.cloud):
                 warnings.warn("no point is left: lower conf_percentile or raise edge_filter", stacklevel=2)
             with output_folder(s.output, overwrite=s.overwrite, ours=ours) as folder:
@@ -88,6 +97,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
             "mode": s.mode or model.image_policy.mode,
         },
         "points": len(export.cloud),
+        "tracks": export.tracks_report(),
         "intrinsics": list(scene.intrinsics),
         "model": {
             "class": type(model).__name__,

@@ -47,12 +47,14 @@ class Images:
     names: file names, with folders before them where names alone would not differ; positions of what has no
       file.
     skipped: (file, reason) of the photographs left out by skip_bad.
+    frames: one per photograph, which opens it again; () of Images made by hand.
     """
 
     pixels: np.ndarray
     transforms: tuple[ImageTransform, ...]
     names: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
+    frames: tuple[Frame, ...] = ()
 
 
 def load_images(
@@ -99,7 +101,7 @@ def load_images(
         fit: Fit = partial(fit_area, target=_area_target(frames, names, limit, policy.patch))
     else:
         fit = partial(FITS[mode], size=size or WIDTH, patch=policy.patch)
-    loaded, kept, skipped = [], [], []
+    loaded, kept, skipped, used = [], [], [], []
     # Pillow decodes and resizes outside the GIL.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(lambda frame, name: _load_or_error(frame, name, fit, alpha), frames, names)
@@ -107,6 +109,7 @@ def load_images(
             if not isinstance(result, ImageError):
                 loaded.append(result)
                 kept.append(name)
+                used.append(frame)
             elif skip_bad:
                 skipped.append((_label(frame, name), str(result)))
             else:
@@ -115,7 +118,7 @@ def load_images(
     if not loaded:
         raise ImageError(f"none of the {len(frames)} photographs can be read; the first: {skipped[0][1]}")
     pixels, transforms = stack_images(loaded)
-    return Images(pixels, transforms, tuple(kept), tuple(skipped))
+    return Images(pixels, transforms, tuple(kept), tuple(skipped), tuple(used))
 
 
 def _load_or_error(

@@ -1,0 +1,180 @@
+"""Points that several photographs see, and where: what COLMAP's points3D is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from fastvggt_jax.scene import Scene, spread
+
+DEPTH_TOLERANCE = 0.04  # of the depth: a view whose own depth differs by more sees another surface
+COLOR_TOLERANCE = 64  # of 255, mean over the channels: exposures differ, another thing differs by more
+MAX_TRACK = 24  # observations of a point, at most; more bring nothing but size
+OVERSAMPLING = 4  # candidates tried for each point that is wanted
+CHUNK = 1 << 15  # points at a time, which bounds the memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Tracks:
+    """M points and their N observations, sorted by point, then by frame.
+
+    xyz: f64[M, 3] in the world. rgb: u8[M, 3]. conf: f32[M], the model's for the pixel it was taken from.
+    point: i64[N], index of the point. frame: i64[N]. xy: f64[N, 2], where it is observed, in model pixels.
+    residual: f64[N, 2], the observation minus the projection of the point, in model pixels.
+    """
+
+    xyz: np.ndarray
+    rgb: np.ndarray
+    conf: np.ndarray
+    point: np.ndarray
+    frame: np.ndarray
+    xy: np.ndarray
+    residual: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.xyz)
+
+    def lengths(self) -> np.ndarray:
+        """i64[M], observations of each point."""
+        return np.bincount(self.point, minlength=len(self))
+
+    def in_pixels(self, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+        """(where points are observed, f64[N, 2], and the residuals' lengths, f64[N]) in the photographs' own
+        pixels.
+        """
+        per_frame = [(t.scale_x, t.scale_y, t.offset_x, t.offset_y) for t in scene.transforms]
+        of = np.array(per_frame, np.float64).reshape(-1, 4)[self.frame]  # [N, 4]
+        return (self.xy - of[:, 2:]) / of[:, :2], np.linalg.norm(self.residual / of[:, :2], axis=-1)
+
+    def errors(self, scene: Scene) -> np.ndarray:
+        """f64[M], the mean distance in original pixels between a point's projections and its observations."""
+        _, lengths = self.in_pixels(scene)
+        return np.bincount(self.point, lengths, len(self)) / np.maximum(self.lengths(), 1)
+
+
+def find_tracks(
+    scene: Scene,
+    max_points: int,
+    *,
+    conf_percentile: float | None = None,
+    edge_filter: float | None = None,
+    voxel: float | None = None,
+) -> Tracks:
+    """Points of the cloud that two views or more agree on, at most `max_points`, evenly spread.
+
+    A point is the model's for the centre of one pixel. It is observed there, and in every other view where it
+    projects onto a pixel that is valid, no nothing (`conf_floor`), of about its colour, and whose own depth
+    is the point's within DEPTH_TOLERANCE: a view that sees something nearer is left out, as hidden, one that
+    sees farther as contradicting. It is observed exactly where the cameras project it. Of more than MAX_TRACK
+    observations an even choice is kept.
+    The filters are those of `Scene.point_cloud`. The same scene gives the same tracks; memory is bounded by
+    `max_points` and the scene's own arrays.
+    """
+    chosen = scene.point_indices(conf_percentile=conf_percentile, edge_filter=edge_filter, voxel=voxel)
+    if len(chosen) > OVERSAMPLING * max_points:
+        chosen = chosen[spread(len(chosen), OVERSAMPLING * max_points)]
+    views = _Views(scene)
+    chunks = max(1, -(-len(chosen) // CHUNK))
+    parts: list[_Part] = []
+    found = 0
+    for k in range(chunks):
+        # every so many, so that each chunk has some of all photographs
+        parts.append(views.observe(chosen[k::chunks]))
+        found += len(parts[-1].index)
+        if found >= max_points:
+            break
+    return _joined(scene, parts, max_points)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """index: i64[m] of the points, among all pixels. point: i64[n] into it; the rest as in Tracks."""
+
+    index: np.ndarray
+    point: np.ndarray
+    frame: np.ndarray
+    xy: np.ndarray
+    residual: np.ndarray
+
+
+class _Views:
+    """The scene's cameras and maps, ready for looking points up."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.seen = scene.valid & (scene.points_conf >= scene.conf_floor) & np.isfinite(scene.depth)
+        cam_from_world, K = scene.cam_from_world.astype(np.float64), scene.K.astype(np.float64)
+        self.pixel_from_world = np.concatenate([K @ cam_from_world], 0)  # [F, 3, 4]; its third row is depth
+
+    def observe(self, index: np.ndarray) -> _Part:
+        """What all views see of the points of these pixels; only points of two observations or more."""
+        scene = self.scene
+        _, height, width = scene.valid.shape
+        xyz = scene.points.reshape(-1, 3)[index].astype(np.float64)
+        rgb = scene.colors.reshape(-1, 3)[index]
+        source, pixel = np.divmod(index, height * width)
+        centre = np.stack([pixel % width, pixel // width], -1) + 0.5  # [m, 2]
+        rows: list[tuple[np.ndarray, ...]] = []
+        for frame in range(len(scene.names)):
+            own = source == frame
+            seen, uv = self._look(frame, xyz, rgb)
+            at = np.flatnonzero(own | seen)
+            xy = np.where(own[at, None], centre[at], uv[at])
+            rows.append((at, np.full(len(at), frame), xy, xy - uv[at], own[at]))
+        point, frames, xy, residual, own = (np.concatenate(part) for part in zip(*rows, strict=True))
+        length = np.bincount(point, minlength=len(index))
+        order = np.argsort(point, kind="stable")  # by point, then by frame
+        rank = np.arange(len(point)) - np.repeat(np.cumsum(length) - length, length)
+        step = (rank * MAX_TRACK) // length[point[order]]
+        evenly = np.concatenate([[True], step[1:] != step[:-1]])[: len(rank)] | (rank == 0)
+        keep = order[
+            (length[point[order]] >= 2) & ((length[point[order]] <= MAX_TRACK) | evenly | own[order])
+        ]
+        new = np.cumsum(length >= 2) - 1
+        return _Part(index[length >= 2], new[point[keep]], frames[keep], xy[keep], residual[keep])
+
+    def _look(self, frame: int, xyz: np.ndarray, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(bool[m]: whether this view sees the points themselves; f64[m, 2]: where they project)."""
+        scene, (height, width) = self.scene, self.scene.valid.shape[1:]
+        camera = self.pixel_from_world[frame]
+        at = xyz @ camera[:, :3].T + camera[:, 3]
+        z = at[:, 2]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            uv = at[:, :2] / z[:, None]
+        inside = np.flatnonzero((z > 0) & (uv >= 0).all(-1) & (uv < (width, height)).all(-1))
+        u, v = uv[inside].astype(np.int64).T
+        same = np.abs(z[inside] - scene.depth[frame, v, u]) <= DEPTH_TOLERANCE * z[inside]
+        inside, u, v = inside[same], u[same], v[same]
+        difference = np.abs(scene.colors[frame, v, u].astype(np.int16) - rgb[inside]).sum(-1)
+        inside = inside[self.seen[frame, v, u] & (difference <= 3 * COLOR_TOLERANCE)]
+        seen = np.zeros(len(xyz), bool)
+        seen[inside] = True
+        return seen, uv
+
+
+def _joined(scene: Scene, parts: list[_Part], max_points: int) -> Tracks:
+    """One set of tracks, sorted by the points' pixels, of at most `max_points`."""
+    sizes = np.cumsum([0, *(len(part.index) for part in parts)])
+    index = np.concatenate([part.index for part in parts])
+    point = np.concatenate([part.point + start for part, start in zip(parts, sizes[:-1], strict=True)])
+    frame, xy, residual = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("frame", "xy", "residual")
+    )
+    kept = np.argsort(index)
+    if len(kept) > max_points:
+        kept = kept[spread(len(kept), max_points)]
+    new = np.full(len(index), -1)
+    new[kept] = np.arange(len(kept))
+    point = new[point]
+    order = np.lexsort((frame, point))
+    order = order[point[order] >= 0]
+    return Tracks(
+        xyz=scene.points.reshape(-1, 3)[index[kept]].astype(np.float64),
+        rgb=scene.colors.reshape(-1, 3)[index[kept]],
+        conf=scene.points_conf.reshape(-1)[index[kept]],
+        point=point[order],
+        frame=frame[order],
+        xy=xy[order],
+        residual=residual[order],
+    )
