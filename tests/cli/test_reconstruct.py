@@ -28,7 +28,16 @@ from fastvggt_jax.testing.tiny import write_random_weights
 PHOTOS = Path(__file__).parents[1] / "golden" / "images"
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-FILES = ["cameras.json", "depth", "overview.jpg", "points.ply", "scene.glb", "scene.npz"]
+FILES = [
+    "cameras.json",
+    "depth",
+    "overview.jpg",
+    "points.ply",
+    "scene.glb",
+    "scene.json",
+    "scene.npz",
+    "sparse",
+]
 WITHOUT_GLB = ["--format", "cameras,depth,ply,overview,scene"]
 
 
@@ -443,7 +452,7 @@ BAD = {
         ["reconstruct", PHOTOS, "--conf-percentile", 101],
         "--conf-percentile must be in [0, 100]",
     ),
-    "limit": (["reconstruct", PHOTOS, "--max-points", 0], "--max-points must be at least 1"),
+    "limit": (["reconstruct", PHOTOS, "--max-points", 0], "--max-points must be a whole number, at least 1"),
     "voxel": (["reconstruct", PHOTOS, "--voxel", 0], "--voxel must be above 0"),
     "edges": (["reconstruct", PHOTOS, "--edge-filter", -1], "--edge-filter must be above 0"),
     "points": (
