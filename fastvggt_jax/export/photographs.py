@@ -20,6 +20,7 @@ from fastvggt_jax.export.depth import file_stems
 from fastvggt_jax.io.files import new_file, reason, temporary_sibling, write_file
 from fastvggt_jax.scene import Scene
 from fastvggt_jax.sources import Frame, ImageTransform
+from fastvggt_jax.sources.images import _open_rgb
 from fastvggt_jax.sources.photographs import open_photograph
 
 ORIENTATION = 0x0112  # EXIF's tag
@@ -97,6 +98,8 @@ def _place(
     if image.size != (t.original_width, t.original_height):
         now, then = ("{}x{}".format(*size) for size in (image.size, (t.original_width, t.original_height)))
         raise ImageError(f"{frame.path or scene.names[i]} has {now} pixels, but had {then}")
+    if image.mode.startswith(("I", "F")):  # of 16 bits: as the loader scales them
+        image = _open_rgb(frame, scene.names[i], alpha=False)
     ending = ".png" if image.has_transparency_data else ".jpg"
     _write(image.convert("RGBA" if ending == ".png" else "RGB"), folder / f"{stem}{ending}")
     return f"{stem}{ending}", t
@@ -105,11 +108,16 @@ def _place(
 def _ending_as_it_is(path: Path, size: tuple[int, int]) -> str | None:
     """The ending of a file that can be used as it is, of this size; None if it has to be written anew."""
     try:
-        with Image.open(path, formats=("JPEG", "MPO", "PNG")) as image:
+        with Image.open(path, formats=("JPEG", "PNG")) as image:
             upright = image.getexif().get(ORIENTATION, 1) == 1
             usable = upright and image.mode in MODES and image.size == size
             return ENDINGS[image.format or ""] if usable else None
-    except Exception:  # whatever a damaged header makes of it: opening it says so
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ):  # opening it whole says what it is
         return None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fastvggt_jax.errors import FileError, InputError, TargetError
+from fastvggt_jax.errors import Error, FileError, InputError, TargetError
 from fastvggt_jax.export.base import (
     Export,
     ExportOptions,
@@ -95,7 +95,7 @@ def _write_into(folder: Path, export: Export, formats: list[Format]) -> list[str
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, target)
     except OSError as error:
-        if isinstance(error, FileError) and str(new) not in str(error):
+        if isinstance(error, Error) and str(new) not in str(error):
             raise
         raise FileError(f"{folder} could not be written to: {reason(error)}", cause=error) from error
     finally:
