@@ -103,54 +103,57 @@ class _Views:
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
-        self.seen = scene.valid & (scene.points_conf >= scene.conf_floor) & np.isfinite(scene.depth)
-        cam_from_world, K = scene.cam_from_world.astype(np.float64), scene.K.astype(np.float64)
-        self.pixel_from_world = np.concatenate([K @ cam_from_world], 0)  # [F, 3, 4]; its third row is depth
+        self.shows = scene.valid & (scene.points_conf >= scene.conf_floor)
+        K, cam_from_world = scene.K.astype(np.float64), scene.cam_from_world.astype(np.float64)
+        self.pixel_from_world = K @ cam_from_world  # [F, 3, 4]; its third row is depth
 
     def observe(self, index: np.ndarray) -> _Part:
         """What all views see of the points of these pixels; only points of two observations or more."""
         scene = self.scene
         _, height, width = scene.valid.shape
-        xyz = scene.points.reshape(-1, 3)[index].astype(np.float64)
-        rgb = scene.colors.reshape(-1, 3)[index]
+        xyz = scene.points.reshape(-1, 3)[index]
+        rgb = scene.colors.reshape(-1, 3)[index].astype(np.int16).T
         source, pixel = np.divmod(index, height * width)
-        centre = np.stack([pixel % width, pixel // width], -1) + 0.5  # [m, 2]
-        rows: list[tuple[np.ndarray, ...]] = []
-        for frame in range(len(scene.names)):
-            own = source == frame
-            seen, uv = self._look(frame, xyz, rgb)
-            at = np.flatnonzero(own | seen)
-            xy = np.where(own[at, None], centre[at], uv[at])
-            rows.append((at, np.full(len(at), frame), xy, xy - uv[at], own[at]))
-        point, frames, xy, residual, own = (np.concatenate(part) for part in zip(*rows, strict=True))
-        length = np.bincount(point, minlength=len(index))
-        order = np.argsort(point, kind="stable")  # by point, then by frame
-        rank = np.arange(len(point)) - np.repeat(np.cumsum(length) - length, length)
-        step = (rank * MAX_TRACK) // length[point[order]]
-        evenly = np.concatenate([[True], step[1:] != step[:-1]])[: len(rank)] | (rank == 0)
-        keep = order[
-            (length[point[order]] >= 2) & ((length[point[order]] <= MAX_TRACK) | evenly | own[order])
-        ]
-        new = np.cumsum(length >= 2) - 1
-        return _Part(index[length >= 2], new[point[keep]], frames[keep], xy[keep], residual[keep])
+        seen = np.stack([self._sees(frame, xyz.T, rgb) for frame in range(len(scene.names))])  # [F, m]
+        seen[source, np.arange(len(index))] = True
+        point, frame = np.nonzero(_evenly(seen, source).T)
+        observed, new = np.unique(point, return_inverse=True)
+        at = np.einsum("nij,nj->ni", self.pixel_from_world[frame][..., :3], xyz[point].astype(np.float64))
+        at += self.pixel_from_world[frame][..., 3]
+        projected = at[:, :2] / at[:, 2:]
+        own = frame == source[point]
+        centre = np.stack([pixel % width, pixel // width], -1)[point] + 0.5
+        xy = np.where(own[:, None], centre, projected)
+        return _Part(index[observed], new, frame, xy, xy - projected)
 
-    def _look(self, frame: int, xyz: np.ndarray, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(bool[m]: whether this view sees the points themselves; f64[m, 2]: where they project)."""
+    def _sees(self, frame: int, xyz: np.ndarray, rgb: np.ndarray) -> np.ndarray:
+        """bool[m]: whether this view sees the points f32[3, m] of these colours i16[3, m] themselves."""
         scene, (height, width) = self.scene, self.scene.valid.shape[1:]
-        camera = self.pixel_from_world[frame]
-        at = xyz @ camera[:, :3].T + camera[:, 3]
-        z = at[:, 2]
+        camera = self.pixel_from_world[frame].astype(np.float32)
+        x, y, z = camera[:, :3] @ xyz + camera[:, 3:]
         with np.errstate(divide="ignore", invalid="ignore"):
-            uv = at[:, :2] / z[:, None]
-        inside = np.flatnonzero((z > 0) & (uv >= 0).all(-1) & (uv < (width, height)).all(-1))
-        u, v = uv[inside].astype(np.int64).T
-        same = np.abs(z[inside] - scene.depth[frame, v, u]) <= DEPTH_TOLERANCE * z[inside]
-        inside, u, v = inside[same], u[same], v[same]
-        difference = np.abs(scene.colors[frame, v, u].astype(np.int16) - rgb[inside]).sum(-1)
-        inside = inside[self.seen[frame, v, u] & (difference <= 3 * COLOR_TOLERANCE)]
-        seen = np.zeros(len(xyz), bool)
-        seen[inside] = True
-        return seen, uv
+            u, v = x / z, y / z
+        at = np.flatnonzero((z > 0) & (u >= 0) & (u < width) & (v >= 0) & (v < height))
+        pixel = v[at].astype(np.int64) * width + u[at].astype(np.int64)
+        same = np.abs(z[at] - scene.depth[frame].reshape(-1)[pixel]) <= DEPTH_TOLERANCE * z[at]
+        same &= self.shows[frame].reshape(-1)[pixel]
+        at, pixel = at[same], pixel[same]
+        difference = np.abs(scene.colors[frame].reshape(-1, 3)[pixel].T - rgb[:, at]).sum(0)
+        seen = np.zeros(xyz.shape[1], bool)
+        seen[at] = difference <= 3 * COLOR_TOLERANCE
+        return seen
+
+
+def _evenly(seen: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Of what is seen, bool[F, m], an even choice of about MAX_TRACK views of each point, its source among
+    them; none of a point that is seen once.
+    """
+    length = seen.sum(0)
+    rank = np.cumsum(seen, 0, dtype=np.int32) - 1
+    share = MAX_TRACK / np.maximum(length, MAX_TRACK)
+    chosen = seen & (np.floor(rank * share) > np.floor((rank - 1) * share))
+    chosen[source, np.arange(len(source))] = True
+    return chosen & (length >= 2)
 
 
 def _joined(scene: Scene, parts: list[_Part], max_points: int) -> Tracks:
@@ -167,7 +170,7 @@ def _joined(scene: Scene, parts: list[_Part], max_points: int) -> Tracks:
     new = np.full(len(index), -1)
     new[kept] = np.arange(len(kept))
     point = new[point]
-    order = np.lexsort((frame, point))
+    order = np.argsort(point, kind="stable")  # by frame they are sorted within each point
     order = order[point[order] >= 0]
     return Tracks(
         xyz=scene.points.reshape(-1, 3)[index[kept]].astype(np.float64),
