@@ -44,7 +44,7 @@ def with_K(scene: Scene, K_original: np.ndarray, intrinsics: tuple[str, ...]) ->
     """The scene seen through other K f64[F, 3, 3] of the original pixels: depth and poses stay, every point
     moves so that it is seen where it was.
     """
-    K = np.stack([_model_from_original(t) @ k for t, k in zip(scene.transforms, K_original, strict=True)])
+    K = np.stack([model_from_original(t) @ k for t, k in zip(scene.transforms, K_original, strict=True)])
     points, world_from_cam = np.empty_like(scene.points), scene.world_from_cam.astype(np.float64)
     for i, (pose, back) in enumerate(zip(scene.cam_from_world, world_from_cam, strict=True)):
         local = scene.points[i].astype(np.float64) @ pose[:, :3].T + pose[:, 3]  # [H, W, 3]
@@ -58,7 +58,7 @@ def _K_original(scene: Scene) -> np.ndarray:
     return np.stack([scene.K_original(i) for i in range(len(scene.names))])  # f64[F, 3, 3]
 
 
-def _model_from_original(t: ImageTransform) -> np.ndarray:
+def model_from_original(t: ImageTransform) -> np.ndarray:
     return np.array([[t.scale_x, 0, t.offset_x], [0, t.scale_y, t.offset_y], [0, 0, 1]])
 
 

@@ -19,11 +19,13 @@ CHUNK = 1 << 15  # points at a time, which bounds the memory
 class Tracks:
     """M points and their N observations, sorted by point, then by frame.
 
-    xyz: f64[M, 3] in the world. rgb: u8[M, 3]. conf: f32[M], the model's for the pixel it was taken from.
+    pixel: i64[M], which of the F·H·W pixels each is of. xyz: f64[M, 3] in the world. rgb: u8[M, 3]. conf:
+      f32[M], the model's.
     point: i64[N], index of the point. frame: i64[N]. xy: f64[N, 2], where it is observed, in model pixels.
     residual: f64[N, 2], the observation minus the projection of the point, in model pixels.
     """
 
+    pixel: np.ndarray
     xyz: np.ndarray
     rgb: np.ndarray
     conf: np.ndarray
@@ -53,6 +55,22 @@ class Tracks:
         return np.bincount(self.point, lengths, len(self)) / np.maximum(self.lengths(), 1)
 
 
+def select(tracks: Tracks, kept: np.ndarray) -> Tracks:
+    """With these observations, bool[N], alone, of points that two or more of them are left of."""
+    kept = kept & (np.bincount(tracks.point[kept], minlength=len(tracks)) >= 2)[tracks.point]
+    points, new = np.unique(tracks.point[kept], return_inverse=True)
+    return Tracks(
+        pixel=tracks.pixel[points],
+        xyz=tracks.xyz[points],
+        rgb=tracks.rgb[points],
+        conf=tracks.conf[points],
+        point=new,
+        frame=tracks.frame[kept],
+        xy=tracks.xy[kept],
+        residual=tracks.residual[kept],
+    )
+
+
 def find_tracks(
     scene: Scene,
     max_points: int,
@@ -72,6 +90,11 @@ def find_tracks(
     `max_points` and the scene's own arrays.
     """
     chosen = scene.point_indices(conf_percentile=conf_percentile, edge_filter=edge_filter, voxel=voxel)
+    return tracks_of_pixels(scene, chosen, max_points)
+
+
+def tracks_of_pixels(scene: Scene, chosen: np.ndarray, max_points: int) -> Tracks:
+    """`find_tracks` among the points of the pixels i64[K], sorted."""
     if len(chosen) > OVERSAMPLING * max_points:
         chosen = chosen[spread(len(chosen), OVERSAMPLING * max_points)]
     views = _Views(scene)
@@ -173,6 +196,7 @@ def _joined(scene: Scene, parts: list[_Part], max_points: int) -> Tracks:
     order = np.argsort(point, kind="stable")  # by frame they are sorted within each point
     order = order[point[order] >= 0]
     return Tracks(
+        pixel=index[kept],
         xyz=scene.points.reshape(-1, 3)[index[kept]].astype(np.float64),
         rgb=scene.colors.reshape(-1, 3)[index[kept]],
         conf=scene.points_conf.reshape(-1)[index[kept]],
