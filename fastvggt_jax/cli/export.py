@@ -10,6 +10,7 @@ import typer
 
 from fastvggt_jax.cli.errors import one_sentence
 from fastvggt_jax.cli.options import (
+    BundleAdjust,
     CameraModel,
     ConfPercentile,
     CopyPhotographs,
@@ -22,6 +23,7 @@ from fastvggt_jax.cli.options import (
     SharedCamera,
     Voxel,
     export_options,
+    say_tracks,
 )
 
 
@@ -44,12 +46,13 @@ def export(
     shared_camera: SharedCamera = False,
     camera_model: CameraModel = "PINHOLE",
     copy_photographs: CopyPhotographs = False,
+    bundle_adjust: BundleAdjust = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """A scene that reconstruct has written, in more formats; the model is not needed."""
-    from fastvggt_jax.export.saved import export_saved
+    from fastvggt_jax.pipeline import export_saved
 
     options = export_options(
         max_points,
@@ -62,7 +65,13 @@ def export(
         copy_photographs=copy_photographs,
     )
     report = export_saved(
-        folder, formats.split(","), options, output=output, photos=photos, overwrite=overwrite
+        folder,
+        formats.split(","),
+        options,
+        output=output,
+        photos=photos,
+        bundle=bundle_adjust,
+        overwrite=overwrite,
     )
     if as_json:
         typer.echo(json.dumps(report))
@@ -71,6 +80,4 @@ def export(
     for text in report["warnings"]:
         typer.echo(f"{typer.style('warning', fg='yellow')} {text}", err=True)
     typer.echo(f"{report['output']}: {', '.join(report['files'])}")
-    if report["tracks"]:
-        count, length = report["tracks"]["points"], report["tracks"]["mean_length"]
-        typer.echo(f"{count:,} points with tracks, of {length} photographs on average")
+    say_tracks(report)

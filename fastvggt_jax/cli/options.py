@@ -86,6 +86,26 @@ CameraModel = Annotated[
 CopyPhotographs = Annotated[
     bool, typer.Option("--copy", help="splat, nerfstudio: copy photographs instead of linking to them.")
 ]
+BundleAdjust = Annotated[
+    bool,
+    typer.Option(
+        "--bundle-adjust",
+        help="Refine cameras, and depth and points with them, by what the photographs show (extra colmap).",
+    ),
+]
+
+
+def say_tracks(report: dict[str, Any]) -> None:
+    """A line each about bundle adjustment and about tracks, where a report tells of them."""
+    adjusted, tracks = report["bundle_adjustment"], report["tracks"]
+    if adjusted and "failed" not in adjusted:
+        typer.echo(
+            f"bundle adjustment: {adjusted['observations']:,} observations, median reprojection error "
+            f"{adjusted['before']:.2f} -> {adjusted['after']:.2f} pixels"
+        )
+    if tracks:
+        length = tracks["mean_length"]
+        typer.echo(f"{tracks['points']:,} points with tracks, of {length} photographs on average")
 
 
 def export_options(max_points: int | None, **fields: Any) -> ExportOptions:

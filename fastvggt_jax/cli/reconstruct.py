@@ -17,6 +17,7 @@ from fastvggt_jax.cli.errors import one_sentence
 from fastvggt_jax.cli.options import (
     WEIGHTS_HELP,
     Block,
+    BundleAdjust,
     CacheDir,
     CameraModel,
     ConfPercentile,
@@ -34,6 +35,7 @@ from fastvggt_jax.cli.options import (
     SparsityText,
     Voxel,
     export_options,
+    say_tracks,
     use_compilation_cache,
 )
 from fastvggt_jax.errors import InputError
@@ -89,6 +91,7 @@ def reconstruct(
     shared_camera: SharedCamera = False,
     camera_model: CameraModel = "PINHOLE",
     copy_photographs: CopyPhotographs = False,
+    bundle_adjust: BundleAdjust = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Go on without unreadable photographs.")
     ] = False,
@@ -132,6 +135,7 @@ def reconstruct(
             camera_model=camera_model,
             copy_photographs=copy_photographs,
         ),
+        bundle=bundle_adjust,
         skip_bad=skip_bad,
         overwrite=overwrite,
     )
@@ -205,11 +209,7 @@ def _print_report(report: dict[str, Any], quiet: bool, as_json: bool) -> None:
         f"{count} photograph{'s' * (count != 1)} ({size['width']}x{size['height']}) -> {report['output']}: "
         f"{', '.join(report['files'])}; {report['points']:,} points"
     )
-    if report["tracks"]:
-        tracks = report["tracks"]
-        typer.echo(
-            f"{tracks['points']:,} points with tracks, of {tracks['mean_length']} photographs on average"
-        )
+    say_tracks(report)
     if density:
         typer.echo(f"global attention computed {sum(density) / len(density):.1%} of its blocks")
     times = " · ".join(f"{name} {seconds:.1f} s" for name, seconds in report["seconds"].items())

@@ -36,7 +36,7 @@ CONVENTIONS = {
     "centre of the model's pixel that it is of",
     "intrinsics": "where K comes from: predicted by the model; recovered, that is fitted to the model's "
     "points in camera coordinates by least squares, reweighted to the smallest sum of distances; or guessed, "
-    "where that failed; or shared, the median of all photographs",
+    "where that failed; shared, the median of all photographs; or adjusted, by bundle adjustment",
     "files": "photograph: where it was read from; others, relative to this file: what was written of it",
     "model": "the image that the model saw: x_model = scale[0] * x + offset[0], and the same in y; "
     "valid = [left, top, right, bottom] of it is photograph, the rest padding",

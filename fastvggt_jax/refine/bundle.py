@@ -1,12 +1,11 @@
-"""Bundle adjustment by pycolmap (extra `colmap`): cameras and points that agree best with what the photographs
-show, in place of what the model has seen at once.
-"""
+"""Bundle adjustment by pycolmap (extra `colmap`): the cameras that agree best with what photographs show."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
 import tempfile
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,14 +24,16 @@ LEAST_SEEN = 20  # of them, by a photograph whose camera is moved
 ROBUST = 0.5  # model pixels beyond which an observation counts less and less (Cauchy)
 ITERATIONS = 100
 LARGEST_TURN = 30.0  # degrees that a camera may turn; more is no refinement
-LARGEST_ZOOM = 1.5  # and the factor of its focal length
+LARGEST_ZOOM = 2.0  # and the factor of its focal length
 
 
 class Adjustment(NamedTuple):
     """What was done.
 
-    before, after: mean distance between observations and projections, in the photographs' pixels.
+    before, after: median distance between where photographs show points and where cameras see them, in the
+      photographs' pixels.
     points, observations: that were used. moved: names of the photographs whose cameras were.
+    zoomed: whether focal lengths were refined too.
     """
 
     before: float
@@ -40,6 +41,7 @@ class Adjustment(NamedTuple):
     points: int
     observations: int
     moved: tuple[str, ...]
+    zoomed: bool
 
 
 def require() -> None:
@@ -62,31 +64,50 @@ def bundle_adjust(
     fall or a camera runs away, so that the scene is better left as it is.
     """
     require()
-    adjusted, tracks = scene, measure_tracks(scene, conf_percentile=conf_percentile)
-    before = _error(scene, tracks)
+    tracks = measure_tracks(scene, conf_percentile=conf_percentile)
+    before, adjusted, done = _error(scene, tracks), scene, None
     for number in range(ROUNDS):
-        seen = np.bincount(tracks.frame, minlength=len(scene.names)) >= LEAST_SEEN
-        _check_enough(tracks, seen)
-        adjusted, used = _adjust(adjusted, tracks, seen, shared_camera=shared_camera, zoom=number > 0)
-        tracks = measure_tracks(adjusted, conf_percentile=conf_percentile)
-    after = _error(adjusted, tracks)
-    _check_better(scene, adjusted, before, after)
-    moved = tuple(name for name, enough in zip(scene.names, seen, strict=True) if enough)
-    return adjusted, Adjustment(before, after, len(used), len(used.point), moved)
+        try:
+            if number:
+                tracks = measure_tracks(adjusted, conf_percentile=conf_percentile)
+            found, used, after = _adjust(adjusted, tracks, shared_camera=shared_camera, zoom=number > 0)
+            _check_better(scene, found, before, after)
+        except FailedError:
+            if done is None:
+                raise
+            break
+        moved = tuple(name for name, is_in in zip(scene.names, _enough(used, scene), strict=True) if is_in)
+        adjusted = found
+        done = Adjustment(before, after, len(used), len(used.point), moved, number > 0)
+    assert done is not None  # there is at least one round
+    return adjusted, done
+
+
+def adjusted_or_as_it_is(
+    scene: Scene, *, conf_percentile: float | None = None, shared_camera: bool = False
+) -> tuple[Scene, dict[str, Any]]:
+    """(the adjusted scene, or with a warning this one where that fails; a JSON-able account)."""
+    try:
+        scene, done = bundle_adjust(scene, conf_percentile=conf_percentile, shared_camera=shared_camera)
+    except FailedError as error:
+        warnings.warn(f"{error}; the cameras are left as the model has them", stacklevel=2)
+        return scene, {"failed": str(error)}
+    return scene, done._asdict() | {"moved": list(done.moved)}
 
 
 def _error(scene: Scene, tracks: Tracks) -> float:
     """The median distance in original pixels of where photographs show points from where cameras see them."""
-    _, off = tracks.in_pixels(scene)
-    others = tracks.frame != tracks.pixel[tracks.point] // scene.valid[0].size
-    return float(np.median(off[others])) if others.any() else float("inf")
+    return float(np.median(tracks.in_pixels(scene)[1])) if len(tracks) else float("inf")
 
 
-def _check_enough(tracks: Tracks, seen: np.ndarray) -> None:
+def _enough(tracks: Tracks, scene: Scene) -> np.ndarray:
+    """bool[F], whether a photograph's camera can be moved. FailedError if there is too little for a scene."""
+    seen = np.bincount(tracks.frame, minlength=len(scene.names)) >= LEAST_SEEN
     if len(tracks) < LEAST_POINTS or seen.sum() < 2:
         text = f"there is too little for bundle_adjust: {len(tracks)} points with texture are found in two"
-        text += f" photographs or more, {int(seen.sum())} photographs have {LEAST_SEEN} of them"
+        text += f" photographs or more, and {int(seen.sum())} photographs have {LEAST_SEEN} of them"
         raise FailedError(text, argument="bundle_adjust")
+    return seen
 
 
 def _check_better(scene: Scene, adjusted: Scene, before: float, after: float) -> None:
@@ -105,20 +126,22 @@ def _check_better(scene: Scene, adjusted: Scene, before: float, after: float) ->
         raise FailedError(f"bundle_adjust has failed: {wrong}", argument="bundle_adjust")
 
 
-def _adjust(
-    scene: Scene, tracks: Tracks, seen: np.ndarray, *, shared_camera: bool, zoom: bool
-) -> tuple[Scene, Tracks]:
-    """The scene adjusted to these tracks, twice, the second time without what the first has left far off; and
-    the tracks that were kept. zoom: whether focal lengths are refined.
+def _adjust(scene: Scene, tracks: Tracks, *, shared_camera: bool, zoom: bool) -> tuple[Scene, Tracks, float]:
+    """The scene adjusted to these tracks, twice, the second time without what the first has left far off; the
+    tracks that were kept; and the median distance, in original pixels, of all from where they are seen now.
+
+    zoom: whether focal lengths are refined.
     """
-    model = _solved(scene, tracks, seen, shared_camera, zoom)
-    tracks = select(tracks, _distances(tracks, model, scene) <= OUTLIER)
-    _check_enough(tracks, seen)
-    model = _solved(scene, tracks, seen, shared_camera, zoom)
-    return _followed(scene, tracks, model), tracks
+    model = _solved(scene, tracks, shared_camera, zoom)
+    kept = select(tracks, _distances(tracks, model, scene)[0] <= OUTLIER)
+    model = _solved(scene, kept, shared_camera, zoom)
+    _, off = _distances(kept, model, scene)
+    left_out = len(tracks.point) - len(kept.point)
+    after = float(np.median(np.concatenate([off, np.full(left_out, np.inf)])))
+    return _followed(scene, kept, model), kept, after
 
 
-def _solved(scene: Scene, tracks: Tracks, seen: np.ndarray, shared_camera: bool, zoom: bool) -> Any:
+def _solved(scene: Scene, tracks: Tracks, shared_camera: bool, zoom: bool) -> Any:
     """pycolmap's Reconstruction of the scene and these tracks, adjusted."""
     import pycolmap
 
@@ -126,7 +149,7 @@ def _solved(scene: Scene, tracks: Tracks, seen: np.ndarray, shared_camera: bool,
         write_colmap(scene, tracks, folder, shared_camera=shared_camera)
         model = pycolmap.Reconstruction(folder)
     config = pycolmap.BundleAdjustmentConfig()
-    for frame in np.flatnonzero(seen):
+    for frame in np.flatnonzero(_enough(tracks, scene)):
         config.add_image(int(frame) + 1)
     config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     options = pycolmap.BundleAdjustmentOptions()
@@ -136,7 +159,11 @@ def _solved(scene: Scene, tracks: Tracks, seen: np.ndarray, shared_camera: bool,
     options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     options.ceres.loss_function_scale = ROBUST / min(t.scale_x for t in scene.transforms)
     options.ceres.solver_options.max_num_iterations = ITERATIONS
-    summary = pycolmap.create_default_bundle_adjuster(options, config, model).solve()
+    level, pycolmap.logging.minloglevel = pycolmap.logging.minloglevel, pycolmap.logging.Level.FATAL.value
+    try:
+        summary = pycolmap.create_default_bundle_adjuster(options, config, model).solve()
+    finally:
+        pycolmap.logging.minloglevel = level
     if not summary.is_solution_usable():
         raise FailedError("bundle_adjust has failed: the solver found nothing", argument="bundle_adjust")
     return model
@@ -153,18 +180,19 @@ def _points(model: Any, count: int) -> np.ndarray:
     return np.array([model.points3D[i + 1].xyz for i in range(count)])  # f64[M, 3]
 
 
-def _distances(tracks: Tracks, model: Any, scene: Scene) -> np.ndarray:
-    """f64[N] model pixels between each observation and the projection; inf for a point behind the camera."""
+def _distances(tracks: Tracks, model: Any, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """f64[N] between each observation and the projection, in the model's and in original pixels; inf for a
+    point behind the camera.
+    """
     cam_from_world, K = _cameras(model, len(scene.names))
     xyz = _points(model, len(tracks))[tracks.point]
     at = np.einsum("nij,nj->ni", (K @ cam_from_world)[tracks.frame, :, :3], xyz)
     at += (K @ cam_from_world)[tracks.frame, :, 3]
     with np.errstate(divide="ignore", invalid="ignore"):
         seen = at[:, :2] / at[:, 2:]
+    away = np.where(at[:, 2:] > 0, seen - tracks.in_pixels(scene)[0], np.inf)
     scale = np.array([(t.scale_x, t.scale_y) for t in scene.transforms])[tracks.frame]
-    offset = np.array([(t.offset_x, t.offset_y) for t in scene.transforms])[tracks.frame]
-    off = np.linalg.norm(seen * scale + offset - tracks.xy, axis=-1)
-    return np.where(at[:, 2] > 0, off, np.inf)
+    return np.linalg.norm(away * scale, axis=-1), np.linalg.norm(away, axis=-1)
 
 
 def _followed(scene: Scene, tracks: Tracks, model: Any) -> Scene:

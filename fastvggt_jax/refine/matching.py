@@ -1,9 +1,9 @@
 """Tracks that are measured: where photographs show a point, found by their pixels and not by their cameras.
 
-The tracks of `fastvggt_jax.export.tracks` lie exactly where the model's cameras see its points; nothing can be
-learned from them. Here a patch around a pixel that has texture is followed into the other views, from where
-the cameras expect it, by Lucas and Kanade's method in its inverse form (Baker and Matthews, IJCV 2004): the
-patch is warped by the points around it, and shifted until it looks alike whatever its gain and offset.
+The tracks of `fastvggt_jax.export.tracks` lie exactly where the model's cameras see its points, and nothing
+can be learned from them. Here a patch around a pixel that has texture is followed into the other views, from
+where the cameras expect it, by Lucas and Kanade's method in its inverse form (Baker and Matthews, IJCV 2004):
+the patch is warped by the points around it, and shifted until it looks alike whatever its gain and offset.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from fastvggt_jax.scene import Scene, depth_edges
 
 RADIUS = 3  # of a patch: 7x7 pixels of the model's
 CELL = 8  # pixels a side, of which the one with most texture is followed
-LEAST_TEXTURE = 4.0  # grey levels squared, of 255, per pixel of a patch: of noise it is less
-FARTHEST = (
-    4.0  # model pixels from where the cameras expect it; what is farther is another thing that looks alike
-)
+LEAST_TEXTURE = 2.0  # grey levels squared, of 255, per pixel of a patch: of noise it is less
+FARTHEST = 4.0  # model pixels from where the cameras expect it; beyond, other things look alike
 ALIKE = 0.85  # normalised cross-correlation, at least
 ITERATIONS = 12
 STILL = 0.05  # pixels: a last step that is longer has not come to rest
@@ -71,7 +69,12 @@ def _corners(grey: np.ndarray, usable: np.ndarray) -> np.ndarray:
     Tomasi, CVPR 1994), if that is enough and the patch lies within the image.
     """
     gx, gy = _slopes(grey)
-    a, b, c = (_patch_mean(x) for x in (gx * gx, gx * gy, gy * gy))
+    # Less the means: of a plain slope, a shift and an offset look the same.
+    mx, my = _patch_mean(gx), _patch_mean(gy)
+    a, b, c = (
+        _patch_mean(x * y) - mean_x * mean_y
+        for x, y, mean_x, mean_y in ((gx, gx, mx, mx), (gx, gy, mx, my), (gy, gy, my, my))
+    )
     texture = (a + c) / 2 - np.sqrt(((a - c) / 2) ** 2 + b * b)
     texture[~usable] = 0
     margin = RADIUS + 1
@@ -119,7 +122,13 @@ class _Patches:
                 out[of] = image[at]
         self.values -= self.values.mean(-1, keepdims=True)
         self.strength = np.linalg.norm(self.values, axis=-1)
-        self.normal = np.stack([(a * b).sum(-1) for a, b in _pairs(self.gx, self.gy)], -1)  # [M, 3]
+        # What gain and offset explain of the slopes tells nothing of a shift.
+        unit = self.values / np.maximum(self.strength, 1e-6)[:, None]
+        for slope in (self.gx, self.gy):
+            slope -= slope.mean(-1, keepdims=True)
+            slope -= (slope * unit).sum(-1, keepdims=True) * unit
+        pairs = (self.gx, self.gx), (self.gx, self.gy), (self.gy, self.gy)
+        self.normal = np.stack([(a * b).sum(-1) for a, b in pairs], -1)  # [M, 3]
 
     def follow(self, patch: np.ndarray, frame: int, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(shift f64[n, 2] from the expected places xy f64[n, 2] of these patches in a frame, whether each
@@ -173,12 +182,8 @@ class _Patches:
         return values, np.linalg.norm(values, axis=-1) + 1e-6
 
 
-def _pairs(gx: np.ndarray, gy: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    return (gx, gx), (gx, gy), (gy, gy)
-
-
 def _bilinear(image: np.ndarray, xy: np.ndarray) -> np.ndarray:
-    """Values f32[...] at pixels f64[..., 2], whose first one's centre is (0.5, 0.5); the border's beyond it."""
+    """Values f32[...] at pixels f64[..., 2], the first one's centre at (0.5, 0.5); the border's beyond."""
     height, width = image.shape
     x, y = np.clip(xy[..., 0] - 0.5, 0, width - 1.001), np.clip(xy[..., 1] - 0.5, 0, height - 1.001)
     left, top = x.astype(np.int64), y.astype(np.int64)

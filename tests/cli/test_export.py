@@ -155,6 +155,18 @@ def test_nothing_changes_when_writing_fails(saved, monkeypatch):
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
+def test_bundle_adjustment(saved, tmp_path, monkeypatch):
+    pytest.importorskip("pycolmap")
+    args = ("export", saved, "--format", "colmap,scene", "--bundle-adjust")
+    refused(run(*args), "--bundle-adjust gives other cameras")
+    result = run(*args, "-o", tmp_path / "new", "--json")
+    report = json.loads(result.stdout)["bundle_adjustment"]
+    assert "failed" in report or report["after"] < report["before"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    refused(run(*args, "-o", tmp_path / "none"), "--bundle-adjust needs pycolmap: pip install", "[colmap]")
+    assert not (tmp_path / "none").exists()
+
+
 def test_the_loaded_scene_is_written_as_the_first_one_would_be(true, saved, tmp_path):
     export.write(true.scene, tmp_path / "direct", ("colmap",), export.ExportOptions(conf_percentile=25))
     assert run("export", saved, "--format", "colmap").exit_code == 0
