@@ -272,6 +272,7 @@ def export_saved(
 def _check_in_place(
     folder: Path, options: ExportOptions, formats: list[Format], bundle: bool, overwrite: bool
 ) -> None:
+    """Raises InputError, or TargetError, where a folder's own files do not let these be written into it."""
     square = options.camera_model == "SIMPLE_RADIAL"
     other = {"bundle_adjust": bundle, "shared_camera": options.shared_camera, "camera_model": square}
     for argument, changes in other.items():
