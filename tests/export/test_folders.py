@@ -157,6 +157,30 @@ def test_what_has_no_file_is_written_from_what_opens_it_or_stood_in_for(tmp_path
     assert (placed.transforms[0].original_width, placed.transforms[0].original_height) == shown.shape[1::-1]
 
 
+def test_a_photograph_on_its_head_is_turned_too(tmp_path):
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[:24] = 255  # in the file above, seen below
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    (tmp_path / "in").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "in" / "a.jpg", exif=exif)
+    images = load_images(tmp_path / "in", ImagePolicy("crop", 56, 14))
+    place_photographs(stub(images), tmp_path / "out", images.frames)
+    found = np.asarray(Image.open(tmp_path / "out" / "a.jpg"))
+    assert found[:20].max() < 30 and found[-20:].min() > 225
+
+
+def test_a_splatting_folder_of_stand_ins_has_their_names_and_cameras(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 90, 120, 3), np.uint8)
+    scene = stub(load_images(pixels, ImagePolicy("square", 56, 14)))
+    with pytest.warns(UserWarning):
+        export.write(scene, tmp_path, ("splat",))
+    model = read_colmap(tmp_path / "splat" / "sparse" / "0")
+    assert [image.name for image in model.images.values()] == [b"0000.png", b"0001.png"]
+    assert Image.open(tmp_path / "splat" / "images" / "0000.png").size == model.cameras[1][1:3] == (56, 42)
+    np.testing.assert_allclose(model.cameras[1][3], (50, 50, 28, 21))
+
+
 def test_photographs_that_are_gone_damaged_or_others(tmp_path):
     for i in range(2):
         Image.new("RGB", (64, 48), (i, 0, 0)).save(tmp_path / f"{i}.png")

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from fastvggt_jax import export, from_pretrained, load_images, to_scene
+from fastvggt_jax.evaluate import metrics
 from fastvggt_jax.pretrained import BUNDLED
+from fastvggt_jax.refine.bundle import bundle_adjust
 from tests.export.colmap_reader import read_colmap
 
 REAL = Path("/work/shared/real")
@@ -32,6 +34,19 @@ def reconstructed():
         return to_scene(apply(params, images.pixels[None]), images)
 
     return of
+
+
+def test_bundle_adjustment_of_the_bundled_photographs(reconstructed):
+    pytest.importorskip("pycolmap")
+    scene = reconstructed("demo")
+    found, done = bundle_adjust(scene, conf_percentile=25)
+    assert done.after < 0.5 < 1.5 < done.before and len(done.moved) == VIEWS and done.zoomed
+    golden = Path(__file__).parents[1] / "golden" / "demo_cameras.json"
+    true = np.linalg.inv(json.loads(golden.read_text()))[:, :3]
+    before, after = (
+        np.median(metrics.pair_errors(s.cam_from_world.astype(float), true), axis=1) for s in (scene, found)
+    )
+    assert (after < before / 5).all() and (after < 0.6).all()
 
 
 @pytest.mark.parametrize("name", ["demo", "fox", "fern", "castle-p30"])
