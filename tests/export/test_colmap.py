@@ -56,7 +56,7 @@ def test_cameras_and_points_are_the_true_ones(truth, mode, tmp_path):
         points = np.array([model.points[number].xyz for number in image.points])
         wrong = np.linalg.norm(shown - points, axis=-1) > 1e-4
         # but where a pixel of the model's lies across an edge that the photograph's ray does not
-        assert wrong.mean() < 0.02
+        assert wrong.mean() < 0.03
         own = np.isin(np.round(true.scene.transforms[i].to_model(image.xy) - 0.5, 3) % 1, (0, 1)).all(-1)
         assert own.sum() > 200 and not wrong[own].any()
 
