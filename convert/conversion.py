@@ -23,6 +23,7 @@ from convert.rules import make_plan
 from convert.sources import Source, open_source
 from convert.table import Table
 from fastvggt_jax.errors import InputError, MissingError, TargetError, WeightsError
+from fastvggt_jax.io.files import warn_of_leftovers
 from fastvggt_jax.io.tensors import listed, write_safetensors
 from fastvggt_jax.io.weights import abstract_tensors, native_metadata
 from fastvggt_jax.models.base import Model
@@ -47,6 +48,8 @@ class Report:
     def lines(self) -> Iterator[str]:
         dtypes = ", ".join(sorted(set(self.source.dtypes.values())))
         yield f"read      {self.source.path}: {_count(self.source.shapes.values())}, {dtypes}"
+        for note in self.source.notes:
+            yield f"note      {note}"
         absent = [head for head in type(self.model)().heads if head not in self.model.heads]
         heads = (", ".join(self.model.heads) or "none") + (
             f" (not in it: {', '.join(absent)})" if absent else ""
@@ -68,6 +71,7 @@ def convert(
     config: Path | None = None,
     variant: str = "auto",
     dtype: str = "float32",
+    ignore: Sequence[str] = (),
     overwrite: bool = False,
     revision: str | None = None,
     progress: Progress | None = None,
@@ -75,19 +79,24 @@ def convert(
     """Converts an official checkpoint to the native file `target`, which is as it was before if anything goes
     wrong.
 
-    source: a .safetensors or .pt file, or a hub repository (OWNER/NAME), of `revision`. model: a name of the
-      registry;
-    None recognises it by its keys. config: a JSON file of sizes other than the released ones. variant: one of
+    source: a safetensors file, a list of its shards, a file of PyTorch, a folder with one of these, or a hub
+      repository (OWNER/NAME), of `revision`. ignore: regular expressions of whole keys that are left out; a
+      prefix that all others share, such as "module.", is taken off. model: a name of the registry; None
+      recognises it by its keys. config: a JSON file of sizes other than the released ones. variant: one of
     the table's, or "auto". dtype: "float32" or "bfloat16", of the written weights.
 
     Raises InputError, WeightsError, MissingError, TargetError, FileError, ExtraError, FailedError.
     """
     _check_target(target, overwrite)
+    dropped = _patterns(ignore)
     repository = str(source) if hub.is_repository(str(source)) else None
     path = hub.fetch(repository, revision) if repository else Path(source)
     checkpoint = open_source(path)
+    path = checkpoint.path
     if target.exists() and target.samefile(path):
         raise InputError(f"{target} is the checkpoint itself: write to another file", argument="target")
+    checkpoint = _without(checkpoint, dropped)
+    checkpoint = _without_prefix(checkpoint)
     cls, rules = table.find(_recognise(checkpoint, model))
     origin = f"{repository}/{path.name}" if repository else path.name
     network = _build(cls, rules, checkpoint, config)
@@ -140,6 +149,46 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise TargetError(f"{target} exists already: give another name or overwrite it", argument="overwrite")
     if not target.parent.is_dir():
         raise MissingError(f"the folder {target.parent} does not exist", argument="target")
+    warn_of_leftovers(target)
+
+
+def _patterns(ignore: Sequence[str]) -> list[re.Pattern[str]]:
+    try:
+        return [re.compile(pattern) for pattern in ignore]
+    except re.error as error:
+        text = f"ignore must be regular expressions; {error.pattern!r} is none: {error}"
+        raise InputError(text, argument="ignore") from error
+
+
+def _without(checkpoint: Source, dropped: Sequence[re.Pattern[str]]) -> Source:
+    """Without the keys that one of the patterns matches as a whole; each must match some."""
+    keys = list(checkpoint.shapes)
+    for pattern in dropped:
+        if not any(pattern.fullmatch(key) for key in keys):
+            text = f"ignore {pattern.pattern!r} is of no key of {checkpoint.path}, which has {listed(keys)}"
+            raise InputError(text, argument="ignore")
+    left = [key for key in keys if not any(pattern.fullmatch(key) for pattern in dropped)]
+    if len(left) == len(keys):
+        return checkpoint
+    gone = [key for key in keys if key not in set(left)]
+    return checkpoint.renamed({key: key for key in left}, f"left out as asked: {listed(gone)}")
+
+
+def _without_prefix(checkpoint: Source) -> Source:
+    """Without what wrappers have put before every key, such as "module.", where a model is known then."""
+    keys = list(checkpoint.shapes)
+    known = [rules for _, rules in table.tables().values()]
+    prefix = ""
+    while keys and not any(rules.recognises(key.removeprefix(prefix) for key in keys) for rules in known):
+        first, dot, rest = keys[0].removeprefix(prefix).partition(".")
+        longer = prefix + first + dot
+        if not rest or not all(key.startswith(longer) for key in keys):
+            return checkpoint
+        prefix = longer
+    if not prefix:
+        return checkpoint
+    names = {key.removeprefix(prefix): key for key in keys}
+    return checkpoint.renamed(names, f"the prefix {prefix} of all keys is taken off")
 
 
 def _recognise(checkpoint: Source, asked: str | None) -> str:
@@ -177,7 +226,7 @@ def _build(cls: type[Model], rules: Table, checkpoint: Source, config: Path | No
         except OSError as error:
             text = f"{config}: cannot be read ({error.strerror})"
             raise MissingError(text, argument="config") from error
-        except (AttributeError, ValueError) as error:
+        except (AttributeError, ValueError, RecursionError) as error:
             text = f"{config} is not the configuration of a {cls.__name__} as JSON: {error}"
             raise InputError(text, argument="config") from error
     return network.clone(heads=rules.heads_in(cls, network.heads, checkpoint.shapes))
@@ -186,11 +235,8 @@ def _build(cls: type[Model], rules: Table, checkpoint: Source, config: Path | No
 def _abstract(network: Model, config: Path | None) -> dict[str, jax.ShapeDtypeStruct]:
     try:
         return abstract_tensors(network)
-    except (TypeError, ValueError, ArithmeticError) as error:
-        # Numbers that make no network, such as a width of 0.
-        reason = str(error).strip().split("\n")[0]
-        text = f"{config} does not describe a working {type(network).__name__}: {reason}"
-        raise InputError(text, argument="config") from error
+    except InputError as error:
+        raise InputError(f"{config} {error}", argument="config") from error
 
 
 def _choose_variant(

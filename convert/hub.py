@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from convert.sources import require_torch
+from convert.sources import SUFFIXES, require_torch
 from fastvggt_jax.errors import ExtraError, FailedError, FileError, MissingError
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ def is_repository(name: str) -> bool:
     suffix.
     """
     form = re.fullmatch(r"[\w.-]+/[\w.-]+", name)
-    return bool(form) and not name.endswith((".safetensors", ".pt", ".pth")) and not Path(name).exists()
+    return bool(form) and not name.endswith(SUFFIXES) and not Path(name).exists()
 
 
 def commit_of(path: Path) -> str:

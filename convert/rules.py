@@ -96,7 +96,12 @@ class Target:
             tensor = read(key)
             if not jnp.issubdtype(tensor.dtype, jnp.floating):
                 raise WeightsError(f"{key} holds {tensor.dtype} numbers; weights must be floating point")
-            tensor = tensor.astype(dtype, copy=False)
+            finite = np.isfinite(tensor).all()
+            with np.errstate(over="ignore"):
+                tensor = tensor.astype(dtype, copy=False)
+            if not (finite and np.isfinite(tensor).all()):
+                what = f"numbers beyond the range of {np.dtype(dtype).name}" if finite else "NaN or infinity"
+                raise WeightsError(f"{key} holds {what}: the checkpoint is damaged or of a failed training")
             yield tensor if axes is None else tensor.transpose(axes)
 
 

@@ -9,7 +9,6 @@ import sys
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 import fastvggt_jax as fv
@@ -19,10 +18,10 @@ class Reconstructor(nnx.Module):
     """Any of our models as an NNX module, with its parameters as nnx.Param."""
 
     def __init__(self, model: Any, params: dict[str, Any]) -> None:
-        self.model = nnx.bridge.ToNNX(model, rngs=nnx.Rngs(0))
-        images = jax.ShapeDtypeStruct(model.smallest_inputs()[0].shape, jnp.float32)
-        nnx.bridge.lazy_init(self.model, jnp.zeros(images.shape, images.dtype))
-        nnx.update(self.model, nnx.bridge.linen_vars_to_nnx_attrs(params))
+        self.model = nnx.bridge.ToNNX(model)
+        # What its lazy_init does, without computing numbers that are thrown away.
+        for name, values in params["params"].items():
+            setattr(self.model, name, nnx.data(jax.tree.map(nnx.Param, values)))
 
     def __call__(self, images: jax.Array) -> Any:
         return self.model(images)

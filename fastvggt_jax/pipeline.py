@@ -81,13 +81,13 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
     formats = check_formats(always_written(s.formats))
     # What --overwrite may replace; the first tells that the folder is ours.
     ours = [pattern for format in all_formats() for pattern in format.files]
-    check_output_folder(s.output, overwrite=s.overwrite, ours=ours)
     if s.bundle:
         require()
-    model = read_model(s.weights)
-    heads = model.heads_for(s.points_from)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
+        check_output_folder(s.output, overwrite=s.overwrite, ours=ours)
+        model = read_model(s.weights)
+        heads = model.heads_for(s.points_from)
         with step("load photographs"):
             images = load_images(s.photos, model.image_policy, mode=s.mode, size=s.size, skip_bad=s.skip_bad)
         with step("load weights"), memory_errors(images):
@@ -133,7 +133,9 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
         },
         "device": jax.devices()[0].device_kind,
         "peak_memory_bytes": peak_memory(),
-        "warnings": [str(w.message) for w in caught if issubclass(w.category, UserWarning)],
+        "warnings": list(
+            dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
+        ),
     }
 
 

@@ -38,7 +38,6 @@ class Bundled(NamedTuple):
 
 
 BUNDLED = {"mini": Bundled(Path(__file__).parent / "bundled" / "mini.safetensors", (64, 32))}
-OFFICIAL_SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
 def from_pretrained(
@@ -73,7 +72,10 @@ def from_pretrained(
     options = _options(param_dtype, dtype=dtype, sparsity=sparsity, frames_chunk=frames_chunk, remat=remat)
     weights = open_weights(weight_file(name, revision=revision, quiet=quiet))
     model = _model(weights).clone(**options)
-    wanted = {key: spec.shape for key, spec in abstract_tensors(model).items()}
+    try:
+        wanted = {key: spec.shape for key, spec in abstract_tensors(model).items()}
+    except InputError as error:
+        raise WeightsError(f"the config of {weights.path} {error}") from error
     text = compare_shapes(weights.shapes, wanted)
     if text:
         raise WeightsError(f"{name} does not fit its model {type(model).__name__}: {text}")
@@ -107,7 +109,9 @@ def _options(param_dtype: Any, **options: Any) -> dict[str, Any]:
         "remat": (bool, "a bool"),
     }
     for name, (kind, words) in kinds.items():
-        if name in given and not isinstance(given[name], kind):
+        value = given.get(name)
+        wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+        if value is not None and wrong:
             raise InputError(f"{name} must be {words}, not {given[name]!r}", argument=name)
     if given.get("frames_chunk", 1) < 1:
         text = f"frames_chunk must be at least 1, not {given['frames_chunk']}"
@@ -134,33 +138,22 @@ def weight_file(name: str | Path, *, revision: str | None = None, quiet: bool = 
     if str(name) in BUNDLED:
         return BUNDLED[str(name)].path
     from convert import hub
+    from convert.sources import in_folder
 
     if hub.is_repository(str(name)):
         path = hub.fetch(str(name), revision)
         return _converted(
             str(name), str(name).replace("/", "--") + "-" + hub.commit_of(path), revision, quiet
         )
-    path = _in_folder(Path(name)) if Path(name).is_dir() else Path(name)
+    path = in_folder(Path(name)) if Path(name).is_dir() else Path(name)
     if not path.exists():
         known = f"bundled is {', '.join(BUNDLED)}; a hub repository is named OWNER/NAME"
         raise MissingError(f"{path}: no such weight file; {known}", argument="weights")
-    if path.suffix not in (".pt", ".pth") and is_native(path):
+    if is_native(path):
         return path
     state = path.stat()
     key = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
     return _converted(str(path), f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}", None, quiet)
-
-
-def _in_folder(folder: Path) -> Path:
-    """The weight file of a folder: model.safetensors, or the only one."""
-    found = sorted(path for path in folder.iterdir() if path.suffix in OFFICIAL_SUFFIXES)
-    first = [path for path in found if path.name == "model.safetensors"]
-    if len(found) == 1 or first:
-        return (first or found)[0]
-    if not found:
-        raise MissingError(f"the folder {folder} holds no weight file ({', '.join(OFFICIAL_SUFFIXES)})")
-    names = ", ".join(path.name for path in found)
-    raise InputError(f"the folder {folder} holds several weight files ({names}): give the path of one")
 
 
 def _converted(source: str, key: str, revision: str | None, quiet: bool) -> Path:

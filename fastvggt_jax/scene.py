@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, UInt8
 
 from fastvggt_jax import geometry
 from fastvggt_jax.errors import InputError
@@ -36,9 +37,9 @@ LOOSE_FIT = 0.02  # of the longer side: a median error of a recovered K beyond i
 class PointCloud:
     """xyz f32[M, 3] in the world, rgb u8[M, 3], conf f32[M]."""
 
-    xyz: np.ndarray
-    rgb: np.ndarray
-    conf: np.ndarray
+    xyz: Float[np.ndarray, "M 3"]
+    rgb: UInt8[np.ndarray, "M 3"]
+    conf: Float[np.ndarray, " M"]
 
     def __len__(self) -> int:
         return len(self.xyz)
@@ -65,14 +66,14 @@ class Scene:
 
     names: tuple[str, ...]
     transforms: tuple[ImageTransform, ...]
-    colors: np.ndarray
-    valid: np.ndarray
-    K: np.ndarray
-    cam_from_world: np.ndarray
-    points: np.ndarray
-    points_conf: np.ndarray
-    depth: np.ndarray
-    depth_conf: np.ndarray
+    colors: UInt8[np.ndarray, "F H W 3"]
+    valid: Bool[np.ndarray, "F H W"]
+    K: Float[np.ndarray, "F 3 3"]
+    cam_from_world: Float[np.ndarray, "F 3 4"]
+    points: Float[np.ndarray, "F H W 3"]
+    points_conf: Float[np.ndarray, "F H W"]
+    depth: Float[np.ndarray, "F H W"]
+    depth_conf: Float[np.ndarray, "F H W"]
     intrinsics: tuple[str, ...]
     conf_floor: float = -np.inf
     metric_scale: float | None = None
@@ -195,7 +196,10 @@ def to_scene(
         intrinsics=intrinsics,
         conf_floor=found.conf_floor,
         metric_scale=None if found.metric_scale is None else float(first(found.metric_scale)),
-        paths=tuple("" if frame.path is None else os.path.abspath(frame.path) for frame in images.frames),
+        paths=tuple(
+            "" if frame is None or frame.path is None else os.path.abspath(frame.path)
+            for frame in images.frames
+        ),
     )
 
 

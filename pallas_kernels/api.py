@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from pallas_kernels import tuning
 from pallas_kernels.block_mask import DEFAULT_BLOCK, WORD, BlockMask, cdiv
@@ -41,11 +42,11 @@ def _choose(request: Request, implementation: str | None) -> Implementation:
 
 
 def pooled_block_mask(
-    q: Array,
-    k: Array,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B L N H"],
     *,
-    keep_count: int | Array | None = None,
-    cdf_threshold: float | Array | None = None,
+    keep_count: int | Int[Array, ""] | None = None,
+    cdf_threshold: float | Float[Array, ""] | None = None,
     block: tuple[int, int] = DEFAULT_BLOCK,
     kv_runs: tuple[int, ...] | None = None,
     pool: str = "mean",
@@ -109,14 +110,14 @@ def pooled_block_mask(
 
 
 def block_sparse_attention(
-    q: Array,
-    k: Array,
-    v: Array,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S N H"],
+    v: Float[Array, "B S N H"],
     block_mask: BlockMask,
     *,
     implementation: str | None = None,
     config: Any = None,
-) -> Array:
+) -> Float[Array, "B T N H"]:
     """Softmax attention over the kept key blocks only; a dropped key weighs exactly nothing.
 
     Args:

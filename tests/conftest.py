@@ -25,6 +25,15 @@ if (
 import jax
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
+
+from tests import signatures
+
+# Calls are held to the shapes and dtypes in the signatures, where no test passes wrong ones on purpose.
+# Before anything of these is imported.
+install_import_hook(
+    ["fastvggt_jax.geometry", "fastvggt_jax.evaluate.metrics"], f"{signatures.__name__}.checked"
+)
 
 from fastvggt_jax import VGGT, Pi3
 from tests.parity.goldens import load_model
@@ -39,6 +48,7 @@ EVERY_JAX = (
     "tests/test_parity.py",
     "tests/test_imports.py",
     "tests/test_extension.py",
+    "tests/test_examples.py",
 )
 
 # What two orders of the same float32 (bfloat16) arithmetic may differ by, relative to the largest value.

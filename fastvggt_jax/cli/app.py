@@ -6,7 +6,9 @@ runner. JAX and the models are imported inside the commands, so that --help is q
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from importlib import import_module
 from typing import Annotated
 
@@ -47,4 +49,25 @@ for _name in COMMANDS:
 
 def main() -> None:
     """The entry point of the installed command and of `python -m fastvggt_jax`."""
-    app(prog_name="fastvggt")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every terminal's encoding has a π³
+            stream.reconfigure(errors="replace")
+    try:
+        try:
+            app(prog_name="fastvggt")
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has read enough
+        _discard_stdout()
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        _discard_stdout()
+        print(f"error standard output could not be written: {error.strerror}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _discard_stdout() -> None:
+    """What is still to be written would raise once more when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fastvggt_jax.cli.errors import one_sentence
+from fastvggt_jax.cli.errors import one_sentence, printable
 from fastvggt_jax.cli.options import Quiet
 
 
@@ -15,7 +15,10 @@ from fastvggt_jax.cli.options import Quiet
 def convert(
     source: Annotated[
         str,
-        typer.Argument(metavar="IN", help="A .safetensors or .pt file, or a hub repository (OWNER/NAME)."),
+        typer.Argument(
+            metavar="IN",
+            help="A safetensors file, its list of shards, a file of PyTorch, a folder, or a hub repository.",
+        ),
     ],
     target: Annotated[
         Path, typer.Argument(metavar="OUT", help="The native weight file to write (.safetensors).")
@@ -37,6 +40,13 @@ def convert(
     dtype: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="Of the written weights.")
     ] = "float32",
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REGEX",
+            help="Leave out the keys that this matches as a whole; may be given several times.",
+        ),
+    ] = None,
     revision: Annotated[
         str | None, typer.Option(help="Of the hub repository: a branch, tag or commit.")
     ] = None,
@@ -61,10 +71,11 @@ def convert(
             config=config,
             variant=variant,
             dtype=dtype,
+            ignore=ignore or (),
             overwrite=overwrite,
             revision=revision,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if not quiet:
         for line in report.lines():
-            typer.echo(line)
+            typer.echo(printable(line))

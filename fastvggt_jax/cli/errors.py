@@ -4,11 +4,16 @@ traceback.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
 import re
-from collections.abc import Callable
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -38,16 +43,23 @@ def one_sentence(*, smaller: str = "take less at a time") -> Callable[[Function]
         @functools.wraps(function)
         def run(*arguments: Any, debug: bool, **named: Any) -> None:
             try:
-                function(*arguments, **named)
+                with _ended_by_signals(), warnings.catch_warnings():
+                    warnings.showwarning = _show_warning
+                    function(*arguments, **named)
             except (typer.Exit, typer.Abort):
                 raise
+            except KeyboardInterrupt:
+                if debug:
+                    raise
+                typer.echo("interrupted", err=True)
+                raise typer.Exit(INTERRUPTED) from None
             except Exception as error:
                 sentence = _sentence(error, options, smaller)
                 if debug or sentence is None:
                     raise
                 if named.get("as_json"):
                     typer.echo(json.dumps({"error": sentence}))
-                typer.echo(f"{typer.style('error', fg='red', bold=True)} {sentence}", err=True)
+                say("error", sentence)
                 raise typer.Exit(getattr(error, "exit_code", FAILED)) from error
 
         debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
@@ -57,6 +69,45 @@ def one_sentence(*, smaller: str = "take less at a time") -> Callable[[Function]
         return run
 
     return wrap
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **how: Any) -> None:
+    """Ours as a sentence; those for developers as Python shows them."""
+    if issubclass(category, UserWarning):
+        say("warning", str(message))
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, *where[:2]))
+
+
+def say(kind: str, text: str) -> None:
+    """A line on stderr, in which control characters, as of a file's name, are shown and not sent."""
+    typer.echo(f"{typer.style(kind, fg='red' if kind == 'error' else 'yellow')} {printable(text)}", err=True)
+
+
+def printable(text: str) -> str:
+    """The text with escapes in the place of control characters, also of those that turn its direction."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as an exception does, so that what it has begun is cleaned up."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)  # as a shell gives it
+
+    changed = []
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, end)
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _options(signature: inspect.Signature) -> Any:

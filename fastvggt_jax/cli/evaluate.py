@@ -47,7 +47,7 @@ OURS = ("evaluation.json", "quality.png")  # what --overwrite may replace
 def evaluate(
     dataset: Annotated[
         str,
-        typer.Argument(help="synthetic: rendered scenes; stereo: depth of a real photograph."),
+        typer.Argument(help="A data set, such as synthetic, rendered scenes; a wrong name lists all."),
     ],
     weights: Weights,
     output: Annotated[
@@ -61,6 +61,9 @@ def evaluate(
         int | None, typer.Option(help="Views of each scene. Default: the data set's own, 8 of synthetic.")
     ] = None,
     size: Size = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder of the data set's files, where it does not bring them along.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Scenes at a time, at most.")] = 8,
     sparsity: Sparsities = None,
     ablations: Annotated[
@@ -97,7 +100,7 @@ def evaluate(
     from fastvggt_jax.sparsity import parse_block
 
     blocks = parse_block(block) if block else recommended_block(weights)
-    data = load_dataset(dataset, Options(scenes, first, views, size))
+    data = load_dataset(dataset, Options(scenes, first, views, size, root))
     batch = whole_batch(len(data), batch)
     if plot:
         require_matplotlib()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastvggt_jax.cli.errors import one_sentence
+from fastvggt_jax.cli.errors import one_sentence, printable
 from fastvggt_jax.cli.options import WEIGHTS_HELP, Json
 
 
@@ -58,5 +58,5 @@ def info(weights: Annotated[str, typer.Argument(help=WEIGHTS_HELP)], as_json: Js
 
 def _plain(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        return printable(", ".join(map(str, value)))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else printable(str(value))

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from fastvggt_jax.cli.errors import one_sentence
+from fastvggt_jax.cli.errors import one_sentence, printable, say
 from fastvggt_jax.cli.options import (
     WEIGHTS_HELP,
     Block,
@@ -202,11 +202,12 @@ def _print_report(report: dict[str, Any], quiet: bool, as_json: bool) -> None:
         ("warning", report["warnings"]),
     ):
         for text in texts:
-            typer.echo(f"{typer.style(kind, fg='yellow')} {text}", err=True)
+            say(kind, text)
     size, memory, density = report["size"], report["peak_memory_bytes"], report["model"]["density"]
     count = len(report["photographs"])
     typer.echo(
-        f"{count} photograph{'s' * (count != 1)} ({size['width']}x{size['height']}) -> {report['output']}: "
+        f"{count} photograph{'s' * (count != 1)} ({size['width']}x{size['height']}) -> "
+        f"{printable(report['output'])}: "
         f"{', '.join(report['files'])}; {report['points']:,} points"
     )
     say_tracks(report)

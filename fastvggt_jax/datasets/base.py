@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import flax.struct
@@ -92,13 +93,15 @@ class Dataset(Protocol):
 class Options:
     """What can be chosen of a data set; None is its own default.
 
-    scenes: how many, from number `first` on. views: photographs of each. size: see `Dataset`.
+    scenes: how many, from number `first` on. views: photographs of each. size: see `Dataset`. root: the
+    folder that its files lie in.
     """
 
     scenes: int | None = None
     first: int | None = None
     views: int | None = None
     size: int | None = None
+    root: Path | None = None
 
     def refuse(self, name: str, *arguments: str) -> None:
         """Raises InputError if one of these was chosen, which the data set of this name has no choice of."""
@@ -125,11 +128,13 @@ def register(name: str, build: Build) -> None:
 @contextlib.contextmanager
 def registered(name: str, build: Build) -> Iterator[None]:
     """Adds a data set for the time of the block."""
+    before = dict(DATASETS)
     register(name, build)
     try:
         yield
     finally:
-        del DATASETS[name]
+        DATASETS.clear()
+        DATASETS.update(before)
 
 
 def names() -> tuple[str, ...]:

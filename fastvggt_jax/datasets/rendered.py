@@ -49,6 +49,7 @@ class Rendered:
 
     @classmethod
     def build(cls, options: Options) -> Self:
+        options.refuse(cls.name, "root")
         return cls(
             **{name: value for name, value in dataclasses.asdict(options).items() if value is not None}
         )

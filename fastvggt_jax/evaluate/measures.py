@@ -75,12 +75,14 @@ class Reference:
     def __init__(self, sample: Sample, transforms: Sequence[ImageTransform], wanted: Sequence[str]) -> None:
         self.name, self.transforms = sample.name, transforms
         truth = in_model_pixels(sample.truth, transforms)
-        some = truth.valid is not None and bool(truth.valid.any())
+        pixels = 0 if truth.valid is None else int(truth.valid.sum())
+        some = pixels > 0
         cameras = truth.cam_from_world is not None
         there = {
             "cameras": cameras and len(transforms) > 1,
             "depth": some and truth.depth is not None,
-            "points": some and cameras and truth.points is not None,
+            # Alignment and normals are of three points at least.
+            "points": pixels >= 3 and cameras and truth.points is not None,
             "rank correlation": some and truth.depth is not None,
         }
         self.groups = [group for group in wanted if there[group]]
@@ -124,7 +126,8 @@ def measure(found: Reconstruction, truth: Reference) -> tuple[np.ndarray, dict[s
         poses = np.asarray(found.cam_from_world)
         pairs = np.stack(metrics.pair_errors(poses, truth.cam_from_world))
         values |= of_pairs(pairs)
-        values["ATE"] = truth.percent * metrics.ate(poses, truth.cam_from_world)
+        if truth.percent:  # cameras that all stand in one place have no size to measure by
+            values["ATE"] = truth.percent * metrics.ate(poses, truth.cam_from_world)
     if "depth" in truth.groups:
         depth = np.asarray(found.depth)[truth.valid].astype(np.float64)
         depth *= metrics.depth_scale(depth, truth.depth)

@@ -8,6 +8,7 @@ given in: predictions are compared by what is relative between views, or after a
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float, Int
 from scipy.spatial import cKDTree
 from scipy.stats import spearmanr
 
@@ -18,7 +19,9 @@ NEIGHBOURS = 30  # that a normal is fitted to, as Open3D's default
 # ---- cameras
 
 
-def pair_errors(cam_from_world: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pair_errors(
+    cam_from_world: Float[np.ndarray, "F 3 4"], truth: Float[np.ndarray, "F 3 4"]
+) -> tuple[Float[np.ndarray, " pairs"], Float[np.ndarray, " pairs"]]:
     """Errors of the relative poses cam_i_from_cam_j of all pairs of views i < j, in degrees: f64[F·(F-1)/2]
     twice.
 
@@ -38,7 +41,7 @@ def pair_errors(cam_from_world: np.ndarray, truth: np.ndarray) -> tuple[np.ndarr
     return np.rad2deg(rotation), np.rad2deg(translation)
 
 
-def baselines(cam_from_world: np.ndarray) -> np.ndarray:
+def baselines(cam_from_world: Float[np.ndarray, "F 3 4"]) -> Float[np.ndarray, " pairs"]:
     """Distances between the cameras of all pairs of views i < j, in the order of `pair_errors`:
     f64[F·(F-1)/2].
     """
@@ -51,12 +54,14 @@ def _relative_poses(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return R, poses[i, :, 3] - np.einsum("pij,pj->pi", R, poses[j, :, 3])
 
 
-def accuracy_at(errors: np.ndarray, threshold: float) -> float:
+def accuracy_at(errors: Float[np.ndarray, " pairs"], threshold: float) -> float:
     """The share of errors below the threshold, in percent: RRA@τ of rotations, RTA@τ of translations."""
     return 100 * float(np.mean(errors < threshold))
 
 
-def auc(rotation: np.ndarray, translation: np.ndarray, threshold: int) -> float:
+def auc(
+    rotation: Float[np.ndarray, " pairs"], translation: Float[np.ndarray, " pairs"], threshold: int
+) -> float:
     """AUC@threshold in percent, of the larger of a pair's two errors: the mean of the accuracies at 1°, 2°, …
     threshold°.
 
@@ -66,7 +71,7 @@ def auc(rotation: np.ndarray, translation: np.ndarray, threshold: int) -> float:
     return 100 * float(np.cumsum(histogram).mean() / len(rotation))
 
 
-def ate(cam_from_world: np.ndarray, truth: np.ndarray) -> float:
+def ate(cam_from_world: Float[np.ndarray, "F 3 4"], truth: Float[np.ndarray, "F 3 4"]) -> float:
     """Absolute trajectory error: the root mean square distance between camera centres after `align`, in the
     truth's unit.
     """
@@ -82,7 +87,7 @@ def _centres(cam_from_world: np.ndarray) -> np.ndarray:
 # ---- depth
 
 
-def depth_scale(depth: np.ndarray, truth: np.ndarray) -> float:
+def depth_scale(depth: Float[np.ndarray, " M"], truth: Float[np.ndarray, " M"]) -> float:
     """The s that makes Σ |s · depth - truth| smallest: [M] and [M] > 0, in one unit each.
 
     The scale-only alignment of MonST3R's, CUT3R's and π³'s evaluation, which iterate towards it; a weighted
@@ -96,19 +101,19 @@ def depth_scale(depth: np.ndarray, truth: np.ndarray) -> float:
     return float(ratio[order][np.searchsorted(total, total[-1] / 2)]) if len(order) else 1.0
 
 
-def abs_rel(depth: np.ndarray, truth: np.ndarray) -> float:
+def abs_rel(depth: Float[np.ndarray, " M"], truth: Float[np.ndarray, " M"]) -> float:
     """The mean of |depth - truth| / truth."""
     return float(np.mean(np.abs(depth - truth) / truth))
 
 
-def delta(depth: np.ndarray, truth: np.ndarray, limit: float = 1.25) -> float:
+def delta(depth: Float[np.ndarray, " M"], truth: Float[np.ndarray, " M"], limit: float = 1.25) -> float:
     """How many of the depths are wrong by a factor below `limit`, in percent: max(depth / truth, truth /
     depth) < limit.
     """
     return 100 * float(np.mean((depth * limit > truth) & (depth < truth * limit)))
 
 
-def rank_correlation(depth: np.ndarray, truth: np.ndarray) -> float:
+def rank_correlation(depth: Float[np.ndarray, " M"], truth: Float[np.ndarray, " M"]) -> float:
     """Spearman's ρ of depths [M]: 1 for every depth that orders the pixels as the truth does.
 
     So neither unit nor scale counts, and the truth may be any decreasing function of a disparity.
@@ -122,15 +127,17 @@ def rank_correlation(depth: np.ndarray, truth: np.ndarray) -> float:
 class Surface:
     """Points [M, 3] to look neighbours up in."""
 
-    def __init__(self, points: np.ndarray) -> None:
+    def __init__(self, points: Float[np.ndarray, "M 3"]) -> None:
         self.points = np.asarray(points, np.float64)
         self.tree = cKDTree(self.points)
 
-    def nearest(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def nearest(
+        self, points: Float[np.ndarray, "Q 3"]
+    ) -> tuple[Float[np.ndarray, " Q"], Int[np.ndarray, " Q"]]:
         """The distances f64[Q] to the nearest points of the surface, and their numbers i64[Q]."""
         return self.tree.query(points)
 
-    def normals(self, points: np.ndarray) -> np.ndarray:
+    def normals(self, points: Float[np.ndarray, "Q 3"]) -> Float[np.ndarray, "Q 3"]:
         """Unit normals f64[Q, 3], up to sign: across the plane through each point's nearest neighbours."""
         _, found = self.tree.query(points, min(NEIGHBOURS, len(self.points)))
         around = self.points[found] - self.points[found].mean(1, keepdims=True)  # [Q, neighbours, 3]

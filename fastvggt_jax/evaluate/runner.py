@@ -48,7 +48,7 @@ class Scene(NamedTuple):
 @dataclasses.dataclass
 class Result:
     """Of one predictor. scenes: their names. pairs: f64[2, pairs] of each, and their baselines f64[pairs];
-    metrics: of each scene; density: f64[layers] of each batch, none if dense.
+    metrics: of each scene; density: f64[layers] of each, none if dense.
     """
 
     scenes: list[str] = dataclasses.field(default_factory=list)
@@ -109,7 +109,7 @@ def whole_batch(count: int, at_most: int) -> int:
     """
     if at_most < 1:
         raise InputError(f"batch must be at least 1, not {at_most}", argument="batch")
-    return next(n for n in range(min(at_most, count), 0, -1) if count % n == 0)
+    return next((n for n in range(min(at_most, count), 0, -1) if count % n == 0), 1)
 
 
 def check_size(dataset: Dataset, policy: ImagePolicy) -> None:
@@ -143,6 +143,8 @@ def evaluate(
     Raises FailedError if a prediction is not finite, InputError for what cannot be measured, and what the
     data set raises.
     """
+    if len(dataset) == 0:
+        raise InputError(f"the data set {dataset.name} has no scenes to measure", argument="dataset")
     check_size(dataset, policy)
     batch = whole_batch(len(dataset), batch)
     results = {name: Result() for name in predictors}
@@ -218,5 +220,6 @@ def _measure(
             result.baselines.append(truth.baselines)
             result.metrics.append(values)
         if density is not None:
-            result.density.append(np.asarray(density, np.float64))
+            # Of every scene: batches whose photographs differ in shape are predicted in parts.
+            result.density += [np.asarray(density, np.float64)] * len(scenes)
         advance(len(scenes))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
-from fastvggt_jax import geometry
 from fastvggt_jax.datasets.base import Truth
 from fastvggt_jax.sources import ImageTransform
 
@@ -52,11 +50,17 @@ def _points(truth: Truth) -> Sequence[np.ndarray] | None:
     if truth.depth is None or truth.K is None or truth.cam_from_world is None:
         return None
     return [
-        np.asarray(
-            geometry.unproject_depth(jnp.asarray(depth)[..., None], geometry.move_origin(K, -0.5), pose)
-        )
+        _unprojected(np.asarray(depth), np.asarray(K, np.float64), np.asarray(pose, np.float64))
         for depth, K, pose in zip(truth.depth, truth.K, truth.cam_from_world, strict=True)
     ]
+
+
+def _unprojected(depth: np.ndarray, K: np.ndarray, cam_from_world: np.ndarray) -> np.ndarray:
+    """f32[H, W, 3] in the world. In numpy: XLA would compile it for every size of a photograph."""
+    rows, columns = np.indices(depth.shape)
+    rays = np.stack([columns + 0.5, rows + 0.5, np.ones(depth.shape)], -1) @ np.linalg.inv(K).T
+    R, t = cam_from_world[:, :3], cam_from_world[:, 3]
+    return ((rays * depth[..., None] - t) @ R).astype(np.float32)
 
 
 def _nearest(values: np.ndarray, transform: ImageTransform) -> np.ndarray:

@@ -73,15 +73,15 @@ class ExportOptions:
 class Export:
     """A scene that is being written; what several formats want of it is made once.
 
-    photographs: one Frame per photograph, which opens it; by default the files that the scene names.
+    photographs: one Frame per photograph, which opens it, or None; by default the files that the scene names.
     """
 
     scene: Scene
     options: ExportOptions = ExportOptions()  # noqa: RUF009  immutable
-    photographs: Sequence[Frame] = ()
+    photographs: Sequence[Frame | None] = ()
 
     @classmethod
-    def of(cls, scene: Scene, options: ExportOptions, photographs: Sequence[Frame] = ()) -> Export:
+    def of(cls, scene: Scene, options: ExportOptions, photographs: Sequence[Frame | None] = ()) -> Export:
         """With the cameras that the options ask for, which then are the same in all formats."""
         if options.shared_camera:
             scene = with_shared_camera(scene)

@@ -30,7 +30,7 @@ QUALITY = 95  # of a photograph that has to be written anew
 
 
 def place_photographs(
-    scene: Scene, folder: str | os.PathLike, frames: Sequence[Frame] = (), *, copy: bool = False
+    scene: Scene, folder: str | os.PathLike, frames: Sequence[Frame | None] = (), *, copy: bool = False
 ) -> Scene:
     """Put every photograph into a folder; returns the scene of what lies there, with its names and sizes.
 
@@ -99,10 +99,17 @@ def _place(
         now, then = ("{}x{}".format(*size) for size in (image.size, (t.original_width, t.original_height)))
         raise ImageError(f"{frame.path or scene.names[i]} has {now} pixels, but had {then}")
     if image.mode.startswith(("I", "F")):  # of 16 bits: as the loader scales them
-        image = _open_rgb(frame, scene.names[i], alpha=False)
+        image = _opened_rgb(frame, i)
     ending = ".png" if image.has_transparency_data else ".jpg"
     _write(image.convert("RGBA" if ending == ".png" else "RGB"), folder / f"{stem}{ending}")
     return f"{stem}{ending}", t
+
+
+def _opened_rgb(frame: Frame, position: int) -> Image.Image:
+    image = _open_rgb(frame, position, alpha=False)
+    if isinstance(image, ImageError):
+        raise image
+    return image
 
 
 def _ending_as_it_is(path: Path, size: tuple[int, int]) -> str | None:

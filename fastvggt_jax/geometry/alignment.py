@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,10 +13,10 @@ class Similarity:
     """x -> scale · rotation · x + translation."""
 
     scale: float
-    rotation: np.ndarray
-    translation: np.ndarray
+    rotation: Float[np.ndarray, "3 3"]
+    translation: Float[np.ndarray, 3]
 
-    def __call__(self, points: np.ndarray) -> np.ndarray:
+    def __call__(self, points: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "... 3"]:
         """[..., 3] -> f64[..., 3]."""
         return (
             self.scale * np.einsum("...j,ij->...i", np.asarray(points, np.float64), self.rotation)
@@ -23,7 +24,7 @@ class Similarity:
         )
 
 
-def align(points: np.ndarray, truth: np.ndarray) -> Similarity:
+def align(points: Float[np.ndarray, "M 3"], truth: Float[np.ndarray, "M 3"]) -> Similarity:
     """The similarity that brings points [M, 3] nearest to the truth's, in the sense of least squares; never a
     reflection.
 

@@ -6,11 +6,14 @@ Source: VGGT's utils/pose_enc.py and utils/geometry.py (the formulas, not the co
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
-from fastvggt_jax.geometry.rotations import einsum, quat_xyzw_to_rotation, rotation_to_quat_xyzw
+from fastvggt_jax.geometry.rotations import Array, einsum, quat_xyzw_to_rotation, rotation_to_quat_xyzw
 
 
-def decode_pose(pose_enc: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
+def decode_pose(
+    pose_enc: Float[Array, "... 9"], height: int, width: int
+) -> tuple[Float[jax.Array, "... 3 4"], Float[jax.Array, "... 3 3"]]:
     """(cam_from_world f32[..., 3, 4], K f32[..., 3, 3]) of a pose encoding f32[..., 9].
 
     pose_enc is [t (3), quaternion x y z w, fov_h, fov_w]; height and width are those of the images that the
@@ -24,7 +27,9 @@ def decode_pose(pose_enc: jax.Array, height: int, width: int) -> tuple[jax.Array
     return cam_from_world, intrinsic_matrix(fx, fy, width / 2, height / 2)
 
 
-def encode_pose(cam_from_world: jax.Array, K: jax.Array, height: int, width: int) -> jax.Array:
+def encode_pose(
+    cam_from_world: Float[Array, "... 3 4"], K: Float[Array, "... 3 3"], height: int, width: int
+) -> Float[jax.Array, "... 9"]:
     """The pose encoding f32[..., 9] of f32[..., 3, 4] and K f32[..., 3, 3]; the principal point is not
     encoded.
     """
@@ -35,7 +40,9 @@ def encode_pose(cam_from_world: jax.Array, K: jax.Array, height: int, width: int
     return jnp.concatenate([cam_from_world[..., :3, 3], quat, fov_h[..., None], fov_w[..., None]], -1)
 
 
-def intrinsic_matrix(fx: ArrayLike, fy: ArrayLike, cx: ArrayLike, cy: ArrayLike) -> jax.Array:
+def intrinsic_matrix(
+    fx: ArrayLike, fy: ArrayLike, cx: ArrayLike, cy: ArrayLike
+) -> Float[jax.Array, "... 3 3"]:
     """K f32[..., 3, 3] in pixels; the four arguments broadcast."""
     fx, fy, cx, cy = jnp.broadcast_arrays(*(jnp.asarray(v, jnp.float32) for v in (fx, fy, cx, cy)))
     zero, one = jnp.zeros_like(fx), jnp.ones_like(fx)
@@ -43,7 +50,9 @@ def intrinsic_matrix(fx: ArrayLike, fy: ArrayLike, cx: ArrayLike, cy: ArrayLike)
     return jnp.stack([jnp.stack(row, -1) for row in rows], -2)
 
 
-def unproject_depth(depth: jax.Array, K: jax.Array, cam_from_world: jax.Array) -> jax.Array:
+def unproject_depth(
+    depth: Float[Array, "... H W 1"], K: Float[Array, "... 3 3"], cam_from_world: Float[Array, "... 3 4"]
+) -> Float[jax.Array, "... H W 3"]:
     """World points f32[..., H, W, 3] of depth (z in the camera) f32[..., H, W, 1].
 
     K f32[..., 3, 3] and cam_from_world f32[..., 3, 4] have depth's leading axes. The ray of column u and row
@@ -63,7 +72,7 @@ def unproject_depth(depth: jax.Array, K: jax.Array, cam_from_world: jax.Array) -
     return einsum("...hwi,...ij->...hwj", in_cam, cam_from_world[..., :3, :3])  # Rᵀ (x - t)
 
 
-def move_origin(K: jax.Array, pixels: float) -> jax.Array:
+def move_origin(K: Float[Array, "... 3 3"], pixels: float) -> Float[jax.Array, "... 3 3"]:
     """K [..., 3, 3] in coordinates in which every pixel's are larger by `pixels`.
 
     0.5 leads from coordinates that are 0 at the first pixel's centre, as upstream's, to ours, which are 0 at
@@ -72,7 +81,9 @@ def move_origin(K: jax.Array, pixels: float) -> jax.Array:
     return jnp.asarray(K).at[..., :2, 2].add(pixels)
 
 
-def depth_of(points: jax.Array, cam_from_world: jax.Array) -> jax.Array:
+def depth_of(
+    points: Float[Array, "... H W 3"], cam_from_world: Float[Array, "... 3 4"]
+) -> Float[jax.Array, "... H W"]:
     """z in the camera, f32[..., H, W], of points f32[..., H, W, 3] and cam_from_world f32[..., 3, 4]."""
     row = jnp.asarray(cam_from_world, jnp.float32)[..., 2, :]
     return einsum("...hwi,...i->...hw", points, row[..., :3]) + row[..., None, None, 3]

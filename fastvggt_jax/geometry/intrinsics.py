@@ -11,13 +11,16 @@ model's size.
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float
 
 SAMPLES = 20_000  # pixels of a frame that are looked at, at most
 ITERATIONS = 20
 SMALLEST_ERROR = 1e-6  # of x/z; keeps the weight of a perfect point finite
 
 
-def fit_intrinsics(local_points: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
+def fit_intrinsics(
+    local_points: Float[np.ndarray, "H W 3"], weights: Float[np.ndarray, "H W"]
+) -> tuple[Float[np.ndarray, "3 3"], float]:
     """The pinhole camera that sees every point where its pixel is.
 
     Args:

@@ -8,12 +8,16 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+Array = jax.Array | np.ndarray
 
 # Geometry stays in float32 where matrix units would round to TF32 or bfloat16.
 einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
-def quat_xyzw_to_rotation(quat_xyzw: jax.Array) -> jax.Array:
+def quat_xyzw_to_rotation(quat_xyzw: Float[Array, "... 4"]) -> Float[jax.Array, "... 3 3"]:
     """Rotation matrices of quaternions of any length but zero: f32[..., 4] -> f32[..., 3, 3].
 
     The factor 2/|q|² takes the place of a normalisation, as upstream; a zero quaternion gives non-finite
@@ -29,7 +33,7 @@ def quat_xyzw_to_rotation(quat_xyzw: jax.Array) -> jax.Array:
     return jnp.stack([jnp.stack(row, -1) for row in rows], -2)  # [..., 3, 3]
 
 
-def rotation_to_quat_xyzw(rotation: jax.Array) -> jax.Array:
+def rotation_to_quat_xyzw(rotation: Float[Array, "... 3 3"]) -> Float[jax.Array, "... 4"]:
     """Unit quaternions with w >= 0 of rotation matrices: f32[..., 3, 3] -> f32[..., 4].
 
     Of the four ways to divide, the one whose divisor (the largest component) is best conditioned is taken.
@@ -61,7 +65,7 @@ def rotation_to_quat_xyzw(rotation: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
-def nearest_rotation(matrix: jax.Array) -> jax.Array:
+def nearest_rotation(matrix: Float[Array, "... 3 3"]) -> Float[jax.Array, "... 3 3"]:
     """The rotation R that maximises tr(Rᵀ M), the nearest in the Frobenius norm: f32[..., 3, 3] -> f32[...,
     3, 3].
 
@@ -109,7 +113,7 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array,
     return rotation, einsum("...ij,...jk->...ik", rotation, turn)
 
 
-def invert_se3(transform: jax.Array) -> jax.Array:
+def invert_se3(transform: Float[Array, "... _ 4"]) -> Float[jax.Array, "... 4 4"]:
     """The inverse, f32[..., 4, 4], of a rigid transform f32[..., 3, 4] or f32[..., 4, 4]."""
     transform = jnp.asarray(transform, jnp.float32)
     rotation = jnp.swapaxes(transform[..., :3, :3], -1, -2)
@@ -117,18 +121,20 @@ def invert_se3(transform: jax.Array) -> jax.Array:
     return to_4x4(jnp.concatenate([rotation, translation[..., None]], -1))
 
 
-def to_4x4(transform: jax.Array) -> jax.Array:
+def to_4x4(transform: Float[Array, "... 3 4"]) -> Float[jax.Array, "... 4 4"]:
     """f32[..., 3, 4] -> f32[..., 4, 4] with the last row 0 0 0 1."""
     bottom = jnp.broadcast_to(jnp.array([0.0, 0, 0, 1], transform.dtype), (*transform.shape[:-2], 1, 4))
     return jnp.concatenate([transform, bottom], -2)
 
 
-def compose(first: jax.Array, second: jax.Array) -> jax.Array:
+def compose(first: Float[Array, "... 4 4"], second: Float[Array, "... 4 4"]) -> Float[jax.Array, "... 4 4"]:
     """first @ second of rigid transforms f32[..., 4, 4]: the second is applied first."""
     return einsum("...ij,...jk->...ik", *jnp.broadcast_arrays(first, second))
 
 
-def transform(to_from: jax.Array, points: jax.Array) -> jax.Array:
+def transform(
+    to_from: Float[Array, "... _ 4"], points: Float[Array, "... H W 3"]
+) -> Float[jax.Array, "... H W 3"]:
     """Points f32[..., H, W, 3] of maps, each moved by its rigid transform f32[..., 3 or 4, 4]."""
     moved = einsum("...ij,...hwj->...hwi", to_from[..., :3, :3], points)
     return moved + to_from[..., None, None, :3, 3]

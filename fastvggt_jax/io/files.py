@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import os
+import re
 import secrets
 import shutil
+import signal
+import sys
+import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +22,63 @@ from fastvggt_jax.errors import Error, FileError, TargetError, is_full
 
 def temporary_sibling(path: Path) -> Path:
     """A name that does not exist yet, in the folder of `path`: a rename never crosses file systems then."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{_short(path.name)}.{secrets.token_hex(4)}.tmp")
+
+
+def _short(name: str) -> str:
+    """The name, or as much of it as leaves room for what is put around it: names end at 255 bytes."""
+    return os.fsdecode(os.fsencode(name)[:200])
+
+
+def leftovers(path: str | os.PathLike) -> list[Path]:
+    """What runs that were killed while they wrote `path` have left beside it."""
+    path = Path(os.path.abspath(path))
+    pattern = re.compile(rf"\.{re.escape(_short(path.name))}\.[0-9a-f]{{8}}\.tmp")
+    try:
+        found = sorted(entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name))
+    except OSError:
+        return []
+    return [entry for entry in found if not _is_being_written(entry)]
+
+
+def warn_of_leftovers(path: str | os.PathLike) -> None:
+    """Names them, for the user to delete."""
+    if found := leftovers(path):
+        names = ", ".join(map(str, found))
+        text = f"a run that was killed while it wrote {path} has left {names}"
+        text += ": delete it, once you need nothing of it"
+        warnings.warn(text, stacklevel=3)
+
+
+@contextlib.contextmanager
+def _being_written(path: Path) -> Iterator[None]:
+    """Holds a lock on a file or folder, by which others see that its writer is alive."""
+    with contextlib.ExitStack() as stack:
+        # Not every system or file system has such locks.
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            descriptor = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def _is_being_written(path: Path) -> bool:
+    try:
+        import fcntl
+
+        descriptor = os.open(path, os.O_RDONLY)
+    except (ImportError, OSError):
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -30,7 +92,7 @@ def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     temporary = temporary_sibling(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
+        with open(temporary, "xb") as file, _being_written(temporary):
             yield file
         os.replace(temporary, path)
     except OSError as error:
@@ -57,38 +119,63 @@ OUR_NAME = b"fastvggt_jax"
 
 
 def check_output_folder(
-    path: str | os.PathLike, *, overwrite: bool = False, ours: Sequence[str] = ()
+    path: str | os.PathLike, *, overwrite: bool = False, ours: Sequence[str] = (), least_bytes: int = 0
 ) -> None:
     """Raises TargetError if `path` may not be written by output_folder, which see, FileError if the system
-    does not let it be looked at.
+    does not let it be looked at or has less than `least_bytes` of space left. Warns of what killed runs have
+    left.
     """
+    if not os.fspath(path):
+        raise TargetError("the output has no name; give a folder", argument="output")
     path = Path(path)
     try:
         if path.exists() and not path.is_dir():
             raise TargetError(f"the output {path} is a file; give a folder", argument="output")
-        wrong = _what_is_wrong(path, overwrite, ours)
+        wrong, argument = _what_is_wrong(path, overwrite, ours)
+        if wrong:
+            raise TargetError(f"the output folder {path} {wrong}", argument=argument)
+        parent = _nearest(path)
+        free = shutil.disk_usage(parent).free
     except TargetError:
         raise
     except OSError as error:
         text = f"the output folder {path} cannot be used: {reason(error)}"
         raise FileError(text, cause=error, argument="output") from error
-    if wrong:
-        raise TargetError(f"the output folder {path} {wrong}", argument="overwrite")
+    if free < least_bytes:
+        text = f"the disk of the output folder {path} has {free / 1e9:.2f} GB left"
+        raise FileError(f"{text}, and at least {least_bytes / 1e9:.2f} GB will be written", argument="output")
+    warn_of_leftovers(path)
 
 
-def _what_is_wrong(path: Path, overwrite: bool, ours: Sequence[str]) -> str | None:
+def _nearest(path: Path) -> Path:
+    """The innermost folder that `path` will lie in and that is there."""
+    return next(folder for folder in Path(os.path.abspath(path)).parents if os.path.lexists(folder))
+
+
+def _what_is_wrong(path: Path, overwrite: bool, ours: Sequence[str]) -> tuple[str | None, str]:
+    """A clause, or None; and the argument that it is about."""
     if os.path.ismount(path):
-        return "is a mount point, which has no rename; give a folder in it"
+        return "is a mount point, which has no rename; give a folder in it", "output"
+    if path.exists() and Path.cwd().is_relative_to(os.path.realpath(path)):
+        return "is the current folder, or holds it, so it cannot be replaced; give a folder in it", "output"
     present = path.exists() and any(path.iterdir())
     if present and not overwrite:
-        return "is not empty; give another one, or overwrite to replace it"
+        return "is not empty; give another one, or overwrite to replace it", "overwrite"
     foreign = _foreign(path, ours) if present else []
     if foreign:
-        return f"holds what was not written here ({foreign[0]}), so overwrite does not touch it"
-    parent = next(folder for folder in Path(os.path.abspath(path)).parents if folder.exists())
+        return f"holds what was not written here ({foreign[0]}), so overwrite does not touch it", "overwrite"
+    parent = _nearest(path)
+    if not parent.is_dir():
+        return f"cannot be made: {parent} is a file", "output"
     if not os.access(parent, os.W_OK):
-        return f"cannot be made: no permission to write in {parent}"
-    return None
+        return f"cannot be made: no permission to write in {parent}", "output"
+    longest = os.pathconf(parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+    if too_long := [name for name in path.parts if len(os.fsencode(name)) > longest]:
+        return (
+            f"cannot be made: a name of it, {too_long[0][:20]}..., is longer than {longest} bytes",
+            "output",
+        )
+    return None, "output"
 
 
 def _foreign(folder: Path, ours: Sequence[str]) -> list[str]:
@@ -112,33 +199,116 @@ def output_folder(
     """A temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
 
     An old folder at `path` must be empty, or with `overwrite` hold only files that match the patterns `ours`,
-    of which the first names a file that bears our name; it is removed only once the new one is in its place.
+    of which the first names a file that bears our name. It changes places with the new one in one step where
+    the system can do that (Linux, macOS), and is removed then. Whether it may be replaced is looked at again
+    just before and after: if something has come into it meanwhile, it stays, and the new folder is kept
+    beside it under a name that the TargetError tells.
     Raises as check_output_folder, and FileError.
     """
-    # The folder itself, not a link to it; and "." has no name of its own to put the temporary folder beside.
-    path = Path(os.path.realpath(path))
     check_output_folder(path, overwrite=overwrite, ours=ours)
-    new, old = temporary_sibling(path), temporary_sibling(path)
+    # The folder itself, not a link to it.
+    path = Path(os.path.realpath(path))
+    temporary = temporary_sibling(path)
+    made = [folder for folder in path.parents if not folder.exists()]
     try:
-        new.mkdir(parents=True)
+        temporary.mkdir(parents=True)
     except OSError as error:  # the temporary name would tell the user nothing
         raise FileError(f"the output folder {path} cannot be made: {reason(error)}", cause=error) from error
     try:
-        yield new
-        if path.exists():
-            os.rename(path, old)
-        try:
-            os.rename(new, path)
-        except OSError:
-            if old.exists():
-                os.rename(old, path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        with _being_written(temporary):
+            yield temporary
+            with _signals_wait():
+                _put_in_place(temporary, path, overwrite, ours)
     except OSError as error:
         # Of a file in it, or of the renames; the temporary name would tell the user nothing.
-        if isinstance(error, Error) and str(new) not in str(error):
+        if isinstance(error, Error) and str(temporary) not in str(error):
             raise
         text = f"the output folder {path} could not be written: {reason(error)}; nothing was left behind"
         raise FileError(text, cause=error) from error
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        for folder in made:  # where nothing has come into them
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _put_in_place(new: Path, path: Path, overwrite: bool, ours: Sequence[str]) -> None:
+    """Renames `new` to `path`; what was there before is `new` then, to be removed."""
+    wrong = "is a file now" if path.exists() and not path.is_dir() else None
+    wrong = wrong or _what_is_wrong(path, overwrite, ours)[0]
+    if not wrong and (not path.exists() or not any(path.iterdir())):
+        try:
+            os.rename(new, path)  # replaces an empty folder, and no other
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            wrong = "has been filled meanwhile"
+    if not wrong:
+        _exchange(new, path)
+        if not (foreign := _foreign(new, ours)):
+            return
+        _exchange(new, path)
+        wrong = f"holds what was not written here ({foreign[0]})"
+    kept = path.with_name(f"{_short(path.name)}.{secrets.token_hex(4)}")
+    os.rename(new, kept)
+    raise TargetError(f"the output folder {path} {wrong}; the new result is in {kept}", argument="overwrite")
+
+
+def _exchange(a: Path, b: Path) -> None:
+    """Two folders change names, in one step where the system has one."""
+    if _exchanged(a, b):
+        return
+    aside = temporary_sibling(b)
+    os.rename(b, aside)
+    try:
+        os.rename(a, b)
+    except BaseException:
+        os.rename(aside, b)
+        raise
+    os.rename(aside, a)
+
+
+def _exchanged(a: Path, b: Path) -> bool:
+    """Whether the system has a call for it, and has done it."""
+    import ctypes
+
+    names = os.fsencode(a), os.fsencode(b)
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "darwin":
+            failed = library.renamex_np(*names, 2)  # RENAME_SWAP
+        else:
+            here = -100  # AT_FDCWD
+            failed = library.renameat2(here, names[0], here, names[1], 2)  # RENAME_EXCHANGE
+    except (AttributeError, OSError, TypeError):
+        return False
+    if failed and (number := ctypes.get_errno()) not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        raise OSError(number, os.strerror(number), str(b))
+    return not failed
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Signals that would end the program arrive after the block."""
+    numbers: list[int] = [
+        signal.SIGINT,
+        signal.SIGTERM,
+        *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []),
+    ]
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers run in the main thread alone
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler not in (signal.SIG_IGN, None):
+            signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)

@@ -7,7 +7,6 @@ data afterwards.
 
 import json
 import math
-import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fastvggt_jax.errors import FileError, InputError, MissingError, WeightsError
+from fastvggt_jax.io.files import new_file, reason
 
 _TAGS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _LISTED = 10  # names that an error spells out before it only counts
@@ -46,12 +46,17 @@ def open_safetensors(path: str | Path) -> safe_open:
     except SafetensorError as error:
         with open(path, "rb") as f:
             start = f.read(9)
-        if start[8:] == b"{":  # 8 bytes of header length, then the header as JSON
+        if is_safetensors(start):
             remedy = "copy, download or convert it again"
             text = f"{path} is a safetensors file that is cut short or damaged: {remedy}"
         else:
             text = f"{path} is not a safetensors file"
         raise WeightsError(text) from error
+
+
+def is_safetensors(start: bytes) -> bool:
+    """By the first nine bytes: eight of the header's length, then the header, which is JSON."""
+    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < 2**40
 
 
 def write_safetensors(
@@ -66,7 +71,7 @@ def write_safetensors(
     arrays of that dtype which, each flattened in C order and laid end to end, make the whole; only one is
     held at a time.
     The data go to a temporary file beside `path`, which replaces it at the end: on an error nothing is left
-    and an older file stays. Raises OSError (folder missing, disk full), ValueError (dtype not storable).
+    and an older file stays. Raises FileError (disk full), InputError (dtype not storable).
     """
     path = Path(path)
     for name, spec in tensors.items():
@@ -87,20 +92,16 @@ def write_safetensors(
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)
 
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "wb") as f:
+        with new_file(path) as f:
             f.write(struct.pack("<Q", len(raw)) + raw)
             for name in names:
                 _write_tensor(f, name, tensors[name], chunks(name))
-        os.replace(part, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except FileError as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         needed = (8 + len(raw) + end) / 1e9
-        text = f"could not write {path} ({needed:.2f} GB): {reason}; nothing was left behind"
-        raise FileError(text, cause=error) from error
-    finally:
-        part.unlink(missing_ok=True)
+        text = f"could not write {path} ({needed:.2f} GB): {reason(cause)}; nothing was left behind"
+        raise FileError(text, cause=cause) from error
     return 8 + len(raw) + end
 
 

@@ -7,17 +7,19 @@ Metadata: format "fastvggt_jax", format_version, model (class name), config (JSO
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import flax.errors
 import flax.traverse_util
 import jax
 import numpy as np
 
-from fastvggt_jax.errors import WeightsError
-from fastvggt_jax.io.tensors import compare_shapes, open_safetensors, write_safetensors
+from fastvggt_jax.errors import InputError, WeightsError
+from fastvggt_jax.io.tensors import compare_shapes, is_safetensors, open_safetensors, write_safetensors
 
 if TYPE_CHECKING:
     from safetensors import safe_open
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 FORMAT = "fastvggt_jax"
 FORMAT_VERSION = 1  # of the names and layouts of parameters; a file of a newer one is refused
+STORED = ("F32", "BF16", "F16")  # as safetensors calls them
 UNKNOWN = "unknown, see the source"
 
 
@@ -63,20 +66,42 @@ def open_weights(path: str | Path) -> WeightFile:
         config = json.loads(metadata["config"])
         if not isinstance(config, dict):
             raise TypeError(f"it is {config!r}, not an object")
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path} has no usable config: {error}") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} has no usable config: {_in_short(error)}") from error
+    wrong = [name for name in file.keys() if file.get_slice(name).get_dtype() not in STORED]
+    if wrong:
+        tensor = f"{wrong[0]}, which is {file.get_slice(wrong[0]).get_dtype()}"
+        text = f"{path} holds numbers that are no weights: {tensor}; they must be {', '.join(STORED)}"
+        raise WeightsError(text)
     model, source = metadata.get("model", ""), metadata.get("source", "")
     return WeightFile(path, file, model, config, source, metadata.get("license", UNKNOWN))
 
 
+def _in_short(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)[:200]
+
+
 def is_native(path: str | Path) -> bool:
-    """Whether a safetensors file says that it is one of ours. Raises as `open_safetensors`."""
+    """Whether a file is one of ours, whatever its name. Raises as `open_safetensors` for a damaged one."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            if not is_safetensors(file.read(9)):
+                return False
     return (open_safetensors(path).metadata() or {}).get("format") == FORMAT
 
 
 def abstract_tensors(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of every parameter of `model`, by its name in the native file. Nothing is computed."""
-    return flax.traverse_util.flatten_dict(model.abstract_params()["params"], sep="/")
+    """Shape and dtype of every parameter of `model`, by its name in the native file. Nothing is computed.
+
+    Raises InputError if the model's numbers make no network, such as a width that its heads do not divide.
+    """
+    try:
+        tree = model.abstract_params()
+    except (TypeError, ValueError, ArithmeticError, flax.errors.FlaxError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"describes no working {type(model).__name__}: {reason}") from error
+    return flax.traverse_util.flatten_dict(tree["params"], sep="/")
 
 
 def native_metadata(model: Model, source: str, license: str) -> dict[str, str]:

@@ -176,7 +176,7 @@ def _schema(cls: type) -> Any:
     from pydantic import ConfigDict, create_model
 
     hints, defaults = (
-        typing.get_type_hints(cls),
+        typing.get_type_hints(cls, include_extras=True),
         {field.name: field.default for field in dataclasses.fields(cls)},
     )
     fields: Any = {name: (hints[name], defaults[name]) for name in config_fields(cls)}

@@ -15,12 +15,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Num
 
 from fastvggt_jax import geometry
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.models.alternating import alternate
 from fastvggt_jax.models.base import Model, check_images, to_unit
 from fastvggt_jax.models.dinov2 import DinoV2
+from fastvggt_jax.models.fields import Heads, Layers, Pixels, Ratio, Tokens, Width
 from fastvggt_jax.models.heads.dpt import over_frame_chunks
 from fastvggt_jax.models.heads.pi3 import (
     FrameDecoder,
@@ -72,20 +74,20 @@ class Pi3(Model):
     loss_weights: ClassVar[Mapping[str, float]] = {"background": 0.0}
 
     # The square image that the position table was made for; any multiple of patch_size runs.
-    img_size: int = 518
-    patch_size: int = 14
-    embed_dim: int = 1024
-    encoder_depth: int = 24
-    encoder_num_heads: int = 16
-    depth: int = 18  # pairs of a frame and a global block
-    num_heads: int = 16
-    mlp_ratio: float = 4.0
-    num_register_tokens: int = 5
-    head_embed_dim: int = 1024  # of the three frame decoders
-    head_depth: int = 5
-    head_num_heads: int = 16
-    head_out_dim: int = 1024
-    camera_out_dim: int = 512
+    img_size: Pixels = 518
+    patch_size: Pixels = 14
+    embed_dim: Width = 1024
+    encoder_depth: Layers = 24
+    encoder_num_heads: Heads = 16
+    depth: Layers = 18  # pairs of a frame and a global block
+    num_heads: Heads = 16
+    mlp_ratio: Ratio = 4.0
+    num_register_tokens: Tokens = 5
+    head_embed_dim: Width = 1024  # of the three frame decoders
+    head_depth: Layers = 5
+    head_num_heads: Heads = 16
+    head_out_dim: Width = 1024
+    camera_out_dim: Width = 512
     heads: tuple[str, ...] = HEADS
 
     def smallest_inputs(self) -> tuple[jax.ShapeDtypeStruct]:
@@ -144,7 +146,7 @@ class Pi3(Model):
             [jnp.broadcast_to(self.register_token, (B, F, *self.register_token.shape[2:])), patches], 2
         )
 
-    def __call__(self, images: Array, query_points: None = None) -> Prediction:
+    def __call__(self, images: Num[Array, "B F H W 3"], query_points: None = None) -> Prediction:
         """Reconstructs B scenes of F views each.
 
         Args:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import flax.struct
 import jax
+from jaxtyping import Bool, Float
 
 from fastvggt_jax.errors import InputError
 
@@ -43,20 +44,20 @@ class Prediction:
       made_by: the model's class, which knows what the fields mean.
     """
 
-    pose_enc: Array | None = None
-    pose_enc_list: tuple[Array, ...] | None = None
-    depth: Array | None = None
-    depth_conf: Array | None = None
-    world_points: Array | None = None
-    world_points_conf: Array | None = None
-    track: Array | None = None
-    track_list: Array | None = None
-    vis: Array | None = None
-    conf: Array | None = None
-    points: Array | None = None
-    local_points: Array | None = None
-    camera_poses: Array | None = None
-    density: Array | None = None
+    pose_enc: Float[Array, "B F 9"] | None = None
+    pose_enc_list: tuple[Float[Array, "B F 9"], ...] | None = None
+    depth: Float[Array, "B F H W 1"] | None = None
+    depth_conf: Float[Array, "B F H W"] | None = None
+    world_points: Float[Array, "B F H W 3"] | None = None
+    world_points_conf: Float[Array, "B F H W"] | None = None
+    track: Float[Array, "B F Q 2"] | None = None
+    track_list: Float[Array, "iterations B F Q 2"] | None = None
+    vis: Float[Array, "B F Q"] | None = None
+    conf: Float[Array, "B F *pixels"] | None = None
+    points: Float[Array, "B F H W 3"] | None = None
+    local_points: Float[Array, "B F H W 3"] | None = None
+    camera_poses: Float[Array, "B F 4 4"] | None = None
+    density: Float[Array, " layers"] | None = None
     made_by: type[Model] | None = flax.struct.field(pytree_node=False, default=None)
 
     def need(self, head: str, *names: str) -> list[Array]:
@@ -85,12 +86,12 @@ class Reconstruction:
       conf_floor: the confidence of nothing at all, such as sky; what lies below is no surface.
     """
 
-    cam_from_world: Array
-    K: Array | None
-    depth: Array
-    depth_conf: Array
-    points: Array
-    conf: Array
-    clipped: Array | None = None
-    metric_scale: Array | None = None
+    cam_from_world: Float[Array, "B F 3 4"]
+    K: Float[Array, "B F 3 3"] | None
+    depth: Float[Array, "B F H W"]
+    depth_conf: Float[Array, "B F H W"]
+    points: Float[Array, "B F H W 3"]
+    conf: Float[Array, "B F H W"]
+    clipped: Bool[Array, "B F"] | None = None
+    metric_scale: Float[Array, " B"] | None = None
     conf_floor: float = flax.struct.field(pytree_node=False, default=-float("inf"))

@@ -38,11 +38,13 @@ def register(name: str, model: str, rules: str | None = None) -> None:
 @contextlib.contextmanager
 def registered(name: str, model: str, rules: str | None = None) -> Iterator[None]:
     """Adds a model for the time of the block."""
+    before = dict(MODELS)
     register(name, model, rules)
     try:
         yield
     finally:
-        del MODELS[name]
+        MODELS.clear()
+        MODELS.update(before)
 
 
 def names() -> tuple[str, ...]:

@@ -10,19 +10,32 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Float, Num
 
 from fastvggt_jax import geometry
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.models.alternating import alternate
 from fastvggt_jax.models.base import Model, check_images, to_unit
 from fastvggt_jax.models.dinov2 import DinoV2
+from fastvggt_jax.models.fields import (
+    Four,
+    Heads,
+    Layer,
+    Layers,
+    Levels,
+    Pixels,
+    Ratio,
+    Rounds,
+    Tokens,
+    Width,
+)
 from fastvggt_jax.models.heads.camera import CameraHead
 from fastvggt_jax.models.heads.dpt import DPTHead, activate_depth, activate_points, over_frame_chunks
 from fastvggt_jax.models.heads.track import Tracker
@@ -127,31 +140,31 @@ class VGGT(Model):
     loss_weights: ClassVar[Mapping[str, float]] = {"background": 0.0, "pairs": 0.0}
 
     # The square image that the position table was made for; any multiple of patch_size runs.
-    img_size: int = 518
-    patch_size: int = 14
-    embed_dim: int = 1024
-    encoder_depth: int = 24
-    encoder_num_heads: int = 16
-    depth: int = 24  # pairs of a frame and a global block
-    num_heads: int = 16
-    mlp_ratio: float = 4.0
-    num_register_tokens: int = 4
-    taps: tuple[int, ...] = (4, 11, 17, 23)
-    camera_trunk_depth: int = 4
-    camera_num_heads: int = 16
-    camera_iterations: int = 4
-    dpt_features: int = 256
-    dpt_level_channels: tuple[int, ...] = (256, 512, 1024, 1024)
-    track_features: int = 128
-    track_iterations: int = 4
-    track_stride: int = 2
-    track_corr_levels: int = 7
-    track_corr_radius: int = 4
-    track_hidden: int = 384
-    track_depth: int = 6
-    track_num_heads: int = 8
-    track_num_virtual: int = 64
-    track_max_scale: int = 518
+    img_size: Pixels = 518
+    patch_size: Pixels = 14
+    embed_dim: Width = 1024
+    encoder_depth: Layers = 24
+    encoder_num_heads: Heads = 16
+    depth: Layers = 24  # pairs of a frame and a global block
+    num_heads: Heads = 16
+    mlp_ratio: Ratio = 4.0
+    num_register_tokens: Tokens = 4
+    taps: Annotated[tuple[Layer, ...], Four] = (4, 11, 17, 23)
+    camera_trunk_depth: Layers = 4
+    camera_num_heads: Heads = 16
+    camera_iterations: Rounds = 4
+    dpt_features: Width = 256
+    dpt_level_channels: Annotated[tuple[Width, ...], Four] = (256, 512, 1024, 1024)
+    track_features: Width = 128
+    track_iterations: Rounds = 4
+    track_stride: Rounds = 2
+    track_corr_levels: Levels = 7
+    track_corr_radius: Rounds = 4
+    track_hidden: Width = 384
+    track_depth: Layers = 6
+    track_num_heads: Heads = 8
+    track_num_virtual: Tokens = 64
+    track_max_scale: Pixels = 518
     heads: tuple[str, ...] = HEADS
     track_pos_embed: bool = False  # True for the "tracker fixed" checkpoint
 
@@ -230,7 +243,9 @@ class VGGT(Model):
                 },
             )
 
-    def __call__(self, images: Array, query_points: Array | None = None) -> Prediction:
+    def __call__(
+        self, images: Num[Array, "B F H W 3"], query_points: Float[Array, "B Q 2"] | None = None
+    ) -> Prediction:
         """Reconstructs B scenes of F views each.
 
         Args:

@@ -7,7 +7,8 @@ does the same.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -16,12 +17,16 @@ from PIL import Image
 
 from fastvggt_jax.errors import InputError
 
+# What Pillow's decoders raise on files that are damaged, are closed, or are no images.
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, AssertionError, struct.error)
+
 
 class Frame(NamedTuple):
     """A picture that is decoded when it is wanted.
 
     Attributes:
-      open: gives it upright, in any mode of Pillow; raises ImageError if it cannot be used.
+      open: gives it upright, in any mode of Pillow, and may be called in any thread. Raises ImageError if it
+        cannot be used, or what Pillow raises of damaged files (DECODE_ERRORS).
       path: its file, where it has one. name: what to call it, by default after its file or its position.
     """
 
@@ -35,7 +40,11 @@ class Source(Protocol):
         """Whether `frames` takes this."""
 
     def frames(self, source: Any) -> Iterable[Frame]:
-        """The pictures, in the order in which they are loaded. Raises errors.Error."""
+        """The pictures, in the order in which they are loaded. Raises errors.Error.
+
+        They are asked for one by one, as they are decoded: what can change meanwhile is copied before the
+        next one is asked for.
+        """
 
 
 # In the order in which they are asked; "module:object", imported when they are.
@@ -53,21 +62,26 @@ def register(source: Source) -> None:
 @contextlib.contextmanager
 def registered(source: Source) -> Iterator[None]:
     """Adds a source for the time of the block."""
+    before = list(SOURCES)
     register(source)
     try:
         yield
     finally:
-        SOURCES.remove(source)
+        SOURCES[:] = before
 
 
-def frames_of(source: Any) -> list[Frame]:
-    """All pictures that `source` stands for, see `load_images`. InputError for what no source knows."""
+def frames_of(source: Any) -> Iterator[Frame]:
+    """The pictures that `source` stands for, see `load_images`; an iterator is read no further than it is
+    asked. InputError for what no source knows.
+    """
     for entry in SOURCES:
         known = _load(entry) if isinstance(entry, str) else entry
         if known.recognises(source):
-            return list(known.frames(source))
-    if isinstance(source, Iterable):
-        return [frame for one in source for frame in frames_of(one)]
+            return iter(known.frames(source))
+    # A set has no first picture.
+    no_list = isinstance(source, bytes | bytearray | memoryview | Mapping | Set)
+    if isinstance(source, Iterable) and not no_list:
+        return (frame for one in source for frame in frames_of(one))
     text = "source must be photographs (a folder, files, a pattern), arrays or PIL images, or a list of these"
     raise InputError(f"{text}, not {type(source).__name__}", argument="source")
 

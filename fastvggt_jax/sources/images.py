@@ -9,18 +9,22 @@ clipped.
 from __future__ import annotations
 
 import dataclasses
+import operator
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from fastvggt_jax.errors import ImageError, InputError
-from fastvggt_jax.sources.base import Frame, frames_of
+from fastvggt_jax.sources.base import DECODE_ERRORS, Frame, frames_of
+from fastvggt_jax.sources.photographs import reason
 from fastvggt_jax.sources.sizing import (
     AREA,
     FITS,
@@ -35,7 +39,8 @@ from fastvggt_jax.sources.sizing import (
     stack_images,
 )
 
-Fit = Callable[[Image.Image], tuple[np.ndarray, ImageTransform]]
+Sized = tuple[np.ndarray, ImageTransform]
+Fit = Callable[[Image.Image], Sized]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +52,14 @@ class Images:
     names: file names, with folders before them where names alone would not differ; positions of what has no
       file.
     skipped: (file, reason) of the photographs left out by skip_bad.
-    frames: one per photograph, which opens it again; () of Images made by hand.
+    frames: one per photograph, which opens it again, None where that is no file's; () of Images made by hand.
     """
 
-    pixels: np.ndarray
+    pixels: UInt8[np.ndarray, "F H W 3"]
     transforms: tuple[ImageTransform, ...]
     names: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
-    frames: tuple[Frame, ...] = ()
+    frames: tuple[Frame | None, ...] = ()
 
 
 def load_images(
@@ -84,94 +89,121 @@ def load_images(
     Raises MissingError (nothing there), ImageError (no images; one is unreadable), InputError (source, mode,
     size).
     """
-    mode = mode or policy.mode
+    mode = policy.mode if mode is None else mode
     size = policy.size if size is None else size
     if mode not in MODES:
         raise InputError(f"mode must be one of {', '.join(MODES)}, not {mode!r}", argument="mode")
-    if mode == "area" and size is not None and size < policy.patch:
-        raise InputError(f"size must be at least {policy.patch}, not {size}", argument="size")
-    if mode != "area" and size is not None:
-        check_sides(policy.patch, size=size)
-    frames = frames_of(source)
+    if size is not None:
+        size = _whole(size)
+        if mode != "area":
+            check_sides(policy.patch, size=size)
+        elif size < policy.patch:
+            raise InputError(f"size must be at least {policy.patch}, not {size}", argument="size")
+    loaded, kept, skipped, frames, again = [], [], [], [], []
+    for frame, result in _sized(frames_of(source), mode, size, policy):
+        frames.append((frame.path, frame.name))  # not what opens it, which may hold the picture
+        if isinstance(result, ImageError):
+            if not skip_bad:
+                raise result
+            skipped.append((_label(frame, len(frames) - 1), str(result)))
+        else:
+            loaded.append(result)
+            kept.append(len(frames) - 1)
+            again.append(None if frame.path is None else frame)
     if not frames:
         raise ImageError("no photographs were given")
-    names, alpha = _names(frames), mode != "area"
-    if mode == "area":
-        limit = AREA if size is None else size**2
-        fit: Fit = partial(fit_area, target=_area_target(frames, names, limit, policy.patch))
-    else:
-        fit = partial(FITS[mode], size=size or WIDTH, patch=policy.patch)
-    loaded, kept, skipped, used = [], [], [], []
-    # Pillow decodes and resizes outside the GIL.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = pool.map(lambda frame, name: _load_or_error(frame, name, fit, alpha), frames, names)
-        for frame, name, result in zip(frames, names, results, strict=True):
-            if not isinstance(result, ImageError):
-                loaded.append(result)
-                kept.append(name)
-                used.append(frame)
-            elif skip_bad:
-                skipped.append((_label(frame, name), str(result)))
-            else:
-                pool.shutdown(cancel_futures=True)
-                raise result
     if not loaded:
         raise ImageError(f"none of the {len(frames)} photographs can be read; the first: {skipped[0][1]}")
+    names = _names(frames)
     pixels, transforms = stack_images(loaded)
-    return Images(pixels, transforms, tuple(kept), tuple(skipped), tuple(used))
+    found = tuple(names[position] for position in kept)
+    return Images(pixels, transforms, found, tuple(skipped), tuple(again))
 
 
-def _load_or_error(
-    frame: Frame, name: str, fit: Fit, alpha: bool
-) -> tuple[np.ndarray, ImageTransform] | ImageError:
+def _whole(size: Any) -> int:
     try:
-        return fit(_open_rgb(frame, name, alpha))
+        return operator.index(size)
+    except TypeError:
+        raise InputError(f"size must be a whole number of pixels, not {size!r}", argument="size") from None
+
+
+def _sized(
+    frames: Iterator[Frame], mode: str, size: int | None, policy: ImagePolicy
+) -> Iterator[tuple[Frame, Sized | ImageError]]:
+    """Every frame as the model wants it, or why that cannot be; a few are decoded at a time."""
+    numbered, alpha = enumerate(frames), mode != "area"
+    waiting: list[tuple[Frame, Image.Image | ImageError]] = []
+    if mode == "area":
+        target = (policy.patch, policy.patch)  # where none can be read
+        # The size that all get is that of the first that can be read.
+        for position, frame in numbered:
+            image = _open_rgb(frame, position, alpha)
+            waiting.append((frame, image))
+            if not isinstance(image, ImageError):
+                target = area_size(*image.size, AREA if size is None else size**2, policy.patch)
+                break
+        fit: Fit = partial(fit_area, target=target)
+    else:
+        fit = partial(FITS[mode], size=WIDTH if size is None else size, patch=policy.patch)
+
+    def load(position: int, frame: Frame) -> Sized | ImageError:
+        image = _open_rgb(frame, position, alpha)
+        return image if isinstance(image, ImageError) else fit(image)
+
+    for frame, image in waiting:
+        yield frame, image if isinstance(image, ImageError) else fit(image)
+    workers = min(8, os.cpu_count() or 1)
+    pending: deque[tuple[Frame, Future[Sized | ImageError]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:  # Pillow decodes and resizes outside the GIL
+        try:
+            for position, frame in numbered:
+                pending.append((frame, pool.submit(load, position, frame)))
+                if len(pending) > workers:
+                    frame, future = pending.popleft()
+                    yield frame, future.result()
+            while pending:
+                frame, future = pending.popleft()
+                yield frame, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _open_rgb(frame: Frame, position: int, alpha: bool) -> Image.Image | ImageError:
+    """8-bit RGB, transparency on white or, without `alpha`, ignored; or an error that names it."""
+    label = _label(frame, position)
+    try:
+        image = frame.open()
+        if image.mode == "F":
+            text = "floating-point images have no fixed white; save it with 8 bits a channel"
+            return ImageError(f"{label}: {text}")
+        if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip at 255 instead of scaling
+            values = np.asarray(image)
+            image = Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8))
+        if alpha and image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (WHITE,) * 4), image)
+        return image.convert("RGB")
     except ImageError as error:
         return error
+    except DECODE_ERRORS as error:
+        return ImageError(f"{label} is damaged or not an image ({reason(error)})")
 
 
-def _open_rgb(frame: Frame, name: str, alpha: bool) -> Image.Image:
-    """8-bit RGB, transparency on white or, without `alpha`, ignored. ImageError names the photograph."""
-    image = frame.open()
-    if image.mode == "F":
-        text = "floating-point images have no fixed white; save it with 8 bits a channel"
-        raise ImageError(f"{_label(frame, name)}: {text}")
-    if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip at 255 instead of scaling
-        values = np.asarray(image)
-        image = Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8))
-    if alpha and image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (WHITE,) * 4), image)
-    return image.convert("RGB")
+def _label(frame: Frame, position: int) -> str:
+    return str(frame.path) if frame.path is not None else frame.name or f"photograph {position:04}"
 
 
-def _area_target(frames: Sequence[Frame], names: Sequence[str], limit: int, patch: int) -> tuple[int, int]:
-    """The size that all photographs get: of the first that can be read. If none can, loading them will say
-    so.
+def _names(frames: Sequence[tuple[Path | None, str | None]]) -> list[str]:
+    """Of (path, name): of files with their folders where the same name is in two of them; of others what
+    they say, or their position.
     """
-    for frame, name in zip(frames, names, strict=True):
-        try:
-            return area_size(*_open_rgb(frame, name, alpha=False).size, limit, patch)
-        except ImageError:
-            continue
-    return patch, patch
-
-
-def _label(frame: Frame, name: str) -> str:
-    return str(frame.path) if frame.path is not None else name
-
-
-def _names(frames: Sequence[Frame]) -> list[str]:
-    """Of files with their folders where the same name is in two of them; of others what they say, or their
-    position.
-    """
-    paths = [frame.path for frame in frames if frame.path is not None]
+    paths = [path for path, _ in frames if path is not None]
     named = {path: path.name for path in paths}
     if len(set(named.values())) < len(named):
         full = {path: os.path.abspath(path) for path in paths}
         top = os.path.commonpath(list(full.values()))
         named = {path: Path(os.path.relpath(full[path], top)).as_posix() for path in paths}
     return [
-        named[frame.path] if frame.path is not None else frame.name or f"{position:04}"
-        for position, frame in enumerate(frames)
+        named[path] if path is not None else name or f"{position:04}"
+        for position, (path, name) in enumerate(frames)
     ]

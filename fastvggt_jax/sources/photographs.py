@@ -10,7 +10,6 @@ import glob
 import importlib.util
 import os
 import re
-import struct
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,12 +18,9 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from fastvggt_jax.errors import ImageError, MissingError
-from fastvggt_jax.sources.base import Frame
+from fastvggt_jax.sources.base import DECODE_ERRORS, Frame
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif")
-
-# What Pillow's decoders raise on files that are damaged, or are no images.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
 
 class Photographs:
@@ -92,12 +88,12 @@ def open_photograph(path: Path) -> Image.Image:
         raise ImageError(f"{path} has more than {limit} megapixels; make it smaller") from error
     except PermissionError as error:
         raise ImageError(f"{path}: no permission to read it") from error
-    except _DECODE_ERRORS as error:
-        raise ImageError(f"{path} is damaged or not an image ({_reason(error)})") from error
+    except DECODE_ERRORS as error:
+        raise ImageError(f"{path} is damaged or not an image ({reason(error)})") from error
 
 
-def _reason(error: Exception) -> str:
-    # Pillow's "cannot identify" repeats the path.
-    return (
-        "unknown file format" if isinstance(error, Image.UnidentifiedImageError) else str(error).rstrip(".")
-    )
+def reason(error: Exception) -> str:
+    """What a decoder's error says, as a clause."""
+    if isinstance(error, Image.UnidentifiedImageError):  # whose text repeats the path
+        return "unknown file format"
+    return str(error).rstrip(".") or type(error).__name__

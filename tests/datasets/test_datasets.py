@@ -1,5 +1,7 @@
 """Data sets for evaluation: the registry, the renderer's test split, the stereo pair."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -21,6 +23,10 @@ def test_a_data_set_is_registered_and_gone_again():
         assert error.value.argument == "first"
     with pytest.raises(errors.InputError, match="no data set 'walls'; there are synthetic, stereo"):
         load_dataset("walls")
+    with registered("stereo", Walls.build):
+        assert isinstance(load_dataset("stereo"), Walls)
+    with pytest.raises(errors.InputError, match="views cannot be chosen of the data set stereo"):
+        load_dataset("stereo", Options(views=2))
 
 
 def test_rendered_scenes_are_those_of_the_test_split():
@@ -54,6 +60,8 @@ def test_options_of_rendered_scenes(options, argument):
         Rendered(**options)
     assert error.value.argument == argument
     assert len(Rendered(scenes=1, first=2**31 - 1)) == 1
+    with pytest.raises(errors.InputError, match="root cannot be chosen of the data set synthetic"):
+        load_dataset("synthetic", Options(root=Path("scenes")))
 
 
 def test_the_stereo_pair_has_depth_and_cameras_of_its_disparity():

@@ -11,7 +11,9 @@ from fastvggt_jax.geometry.alignment import Similarity
 def turn(axis, degrees) -> np.ndarray:
     """f64[3, 3], about an axis."""
     axis, half = np.asarray(axis, float) / np.linalg.norm(axis), np.deg2rad(degrees) / 2
-    return np.asarray(geometry.quat_xyzw_to_rotation([*np.sin(half) * axis, np.cos(half)]), np.float64)
+    return np.asarray(
+        geometry.quat_xyzw_to_rotation(np.array([*np.sin(half) * axis, np.cos(half)])), np.float64
+    )
 
 
 def camera(rotation, centre) -> np.ndarray:

@@ -56,7 +56,7 @@ def as_vggt(truth: Truth) -> Reconstruction:
 
 def as_pi3(truth: Truth) -> Reconstruction:
     """In another world and unit."""
-    scale, turned = 7.0, geometry.quat_xyzw_to_rotation([0.3, -0.5, 0.1, 0.8])
+    scale, turned = 7.0, geometry.quat_xyzw_to_rotation(jnp.array([0.3, -0.5, 0.1, 0.8]))
     world = jnp.eye(4).at[:3, :3].set(turned).at[:3, 3].set(jnp.array([3.0, -1, 5]))
     world_from_cam = geometry.invert_se3(truth.cam_from_world)
     poses = world @ world_from_cam.at[..., :3, 3].multiply(scale)
@@ -101,7 +101,7 @@ def test_a_perfect_model_has_perfect_scores(truth, model):
 def test_what_is_spoilt_is_what_gets_worse(good):
     """One camera's pose, then the depth alone: each shows in its own metrics and not in the other's."""
     turned = (
-        geometry.quat_xyzw_to_rotation([np.sin(np.deg2rad(5)), 0, 0, np.cos(np.deg2rad(5))])
+        geometry.quat_xyzw_to_rotation(jnp.array([np.sin(np.deg2rad(5)), 0, 0, np.cos(np.deg2rad(5))]))
         @ good.cam_from_world[:, 2]
     )
     of_camera = good.replace(cam_from_world=good.cam_from_world.at[:, 2].set(turned))
@@ -121,7 +121,10 @@ def test_what_is_spoilt_is_what_gets_worse(good):
 
 def turned_second_scene(good):
     wrong = jnp.stack(
-        [geometry.quat_xyzw_to_rotation([0, np.sin(a), 0, np.cos(a)]) for a in np.deg2rad([0.0, 20, 45])]
+        [
+            geometry.quat_xyzw_to_rotation(jnp.array([0, np.sin(a), 0, np.cos(a)]))
+            for a in np.deg2rad([0.0, 20, 45])
+        ]
     )
     return good.replace(cam_from_world=good.cam_from_world.at[1].set(wrong @ good.cam_from_world[1]))
 
@@ -233,6 +236,62 @@ def test_scenes_of_several_sizes_with_some_truth_each():
         False,
     ]
     assert np.isfinite(list(result.summary().values())).all()
+
+
+def test_the_density_is_the_mean_over_scenes_however_they_are_batched():
+    """Three scenes of one size and one of another, which differ in density."""
+    shapes = [(40, 32), (32, 40), (32, 40), (32, 40)]
+
+    class Mixed(Walls):
+        def __getitem__(self, number):
+            self.shape = shapes[number]
+            return super().__getitem__(number)
+
+    data, model = Mixed(scenes=4), Toy()
+    params = random_params(model)
+
+    def predict(images):
+        found = model.reconstruction(model.apply(params, images))
+        return found, jnp.full(3, 0.8 if len(images) == 1 else 0.4)
+
+    assert evaluate({"x": predict}, model.image_policy, data, batch=4)["x"].summary()[
+        "effective sparsity"
+    ] == pytest.approx(0.5)
+
+
+class OnePlace(Walls):
+    """Cameras that all stand in one place, and hardly a pixel whose depth is known."""
+
+    metrics = ("cameras", "depth", "points")
+    known = 2
+
+    def __getitem__(self, number):
+        name, images, truth = super().__getitem__(number)
+        poses = truth.cam_from_world.copy()
+        poses[:, :, 3] = 0
+        valid = np.zeros(truth.depth.shape, bool)
+        valid.flat[: self.known] = True
+        return Sample(name, images, truth.replace(cam_from_world=poses, valid=valid))
+
+
+@pytest.mark.parametrize("known", [0, 2, 3])
+def test_what_has_no_size_or_no_surface_is_not_measured(known):
+    data, model = OnePlace(scenes=1), Toy()
+    data.known = known
+    params = random_params(model)
+    found = evaluate(
+        {"x": lambda images: (model.reconstruction(model.apply(params, images)), None)},
+        ImagePolicy("crop", 40, 4),  # the photographs' own pixels
+        data,
+    )["x"].summary()
+    assert ("AbsRel" in found, "point error" in found) == (known > 0, known > 2)
+    assert ("ATE" in found) == (known > 2), "the points give the scene its size, not the cameras"
+    assert "RRA@5" in found and np.isfinite(list(found.values())).all()
+
+
+def test_a_data_set_without_scenes_is_refused():
+    with pytest.raises(errors.InputError, match="the data set walls has no scenes"):
+        evaluate({}, POLICY, Walls(scenes=0))
 
 
 class Ranked(Walls):

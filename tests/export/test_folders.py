@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from PIL import Image, ImageOps
 from fastvggt_jax import Scene, errors, export, load_images
 from fastvggt_jax.export import Export, ExportOptions, base
 from fastvggt_jax.export.photographs import find_photographs, place_photographs
-from fastvggt_jax.sources import ImagePolicy
+from fastvggt_jax.sources import Frame, ImagePolicy
 from tests.export.colmap_reader import read_colmap
 from tests.export.truth import TURNED, VIEWS, true_scene
 
@@ -134,7 +135,7 @@ def stub(images):
         depth=nothing,
         depth_conf=nothing,
         intrinsics=("predicted",) * frames,
-        paths=tuple("" if frame.path is None else str(frame.path) for frame in images.frames),
+        paths=tuple("" if frame is None else str(frame.path) for frame in images.frames),
     )
 
 
@@ -142,7 +143,9 @@ def test_what_has_no_file_is_written_from_what_opens_it_or_stood_in_for(tmp_path
     pixels = np.random.default_rng(0).integers(0, 256, (2, 90, 120, 3), np.uint8)
     images = load_images(pixels, ImagePolicy("square", 56, 14))
     scene = stub(images)
-    placed = place_photographs(scene, tmp_path / "opened", images.frames)
+    assert images.frames == (None, None)  # what opens an array holds it
+    frames = [Frame(partial(Image.fromarray, one)) for one in pixels]
+    placed = place_photographs(scene, tmp_path / "opened", frames)
     assert placed.names == ("0000.jpg", "0001.jpg") and placed.transforms == scene.transforms
     assert Image.open(tmp_path / "opened" / "0000.jpg").size == (120, 90)
     with pytest.warns(UserWarning, match="2 photographs have no file, as '0000'"):

@@ -215,6 +215,7 @@ def test_param_dtype_casts_on_load_and_bfloat16_survives_a_round_trip(model, par
         dict(frames_chunk=0),
         dict(frames_chunk=2.5),
         dict(remat="yes"),
+        dict(frames_chunk=True),
     ],
 )
 def test_options_of_the_wrong_kind_are_named(saved, options):

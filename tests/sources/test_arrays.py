@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fastvggt_jax.errors import ImageError, InputError
-from fastvggt_jax.sources import ImagePolicy, load_images, registered
+from fastvggt_jax.sources import ImagePolicy, base, load_images, registered
 from tests.toys.source import SHEET
 
 RNG = np.random.default_rng(0)
@@ -67,11 +67,14 @@ def test_the_policys_mode_and_size_give_way_to_arguments():
     "pixels, match",
     [
         (np.zeros((4, 4, 3), np.float32) + 200, "divide by 255"),
-        (np.full((4, 4, 3), np.nan), r"must lie in \[0, 1\]"),
+        (np.full((4, 4, 3), np.nan), "must be finite"),
         (np.zeros((4, 4, 3), np.int32), "not int32"),
         (np.zeros((3, 40, 40), np.uint8), "channels-first"),
         (np.zeros((2, 0, 4, 3), np.uint8), r"not \[2, 0, 4, 3\]"),
         (7, "not int"),
+        (b"a.png", "not bytes"),
+        ({"a.png": 1}, "not dict"),
+        ({"a.png"}, "not set"),
     ],
 )
 def test_what_is_no_picture_is_said(pixels, match):
@@ -87,7 +90,10 @@ def test_bad_photographs_among_arrays_are_skipped_or_named(tmp_path):
         load_images(source)
     images = load_images(source, skip_bad=True)
     assert images.names == ("0000",)
-    assert [file for file, _ in images.skipped] == [str(tmp_path / "bad.png"), "0002"]
+    assert [file for file, _ in images.skipped] == [
+        str(tmp_path / "bad.png"),
+        "photograph 0002",
+    ]
 
 
 def test_a_source_of_ones_own(tmp_path):
@@ -101,3 +107,97 @@ def test_a_source_of_ones_own(tmp_path):
         np.testing.assert_array_equal(images.pixels, load_images([*PIXELS, PIXELS[0]], size=28).pixels)
     with pytest.raises(ImageError, match="damaged or not an image"):
         load_images(sheet)
+
+
+# ---- what changes while it is read
+
+
+@pytest.mark.parametrize("mode", ["crop", "area"])
+@pytest.mark.parametrize("convert", [lambda x: x, lambda x: np.float32(x) / 255])
+def test_a_buffer_that_is_filled_again_for_every_picture(mode, convert):
+    frames = RNG.integers(0, 256, (20, 28, 28, 3), np.uint8)
+
+    def camera():
+        buffer = convert(frames[0]).copy()
+        for frame in frames:
+            buffer[:] = convert(frame)
+            yield buffer
+
+    images = load_images(camera(), mode=mode, size=28)
+    np.testing.assert_array_equal(images.pixels, frames)
+
+
+def test_an_iterator_is_read_no_further_than_pictures_are_decoded():
+    alive, most = 0, 0
+
+    class Picture(np.ndarray):
+        def __del__(self):
+            nonlocal alive
+            alive -= self.base is None
+
+    def camera():
+        nonlocal alive, most
+        for _ in range(100):
+            picture = np.ndarray.__new__(Picture, (40, 60, 3), np.uint8)
+            alive += 1
+            most = max(most, alive)
+            yield picture
+            del picture
+
+    assert len(load_images(camera(), size=28).pixels) == 100
+    assert most < 10
+
+
+def test_one_image_given_several_times_is_decoded_once():
+    buffer = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (900, 900, 3), np.uint8)).save(buffer, "png", compress_level=1)
+    image, whole = Image.open(buffer), Image.open(io.BytesIO(buffer.getvalue()))
+    images = load_images([image] * 8, size=56)  # not decoded yet, and eight threads may not do it
+    np.testing.assert_array_equal(images.pixels, load_images(whole, size=56).pixels.repeat(8, 0))
+
+
+def test_an_image_that_cannot_be_decoded_is_named_or_skipped(files):
+    whole = files[1].read_bytes()
+    truncated = Image.open(io.BytesIO(whole[: len(whole) // 2]))
+    with Image.open(files[2]) as closed:
+        pass
+    for bad in (truncated, closed):
+        with pytest.raises(ImageError, match="photograph 0001 is damaged or not an image"):
+            load_images([PIXELS[0], bad], size=28)
+        images = load_images([PIXELS[0], bad, PIXELS[1]], size=28, skip_bad=True)
+        assert images.names == ("0000", "0002") and images.skipped[0][0] == "photograph 0001"
+
+
+def test_a_turned_image_in_memory_is_turned_upright():
+    exif, upright = Image.Exif(), Image.fromarray(PIXELS[0])
+    exif[0x0112] = 6  # "turn me 90° clockwise"
+    buffer = io.BytesIO()
+    upright.transpose(Image.Transpose.ROTATE_90).save(buffer, "png", exif=exif)
+    np.testing.assert_array_equal(
+        load_images(Image.open(buffer), size=56).pixels, load_images(upright, size=56).pixels
+    )
+
+
+# ---- arguments
+
+
+@pytest.mark.parametrize("size", [28.0, "28", None])
+def test_a_size_is_a_whole_number(size):
+    if size is None:
+        assert load_images(PIXELS[0], size=np.int64(28)).pixels.shape == (1, 14, 28, 3)
+        return
+    with pytest.raises(InputError, match="size must be a whole number") as raised:
+        load_images(PIXELS[0], size=size)
+    assert raised.value.argument == "size"
+
+
+def test_an_empty_mode_is_no_mode():
+    with pytest.raises(InputError, match="mode must be one of"):
+        load_images(PIXELS[0], mode="")
+
+
+def test_registering_for_a_block_leaves_what_was_there():
+    before = list(base.SOURCES)
+    with registered(base.SOURCES[0]):
+        assert len(base.SOURCES) == len(before) + 1
+    assert before == base.SOURCES

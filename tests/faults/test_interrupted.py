@@ -1,0 +1,100 @@
+"""Commands that are interrupted leave what was there, or the whole new result, and name what is left."""
+
+import os
+import random
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fastvggt_jax import pipeline
+from fastvggt_jax.cli.app import app
+from fastvggt_jax.io.files import leftovers
+from fastvggt_jax.io.weights import save_params
+from fastvggt_jax.models import registry
+from fastvggt_jax.testing.random_weights import random_params
+from tests.faults.runner import contents, fastvggt, interrupted
+from tests.toys import model as toy
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "toy.safetensors"
+    with registry.registered("toy", toy.PATH):
+        save_params(path, random_params(toy.Toy()), toy.Toy())
+        yield path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((20, 30, 3), 60 * i, np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("number", ENDING)
+@pytest.mark.parametrize("moment", ["load_images", "predict", "write_formats"])
+def test_signals_end_a_reconstruction_and_leave_the_old_result(
+    weights, photos, tmp_path, monkeypatch, number, moment
+):
+    out = tmp_path / "out"
+    command = [
+        "reconstruct",
+        str(photos),
+        "-c",
+        str(weights),
+        "-o",
+        str(out),
+        "--format",
+        "ply",
+        "--overwrite",
+    ]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    before = contents(out)
+    real = getattr(pipeline, moment)
+
+    def hit(*arguments, **named):
+        result = real(*arguments, **named)
+        os.kill(os.getpid(), number)
+        return result
+
+    monkeypatch.setattr(pipeline, moment, hit)
+    handlers = [signal.getsignal(one) for one in ENDING]
+    ended = CliRunner().invoke(app, command)
+    assert ended.exit_code == 128 + number and "Traceback" not in ended.stderr
+    assert contents(out) == before and sorted(os.listdir(tmp_path)) == ["out", "photos"]
+    assert [signal.getsignal(one) for one in ENDING] == handlers
+
+
+@pytest.mark.faults
+def test_a_reconstruction_of_sixty_photographs_interrupted_at_random(tmp_path):
+    """20 random moments, each of four signals, over an old result."""
+    views = tmp_path / "views"
+    views.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8)).save(views / f"{i}.png")
+    out = tmp_path / "result" / "out"
+    command = ["reconstruct", views, "-c", "mini", "-o", out, "--size", 56, "--overwrite"]
+    command += ["--format", "depth,ply,overview,scene"]
+    assert fastvggt(*command).code == 0
+    before = contents(out)
+    seconds, ends, seed = 12.0, [], random.Random(0)
+    for _ in range(20):
+        for number in (*ENDING, signal.SIGKILL):
+            ended = interrupted(number, seed.uniform(0.1, seconds), *command)
+            ends.append(ended.code)
+            assert ended.code in (0, 128 + number, -number) and "Traceback" not in ended.stderr, ended
+            assert contents(out).keys() == before.keys(), "the old result or the new one"
+            left = set(out.parent.iterdir()) - {out}
+            assert left == set(leftovers(out)) and (not left or number == signal.SIGKILL)
+            for path in left:
+                shutil.rmtree(path)
+    assert {0, 130, 143, 129, -9} <= set(ends) or len(set(ends)) > 3
