@@ -1,24 +1,47 @@
-"""From photographs to files, the whole way in timed steps: what `fastvggt reconstruct` runs."""
+"""From photographs to files, the whole way in timed steps: what `fastvggt reconstruct` runs; and from a saved
+scene to more files: what `fastvggt export` runs.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
+import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from fastvggt_jax.errors import OutOfMemoryError, out_of_memory
-from fastvggt_jax.export.base import Export, ExportOptions, all_formats, check_formats, write_formats
-from fastvggt_jax.io.files import check_output_folder, output_folder
+from fastvggt_jax.errors import (
+    Error,
+    FileError,
+    InputError,
+    OutOfMemoryError,
+    TargetError,
+    out_of_memory,
+)
+from fastvggt_jax.export.base import (
+    Export,
+    ExportOptions,
+    Format,
+    all_formats,
+    always_written,
+    check_formats,
+    write_formats,
+)
+from fastvggt_jax.export.photographs import find_photographs
+from fastvggt_jax.io.files import check_output_folder, output_folder, reason, temporary_sibling
 from fastvggt_jax.models.base import Model
 from fastvggt_jax.models.prediction import Reconstruction
 from fastvggt_jax.pretrained import from_pretrained, read_model
-from fastvggt_jax.scene import to_scene
+from fastvggt_jax.refine.bundle import adjusted_or_as_it_is, require
+from fastvggt_jax.scene import Scene, to_scene
 from fastvggt_jax.sources import Images, load_images
 from fastvggt_jax.sparsity import Sparsity
 
@@ -29,7 +52,8 @@ Step = Callable[[str], contextlib.AbstractContextManager]
 class Settings:
     """What to reconstruct and how; the options of the command line, which documents them.
 
-    cameras.json is always among the formats: by it a later run knows the folder for one of ours.
+    cameras.json is always among the formats, since by it a later run knows the folder for one of ours, and so
+    is scene.json, which says what is in the folder.
     """
 
     photos: tuple[str, ...]
@@ -43,6 +67,7 @@ class Settings:
     formats: tuple[str, ...] = ()
     export: ExportOptions = ExportOptions()  # noqa: RUF009  immutable
     white: int | None = None
+    bundle: bool = False
     skip_bad: bool = False
     overwrite: bool = False
 
@@ -54,9 +79,11 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
     load_images, from_pretrained, to_scene and the writers raise, and OutOfMemoryError.
     """
     s = settings
-    formats = check_formats(("cameras", *s.formats))
+    formats = check_formats(always_written(s.formats))
     # What --overwrite may replace; the first tells that the folder is ours.
     ours = [pattern for format in all_formats() for pattern in format.files]
+    if s.bundle:
+        require()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         check_output_folder(s.output, overwrite=s.overwrite, ours=ours)
@@ -73,9 +100,15 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
         found, density = predict(model, params, images, step, s.points_from)
         parameters = sum(x.size for x in jax.tree.leaves(params))
         del params
+        adjustment = None
+        if s.bundle:
+            with step("adjust"):
+                scene, adjustment = _adjusted(to_scene(found, images), s.export)
         with step("write"):
-            scene = to_scene(found, images)
-            export = Export(scene, s.export)
+            if not s.bundle:
+                scene = to_scene(found, images)
+            export = Export.of(scene, s.export, images.frames)
+            scene = export.scene
             if not len(export.cloud):
                 warnings.warn("no point is left: lower conf_percentile or raise edge_filter", stacklevel=2)
             with output_folder(s.output, overwrite=s.overwrite, ours=ours) as folder:
@@ -91,6 +124,8 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
             "mode": s.mode or model.image_policy.mode,
         },
         "points": len(export.cloud),
+        "tracks": export.tracks_report(),
+        "bundle_adjustment": adjustment,
         "intrinsics": list(scene.intrinsics),
         "model": {
             "class": type(model).__name__,
@@ -187,3 +222,101 @@ def peak_memory() -> dict[str, int | None]:
         unit = 1 if sys.platform == "darwin" else 1024
         host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"device": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"), "host": host}
+
+
+def export_saved(
+    folder: str | os.PathLike,
+    formats: Iterable[str],
+    options: ExportOptions | None = None,
+    *,
+    output: str | os.PathLike | None = None,
+    photos: str | os.PathLike | None = None,
+    bundle: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a saved scene in several formats, into its own folder or as a new `output`, with cameras.json and
+    scene.json, which name what is there. Returns a JSON-able account of it.
+
+    bundle: adjust the cameras first, see `fastvggt_jax.refine.bundle`.
+    photos: the folder that holds the photographs now, if they are no longer where they were.
+    overwrite: replace files of these formats that are there already. Nothing else in the folder is touched.
+
+    Raises what Scene.load, check_formats and the writers raise; TargetError for files that are there; and
+    InputError for cameras other than those that the folder's files have.
+    """
+    folder, options = Path(folder), options or ExportOptions()
+    chosen = check_formats(always_written(formats))
+    if bundle:
+        require()
+    if output is None:
+        _check_in_place(folder, options, chosen, bundle, overwrite)
+    else:
+        ours = [pattern for format in all_formats() for pattern in format.files]
+        check_output_folder(output, overwrite=overwrite, ours=ours)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        scene = Scene.load(folder)
+        frames = () if photos is None else find_photographs(scene, photos)
+        scene, adjustment = _adjusted(scene, options) if bundle else (scene, None)
+        export = Export.of(scene, options, frames)
+        if output is None:
+            files = _write_into(folder, export, chosen)
+        else:
+            with output_folder(output, overwrite=overwrite, ours=ours) as new:
+                files = write_formats(export, new, chosen)
+    return {
+        "output": str(folder if output is None else output),
+        "files": sorted(files),
+        "photographs": list(scene.names),
+        "tracks": export.tracks_report(),
+        "bundle_adjustment": adjustment,
+        "warnings": [str(w.message) for w in caught if issubclass(w.category, UserWarning)],
+    }
+
+
+def _check_in_place(
+    folder: Path, options: ExportOptions, formats: list[Format], bundle: bool, overwrite: bool
+) -> None:
+    """Raises InputError, or TargetError, where a folder's own files do not let these be written into it."""
+    square = options.camera_model == "SIMPLE_RADIAL"
+    other = {"bundle_adjust": bundle, "shared_camera": options.shared_camera, "camera_model": square}
+    for argument, changes in other.items():
+        if changes:
+            text = f"{argument} gives other cameras than the files in {folder} have: give a new output folder"
+            raise InputError(text, argument=argument)
+    if overwrite:
+        return
+    for format in formats:
+        present = [pattern for pattern in format.files if next(folder.glob(pattern), None) is not None]
+        if present and not format.describes:
+            text = f"{folder} holds {present[0]} already; give another folder, or overwrite to replace it"
+            raise TargetError(text, argument="overwrite")
+
+
+def _write_into(folder: Path, export: Export, formats: list[Format]) -> list[str]:
+    """All files are whole beside the folder before the first comes into it."""
+    folder = Path(os.path.realpath(folder))
+    new = temporary_sibling(folder)
+    try:
+        names = write_formats(export, new, [format for format in formats if not format.describes])
+        for path in sorted(new.rglob("*")):
+            if path.is_symlink() or path.is_file():
+                target = folder / path.relative_to(new)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, target)
+    except OSError as error:
+        if isinstance(error, Error) and str(new) not in str(error):
+            raise
+        raise FileError(f"{folder} could not be written to: {reason(error)}", cause=error) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return names + write_formats(export, folder, [format for format in formats if format.describes])
+
+
+def _adjusted(scene: Scene, options: ExportOptions) -> tuple[Scene, dict[str, Any]]:
+    """The scene after bundle adjustment, of the cameras that the options ask for."""
+    return adjusted_or_as_it_is(
+        Export.of(scene, options).scene,
+        conf_percentile=options.conf_percentile,
+        shared_camera=options.shared_camera,
+    )

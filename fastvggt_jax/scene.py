@@ -59,7 +59,9 @@ class Scene:
     conf_floor: the confidence of nothing, such as sky; what lies below is no surface.
     metric_scale: metres per unit, or None where nobody knows.
     intrinsics: one per photograph, where its K comes from: "predicted" by the model, "recovered" from its
-      points (see intrinsics.py), or "guessed", since no camera could be fitted to them.
+      points (see intrinsics.py), or "guessed", since no camera could be fitted to them; "shared" where all
+      photographs were given one, "adjusted" after bundle adjustment.
+    paths: one per photograph, the file it is in, "" for what has none; or () where that is not known.
     """
 
     names: tuple[str, ...]
@@ -75,6 +77,7 @@ class Scene:
     intrinsics: tuple[str, ...]
     conf_floor: float = -np.inf
     metric_scale: float | None = None
+    paths: tuple[str, ...] = ()
 
     @property
     def world_from_cam(self) -> np.ndarray:
@@ -104,6 +107,21 @@ class Scene:
         max_points: at most so many points, spread evenly over the pixels.
         Raises ValueError for values outside their range.
         """
+        chosen = self.point_indices(
+            conf_percentile=conf_percentile, edge_filter=edge_filter, voxel=voxel, max_points=max_points
+        )
+        xyz, rgb, conf = self.points.reshape(-1, 3), self.colors.reshape(-1, 3), self.points_conf.reshape(-1)
+        return PointCloud(xyz[chosen], rgb[chosen], conf[chosen])
+
+    def point_indices(
+        self,
+        *,
+        conf_percentile: float | None = None,
+        edge_filter: float | None = None,
+        voxel: float | None = None,
+        max_points: int | None = None,
+    ) -> np.ndarray:
+        """i64[M], sorted: which of the F·H·W pixels `point_cloud` takes for the same arguments."""
         check_cloud_options(conf_percentile, edge_filter, voxel, max_points)
         keep = self.valid.copy()
         if conf_percentile and keep.any():
@@ -113,12 +131,12 @@ class Scene:
         if edge_filter is not None:
             keep &= ~depth_edges(self.depth, self.valid, edge_filter)
         chosen = np.flatnonzero(keep)
-        xyz, conf = self.points.reshape(-1, 3), self.points_conf.reshape(-1)
         if voxel is not None:
+            xyz, conf = self.points.reshape(-1, 3), self.points_conf.reshape(-1)
             chosen = chosen[_best_in_voxel(xyz[chosen], conf[chosen], voxel)]
         if max_points is not None and len(chosen) > max_points:
-            chosen = chosen[_spread(len(chosen), max_points)]
-        return PointCloud(xyz[chosen], self.colors.reshape(-1, 3)[chosen], conf[chosen])
+            chosen = chosen[spread(len(chosen), max_points)]
+        return chosen
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes cameras.json and scene.npz, from which `load` brings all of it back. Raises FileError."""
@@ -135,7 +153,8 @@ class Scene:
         fields = scenes.read_scene(path)
         try:
             fields["transforms"] = tuple(ImageTransform(**t) for t in fields["transforms"])
-            fields["names"], fields["intrinsics"] = tuple(fields["names"]), tuple(fields["intrinsics"])
+            for name in ("names", "intrinsics", "paths"):
+                fields[name] = tuple(fields.get(name, ()))
             return cls(**fields)
         except TypeError as error:  # a field that is missing, or of a name that is none
             raise InputError(f"{path} is damaged: its parts are not those of a scene") from error
@@ -176,6 +195,10 @@ def to_scene(
         intrinsics=intrinsics,
         conf_floor=found.conf_floor,
         metric_scale=None if found.metric_scale is None else float(first(found.metric_scale)),
+        paths=tuple(
+            "" if frame is None or frame.path is None else os.path.abspath(frame.path)
+            for frame in images.frames
+        ),
     )
 
 
@@ -291,7 +314,7 @@ def _best_in_voxel(xyz: np.ndarray, conf: np.ndarray, voxel: float) -> np.ndarra
     return np.sort(order[first])
 
 
-def _spread(count: int, limit: int) -> np.ndarray:
+def spread(count: int, limit: int) -> np.ndarray:
     """`limit` sorted indices out of `count`, evenly spread but without the stripes that a constant stride
     would give.
 
@@ -301,6 +324,10 @@ def _spread(count: int, limit: int) -> np.ndarray:
     hashed = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     hashed = (hashed ^ (hashed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     hashed = (hashed ^ (hashed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    # Hashes are as good as uniform, so that of a few more than are wanted the smallest are among them.
+    few = np.flatnonzero(hashed < np.uint64(min(1.0, 1.1 * limit / count) * float(2**64 - 2**12)))
+    if len(few) >= limit:
+        return few[np.sort(np.argpartition(hashed[few], limit - 1)[:limit])]
     return np.sort(np.argpartition(hashed, limit - 1)[:limit])
 
 

@@ -71,7 +71,7 @@ def test_reconstruct_and_export(weights, tmp_path):
     )
     assert report["photographs"] == ["view0", "view1", "view2"] and report["model"]["class"] == "Toy"
     assert report["size"] == {"width": 16, "height": 8, "mode": "crop"}  # the toy's own policy
-    assert report["files"] == ["cameras.json", "points.xyz", "scene.npz"]
+    assert report["files"] == ["cameras.json", "points.xyz", "scene.json", "scene.npz"]
     lines = (out / "points.xyz").read_text().splitlines()
     assert len(lines) == report["points"]
     scene = Scene.load(out)

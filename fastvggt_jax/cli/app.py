@@ -16,7 +16,7 @@ import typer
 
 from fastvggt_jax import __version__
 
-COMMANDS = ("reconstruct", "info", "evaluate", "train", "convert", "bench")
+COMMANDS = ("reconstruct", "export", "info", "evaluate", "train", "convert", "bench")
 
 app = typer.Typer(
     name="fastvggt",

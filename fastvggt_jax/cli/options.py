@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from fastvggt_jax.io.cache import cache_folder
+
+if TYPE_CHECKING:
+    from fastvggt_jax.export import ExportOptions
 
 WEIGHTS_HELP = (
     "A weight file, official weights (converted once and kept), a name on the hub such as facebook/VGGT-1B, "
@@ -41,6 +44,79 @@ Overwrite = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, to stdout.")]
+Formats = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="What to write, such as colmap,ply,glb. Default: all but colmap-text, nerfstudio, splat.",
+    ),
+]
+ConfPercentile = Annotated[
+    float, typer.Option(help="Drop points less confident than this percentile, and sky; 0: none.")
+]
+EdgeFilter = Annotated[
+    float | None,
+    typer.Option(help="Drop points at depth jumps larger than this share of the depth, such as 0.03."),
+]
+Voxel = Annotated[
+    float | None, typer.Option(help="Keep one point in every cube of this side (in the scene's unit).")
+]
+MAX_POINTS, TRACK_POINTS = 5_000_000, 100_000
+MaxPoints = Annotated[
+    int | None,
+    typer.Option(
+        help=f"Keep at most this many points, evenly spread. Default: {MAX_POINTS:,}, and {TRACK_POINTS:,} "
+        "where points have tracks (colmap, nerfstudio, splat)."
+    ),
+]
+DepthOriginal = Annotated[
+    bool,
+    typer.Option("--depth-original", help="Depth in the photographs' own pixels instead of the model's."),
+]
+SharedCamera = Annotated[
+    bool,
+    typer.Option(
+        "--shared-camera", help="All photographs are of one camera: one focal length, in all files."
+    ),
+]
+CameraModel = Annotated[
+    Literal["PINHOLE", "SIMPLE_RADIAL"],
+    typer.Option(help="colmap: the model of cameras; SIMPLE_RADIAL has fx = fy and no distortion here."),
+]
+CopyPhotographs = Annotated[
+    bool, typer.Option("--copy", help="splat, nerfstudio: copy photographs instead of linking to them.")
+]
+BundleAdjust = Annotated[
+    bool,
+    typer.Option(
+        "--bundle-adjust",
+        help="Refine cameras, and depth and points with them, by what the photographs show (extra colmap).",
+    ),
+]
+
+
+def say_tracks(report: dict[str, Any]) -> None:
+    """A line each about bundle adjustment and about tracks, where a report tells of them."""
+    adjusted, tracks = report["bundle_adjustment"], report["tracks"]
+    if adjusted and "failed" not in adjusted:
+        typer.echo(
+            f"bundle adjustment: {adjusted['observations']:,} observations, median reprojection error "
+            f"{adjusted['before']:.2f} -> {adjusted['after']:.2f} pixels"
+        )
+    if tracks:
+        length = tracks["mean_length"]
+        typer.echo(f"{tracks['points']:,} points with tracks, of {length} photographs on average")
+
+
+def export_options(max_points: int | None, **fields: Any) -> ExportOptions:
+    """ExportOptions of what a command was given; `max_points` holds for points with tracks too."""
+    from fastvggt_jax.export import ExportOptions
+
+    if max_points is None:
+        return ExportOptions(max_points=MAX_POINTS, track_points=TRACK_POINTS, **fields)
+    return ExportOptions(max_points=max_points, track_points=max_points, **fields)
+
+
 CacheDir = Annotated[
     str | None,
     typer.Option(

@@ -17,13 +17,25 @@ from fastvggt_jax.cli.errors import one_sentence, printable, say
 from fastvggt_jax.cli.options import (
     WEIGHTS_HELP,
     Block,
+    BundleAdjust,
     CacheDir,
+    CameraModel,
+    ConfPercentile,
+    CopyPhotographs,
+    DepthOriginal,
     Dtype,
+    EdgeFilter,
+    Formats,
     Json,
+    MaxPoints,
     Overwrite,
     Quiet,
+    SharedCamera,
     Size,
     SparsityText,
+    Voxel,
+    export_options,
+    say_tracks,
     use_compilation_cache,
 )
 from fastvggt_jax.errors import InputError
@@ -70,27 +82,16 @@ def reconstruct(
             help="VGGT: points from depth and cameras (depth, the default), or from the point_head."
         ),
     ] = None,
-    formats: Annotated[
-        str | None,
-        typer.Option("--format", help="What to write, such as cameras,depth,ply. Default: all that can be."),
-    ] = None,
-    conf_percentile: Annotated[
-        float, typer.Option(help="Drop points less confident than this percentile, and sky; 0: none.")
-    ] = 25.0,
-    edge_filter: Annotated[
-        float | None,
-        typer.Option(help="Drop points at depth jumps larger than this share of the depth, such as 0.03."),
-    ] = None,
-    voxel: Annotated[
-        float | None, typer.Option(help="Keep one point in every cube of this side (in the scene's unit).")
-    ] = None,
-    max_points: Annotated[
-        int, typer.Option(help="Keep at most this many points, evenly spread.")
-    ] = 5_000_000,
-    depth_original: Annotated[
-        bool,
-        typer.Option("--depth-original", help="Depth in the photographs' own pixels instead of the model's."),
-    ] = False,
+    formats: Formats = None,
+    conf_percentile: ConfPercentile = 25.0,
+    edge_filter: EdgeFilter = None,
+    voxel: Voxel = None,
+    max_points: MaxPoints = None,
+    depth_original: DepthOriginal = False,
+    shared_camera: SharedCamera = False,
+    camera_model: CameraModel = "PINHOLE",
+    copy_photographs: CopyPhotographs = False,
+    bundle_adjust: BundleAdjust = False,
     white: Annotated[
         int | None,
         typer.Option(
@@ -107,7 +108,7 @@ def reconstruct(
     as_json: Json = False,
 ) -> None:
     """Cameras, depth and points of a scene from its photographs; the first one sets the coordinates."""
-    from fastvggt_jax.export import ExportOptions, default_formats, missing_formats
+    from fastvggt_jax.export import default_formats, missing_formats
     from fastvggt_jax.pipeline import Settings
     from fastvggt_jax.pretrained import recommended_block
     from fastvggt_jax.sparsity import parse_block, parse_layers, parse_sparsity
@@ -131,14 +132,18 @@ def reconstruct(
         dtype=dtype,
         points_from=points_from,
         formats=default_formats() if formats is None else tuple(formats.split(",")),
-        export=ExportOptions(
+        export=export_options(
+            max_points,
             conf_percentile=conf_percentile,
             edge_filter=edge_filter,
             voxel=voxel,
-            max_points=max_points,
             depth_original=depth_original,
+            shared_camera=shared_camera,
+            camera_model=camera_model,
+            copy_photographs=copy_photographs,
         ),
         white=white,
+        bundle=bundle_adjust,
         skip_bad=skip_bad,
         overwrite=overwrite,
     )
@@ -213,6 +218,7 @@ def _print_report(report: dict[str, Any], quiet: bool, as_json: bool) -> None:
         f"{printable(report['output'])}: "
         f"{', '.join(report['files'])}; {report['points']:,} points"
     )
+    say_tracks(report)
     if density:
         typer.echo(f"global attention computed {sum(density) / len(density):.1%} of its blocks")
     times = " · ".join(f"{name} {seconds:.1f} s" for name, seconds in report["seconds"].items())

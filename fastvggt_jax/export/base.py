@@ -10,13 +10,20 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
+from numbers import Integral
 from pathlib import Path
 
 from fastvggt_jax.errors import ExtraError, InputError
+from fastvggt_jax.export.lenses import with_shared_camera, with_square_pixels
+from fastvggt_jax.export.tracks import Tracks, find_tracks
 from fastvggt_jax.scene import PointCloud, Scene, check_cloud_options
+from fastvggt_jax.sources import Frame
+
+CAMERA_MODELS = ("PINHOLE", "SIMPLE_RADIAL")  # COLMAP's, that can be written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +32,10 @@ class ExportOptions:
     are kept.
 
     depth_original: depth in the photographs' own pixels instead of the model's.
+    track_points: points at most where points have tracks, see `fastvggt_jax.export.tracks`.
+    shared_camera: all photographs are of one camera, see `lenses.with_shared_camera`.
+    camera_model: COLMAP's: PINHOLE, or SIMPLE_RADIAL, which has one focal length and no distortion here.
+    copy_photographs: copy them into the folders that hold them, instead of linking to them.
     Raises InputError, naming the field, for a value out of its range.
     """
 
@@ -33,9 +44,21 @@ class ExportOptions:
     voxel: float | None = None
     max_points: int | None = None
     depth_original: bool = False
+    track_points: int = 100_000
+    shared_camera: bool = False
+    camera_model: str = "PINHOLE"
+    copy_photographs: bool = False
 
     def __post_init__(self) -> None:
         check_cloud_options(self.conf_percentile, self.edge_filter, self.voxel, self.max_points)
+        count = self.track_points
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+            self._refuse("track_points", "a whole number, at least 1")
+        if self.camera_model not in CAMERA_MODELS:
+            self._refuse("camera_model", " or ".join(CAMERA_MODELS))
+
+    def _refuse(self, field: str, right: str) -> None:
+        raise InputError(f"{field} must be {right}, not {getattr(self, field)!r}", argument=field)
 
     def cloud(self, scene: Scene) -> PointCloud:
         return scene.point_cloud(
@@ -48,14 +71,44 @@ class ExportOptions:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Export:
-    """A scene that is being written; its filtered cloud is made once for all formats that want it."""
+    """A scene that is being written; what several formats want of it is made once.
+
+    photographs: one Frame per photograph, which opens it, or None; by default the files that the scene names.
+    """
 
     scene: Scene
     options: ExportOptions = ExportOptions()  # noqa: RUF009  immutable
+    photographs: Sequence[Frame | None] = ()
+
+    @classmethod
+    def of(cls, scene: Scene, options: ExportOptions, photographs: Sequence[Frame | None] = ()) -> Export:
+        """With the cameras that the options ask for, which then are the same in all formats."""
+        if options.shared_camera:
+            scene = with_shared_camera(scene)
+        elif options.camera_model == "SIMPLE_RADIAL":
+            scene = with_square_pixels(scene)
+        return cls(scene, options, photographs)
 
     @cached_property
     def cloud(self) -> PointCloud:
         return self.options.cloud(self.scene)
+
+    @cached_property
+    def tracks(self) -> Tracks:
+        o = self.options
+        filters = dict(conf_percentile=o.conf_percentile, edge_filter=o.edge_filter, voxel=o.voxel)
+        tracks = find_tracks(self.scene, o.track_points, **filters)
+        if not len(tracks):
+            text = "no point is seen by two photographs or more: the files with tracks hold cameras alone"
+            warnings.warn(text, stacklevel=2)
+        return tracks
+
+    def tracks_report(self) -> dict[str, float] | None:
+        """How many points have tracks, and of how many photographs on average; None if nobody wanted any."""
+        if "tracks" not in self.__dict__:
+            return None
+        count, observations = len(self.tracks), len(self.tracks.point)
+        return {"points": count, "mean_length": round(observations / count, 2) if count else 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +120,11 @@ class Format:
       files: patterns of what it writes, relative to the folder.
       write: (export, folder) -> None; through `fastvggt_jax.io.files`, so that every file is whole or absent.
       module, extra: the package that it needs beside the core, if any, and the extra that brings it.
+      about: what is in the files and in which convention, for scene.json.
+      default: whether it is written where nobody says what is.
+      of_photographs: (scene) -> for each kind of file that there is of every photograph, their paths,
+        relative to the folder, in the order of the photographs; one of a picture may lack its ending.
+      describes: it names the files of other formats, and is written after them.
     """
 
     name: str
@@ -74,6 +132,10 @@ class Format:
     write: Callable[[Export, Path], object]
     module: str | None = None
     extra: str | None = None
+    about: str = ""
+    default: bool = True
+    of_photographs: Callable[[Scene], Mapping[str, Sequence[str]]] | None = None
+    describes: bool = False
 
     @property
     def available(self) -> bool:
@@ -93,6 +155,11 @@ FORMATS: dict[str, Format | str] = {
     "overview": "fastvggt_jax.export.overview:OVERVIEW",
     "glb": "fastvggt_jax.export.glb:GLB",
     "scene": "fastvggt_jax.export.cameras:SCENE",
+    "colmap": "fastvggt_jax.export.colmap:COLMAP",
+    "colmap-text": "fastvggt_jax.export.colmap:COLMAP_TEXT",
+    "nerfstudio": "fastvggt_jax.export.nerfstudio:NERFSTUDIO",
+    "splat": "fastvggt_jax.export.splat:SPLAT",
+    "conventions": "fastvggt_jax.export.conventions:CONVENTIONS",
 }
 
 
@@ -130,8 +197,8 @@ def all_formats() -> list[Format]:
 
 
 def default_formats() -> tuple[str, ...]:
-    """All for which everything is installed."""
-    return tuple(format.name for format in all_formats() if format.available)
+    """Those that are written unless others are asked for, as far as what they need is installed."""
+    return tuple(format.name for format in all_formats() if format.available and format.default)
 
 
 def missing_formats() -> list[Format]:
@@ -151,6 +218,11 @@ def check_formats(formats: Iterable[str]) -> list[Format]:
     return found
 
 
+def always_written(formats: Iterable[str]) -> tuple[str, ...]:
+    """With the formats by which a folder is known for one of ours, and says what is in it."""
+    return ("cameras", *formats, "conventions")
+
+
 def write(
     scene: Scene,
     folder: str | os.PathLike,
@@ -162,13 +234,16 @@ def write(
     All that can be wrong with the formats is said before anything is written. Raises as `check_formats`, and
     FileError.
     """
-    return write_formats(Export(scene, options or ExportOptions()), Path(folder), check_formats(formats))
+    export = Export.of(scene, options or ExportOptions())
+    return write_formats(export, Path(folder), check_formats(formats))
 
 
 def write_formats(export: Export, folder: Path, formats: Iterable[Format]) -> list[str]:
     """Writes them; returns the first parts of their files' paths, in order."""
     names: dict[str, None] = {}
-    for format in formats:
+    formats = list(formats)
+    for format in sorted(formats, key=lambda format: format.describes):
         format.write(export, folder)
+    for format in formats:
         names |= dict.fromkeys(Path(pattern).parts[0] for pattern in format.files)
     return list(names)

@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
-from fastvggt_jax.export.base import Format
+from pathlib import Path
+
+from fastvggt_jax.export.base import Export, Format, all_formats
 from fastvggt_jax.io import scenes
 from fastvggt_jax.io.scenes import write_cameras
 
+
+def _write(export: Export, folder: Path) -> None:
+    write_cameras(export.scene, folder / scenes.CAMERAS, files=files_of_photographs(export, folder))
+
+
+def files_of_photographs(export: Export, folder: Path) -> list[dict[str, str]]:
+    """For each photograph {kind: path relative to the folder} of the files that are there."""
+    files: list[dict[str, str]] = [{} for _ in export.scene.names]
+    for format in all_formats():
+        kinds = format.of_photographs(export.scene) if format.of_photographs else {}
+        for kind, paths in kinds.items():
+            for of_one, path in zip(files, paths, strict=True):
+                found = next(
+                    (path + ending for ending in ("", *ENDINGS) if (folder / (path + ending)).exists()), ""
+                )
+                if found:
+                    of_one[kind] = found
+    return files
+
+
+ENDINGS = (".jpg", ".png")  # of photographs, which keep theirs where that can be
+
 CAMERAS = Format(
-    "cameras", (scenes.CAMERAS,), lambda export, folder: write_cameras(export.scene, folder / scenes.CAMERAS)
+    "cameras",
+    (scenes.CAMERAS,),
+    _write,
+    about="for each photograph K, world_from_cam and its files; the conventions stand in it",
+    describes=True,
 )
 SCENE = Format(
-    "scene", (scenes.SCENE,), lambda export, folder: scenes.write_scene(export.scene, folder / scenes.SCENE)
+    "scene",
+    (scenes.SCENE,),
+    lambda export, folder: scenes.write_scene(export.scene, folder / scenes.SCENE),
+    about="the whole scene for fastvggt_jax.Scene.load; K in the model's pixels, OpenCV axes",
 )

@@ -85,10 +85,21 @@ def _png(colors: DepthColors, depth: np.ndarray) -> memoryview:
     return buffer.getbuffer()
 
 
+def of_photographs(scene: Scene) -> dict[str, list[str]]:
+    stems = file_stems(scene.names)
+    return {
+        "depth": [f"depth/{stem}.npz" for stem in stems],
+        "depth_picture": [f"depth/{stem}.png" for stem in stems],
+    }
+
+
 DEPTH = Format(
     "depth",
     ("depth/*.npz", "depth/*.png"),
     lambda export, folder: write_depth(
         export.scene, folder / "depth", original=export.options.depth_original
     ),
+    about="depth along the camera's z in the scene's unit, with the K of its own pixels and cam_from_world, "
+    "OpenCV axes; and as a picture",
+    of_photographs=of_photographs,
 )

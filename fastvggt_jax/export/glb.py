@@ -69,6 +69,7 @@ GLB = Format(
     "glb",
     ("scene.glb",),
     lambda export, folder: write_glb(export.scene, folder / "scene.glb", cloud=export.cloud),
+    about="points and cameras, OpenGL axes as glTF has them: y up, (x, y, z) is (x, -y, -z) of cameras.json",
     module="trimesh",
     extra="glb",
 )

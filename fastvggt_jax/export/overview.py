@@ -122,4 +122,5 @@ OVERVIEW = Format(
     "overview",
     ("overview.jpg",),
     lambda export, folder: write_overview(export.scene, folder / "overview.jpg", cloud=export.cloud),
+    about="a picture: photographs, their depth, and the points with the cameras",
 )

@@ -35,4 +35,9 @@ def write_ply(cloud: PointCloud, path: str | os.PathLike) -> None:
     write_file(path, header.encode("ascii"), vertices.tobytes())
 
 
-PLY = Format("ply", ("points.ply",), lambda export, folder: write_ply(export.cloud, folder / "points.ply"))
+PLY = Format(
+    "ply",
+    ("points.ply",),
+    lambda export, folder: write_ply(export.cloud, folder / "points.ply"),
+    about="points in the world of cameras.json, OpenCV axes (x right, y down, z into the first photograph)",
+)

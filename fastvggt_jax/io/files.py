@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from fastvggt_jax.errors import FileError, TargetError, is_full
+from fastvggt_jax.errors import Error, FileError, TargetError, is_full
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -221,7 +221,7 @@ def output_folder(
                 _put_in_place(temporary, path, overwrite, ours)
     except OSError as error:
         # Of a file in it, or of the renames; the temporary name would tell the user nothing.
-        if isinstance(error, FileError | TargetError) and str(temporary) not in str(error):
+        if isinstance(error, Error) and str(temporary) not in str(error):
             raise
         text = f"the output folder {path} could not be written: {reason(error)}; nothing was left behind"
         raise FileError(text, cause=error) from error

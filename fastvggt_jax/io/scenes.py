@@ -9,6 +9,7 @@ import json
 import os
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,15 +36,22 @@ CONVENTIONS = {
     "centre of the model's pixel that it is of",
     "intrinsics": "where K comes from: predicted by the model; recovered, that is fitted to the model's "
     "points in camera coordinates by least squares, reweighted to the smallest sum of distances; or guessed, "
-    "where that failed",
+    "where that failed; shared, the median of all photographs; or adjusted, by bundle adjustment",
+    "files": "photograph: where it was read from; others, relative to this file: what was written of it",
     "model": "the image that the model saw: x_model = scale[0] * x + offset[0], and the same in y; "
     "valid = [left, top, right, bottom] of it is photograph, the rest padding",
 }
 
 
-def write_cameras(scene: Scene, path: str | os.PathLike) -> None:
-    """Write K, world_from_cam, name, size and model transform of every photograph as JSON, or FileError."""
+def write_cameras(
+    scene: Scene, path: str | os.PathLike, *, files: Sequence[Mapping[str, str]] | None = None
+) -> None:
+    """Write K, world_from_cam, name, size and model transform of every photograph as JSON, or FileError.
+
+    files: for each photograph the files that were written of it, by kind, relative to the path's folder.
+    """
     images = []
+    paths = scene.paths or ("",) * len(scene.names)
     for i, (name, t, pose) in enumerate(
         zip(scene.names, scene.transforms, scene.world_from_cam, strict=True)
     ):
@@ -58,6 +66,7 @@ def write_cameras(scene: Scene, path: str | os.PathLike) -> None:
         images.append(
             {
                 "name": name,
+                "files": {**({"photograph": paths[i]} if paths[i] else {}), **(files[i] if files else {})},
                 "width": t.original_width,
                 "height": t.original_height,
                 "K": scene.K_original(i).tolist(),
@@ -135,6 +144,9 @@ def _check(fields: dict[str, Any]) -> None:
         entries = fields[name]
         if not isinstance(entries, list) or [type(entry) for entry in entries] != [kind] * frames:
             raise ValueError(f"{name} are not one {kind.__name__} for each of {frames} photographs")
+    paths = fields.get("paths", [])  # absent in files of before
+    if not isinstance(paths, list) or [type(path) for path in paths] not in ([], [str] * frames):
+        raise ValueError(f"paths are not one str for each of {frames} photographs")
     for transform in fields["transforms"]:
         if not all(isinstance(value, int | float) for value in transform.values()):
             raise ValueError(f"a transform is {transform}")

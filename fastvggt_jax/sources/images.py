@@ -73,7 +73,7 @@ class Images:
     skipped: (file, reason) of what was left out: photographs by skip_bad, files that were given twice, and
       what else lies in a folder.
     masks: bool[F, H, W], False where a photograph is wholly transparent (padding is True); None if none is.
-    paths: one per photograph, its file, or None.
+    frames: one per photograph, which opens it again, None where that is no file's; () of Images made by hand.
     """
 
     pixels: UInt8[np.ndarray, "F H W 3"]
@@ -81,7 +81,7 @@ class Images:
     names: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
     masks: Bool[np.ndarray, "F H W"] | None = None
-    paths: tuple[Path | None, ...] = ()
+    frames: tuple[Frame | None, ...] = ()
 
     def shown(self) -> Bool[np.ndarray, "F H W"]:
         """True where the model's pixels show the photograph: no padding, and nothing transparent."""
@@ -133,7 +133,7 @@ def load_images(
             raise InputError(f"size must be at least {policy.patch}, not {size}", argument="size")
     if white is not None and white < 1:
         raise InputError(f"white must be at least 1, not {white}", argument="white")
-    loaded, kept, skipped = [], [], []
+    loaded, kept, skipped, again = [], [], [], []
     given: list[tuple[Path | None, str | None]] = []
     for frame, result in _sized(_each_once(frames_of(source)), mode, size, policy, white):
         position = len(given)
@@ -144,6 +144,7 @@ def load_images(
         if isinstance(result, Sized):
             loaded.append(result)
             kept.append(position)
+            again.append(None if frame.path is None else frame)
         elif skip_bad:
             skipped.append((_label(frame, position), str(result)))
         else:
@@ -164,7 +165,7 @@ def load_images(
         tuple(names[position] for position in kept),
         tuple(skipped),
         _masks(loaded, transforms),
-        tuple(given[position][0] for position in kept),
+        tuple(again),
     )
 
 

@@ -28,7 +28,16 @@ from fastvggt_jax.testing.tiny import write_random_weights
 PHOTOS = Path(__file__).parents[1] / "golden" / "images"
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-FILES = ["cameras.json", "depth", "overview.jpg", "points.ply", "scene.glb", "scene.npz"]
+FILES = [
+    "cameras.json",
+    "depth",
+    "overview.jpg",
+    "points.ply",
+    "scene.glb",
+    "scene.json",
+    "scene.npz",
+    "sparse",
+]
 WITHOUT_GLB = ["--format", "cameras,depth,ply,overview,scene"]
 
 
@@ -129,7 +138,7 @@ def test_other_options_and_one_photograph(weights, tmp_path):
     report = json.loads(result.stdout)
     assert (
         report["points"] == 100
-        and report["files"] == FILES[:4] + FILES[5:]
+        and report["files"] == FILES[:4] + FILES[5:7]
         and not (tmp_path / "out" / "scene.glb").exists()
     )
     assert report["model"]["heads"] == ["camera", "depth", "point"] and report["model"]["dtype"] == "bfloat16"
@@ -337,7 +346,7 @@ def test_overwrite_replaces_what_a_run_has_left_and_nothing_else(weights, tmp_pa
     assert result.exit_code == 2 and "not empty; give another one, or --overwrite" in result.stderr
     assert run(*args, "--overwrite", *WITHOUT_GLB, "--conf-percentile", 50).exit_code == 0
     assert (
-        sorted(p.name for p in out.iterdir()) == FILES[:4] + FILES[5:]
+        sorted(p.name for p in out.iterdir()) == FILES[:4] + FILES[5:7]
         and (out / "points.ply").read_bytes() != before
     )
     (out / "notes.txt").write_text("mine")

@@ -1,0 +1,83 @@
+"""`fastvggt export`: a saved scene in more formats, without the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastvggt_jax.cli.errors import one_sentence
+from fastvggt_jax.cli.options import (
+    BundleAdjust,
+    CameraModel,
+    ConfPercentile,
+    CopyPhotographs,
+    DepthOriginal,
+    EdgeFilter,
+    Json,
+    MaxPoints,
+    Overwrite,
+    Quiet,
+    SharedCamera,
+    Voxel,
+    export_options,
+    say_tracks,
+)
+
+
+@one_sentence(smaller="take a smaller --max-points")
+def export(
+    folder: Annotated[Path, typer.Argument(help="What reconstruct has written, with its scene.npz.")],
+    formats: Annotated[str, typer.Option("--format", help="What to write, such as colmap,nerfstudio,splat.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A new folder to write. Default: the same folder.")
+    ] = None,
+    photos: Annotated[
+        Path | None,
+        typer.Option("--photos", help="The folder that holds the photographs, if they have moved."),
+    ] = None,
+    conf_percentile: ConfPercentile = 25.0,
+    edge_filter: EdgeFilter = None,
+    voxel: Voxel = None,
+    max_points: MaxPoints = None,
+    depth_original: DepthOriginal = False,
+    shared_camera: SharedCamera = False,
+    camera_model: CameraModel = "PINHOLE",
+    copy_photographs: CopyPhotographs = False,
+    bundle_adjust: BundleAdjust = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """A scene that reconstruct has written, in more formats; the model is not needed."""
+    from fastvggt_jax.pipeline import export_saved
+
+    options = export_options(
+        max_points,
+        conf_percentile=conf_percentile,
+        edge_filter=edge_filter,
+        voxel=voxel,
+        depth_original=depth_original,
+        shared_camera=shared_camera,
+        camera_model=camera_model,
+        copy_photographs=copy_photographs,
+    )
+    report = export_saved(
+        folder,
+        formats.split(","),
+        options,
+        output=output,
+        photos=photos,
+        bundle=bundle_adjust,
+        overwrite=overwrite,
+    )
+    if as_json:
+        typer.echo(json.dumps(report))
+    if as_json or quiet:
+        return
+    for text in report["warnings"]:
+        typer.echo(f"{typer.style('warning', fg='yellow')} {text}", err=True)
+    typer.echo(f"{report['output']}: {', '.join(report['files'])}")
+    say_tracks(report)

@@ -1,0 +1,145 @@
+"""Photographs in a folder of their own, upright, in a format that every trainer reads."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import shutil
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from fastvggt_jax.errors import FileError, ImageError, MissingError
+from fastvggt_jax.export.depth import file_stems
+from fastvggt_jax.io.files import new_file, reason, temporary_sibling, write_file
+from fastvggt_jax.scene import Scene
+from fastvggt_jax.sources import Frame, ImageTransform
+from fastvggt_jax.sources.photographs import open_photograph
+from fastvggt_jax.sources.pixels import to_rgb
+
+ORIENTATION = 0x0112  # EXIF's tag
+ENDINGS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png"}  # what trainers read; Pillow's names
+MODES = ("L", "RGB", "RGBA")
+QUALITY = 95  # of a photograph that has to be written anew
+
+
+def place_photographs(
+    scene: Scene, folder: str | os.PathLike, frames: Sequence[Frame | None] = (), *, copy: bool = False
+) -> Scene:
+    """Put every photograph into a folder; returns the scene of what lies there, with its names and sizes.
+
+    A JPEG or PNG that is upright is linked to, or with `copy` copied; another is turned and written as JPEG,
+    one with transparency as PNG. `frames` open the photographs; without them the files of `scene.paths` do.
+    A photograph that has neither is stood in for by what the model saw of it, with a warning: its camera in
+    the returned scene is that of these pixels.
+
+    Raises MissingError for a file that is no longer there, ImageError for one that cannot be read or is of
+    another size than the photograph was, FileError.
+    """
+    folder = Path(folder)
+    files = scene.paths or ("",) * len(scene.names)
+    opened: Sequence[Frame | None] = frames or [_frame_of(Path(path)) if path else None for path in files]
+    stems = file_stems(scene.names)
+    jobs = zip(range(len(stems)), stems, opened, scene.transforms, strict=True)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # Pillow works outside the GIL
+        placed = list(pool.map(lambda job: _place(scene, folder, *job, copy=copy), jobs))
+    stand_ins = [name for name, frame in zip(scene.names, opened, strict=True) if frame is None]
+    if stand_ins:
+        text = (
+            f"{len(stand_ins)} photographs have no file, as {stand_ins[0]!r}: {folder.parent.name} holds them"
+        )
+        warnings.warn(f"{text} as the model saw them", stacklevel=3)
+    names, transforms = zip(*placed, strict=True)
+    return dataclasses.replace(scene, names=names, transforms=transforms)
+
+
+def find_photographs(scene: Scene, folder: str | os.PathLike) -> tuple[Frame, ...]:
+    """A scene's photographs, by name, in the folder where they are now. Raises MissingError."""
+    return tuple(_frame_of(_find(Path(folder), name)) for name in scene.names)
+
+
+def _find(folder: Path, name: str) -> Path:
+    inside = PurePosixPath(name.replace("\\", "/"))
+    for path in (folder / inside, folder / inside.name):
+        if path.is_file():
+            return path
+    raise MissingError(f"photos {folder} holds no {name}", argument="photos")
+
+
+def _frame_of(path: Path) -> Frame:
+    return Frame(partial(open_photograph, path), path)
+
+
+def _place(
+    scene: Scene, folder: Path, i: int, stem: str, frame: Frame | None, t: ImageTransform, *, copy: bool
+) -> tuple[str, ImageTransform]:
+    if frame is None:
+        left, top, right, bottom = t.valid
+        _write(Image.fromarray(scene.colors[i, top:bottom, left:right]), folder / f"{stem}.png")
+        width, height = right - left, bottom - top
+        seen = ImageTransform(width, height, t.model_width, t.model_height, 1.0, 1.0, left, top)
+        return f"{stem}.png", seen
+    if frame.path is not None and not frame.path.exists():
+        text = f"{frame.path} is no longer there: give photos, the folder that holds the photographs now"
+        raise MissingError(text, argument="photos")
+    ending = (
+        None if frame.path is None else _ending_as_it_is(frame.path, (t.original_width, t.original_height))
+    )
+    if ending is not None and frame.path is not None:
+        _bring(frame.path, folder / f"{stem}{ending}", copy)
+        return f"{stem}{ending}", t
+    image = frame.open()
+    if image.size != (t.original_width, t.original_height):
+        now, then = ("{}x{}".format(*size) for size in (image.size, (t.original_width, t.original_height)))
+        raise ImageError(f"{frame.path or scene.names[i]} has {now} pixels, but had {then}")
+    if image.mode.startswith(("I", "F")):  # of 16 bits: as the loader scales them
+        image, _ = to_rgb(image, str(frame.path or scene.names[i]), on_white=False)
+    ending = ".png" if image.has_transparency_data else ".jpg"
+    _write(image.convert("RGBA" if ending == ".png" else "RGB"), folder / f"{stem}{ending}")
+    return f"{stem}{ending}", t
+
+
+def _ending_as_it_is(path: Path, size: tuple[int, int]) -> str | None:
+    """The ending of a file that can be used as it is, of this size; None if it has to be written anew."""
+    try:
+        with Image.open(path, formats=("JPEG", "PNG")) as image:
+            upright = image.getexif().get(ORIENTATION, 1) == 1
+            usable = upright and image.mode in MODES and image.size == size
+            return ENDINGS[image.format or ""] if usable else None
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ):  # opening it whole says what it is
+        return None
+
+
+def _bring(source: Path, target: Path, copy: bool) -> None:
+    if not copy:
+        with contextlib.suppress(OSError, NotImplementedError):  # a file system without links: copied
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = temporary_sibling(target)
+            temporary.symlink_to(os.path.abspath(source))
+            os.replace(temporary, target)
+            return
+    try:
+        with open(source, "rb") as opened, new_file(target) as file:
+            shutil.copyfileobj(opened, file, 1 << 20)
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"{source} cannot be read: {reason(error)}", cause=error) from error
+
+
+def _write(image: Image.Image, path: Path) -> None:
+    buffer = io.BytesIO()
+    how = dict(format="JPEG", quality=QUALITY, subsampling=0) if path.suffix == ".jpg" else dict(format="PNG")
+    image.save(buffer, **how)
+    write_file(path, buffer.getbuffer())

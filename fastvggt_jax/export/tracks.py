@@ -1,0 +1,207 @@
+"""Points that several photographs see, and where: what COLMAP's points3D is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from fastvggt_jax.scene import Scene, spread
+
+DEPTH_TOLERANCE = 0.04  # of the depth: a view whose own depth differs by more sees another surface
+COLOR_TOLERANCE = 64  # of 255, mean over the channels: exposures differ, another thing differs by more
+MAX_TRACK = 24  # observations of a point, at most; more bring nothing but size
+OVERSAMPLING = 4  # candidates tried for each point that is wanted
+CHUNK = 1 << 15  # points at a time, which bounds the memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Tracks:
+    """M points and their N observations, sorted by point, then by frame.
+
+    pixel: i64[M], which of the F·H·W pixels each is of. xyz: f64[M, 3] in the world. rgb: u8[M, 3]. conf:
+      f32[M], the model's.
+    point: i64[N], index of the point. frame: i64[N]. xy: f64[N, 2], where it is observed, in model pixels.
+    residual: f64[N, 2], the observation minus the projection of the point, in model pixels.
+    """
+
+    pixel: np.ndarray
+    xyz: np.ndarray
+    rgb: np.ndarray
+    conf: np.ndarray
+    point: np.ndarray
+    frame: np.ndarray
+    xy: np.ndarray
+    residual: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.xyz)
+
+    def lengths(self) -> np.ndarray:
+        """i64[M], observations of each point."""
+        return np.bincount(self.point, minlength=len(self))
+
+    def in_pixels(self, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+        """(where points are observed, f64[N, 2], and the residuals' lengths, f64[N]) in the photographs' own
+        pixels.
+        """
+        per_frame = [(t.scale_x, t.scale_y, t.offset_x, t.offset_y) for t in scene.transforms]
+        of = np.array(per_frame, np.float64).reshape(-1, 4)[self.frame]  # [N, 4]
+        return (self.xy - of[:, 2:]) / of[:, :2], np.linalg.norm(self.residual / of[:, :2], axis=-1)
+
+    def errors(self, scene: Scene) -> np.ndarray:
+        """f64[M], the mean distance in original pixels between a point's projections and its observations."""
+        _, lengths = self.in_pixels(scene)
+        return np.bincount(self.point, lengths, len(self)) / np.maximum(self.lengths(), 1)
+
+
+def select(tracks: Tracks, kept: np.ndarray) -> Tracks:
+    """With these observations, bool[N], alone, of points that two or more of them are left of."""
+    kept = kept & (np.bincount(tracks.point[kept], minlength=len(tracks)) >= 2)[tracks.point]
+    points, new = np.unique(tracks.point[kept], return_inverse=True)
+    return Tracks(
+        pixel=tracks.pixel[points],
+        xyz=tracks.xyz[points],
+        rgb=tracks.rgb[points],
+        conf=tracks.conf[points],
+        point=new,
+        frame=tracks.frame[kept],
+        xy=tracks.xy[kept],
+        residual=tracks.residual[kept],
+    )
+
+
+def find_tracks(
+    scene: Scene,
+    max_points: int,
+    *,
+    conf_percentile: float | None = None,
+    edge_filter: float | None = None,
+    voxel: float | None = None,
+) -> Tracks:
+    """Points of the cloud that two views or more agree on, at most `max_points`, evenly spread.
+
+    A point is the model's for the centre of one pixel. It is observed there, and in every other view where it
+    projects onto a pixel that is valid, no nothing (`conf_floor`), of about its colour, and whose own depth
+    is the point's within DEPTH_TOLERANCE: a view that sees something nearer is left out, as hidden, one that
+    sees farther as contradicting. It is observed exactly where the cameras project it. Of more than MAX_TRACK
+    observations an even choice is kept.
+    The filters are those of `Scene.point_cloud`. The same scene gives the same tracks; memory is bounded by
+    `max_points` and the scene's own arrays.
+    """
+    chosen = scene.point_indices(conf_percentile=conf_percentile, edge_filter=edge_filter, voxel=voxel)
+    return tracks_of_pixels(scene, chosen, max_points)
+
+
+def tracks_of_pixels(scene: Scene, chosen: np.ndarray, max_points: int) -> Tracks:
+    """`find_tracks` among the points of the pixels i64[K], sorted."""
+    if len(chosen) > OVERSAMPLING * max_points:
+        chosen = chosen[spread(len(chosen), OVERSAMPLING * max_points)]
+    views = _Views(scene)
+    chunks = max(1, -(-len(chosen) // CHUNK))
+    parts: list[_Part] = []
+    found = 0
+    for k in range(chunks):
+        # every so many, so that each chunk has some of all photographs
+        parts.append(views.observe(chosen[k::chunks]))
+        found += len(parts[-1].index)
+        if found >= max_points:
+            break
+    return _joined(scene, parts, max_points)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """index: i64[m] of the points, among all pixels. point: i64[n] into it; the rest as in Tracks."""
+
+    index: np.ndarray
+    point: np.ndarray
+    frame: np.ndarray
+    xy: np.ndarray
+    residual: np.ndarray
+
+
+class _Views:
+    """The scene's cameras and maps, ready for looking points up."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.shows = scene.valid & (scene.points_conf >= scene.conf_floor)
+        K, cam_from_world = scene.K.astype(np.float64), scene.cam_from_world.astype(np.float64)
+        self.pixel_from_world = K @ cam_from_world  # [F, 3, 4]; its third row is depth
+
+    def observe(self, index: np.ndarray) -> _Part:
+        """What all views see of the points of these pixels; only points of two observations or more."""
+        scene = self.scene
+        _, height, width = scene.valid.shape
+        xyz = scene.points.reshape(-1, 3)[index]
+        rgb = scene.colors.reshape(-1, 3)[index].astype(np.int16).T
+        source, pixel = np.divmod(index, height * width)
+        seen = np.stack([self._sees(frame, xyz.T, rgb) for frame in range(len(scene.names))])  # [F, m]
+        seen[source, np.arange(len(index))] = True
+        point, frame = np.nonzero(_evenly(seen, source).T)
+        observed, new = np.unique(point, return_inverse=True)
+        at = np.einsum("nij,nj->ni", self.pixel_from_world[frame][..., :3], xyz[point].astype(np.float64))
+        at += self.pixel_from_world[frame][..., 3]
+        projected = at[:, :2] / at[:, 2:]
+        own = frame == source[point]
+        centre = np.stack([pixel % width, pixel // width], -1)[point] + 0.5
+        xy = np.where(own[:, None], centre, projected)
+        return _Part(index[observed], new, frame, xy, xy - projected)
+
+    def _sees(self, frame: int, xyz: np.ndarray, rgb: np.ndarray) -> np.ndarray:
+        """bool[m]: whether this view sees the points f32[3, m] of these colours i16[3, m] themselves."""
+        scene, (height, width) = self.scene, self.scene.valid.shape[1:]
+        camera = self.pixel_from_world[frame].astype(np.float32)
+        x, y, z = camera[:, :3] @ xyz + camera[:, 3:]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            u, v = x / z, y / z
+        at = np.flatnonzero((z > 0) & (u >= 0) & (u < width) & (v >= 0) & (v < height))
+        pixel = v[at].astype(np.int64) * width + u[at].astype(np.int64)
+        same = np.abs(z[at] - scene.depth[frame].reshape(-1)[pixel]) <= DEPTH_TOLERANCE * z[at]
+        same &= self.shows[frame].reshape(-1)[pixel]
+        at, pixel = at[same], pixel[same]
+        difference = np.abs(scene.colors[frame].reshape(-1, 3)[pixel].T - rgb[:, at]).sum(0)
+        seen = np.zeros(xyz.shape[1], bool)
+        seen[at] = difference <= 3 * COLOR_TOLERANCE
+        return seen
+
+
+def _evenly(seen: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Of what is seen, bool[F, m], an even choice of about MAX_TRACK views of each point, its source among
+    them; none of a point that is seen once.
+    """
+    length = seen.sum(0)
+    rank = np.cumsum(seen, 0, dtype=np.int32) - 1
+    share = MAX_TRACK / np.maximum(length, MAX_TRACK)
+    chosen = seen & (np.floor(rank * share) > np.floor((rank - 1) * share))
+    chosen[source, np.arange(len(source))] = True
+    return chosen & (length >= 2)
+
+
+def _joined(scene: Scene, parts: list[_Part], max_points: int) -> Tracks:
+    """One set of tracks, sorted by the points' pixels, of at most `max_points`."""
+    sizes = np.cumsum([0, *(len(part.index) for part in parts)])
+    index = np.concatenate([part.index for part in parts])
+    point = np.concatenate([part.point + start for part, start in zip(parts, sizes[:-1], strict=True)])
+    frame, xy, residual = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("frame", "xy", "residual")
+    )
+    kept = np.argsort(index)
+    if len(kept) > max_points:
+        kept = kept[spread(len(kept), max_points)]
+    new = np.full(len(index), -1)
+    new[kept] = np.arange(len(kept))
+    point = new[point]
+    order = np.argsort(point, kind="stable")  # by frame they are sorted within each point
+    order = order[point[order] >= 0]
+    return Tracks(
+        pixel=index[kept],
+        xyz=scene.points.reshape(-1, 3)[index[kept]].astype(np.float64),
+        rgb=scene.colors.reshape(-1, 3)[index[kept]],
+        conf=scene.points_conf.reshape(-1)[index[kept]],
+        point=point[order],
+        frame=frame[order],
+        xy=xy[order],
+        residual=residual[order],
+    )

@@ -1,0 +1,175 @@
+"""`fastvggt export`: a saved scene in more formats, and nothing of the user's lost."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from fastvggt_jax import Scene, export
+from fastvggt_jax.cli.app import app
+from tests.export.colmap_reader import read_colmap
+from tests.export.truth import VIEWS, true_scene
+
+
+@pytest.fixture(scope="module")
+def true(tmp_path_factory):
+    return true_scene(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture
+def saved(true, tmp_path):
+    """As reconstruct leaves it."""
+    export.write(true.scene, tmp_path / "out", ("cameras", "ply", "scene", "conventions"))
+    return tmp_path / "out"
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def tree(folder: Path) -> dict:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def refused(result, *words):
+    assert result.exit_code != 0 and result.exception.__class__ is SystemExit
+    (line,) = result.stderr.splitlines()
+    for word in words:
+        assert word in line, line
+
+
+def test_more_formats_come_into_the_same_folder(saved):
+    (saved / "notes.txt").write_text("mine")
+    before = tree(saved)
+    result = run("export", saved, "--format", "colmap,splat,depth", "--max-points", 500, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["files"] == ["cameras.json", "depth", "scene.json", "sparse", "splat"]
+    assert report["tracks"]["points"] == 500 and report["tracks"]["mean_length"] > 4
+    after = tree(saved)
+    for name in ("points.ply", "scene.npz", "notes.txt"):
+        assert after[name] == before[name]
+    assert len(read_colmap(saved / "sparse" / "0").points) == 500
+    images = json.loads(after["cameras.json"])["images"]
+    assert all((saved / image["files"]["splat"]).exists() for image in images)
+    assert set(json.loads(after["scene.json"])["formats"]) == {
+        *("cameras", "ply", "scene", "depth", "colmap", "splat")
+    }
+    assert [path.name for path in saved.parent.iterdir() if path.name.startswith(".")] == []
+    # A second call knows of the files of the first.
+    assert run("export", saved, "--format", "nerfstudio").exit_code == 0
+    files = json.loads((saved / "cameras.json").read_text())["images"][0]["files"]
+    assert {"splat", "nerfstudio", "depth"} <= set(files)
+
+
+def test_what_is_there_is_replaced_only_on_request(saved):
+    assert run("export", saved, "--format", "colmap", "--max-points", 100).exit_code == 0
+    before = tree(saved)
+    refused(
+        run("export", saved, "--format", "depth,colmap"), "holds sparse/0/cameras.bin already", "--overwrite"
+    )
+    assert tree(saved) == before
+    again = run("export", saved, "--format", "colmap", "--max-points", 50, "--overwrite")
+    assert again.exit_code == 0 and "50 points with tracks" in again.stdout
+    assert len(read_colmap(saved / "sparse" / "0").points) == 50
+
+
+def test_a_new_folder(saved, tmp_path):
+    before = tree(saved)
+    result = run("export", saved, "--format", "colmap,scene", "-o", tmp_path / "new", "--shared-camera")
+    assert result.exit_code == 0, result.output
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == [
+        "cameras.json",
+        "scene.json",
+        "scene.npz",
+        "sparse",
+    ]
+    assert Scene.load(tmp_path / "new").intrinsics == ("shared",) * VIEWS
+    assert tree(saved) == before
+    refused(run("export", saved, "--format", "ply", "-o", tmp_path / "new"), "is not empty", "--overwrite")
+    assert run("export", saved, "--format", "ply", "-o", tmp_path / "new", "--overwrite", "-q").exit_code == 0
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == [
+        "cameras.json",
+        "points.ply",
+        "scene.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--format", "colmap", "--shared-camera"], ["--shared-camera", "a new output folder"]),
+        (
+            ["--format", "colmap", "--camera-model", "SIMPLE_RADIAL"],
+            ["--camera-model", "a new output folder"],
+        ),
+        (["--format", "obj"], ["no format 'obj'", "colmap"]),
+        (["--format", "colmap", "--max-points", "0"], ["--max-points must be"]),
+        (["--format", "splat", "--photos", "nowhere"], ["--photos nowhere holds no 0.png"]),
+        (["--format", "colmap", "-o", "file"], ["file is a file; give a folder"]),
+    ],
+)
+def test_what_is_wrong_is_one_sentence_and_changes_nothing(saved, options, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    before = tree(tmp_path)
+    refused(run("export", saved, *options), *words)
+    assert tree(tmp_path) == before
+
+
+def test_a_folder_without_a_scene(tmp_path):
+    refused(run("export", tmp_path, "--format", "ply"), "scene.npz: no such file", str(tmp_path))
+    refused(run("export", tmp_path / "none", "--format", "ply"), "scene.npz: no such file")
+
+
+def test_photographs_that_have_moved(true, tmp_path):
+    shutil.copytree(Path(true.scene.paths[0]).parent, tmp_path / "then")
+    moved = true_scene(tmp_path / "then")
+    moved.scene.save(tmp_path / "out")
+    (tmp_path / "then").rename(tmp_path / "now")
+    before = tree(tmp_path)
+    refused(run("export", tmp_path / "out", "--format", "splat"), "0.png is no longer there: give --photos")
+    assert tree(tmp_path) == before
+    result = run("export", tmp_path / "out", "--format", "splat", "--photos", tmp_path / "now")
+    assert result.exit_code == 0, result.output
+    assert os.readlink(tmp_path / "out" / "splat" / "images" / "0.png") == str(tmp_path / "now" / "0.png")
+
+
+def test_nothing_changes_when_writing_fails(saved, monkeypatch):
+    from fastvggt_jax.export import colmap
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    before = tree(saved)
+    monkeypatch.setattr(colmap, "_points3D_bin", lambda *_: iter([b"some", full()]))
+    result = run("export", saved, "--format", "colmap,ply", "--overwrite")
+    refused(result, "no space is left")
+    assert result.exit_code == 1 and tree(saved) == before
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_bundle_adjustment(saved, tmp_path, monkeypatch):
+    pytest.importorskip("pycolmap")
+    args = ("export", saved, "--format", "colmap,scene", "--bundle-adjust")
+    refused(run(*args), "--bundle-adjust gives other cameras")
+    result = run(*args, "-o", tmp_path / "new", "--json")
+    report = json.loads(result.stdout)["bundle_adjustment"]
+    assert "failed" in report or report["after"] < report["before"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    refused(run(*args, "-o", tmp_path / "none"), "--bundle-adjust needs pycolmap: pip install", "[colmap]")
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_loaded_scene_is_written_as_the_first_one_would_be(true, saved, tmp_path):
+    export.write(true.scene, tmp_path / "direct", ("colmap",), export.ExportOptions(conf_percentile=25))
+    assert run("export", saved, "--format", "colmap").exit_code == 0
+    assert tree(saved / "sparse") == tree(tmp_path / "direct" / "sparse")
+    model = read_colmap(saved / "sparse" / "0")
+    np.testing.assert_allclose(model.images[1].cam_from_world(), true.scene.cam_from_world[0], atol=1e-6)
