@@ -65,7 +65,8 @@ def max_error(x, reference) -> float:
 def pytest_collection_modifyitems(items) -> None:
     """`-m weights` takes the full-size cases of the GPU too: they are skipped where there is none."""
     for item in items:
-        if item.nodeid.startswith(EVERY_JAX):
+        whole_model = item.nodeid.startswith("tests/test_parity.py") and "[sparse_" in item.nodeid
+        if item.nodeid.startswith(EVERY_JAX) and not whole_model:
             item.add_marker(pytest.mark.every_jax)
         if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))

@@ -39,6 +39,14 @@ def photos(tmp_path):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """Shells start what runs in the background with Ctrl-C switched off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", ENDING)
 @pytest.mark.parametrize("moment", ["load_images", "predict", "write_formats"])
 def test_signals_end_a_reconstruction_and_leave_the_old_result(

@@ -81,7 +81,7 @@ def test_batch_elements_are_independent(tiny, views):
     assert max_error(both.pose_enc[1], alone.pose_enc[0]) < TOLERANCE["float32"]
 
 
-@pytest.mark.parametrize("scenes, frames, chunk", [(1, 5, 2), (1, 5, 4), (1, 4, 1), (2, 5, 5), (2, 3, 1)])
+@pytest.mark.parametrize("scenes, frames, chunk", [(1, 5, 2), (2, 5, 5), (2, 3, 1)])
 def test_chunks_of_frames_change_nothing(tiny, views, scenes, frames, chunk):
     images = np.stack([views(frames), views(frames)[::-1]])[:scenes]
     whole, chunked = (run(tiny, images, heads=("depth", "point"), frames_chunk=n) for n in (10, chunk))
