@@ -175,6 +175,7 @@ def to_scene(
     cam_from_world = first(found.cam_from_world)
     _check_cameras(np.isfinite(cam_from_world).all((1, 2)), images)
     points, conf = first(found.points), first(found.conf)
+    _check_points(points, images)
     if found.K is None:
         K, intrinsics = _recovered_intrinsics(_in_cameras(points, cam_from_world), conf, images)
     else:
@@ -241,6 +242,13 @@ def _check_cameras(usable: np.ndarray, images: Images) -> None:
             raise InputError(
                 f"the model's camera for {name} is not finite; the checkpoint is damaged or not its own"
             )
+
+
+def _check_points(points: np.ndarray, images: Images) -> None:
+    for name, one in zip(images.names, points, strict=True):
+        if not np.isfinite(one).any():
+            text = f"the model's points of {name} are not finite; the checkpoint is damaged or not its own"
+            raise InputError(text)
 
 
 def _recovered_intrinsics(

@@ -55,6 +55,15 @@ def scene() -> Scene:
 # ---- to_scene
 
 
+def test_what_is_transparent_is_not_valid():
+    images, masks = images_of(), np.ones((F, H, W), bool)
+    masks[1, :, : W // 2] = False
+    whole = to_scene(prediction_of(), images)
+    cut = to_scene(prediction_of(), dataclasses.replace(images, masks=masks))
+    np.testing.assert_array_equal(cut.valid, whole.valid & masks)
+    assert not whole.valid.all() and len(cut.point_cloud()) == (whole.valid & masks).sum()
+
+
 def test_points_come_from_depth_and_cameras(scene):
     prediction = prediction_of()
     cam_from_world, K = geometry.decode_pose(prediction.pose_enc[0], H, W)
@@ -131,6 +140,7 @@ def test_what_cannot_become_a_scene():
         (dict(depth=None, world_points=None), "needs world_points: run the model with its point head on"),
         (dict(pose_enc=np.full((1, F, 9), np.nan)), r"camera for 0\.jpg is not finite"),
         (dict(pose_enc=np.zeros((1, F, 9))), r"camera for 0\.jpg is not finite"),
+        (dict(depth=np.full((1, F, H, W, 1), np.nan)), r"points of 0\.jpg are not finite"),
     ]:
         with pytest.raises(ValueError, match=match):
             to_scene(prediction_of(**fields), images)

@@ -130,4 +130,7 @@ def _sentence(error: Exception, options: dict[str, str], smaller: str) -> str | 
         # As a word of its own, not within a path or an option.
         word = rf"(?<![\w./-]){re.escape(argument)}\b(?![./-])"
         return re.sub(word, options[argument], str(error), count=1)
+    if isinstance(error, RuntimeError) and str(error).startswith("Unable to initialize backend"):
+        first = str(error).split("\n")[0].split(" (set ")[0]
+        return f"JAX cannot use the device that it is told to, see JAX_PLATFORMS: {first}"
     return f"out of memory: {smaller}" if out_of_memory(error) else None
