@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.reference import CDF_SLACK
+from pallas_kernels.varying import varying_as
 
 Array = jax.Array
 Bracket = tuple[Array, Array, Array, Array]
@@ -135,4 +136,5 @@ def row_thresholds(scores: Array, n: Array | int, cdf_threshold: Array | float |
         return narrow(bracket, jnp.sum(above, -1, dtype=jnp.int32), n, mass, limit)
 
     bracket = start_bracket(jnp.zeros(scores.shape[:-1], jnp.int32), scores.shape[-1])
+    bracket = varying_as(bracket, scores)
     return image_to_float(threshold(jax.lax.fori_loop(0, STEPS, step, bracket), n))

@@ -22,6 +22,7 @@ from pallas_kernels import reference
 from pallas_kernels.block_mask import WORD, BlockMask, cdiv, pack_bits
 from pallas_kernels.implementation import Implementation
 from pallas_kernels.thresholds import row_thresholds
+from pallas_kernels.varying import varying_as
 
 Array = jax.Array
 KEYS_PER_STEP = 512
@@ -170,6 +171,7 @@ def block_sparse_attention(q: Array, k: Array, v: Array, mask: BlockMask) -> Arr
 
         shape = q_tile.shape[:-1]
         start = (jnp.full(shape, -jnp.inf), jnp.zeros(shape), jnp.zeros((*shape, H)))
+        start = varying_as(start, q_tile)
         _, total, acc = jax.lax.fori_loop(0, (count.max() + group - 1) // group, step, start)
         return (acc / jnp.where(total == 0, 1.0, total)[..., None]).astype(v.dtype)
 

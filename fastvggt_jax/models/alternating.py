@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from fastvggt_jax.attention import dense_attention, hilbert_order, sparse_global_attention
+from fastvggt_jax.attention import dense_attention, hilbert_order, sparse_global_attention, varying_as
 from fastvggt_jax.models.rope import Rope, patch_positions, rope_tables
 from fastvggt_jax.models.vit import Block
 from fastvggt_jax.sparsity import Sparsity
@@ -85,7 +85,7 @@ def alternate(
         length=depth,
     )
     tapped = jnp.zeros((len(taps), B, F, P, 2 * D), dtype)
-    carry = (x, tapped, jnp.zeros((B, F, 2 * D), jnp.float32))
+    carry = (x, *varying_as((tapped, jnp.zeros((B, F, 2 * D), jnp.float32)), x))
     (_, tapped, first), density = scan(frame_blocks, carry, layers, global_blocks)
     if order is not None:
         tapped = tapped[:, :, :, np.argsort(order)]

@@ -213,4 +213,9 @@ def check_images(images: Array, patch: int) -> None:
     if images.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
         text = f"images are {images.dtype}, they must be uint8, or floating point in [0, 1]"
         raise InputError(text, argument="images")
+    kinds = getattr(jax.typeof(images).sharding.mesh, "axis_types", ())
+    if jax.sharding.AxisType.Explicit in kinds:
+        text = "images lie on a mesh of explicit axes, where JAX asks for the sharding of every step"
+        remedy = "make the mesh with axis_types=(jax.sharding.AxisType.Auto,) * its axes"
+        raise InputError(f"{text}; {remedy}", argument="images")
     check_sides(patch, H=images.shape[2], W=images.shape[3])

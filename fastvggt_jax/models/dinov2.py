@@ -45,8 +45,8 @@ class PatchProjection(nn.Module):
     @nn.compact
     def __call__(self, images: Array) -> Array:
         p, (B, H, W, C) = self.patch_size, images.shape
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, C, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, C, self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         patches = images.reshape(B, H // p, p, W // p, p, C).swapaxes(2, 3).reshape(B, -1, p * p * C)
         kernel = kernel.reshape(p * p * C, self.features)
         return patches.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
@@ -77,9 +77,13 @@ class DinoV2(nn.Module):
 
     def setup(self) -> None:
         D, normal = self.embed_dim, nn.initializers.normal(0.02)
-        self.cls_token = self.param("cls_token", normal, (1, 1, D))
-        self.pos_embed = self.param("pos_embed", normal, (1, 1 + (self.img_size // self.patch_size) ** 2, D))
-        self.register_tokens = self.param("register_tokens", normal, (1, self.num_register_tokens, D))
+        self.cls_token = self.param("cls_token", normal, (1, 1, D), jnp.float32)
+        self.pos_embed = self.param(
+            "pos_embed", normal, (1, 1 + (self.img_size // self.patch_size) ** 2, D), jnp.float32
+        )
+        self.register_tokens = self.param(
+            "register_tokens", normal, (1, self.num_register_tokens, D), jnp.float32
+        )
         self.patch_embed = PatchEmbed(self.patch_size, D, self.dtype)
         self.blocks = Block(self.num_heads, NORM_EPS, self.mlp_ratio, dtype=self.dtype)
         self.norm = layer_norm(NORM_EPS)

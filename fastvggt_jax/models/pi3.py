@@ -124,7 +124,7 @@ class Pi3(Model):
             remat=self.remat,
         )
         self.register_token = self.param(
-            "register_token", nn.initializers.normal(1e-6), (1, 1, self.num_register_tokens, D)
+            "register_token", nn.initializers.normal(1e-6), (1, 1, self.num_register_tokens, D), jnp.float32
         )
         self.decoder = Decoder(self.num_heads, self.mlp_ratio, self.dtype)
         shape = (self.head_embed_dim, self.head_depth, self.head_num_heads)

@@ -89,8 +89,10 @@ class Aggregator(nn.Module):
             remat=self.remat,
         )
         # Index 0 is for the first frame, which fixes the coordinates; index 1 for all others.
-        self.camera_token = self.param("camera_token", normal, (1, 2, 1, D))
-        self.register_token = self.param("register_token", normal, (1, 2, self.num_register_tokens, D))
+        self.camera_token = self.param("camera_token", normal, (1, 2, 1, D), jnp.float32)
+        self.register_token = self.param(
+            "register_token", normal, (1, 2, self.num_register_tokens, D), jnp.float32
+        )
         self.frame_blocks = Block(self.num_heads, 1e-5, self.mlp_ratio, qk_norm=True, dtype=self.dtype)
         self.global_blocks = Block(self.num_heads, 1e-5, self.mlp_ratio, qk_norm=True, dtype=self.dtype)
 

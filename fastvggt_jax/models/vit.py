@@ -38,7 +38,9 @@ def gelu(x: Array) -> Array:
 class LayerScale(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return x.astype(jnp.float32) * self.param("gamma", nn.initializers.constant(0.01), x.shape[-1:])
+        return x.astype(jnp.float32) * self.param(
+            "gamma", nn.initializers.constant(0.01), x.shape[-1:], jnp.float32
+        )
 
 
 class Mlp(nn.Module):
@@ -69,8 +71,8 @@ class HeadNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, rope: Rope | None) -> Array:
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:]).astype(jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:]).astype(jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32).astype(jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32).astype(jnp.float32)
         one_pass = x.dtype == jnp.bfloat16
         x = x.astype(jnp.float32)
         mean = x.mean(-1, keepdims=True)

@@ -56,7 +56,7 @@ class CameraHead(nn.Module):
         trunk_norm = layer_norm(1e-5, "trunk_norm")
         pose_branch = Mlp(D // 2, POSE_DIM, out_bias=self.first_bias, name="pose_branch")
 
-        empty_pose = self.param("empty_pose_tokens", nn.initializers.zeros, (1, 1, POSE_DIM))
+        empty_pose = self.param("empty_pose_tokens", nn.initializers.zeros, (1, 1, POSE_DIM), jnp.float32)
         raw, poses = None, []
         for _ in range(self.num_iterations):
             # The next iteration sees the raw pose (the relu of the fields of view is not fed back) and sends

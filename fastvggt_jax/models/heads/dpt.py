@@ -94,8 +94,8 @@ class PatchUpsample(nn.Module):
     def __call__(self, x: Array) -> Array:
         n, h, w, C = x.shape
         s = self.size
-        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=-2), (s, s, C, C))
-        bias = self.param("bias", nn.initializers.zeros, (C,))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=-2), (s, s, C, C), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (C,), jnp.float32)
         return jnp.einsum("nhwc,ijcd->nhiwjd", x, kernel).reshape(n, h * s, w * s, C) + bias
 
 

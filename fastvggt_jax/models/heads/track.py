@@ -155,7 +155,7 @@ class UpdateFormer(nn.Module):
         self.input_norm = layer_norm(1e-5)
         self.input_transform = nn.Dense(self.hidden)
         self.virual_tracks = self.param(  # sic
-            "virual_tracks", nn.initializers.normal(1.0), (1, self.num_virtual, 1, self.hidden)
+            "virual_tracks", nn.initializers.normal(1.0), (1, self.num_virtual, 1, self.hidden), jnp.float32
         )
         self.time_blocks = TrackBlock(self.num_heads)
         self.space_virtual_blocks = TrackBlock(self.num_heads)
@@ -229,7 +229,9 @@ class Tracker(nn.Module):
         self.ffeat_updater_0 = nn.Dense(C)
         self.vis_predictor_0 = nn.Dense(1)
         self.conf_predictor_0 = nn.Dense(1)
-        self.query_ref_token = self.param("query_ref_token", nn.initializers.normal(1.0), (1, 2, 3 * C + 4))
+        self.query_ref_token = self.param(
+            "query_ref_token", nn.initializers.normal(1.0), (1, 2, 3 * C + 4), jnp.float32
+        )
 
     def __call__(self, query_points: Array, maps: Array) -> tuple[Array, Array, Array]:
         """query_points [B, Q, 2] pixels (x, y) of frame 0, feature maps [B, F, h, w, C] -> tracks [iters, B,
