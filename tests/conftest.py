@@ -51,6 +51,20 @@ EVERY_JAX = (
     "tests/test_examples.py",
 )
 
+# Whole runs of over ten seconds, of whose parts others test each: `pytest -m slow`.
+SLOW = (
+    "tests/train/test_train.py::test_a_batch_is_learnt_by_heart",
+    "tests/train/test_train.py::test_eight_devices_compute_what_one_does",
+    "tests/train/test_train.py::test_a_run_renders_its_own_scenes_of_every_kind_and_validates_on_others",
+    "tests/train/test_train.py::test_a_rendered_batch_agrees_with_itself",
+    "tests/train/test_train.py::test_pi3_learns_by_its_own_loss_and_is_read_from_a_weight_file",
+    "tests/train/test_train.py::test_recomputing_changes_no_gradient",
+    "tests/datasets/test_datasets.py::test_rendered_scenes_are_those_of_the_test_split",
+    "tests/cli/test_evaluate.py::test_a_random_model_the_whole_way",
+    "tests/cli/test_reconstruct.py::test_in_a_process_of_its_own_with_the_compilation_cache",
+    "tests/export/test_real.py",
+)
+
 # What two orders of the same float32 (bfloat16) arithmetic may differ by, relative to the largest value.
 TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
 
@@ -68,6 +82,8 @@ def pytest_collection_modifyitems(items) -> None:
         whole_model = item.nodeid.startswith("tests/test_parity.py") and "[sparse_" in item.nodeid
         if item.nodeid.startswith(EVERY_JAX) and not whole_model:
             item.add_marker(pytest.mark.every_jax)
+        if item.nodeid.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 
