@@ -1,7 +1,6 @@
 """One table of tolerances, and the fixtures that several files share."""
 
 import atexit
-import functools
 import os
 import shutil
 import tempfile
@@ -35,11 +34,8 @@ install_import_hook(
     ["fastvggt_jax.geometry", "fastvggt_jax.evaluate.metrics"], f"{signatures.__name__}.checked"
 )
 
-from fastvggt_jax import VGGT, Pi3
+from fastvggt_jax import VGGT
 from tests.parity.goldens import load_model
-
-for model_class in (VGGT, Pi3):  # every file that is written or read asks for the shapes, which are traced
-    model_class.abstract_params = functools.cache(model_class.abstract_params)
 
 # What calls JAX in ways that change with its version; whole runs of toys stand for the rest.
 EVERY_JAX = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import flax.linen as nn
@@ -79,7 +79,8 @@ class Model(nn.Module):
 
     def abstract_params(self) -> dict[str, Any]:
         """{"params": tree of jax.ShapeDtypeStruct}, without computing anything."""
-        return jax.eval_shape(self.init, jax.random.key(0), *self.smallest_inputs())
+        alike = self.clone(**RUN, parent=None)  # what loads a file asks several times
+        return jax.tree.map(lambda leaf: leaf, _abstract_params(alike))
 
     def smallest_inputs(self) -> tuple[Any, ...]:
         """Arguments of the call, as shapes and dtypes, that reach every parameter."""
@@ -141,6 +142,16 @@ class Model(nn.Module):
             known = " or ".join(map(repr, cls.point_sources))
             text = f"points_from must be {known} for a {cls.__name__}, not {points_from!r}"
             raise InputError(text, argument="points_from")
+
+
+# How a model is run, which its parameters do not depend on.
+RUN = {"dtype": jnp.bfloat16, "sparsity": None, "frames_chunk": 8, "remat": False}
+
+
+@lru_cache(maxsize=16)
+def _abstract_params(model: Model) -> dict[str, Any]:
+    """They take seconds to trace."""
+    return jax.eval_shape(model.init, jax.random.key(0), *model.smallest_inputs())
 
 
 def config_fields(cls: type[Model]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from fastvggt_jax.train import Shape, TrainConfig
 from fastvggt_jax.train.data import Batch
 from fastvggt_jax.train.loop import compiled
 from fastvggt_jax.train.state import initial_params
+from tests.toys.model import Toy
 
 ROOT = Path(__file__).parents[2]
 SMALL = dict(
@@ -36,6 +37,7 @@ PI3 = Pi3(
     dtype=jnp.float32,
     remat=True,
 )
+TOY = Toy(width=2048)  # of the loop around it: compiles at once; 40 kB of weights
 SHAPE = Shape(scenes=2, frames=2, height=28, width=28)
 
 
@@ -135,7 +137,7 @@ def at_step(at: int, act):
 GOOD = """
 import jax.numpy as jnp
 from fastvggt_jax import Sparsity
-from tests.train.runs import CAMERAS, MODEL, SHAPE, Shape, config
+from tests.train.runs import CAMERAS, MODEL, SHAPE, TOY, Shape, config
 def get_config():
     return config({})
 """

@@ -22,13 +22,14 @@ from fastvggt_jax.cli.app import app
 from fastvggt_jax.errors import WeightsError
 from fastvggt_jax.io.tensors import open_safetensors
 from fastvggt_jax.io.weights import save_params
+from fastvggt_jax.models import registry
 from fastvggt_jax.pretrained import Bundled
 from fastvggt_jax.train import Shape, TrainingFailed, loop, train
 from fastvggt_jax.train import state as training
 from fastvggt_jax.train.data import Batch, render
 from fastvggt_jax.train.loop import compiled
 from fastvggt_jax.train.optimizer import learning_rates, make_optimizer
-from tests.toys.model import Toy
+from tests.toys.model import PATH, Toy
 from tests.train.runs import (
     CAMERAS,
     GOOD,
@@ -36,6 +37,7 @@ from tests.train.runs import (
     PI3,
     ROOT,
     SHAPE,
+    TOY,
     at_step,
     compiled_once,
     config,
@@ -56,15 +58,18 @@ def few_programs():
         patch.setattr(loop, "compiled", compiled_once)
         start = lambda config: first_params(config) if config.init else start_once(config.model, config.seed)
         patch.setattr(loop, "first_params", start)
-        yield
+        with registry.registered("toy", PATH):
+            yield
 
 
-@pytest.fixture(scope="module")
-def straight(few_programs, tmp_path_factory):
-    """A run that nothing has interrupted: its folder."""
+@pytest.fixture(
+    scope="module", params=[TOY, pytest.param(CAMERAS, marks=pytest.mark.slow)], ids=["toy", "vggt"]
+)
+def straight(request, few_programs, tmp_path_factory):
+    """A run that nothing has interrupted: its model and its folder."""
     folder = tmp_path_factory.mktemp("straight") / "run"
-    train(config(save_every=40), folder, quiet=True)
-    return folder
+    train(config(model=request.param, save_every=40), folder, quiet=True)
+    return request.param, folder
 
 
 def test_a_batch_is_learnt_by_heart(tmp_path):
@@ -105,6 +110,7 @@ def test_pi3_learns_by_its_own_loss_and_is_read_from_a_weight_file(tmp_path):
 
 
 def test_what_is_recorded(straight):
+    _, straight = straight
     assert [record["step"] for record in records(straight)] == list(range(1, 41))
     assert [record["step"] for record in records(straight, "validation")] == [20, 40]
     assert losses(straight)[-1] < losses(straight)[0] / 3
@@ -117,17 +123,23 @@ def test_what_is_recorded(straight):
 
 
 def test_a_run_that_was_killed_or_asked_to_stop_goes_on_as_if_it_had_not(straight, tmp_path):
+    model, straight = straight
     code = (
         "import os, signal, sys; from tests.train.runs import *; from fastvggt_jax.train import train\n"
-        "train(config(data=at_step(6, lambda: killed(Path(sys.argv[1])))), sys.argv[1], quiet=True)"
+        "from fastvggt_jax.models import registry; registry.register('toy', 'tests.toys.model:Toy')\n"
+        f"model = {'TOY' if model is TOY else 'CAMERAS'}\n"
+        "data = at_step(6, lambda: killed(Path(sys.argv[1])))\n"
+        "train(config(model=model, data=data), sys.argv[1], quiet=True)"
     )
     folder = tmp_path / "run"
     done = subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(losses(folder)) == 6 and [path.name for path in (folder / "last").iterdir()] == ["4"]
-    state = train(config(data=at_step(9, lambda: os.kill(os.getpid(), signal.SIGTERM))), folder, quiet=True)
+    asked = at_step(9, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    state = train(config(model=model, data=asked), folder, quiet=True)
     assert state.step == 10 and losses(folder) == losses(straight)[:10]
-    state = train(config(data=at_step(12, lambda: os.kill(os.getpid(), signal.SIGINT))), folder, quiet=True)
+    asked = at_step(12, lambda: os.kill(os.getpid(), signal.SIGINT))
+    state = train(config(model=model, data=asked), folder, quiet=True)
     assert state.step == 13 and losses(folder) == losses(straight)[:13]
     assert [record["step"] for record in records(folder)] == list(range(1, 14))
 
@@ -141,7 +153,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
         TrainingFailed,
         match=r"step 6 is not finite; the last good checkpoint is .*last/4; .*lower learning_rate than 0.003",
     ):
-        train(config(data=data, log_every=3), tmp_path / "run", quiet=True)
+        train(config(model=TOY, data=data, log_every=3), tmp_path / "run", quiet=True)
     assert sorted(path.name for path in (tmp_path / "run" / "last").iterdir()) == ["4"]
 
 
@@ -157,7 +169,7 @@ def test_a_gradient_that_is_not_finite_is_not_saved_either(tmp_path, monkeypatch
     with pytest.raises(
         TrainingFailed, match="the loss or gradient of step 1 is not finite; there is no checkpoint before it"
     ):
-        train(config(save_every=1), tmp_path / "run", quiet=True)
+        train(config(model=TOY, save_every=1), tmp_path / "run", quiet=True)
 
 
 def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -172,10 +184,11 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
         with pytest.raises(
             TrainingFailed, match=r"could not be written in .*run: .*; the last good checkpoint is .*last/4"
         ):
-            train(config(data=at_step(6, full), validate_every=4), folder, quiet=True)
+            train(config(model=TOY, data=at_step(6, full), validate_every=4), folder, quiet=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    state = train(config(data=at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM))), folder, quiet=True)
+    asked = at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    state = train(config(model=TOY, data=asked), folder, quiet=True)
     assert state.step == 6 and [record["step"] for record in records(folder)] == list(range(1, 7))
 
 
@@ -275,8 +288,10 @@ def test_a_run_renders_its_own_scenes_of_every_kind_and_validates_on_others(tmp_
 
 def test_gradients_are_clipped_and_matrices_alone_decay():
     run = config(weight_decay=0.1, clip_norm=0.5)
-    filled = lambda value: jax.tree.map(
-        lambda x: np.full(x.shape, value, np.float32), CAMERAS.abstract_params()["params"]
+    shapes = {"qkv/kernel": (4, 12), "qkv/bias": (12,), "norm1/scale": (4,), "ls1/gamma": (4,)}
+    shapes |= {"camera_token": (1, 2, 1, 4), "pos_embed": (1, 5, 4)}
+    filled = lambda value: flax.traverse_util.unflatten_dict(
+        {name: np.full(shape, value, np.float32) for name, shape in shapes.items()}, sep="/"
     )
     optimizer, ones = make_optimizer(run, filled(1.0)), filled(1.0)
     first_update = jax.jit(lambda gradient: optimizer.update(gradient, optimizer.init(ones), ones))
@@ -288,8 +303,8 @@ def test_gradients_are_clipped_and_matrices_alone_decay():
 
 
 def test_weights_are_averaged_with_a_memory_that_grows():
-    mesh, run = training.make_mesh(), config()
-    state = jax.device_put(training.start(run, start_once(CAMERAS)), training.state_sharding(run, mesh))
+    mesh, run = training.make_mesh(), config(model=TOY)
+    state = jax.device_put(training.start(run, start_once(TOY)), training.state_sharding(run, mesh))
     step, _ = compiled_once(run, mesh)
     average = jax.device_get(state.params)
     for i in range(2):
@@ -383,7 +398,7 @@ def test_a_rendered_batch_agrees_with_itself():
 def test_an_interrupted_command_saves_and_says_so(tmp_path, monkeypatch, capfd):
     path, folder = tmp_path / "interrupted.py", tmp_path / "run"
     interrupting = GOOD.format(
-        "data=at_step(3, lambda: os.kill(os.getpid(), signal.SIGINT)), steps=5, warmup_steps=0"
+        "model=TOY, data=at_step(3, lambda: os.kill(os.getpid(), signal.SIGINT)), steps=5, warmup_steps=0"
     )
     path.write_text("import os, signal\nfrom tests.train.runs import at_step\n" + interrupting)
     command = ["train", str(path), "--workdir", str(folder)]
@@ -412,20 +427,21 @@ def test_an_interrupted_command_saves_and_says_so(tmp_path, monkeypatch, capfd):
 
 
 def test_a_folder_of_another_model_or_of_something_else_is_refused(straight, tmp_path):
-    wide = config(model=CAMERAS.clone(embed_dim=64))
-    with pytest.raises(WeightsError, match=r"the training of another model: embed_dim=32 \(here 64\)"):
+    model, straight = straight
+    wide = config(model=model.clone(embed_dim=64))
+    with pytest.raises(WeightsError, match=r"the training of another model: embed_dim=.* \(here 64\)"):
         train(wide, straight, quiet=True)
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(WeightsError, match="holds something else than a training run"):
-        train(config(), tmp_path, quiet=True)
+        train(config(model=model), tmp_path, quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
     (tmp_path / "holiday.jpg").unlink()
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "model.json").write_text("{}")
     with pytest.raises(WeightsError, match="a model.json that no training run has written"):
-        train(config(), tmp_path / "theirs", quiet=True)
+        train(config(model=model), tmp_path / "theirs", quiet=True)
     with pytest.raises(
-        WeightsError, match=r"weights.safetensors holds another model: embed_dim=32 \(here 64\)"
+        WeightsError, match=r"weights.safetensors holds another model: embed_dim=.* \(here 64\)"
     ):
         train(
             dataclasses.replace(wide, init=str(straight / "weights.safetensors")),
@@ -435,4 +451,4 @@ def test_a_folder_of_another_model_or_of_something_else_is_refused(straight, tmp
     with pytest.raises(
         WeightsError, match=r"last/40 does not fit this configuration: was it .* ema_decay or frozen\?$"
     ):
-        train(config(ema_decay=None, steps=80), straight, quiet=True)
+        train(config(model=model, ema_decay=None, steps=80), straight, quiet=True)
