@@ -56,6 +56,7 @@ SLOW = (
     "tests/train/test_train.py::test_pi3_learns_by_its_own_loss_and_is_read_from_a_weight_file",
     "tests/train/test_train.py::test_recomputing_changes_no_gradient",
     "tests/datasets/test_datasets.py::test_rendered_scenes_are_those_of_the_test_split",
+    "tests/cli/test_bench.py::test_models_dense_and_sparse[vggt",
     "tests/cli/test_evaluate.py::test_a_random_model_the_whole_way",
     "tests/cli/test_reconstruct.py::test_in_a_process_of_its_own_with_the_compilation_cache",
     "tests/export/test_real.py",

@@ -37,7 +37,7 @@ PI3 = Pi3(
     dtype=jnp.float32,
     remat=True,
 )
-TOY = Toy(width=2048)  # of the loop around it: compiles at once; 40 kB of weights
+TOY = Toy(width=64)  # compiles at once: for what is the loop's own
 SHAPE = Shape(scenes=2, frames=2, height=28, width=28)
 
 
