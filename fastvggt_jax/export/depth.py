@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,9 @@ from fastvggt_jax.export.base import Format
 from fastvggt_jax.io.colors import DepthColors
 from fastvggt_jax.io.files import write_file
 from fastvggt_jax.scene import Scene
+
+
+LONGEST = 240  # bytes of what a photograph's files begin with
 
 
 def write_depth(scene: Scene, folder: str | os.PathLike, *, original: bool = False) -> list[Path]:
@@ -49,20 +53,27 @@ def write_depth(scene: Scene, folder: str | os.PathLike, *, original: bool = Fal
 
 
 def file_stems(names: tuple[str, ...]) -> list[str]:
-    """A file name without ending for every photograph, all different whatever the file system makes of
-    capitals.
+    """What the files of every photograph begin with: its name, with its ending, since a.jpg and a.png may lie
+    in one folder, and with its folders. It does not depend on the other photographs, unless a file system
+    that knows no capitals would take two for the same.
     """
     stems, taken = [], set()
     for name in names:
         path = PurePosixPath(name.replace("\\", "/"))
-        # With its folders if it has any, and with its ending if that alone tells it from another photograph.
-        parts = [p for p in path.parts if p not in ("/", "..")]
-        full = "_".join(parts)
-        options = [full.removesuffix(path.suffix), full, *(f"{full}_{k}" for k in range(2, len(names) + 2))]
+        full = _short("_".join(part for part in path.parts if part not in ("/", "..")))
+        options = [full, *(f"{full}_{k}" for k in range(2, len(names) + 2))]
         stem = next(option for option in options if option.casefold() not in taken)
         taken.add(stem.casefold())
         stems.append(stem)
     return stems
+
+
+def _short(name: str) -> str:
+    """A name that has room for another ending: file systems end names at 255 bytes."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= LONGEST:
+        return name
+    return f"{encoded[: LONGEST - 17].decode(errors='ignore')}.{hashlib.sha256(encoded).hexdigest()[:16]}"
 
 
 def depth_on_photo(scene: Scene) -> np.ndarray:

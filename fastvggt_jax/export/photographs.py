@@ -81,10 +81,11 @@ def _place(
 ) -> tuple[str, ImageTransform]:
     if frame is None:
         left, top, right, bottom = t.valid
-        _write(Image.fromarray(scene.colors[i, top:bottom, left:right]), folder / f"{stem}.png")
+        name = _with_ending(stem, ".png")
+        _write(Image.fromarray(scene.colors[i, top:bottom, left:right]), folder / name)
         width, height = right - left, bottom - top
         seen = ImageTransform(width, height, t.model_width, t.model_height, 1.0, 1.0, left, top)
-        return f"{stem}.png", seen
+        return name, seen
     if frame.path is not None and not frame.path.exists():
         text = f"{frame.path} is no longer there: give photos, the folder that holds the photographs now"
         raise MissingError(text, argument="photos")
@@ -92,8 +93,9 @@ def _place(
         None if frame.path is None else _ending_as_it_is(frame.path, (t.original_width, t.original_height))
     )
     if ending is not None and frame.path is not None:
-        _bring(frame.path, folder / f"{stem}{ending}", copy)
-        return f"{stem}{ending}", t
+        name = _with_ending(stem, ending)
+        _bring(frame.path, folder / name, copy)
+        return name, t
     image = frame.open()
     if image.size != (t.original_width, t.original_height):
         now, then = ("{}x{}".format(*size) for size in (image.size, (t.original_width, t.original_height)))
@@ -101,8 +103,15 @@ def _place(
     if image.mode.startswith(("I", "F")):  # of 16 bits: as the loader scales them
         image, _ = to_rgb(image, str(frame.path or scene.names[i]), on_white=False)
     ending = ".png" if image.has_transparency_data else ".jpg"
-    _write(image.convert("RGBA" if ending == ".png" else "RGB"), folder / f"{stem}{ending}")
-    return f"{stem}{ending}", t
+    name = _with_ending(stem, ending)
+    _write(image.convert("RGBA" if ending == ".png" else "RGB"), folder / name)
+    return name, t
+
+
+def _with_ending(name: str, ending: str) -> str:
+    """The name, if it says already what the file is."""
+    same = (".jpg", ".jpeg") if ending == ".jpg" else (ending,)
+    return name if name.lower().endswith(same) else name + ending
 
 
 def _ending_as_it_is(path: Path, size: tuple[int, int]) -> str | None:
@@ -140,6 +149,10 @@ def _bring(source: Path, target: Path, copy: bool) -> None:
 
 def _write(image: Image.Image, path: Path) -> None:
     buffer = io.BytesIO()
-    how = dict(format="JPEG", quality=QUALITY, subsampling=0) if path.suffix == ".jpg" else dict(format="PNG")
+    how = (
+        dict(format="JPEG", quality=QUALITY, subsampling=0)
+        if path.suffix.lower() in (".jpg", ".jpeg")
+        else dict(format="PNG")
+    )
     image.save(buffer, **how)
     write_file(path, buffer.getbuffer())

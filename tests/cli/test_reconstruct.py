@@ -112,7 +112,7 @@ def test_photographs_to_files_as_json(weights, tmp_path):
     cameras = json.loads((tmp_path / "out" / "cameras.json").read_text())["images"]
     assert [(c["width"], c["height"]) for c in cameras] == [(101, 67), (97, 55)]
     assert sorted(p.name for p in (tmp_path / "out" / "depth").iterdir()) == [
-        f"{stem}.{suffix}" for stem in ("landscape_101x67", "rgba_97x55") for suffix in ("npz", "png")
+        f"{name}.{suffix}" for name in ("landscape_101x67.png", "rgba_97x55.png") for suffix in ("npz", "png")
     ]
     ply = (tmp_path / "out" / "points.ply").read_bytes()
     # The second photograph is 28 rows high and padded; a quarter of the points falls below the confidence
@@ -142,7 +142,7 @@ def test_other_options_and_one_photograph(weights, tmp_path):
         and not (tmp_path / "out" / "scene.glb").exists()
     )
     assert report["model"]["heads"] == ["camera", "depth", "point"] and report["model"]["dtype"] == "bfloat16"
-    with np.load(tmp_path / "out" / "depth" / "portrait_61x133.npz") as npz:
+    with np.load(tmp_path / "out" / "depth" / "portrait_61x133.png.npz") as npz:
         assert npz["depth"].shape == (133, 61) and npz["valid"].all()
 
 

