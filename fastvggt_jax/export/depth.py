@@ -15,7 +15,6 @@ from fastvggt_jax.io.colors import DepthColors
 from fastvggt_jax.io.files import write_file
 from fastvggt_jax.scene import Scene
 
-
 LONGEST = 240  # bytes of what a photograph's files begin with
 
 

@@ -82,6 +82,18 @@ def _is_being_written(path: Path) -> bool:
 
 
 @contextlib.contextmanager
+def held(folder: str | os.PathLike) -> Iterator[None]:
+    """Nobody else's, for the time of the block: where the system has such locks, another process that asks
+    for the same folder gets a TargetError.
+    """
+    folder = Path(folder)
+    if _is_being_written(folder):
+        raise TargetError(f"another program is writing the folder {folder}; give another one, or wait for it")
+    with _being_written(folder):
+        yield
+
+
+@contextlib.contextmanager
 def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A file to write to that becomes `path`, whose folder is made, when the block ends well.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from fastvggt_jax.errors import FailedError, WeightsError, is_full
-from fastvggt_jax.io.files import write_file
+from fastvggt_jax.io.files import held, temporary_sibling, write_file
 from fastvggt_jax.io.weights import open_weights, save_params
 from fastvggt_jax.pretrained import weight_file
 from fastvggt_jax.train.config import TrainConfig
@@ -25,6 +26,7 @@ from fastvggt_jax.train.state import TrainState
 
 KEPT = 2  # of the last ones: if the disk is full while one is written, there is the one before
 MARK = "model.json"  # of a folder that holds a training run
+LAST = "last"  # the folder of checkpoints
 BEST, WEIGHTS = "best.safetensors", "weights.safetensors"
 
 
@@ -38,31 +40,55 @@ class Checkpoints:
     """What one run keeps. Use as a context manager: leaving it waits until all is written."""
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
-        """Raises WeightsError if the folder is that of another model, or not that of a training run."""
+        """Warns of what it finds damaged, and says what it has done about it.
+
+        Raises WeightsError if the folder is that of another model, or not that of a training run, TargetError
+        if another training is running in it.
+        """
+        self.folder, self.config = folder, config
         model = config.model
         identity = {"model": type(model).__name__, "config": model.config()}
         mark = folder / MARK
-        if mark.exists():
-            theirs = _read_mark(folder)
-            _compare(folder, theirs, identity)
-        elif folder.exists() and any(folder.iterdir()):
-            raise WeightsError(
-                f"the folder {folder} holds something else than a training run; give an empty or a new one"
-            )
-        else:
-            theirs = identity | _origin(config)
-            write_file(mark, json.dumps(theirs, indent=1).encode())
-        self.folder, self.config, self.origin = folder, config, theirs
+        with contextlib.ExitStack() as stack:
+            if mark.exists():
+                stack.enter_context(held(folder))
+                self.origin = self._identity(identity)
+            elif folder.exists() and any(folder.iterdir()):
+                text = f"the folder {folder} holds something else than a training run"
+                raise WeightsError(f"{text}; give an empty or a new one")
+            else:
+                self.origin = identity | _origin(config)
+                write_file(mark, json.dumps(self.origin, indent=1).encode())
+                stack.enter_context(held(folder))
+            self._open()
+            self._held = stack.pop_all()
+
+    def _identity(self, mine: dict[str, Any]) -> dict[str, Any]:
+        """What model.json says. Damaged beside checkpoints, which say themselves whether they fit, it is
+        written anew.
+        """
+        try:
+            theirs = _read_mark(self.folder)
+        except WeightsError:
+            if not _steps(self.folder / LAST):
+                raise
+            theirs = mine | {"source": "unknown weights", "license": "unknown"}
+            write_file(self.folder / MARK, json.dumps(theirs, indent=1).encode())
+            text = f"{self.folder / MARK} is damaged; it is written anew, without source and licence"
+            warnings.warn(text, stacklevel=5)
+        _compare(self.folder, theirs, mine)
+        return theirs
+
+    def _open(self) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
-        self.last = ocp.CheckpointManager((folder / "last").absolute(), options=options)
+        self.last = ocp.CheckpointManager((self.folder / LAST).absolute(), options=options)
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        with (
-            contextlib.suppress(Exception) if kind else self._writing()
-        ):  # what has already been raised says more
+        # What has already been raised says more.
+        with self._held, contextlib.suppress(Exception) if kind else self._writing():
             self.last.close()
 
     @property
@@ -77,9 +103,9 @@ class Checkpoints:
         """
         with contextlib.suppress(OSError, ValueError):
             self.last.wait_until_finished()
-        whole = [int(path.name) for path in (self.folder / "last").iterdir() if path.name.isdecimal()]
+        whole = _steps(self.folder / LAST)
         return (
-            f"the last good checkpoint is {self.folder / 'last' / str(max(whole))}"
+            f"the last good checkpoint is {self.folder / LAST / str(max(whole))}"
             if whole
             else "there is no checkpoint before it"
         )
@@ -121,16 +147,44 @@ class Checkpoints:
         return TrainingFailed(f"a file could not be written in {self.folder}: {reason}; {self.last_good}")
 
     def restore(self, abstract: TrainState, sharding: TrainState) -> TrainState:
-        """The last whole checkpoint."""
+        """The last checkpoint that can be read; those after it are damaged, and renamed to say so.
+
+        Raises WeightsError if none fits.
+        """
         target = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, sharding
         )
-        try:
-            return self.last.restore(self.last_step, args=ocp.args.StandardRestore(target))
-        except ValueError as error:
-            hint = "was it written with another optimizer, ema_decay or frozen?"
-            path = self.folder / "last" / str(self.last_step)
-            raise WeightsError(f"{path} does not fit this configuration: {hint}") from error
+        steps = sorted(_steps(self.folder / LAST), reverse=True)
+        for damaged, step in enumerate(steps):
+            try:
+                state = self.last.restore(step, args=ocp.args.StandardRestore(target))
+            except Exception:  # what a damaged file raises is anything
+                continue
+            self._set_aside(steps[:damaged])
+            return state
+        path = self.folder / LAST / str(steps[0])
+        hint = "was it written with another optimizer, ema_decay or frozen, or is it damaged?"
+        raise WeightsError(f"{path} does not fit this configuration: {hint}")
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if not steps:
+            return
+        self.last.close()
+        for step in steps:
+            path, kept = self.folder / LAST / str(step), self.folder / f"damaged-{step}"
+            if kept.exists():
+                kept = temporary_sibling(kept)
+            path.rename(kept)
+            text = f"the checkpoint {path} is damaged and left out; it is {kept} now"
+            warnings.warn(text, stacklevel=4)
+        self._open()
+
+
+def _steps(folder: Path) -> list[int]:
+    """Of the checkpoints that were written to their end."""
+    if not folder.is_dir():
+        return []
+    return [int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
 
 
 def _origin(config: TrainConfig) -> dict[str, str]:

@@ -52,6 +52,7 @@ def train(
       TrainingFailed: the loss or its gradient is not finite, or there is no space for a file; the last good
         checkpoint stays.
       WeightsError: the folder or `init` is that of another model.
+      TargetError: another training is running in the folder.
       InputError: a shape does not fit the number of devices, or `minutes` is no time.
     """
     if minutes is not None and not minutes > 0:

@@ -193,6 +193,50 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     assert state.step == 6 and [record["step"] for record in records(folder)] == list(range(1, 7))
 
 
+def test_a_second_training_in_one_folder_is_refused(tmp_path):
+    folder, said = tmp_path / "run", []
+
+    def second() -> None:
+        code = (
+            "import sys; from tests.train.runs import *; from fastvggt_jax.train import train\n"
+            "from fastvggt_jax.models import registry; registry.register('toy', 'tests.toys.model:Toy')\n"
+            "train(config(model=TOY), sys.argv[1], quiet=True)"
+        )
+        done = subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, capture_output=True, text=True)
+        said.append(done.stderr)
+
+    train(config(model=TOY, steps=9, data=at_step(6, second)), folder, quiet=True)
+    assert f"another program is writing the folder {folder}" in said[0].splitlines()[-1]
+    assert len(losses(folder)) == 9
+    train(config(model=TOY, steps=10), folder, quiet=True)  # and not after the first one's end
+
+
+def damage(folder) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_run_goes_on_from_whatever_is_whole(straight, tmp_path):
+    model, straight = straight
+    folder = tmp_path / "run"
+    stopping = lambda step: at_step(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    train(config(model=model, data=stopping(11)), folder, quiet=True)
+    assert {path.name for path in (folder / "last").iterdir()} == {"8", "12"}
+    damage(folder / "last" / "12")
+    (folder / "model.json").write_text('{"config": [1]}')
+    with pytest.warns() as said:
+        state = train(config(model=model, data=stopping(12)), folder, quiet=True)
+    texts = [str(one.message) for one in said]
+    assert any("last/12 is damaged and left out" in text for text in texts), texts
+    assert any("model.json is damaged; it is written anew" in text for text in texts), texts
+    assert state.step == 13 and losses(folder) == losses(straight)[:13]
+    assert (folder / "damaged-12").is_dir() and (folder / "last" / "13").is_dir()
+    damage(folder / "last")
+    with pytest.raises(WeightsError, match="last/13 does not fit this configuration: .* or is it damaged?"):
+        train(config(model=model), folder, quiet=True)
+
+
 # ---- of cameras alone
 
 
@@ -450,6 +494,7 @@ def test_a_folder_of_another_model_or_of_something_else_is_refused(straight, tmp
             quiet=True,
         )
     with pytest.raises(
-        WeightsError, match=r"last/40 does not fit this configuration: was it .* ema_decay or frozen\?$"
+        WeightsError,
+        match=r"last/40 does not fit this configuration: was it .* ema_decay or frozen, or is it damaged\?$",
     ):
         train(config(model=model, ema_decay=None, steps=80), straight, quiet=True)
