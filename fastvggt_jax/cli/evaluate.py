@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +39,7 @@ from fastvggt_jax.errors import InputError
 if TYPE_CHECKING:
     from fastvggt_jax.datasets.base import Dataset
     from fastvggt_jax.evaluate.ablations import Configuration
+    from fastvggt_jax.evaluate.journal import Journal
     from fastvggt_jax.evaluate.runner import Result
     from fastvggt_jax.models.base import Model
 
@@ -89,9 +92,11 @@ def evaluate(
 ) -> None:
     """Cameras, depth and points of a data set's scenes, as far as their truth is known.
 
-    Interrupted (Ctrl-C), it reports the scenes up to there.
+    Interrupted (Ctrl-C), it reports the scenes up to there. With -o the numbers are written down batch by
+    batch, beside that folder: the same command goes on where one was ended, however it was.
     """
     from fastvggt_jax.datasets.base import Options, load_dataset
+    from fastvggt_jax.evaluate.journal import Journal
     from fastvggt_jax.evaluate.plot import require_matplotlib, write_plot
     from fastvggt_jax.evaluate.report import baseline_table, encode, report, table
     from fastvggt_jax.evaluate.runner import check_size, whole_batch
@@ -115,17 +120,34 @@ def evaluate(
     check_size(data, model.image_policy)
     runs = _ablations(model, data, blocks, family) if ablations or family else []
     runs = list({run.label: run for run in (*runs, *by_hand)}.values())
-    results = _measure(model, params, runs, data, batch, silent=quiet or as_json)
-    found = report(
-        _describe(weights, model), data, runs, results, batch=batch, block=blocks, version=__version__
-    )
-    rows, measured = found["configurations"], len(found["dataset"]["scenes"])
-    if output is not None:
-        with output_folder(output, overwrite=overwrite, ours=OURS) as folder:
-            write_file(folder / "evaluation.json", encode(found))
-            if plot:
-                what = f"{measured} scene{'s' * (measured != 1)} of {data.name}"
-                write_plot(rows, f"{Path(weights).stem}: {what}", folder / "quality.png")
+    described = _describe(weights, model)
+    with contextlib.ExitStack() as stack:
+        journal = None
+        if output is not None:
+            of = {
+                "model": described,
+                "weights": _version_of(weights),
+                "dataset": {"name": data.name, **data.describe(), "scenes": len(data)},
+                "options": [first, views, size, root and os.path.abspath(root)],
+                "configurations": [repr(run) for run in runs],
+                "batch": batch,
+                "version": __version__,
+            }
+            journal = stack.enter_context(Journal(_so_far(output), of, overwrite=overwrite))
+            if journal.batches:
+                done = sum(len(next(iter(b.values())).scenes) for b in journal.batches.values())
+                typer.echo(f"{done} scenes were measured before, and stand in {journal.path}", err=True)
+        results = _measure(model, params, runs, data, batch, journal, silent=quiet or as_json)
+        found = report(described, data, runs, results, batch=batch, block=blocks, version=__version__)
+        rows, measured = found["configurations"], len(found["dataset"]["scenes"])
+        if output is not None:
+            with output_folder(output, overwrite=overwrite, ours=OURS) as folder:
+                write_file(folder / "evaluation.json", encode(found))
+                if plot:
+                    what = f"{measured} scene{'s' * (measured != 1)} of {data.name}"
+                    write_plot(rows, f"{Path(weights).stem}: {what}", folder / "quality.png")
+        if journal is not None and measured == len(data):
+            journal.remove()
     if as_json:
         typer.echo(json.dumps(found))
     elif not quiet:
@@ -133,7 +155,9 @@ def evaluate(
         if baselines := baseline_table(rows):
             typer.echo(baselines)
     if measured < len(data):
-        typer.echo(f"interrupted: this is of the first {measured} of {len(data)} scenes", err=True)
+        text = f"interrupted: this is of the first {measured} of {len(data)} scenes"
+        on = "" if output is None else "; the same command with --overwrite goes on"
+        typer.echo(text + on, err=True)
         raise typer.Exit(INTERRUPTED)
 
 
@@ -172,7 +196,14 @@ def _load(weights: str, dtype: str) -> tuple[Model, Any]:
 
 
 def _measure(
-    model: Model, params: Any, runs: list[Configuration], data: Dataset, batch: int, *, silent: bool
+    model: Model,
+    params: Any,
+    runs: list[Configuration],
+    data: Dataset,
+    batch: int,
+    journal: Journal | None,
+    *,
+    silent: bool,
 ) -> dict[str, Result]:
     import jax
 
@@ -197,7 +228,21 @@ def _measure(
             advance=lambda scenes: progress.advance(task, scenes),
             # Only where compiling takes longer than running.
             together=jax.default_backend() == "gpu" and compiles_in_threads(model.dtype),
+            journal=journal,
         )
+
+
+def _so_far(output: Path) -> Path:
+    """Where the numbers stand until the folder appears."""
+    return Path(f"{os.path.abspath(output)}.so-far.jsonl")
+
+
+def _version_of(weights: str) -> list[int]:
+    """Of a weight file: another file under the same name is another model."""
+    from fastvggt_jax.pretrained import weight_file
+
+    status = weight_file(weights).stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _describe(weights: str, model: Model) -> dict[str, Any]:

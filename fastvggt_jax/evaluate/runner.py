@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -18,6 +18,9 @@ from fastvggt_jax.models.base import Model
 from fastvggt_jax.models.prediction import Prediction, Reconstruction
 from fastvggt_jax.sources import ImagePolicy, Images, load_images
 from fastvggt_jax.sources.sizing import check_sides
+
+if TYPE_CHECKING:
+    from fastvggt_jax.evaluate.journal import Journal
 
 Array = jax.Array
 # Percent of the scene's size, between which pairs of views are told apart.
@@ -131,6 +134,7 @@ def evaluate(
     batch: int = 8,
     advance: Callable[[int], object] = lambda scenes: None,
     together: bool = False,
+    journal: Journal | None = None,
 ) -> dict[str, Result]:
     """Every predictor on every scene, sized by the policy; calls `advance` with a number of scenes whenever
     one predictor has been measured on so many. Interrupted (KeyboardInterrupt), it returns what the batches
@@ -139,6 +143,7 @@ def evaluate(
     batch: scenes at a time, at most; of these, those of one size in pixels are predicted at once.
     together: predictors are compiled at the same time, in threads, see `pallas_kernels.compiles_in_threads`;
     each runs once more for it.
+    journal: what was found is written to it batch by batch, and what it holds is not measured again.
 
     Raises FailedError if a prediction is not finite, InputError for what cannot be measured, and what the
     data set raises.
@@ -149,17 +154,26 @@ def evaluate(
     batch = whole_batch(len(dataset), batch)
     results = {name: Result() for name in predictors}
     with ThreadPoolExecutor() as threads:  # numpy, scipy and XLA's compiler mostly work outside the GIL
+        compiled = not together
         for start in range(0, len(dataset), batch):
+            if journal is not None and start in journal.batches:
+                for name, result in journal.batches[start].items():
+                    results[name].extend(result)
+                    advance(len(result.scenes))
+                continue
             found = {name: Result() for name in predictors}
             try:
                 for scenes in _batches(dataset, range(start, start + batch), policy, threads):
-                    if together and start == 0:
+                    if not compiled:
                         _compile(predictors, scenes, threads)
+                        compiled = True
                     _measure(predictors, scenes, found, threads, advance)
             except KeyboardInterrupt:
                 if start == 0:
                     raise
                 break
+            if journal is not None:
+                journal.add(start, found)
             for name, result in found.items():
                 results[name].extend(result)
     return results

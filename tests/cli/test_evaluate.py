@@ -117,6 +117,40 @@ def test_an_interrupted_evaluation_reports_its_scenes_so_far(weights, tmp_path, 
     report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert report["dataset"]["scenes"] == ["wall 0"]
     assert [len(row["scenes"]["AUC@30"]) for row in report["configurations"]] == [1]
+    assert "the same command with --overwrite goes on" in done.stderr
+    done = run("walls", "-c", weights, "--scenes", 3, "--batch", 1, "-o", tmp_path / "out", "--overwrite")
+    assert done.exit_code == 0 and len(calls) == 4  # the second scene, again, and the third
+
+
+def test_an_evaluation_that_was_killed_goes_on(weights, tmp_path, monkeypatch):
+    asked = ["walls", "-c", weights, "--scenes", 4, "--batch", 1, "--sparsity", "dense", "--json"]
+    straight = run(*asked, "-o", tmp_path / "straight")
+    predictor, calls = runner.predictor, []
+
+    def killed(net, params):
+        predict = predictor(net, params)
+
+        def once(images):
+            calls.append(1)
+            if len(calls) == 3:
+                raise SystemExit(143)  # as SIGTERM does
+            return predict(images)
+
+        return once
+
+    so_far, out = tmp_path / "out.so-far.jsonl", tmp_path / "out"
+    monkeypatch.setattr(runner, "predictor", killed)
+    assert run(*asked, "-o", out).exit_code == 143 and not out.exists()
+    assert len(so_far.read_text().splitlines()) == 3  # of what, and two scenes
+    other = run(*asked[:-1], "--size", 20, "-o", out)
+    assert other.exit_code == 2 and f"{so_far} is of another evaluation (options differ" in other.stderr
+    so_far.write_bytes(so_far.read_bytes()[:-9])  # as if killed while it wrote
+    calls[:] = [1] * 3
+    done = run(*asked, "-o", out)
+    assert done.exit_code == 0 and "1 scenes were measured before" in done.stderr and len(calls) == 6
+    assert json.loads(done.stdout) == json.loads(straight.stdout)
+    assert (out / "evaluation.json").read_bytes() == (tmp_path / "straight" / "evaluation.json").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "straight"]
 
 
 @pytest.mark.parametrize(
