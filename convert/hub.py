@@ -114,7 +114,9 @@ def _ask(repository: str, question: Callable[[], T]) -> T:
     except errors.RepositoryNotFoundError as error:
         raise MissingError(f"{repository} is neither a file here nor a repository on the hub") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{endpoint} did not answer"
+        status = _status(error)
+        answer = f"answered with HTTP status {status}" if status else "did not answer"
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{endpoint} {answer}"
         where = "neither a file here nor in the hub's cache"
         text = f"{repository} is {where}, and {why}: download it or give a file"
         raise FailedError(text) from error
@@ -128,6 +130,15 @@ def _ask(repository: str, question: Callable[[], T]) -> T:
     ) as error:  # HTTPError is that of the client which the hub's version builds on
         reason = str(error).strip().split("\n")[0]
         raise FailedError(f"{repository} could not be downloaded from {endpoint}: {reason}") from error
+
+
+def _status(error: BaseException | None) -> int | None:
+    """What the hub has answered, where huggingface_hub calls it an answer that did not come."""
+    while error is not None:
+        if status := getattr(getattr(error, "response", None), "status_code", None):
+            return status
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _torch_file(repository: str, files: list[str]) -> str:

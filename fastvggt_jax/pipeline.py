@@ -36,7 +36,7 @@ from fastvggt_jax.export.base import (
     write_formats,
 )
 from fastvggt_jax.export.photographs import find_photographs
-from fastvggt_jax.io.files import check_output_folder, output_folder, reason, temporary_sibling
+from fastvggt_jax.io.files import check_output_folder, check_space, output_folder, reason, temporary_sibling
 from fastvggt_jax.models.base import Model
 from fastvggt_jax.models.prediction import Reconstruction
 from fastvggt_jax.pretrained import from_pretrained, read_model
@@ -93,6 +93,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
             images = load_images(
                 s.photos, model.image_policy, mode=s.mode, size=s.size, white=s.white, skip_bad=s.skip_bad
             )
+        check_space(s.output, images.pixels[..., 0].size * sum(format.pixel_bytes for format in formats))
         with step("load weights"), memory_errors(images):
             model, params = from_pretrained(s.weights, heads=heads, sparsity=s.sparsity)
             # The dtype of the matrix products; parameters stay as they are stored.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from fastvggt_jax.errors import MissingError
 from fastvggt_jax.io.cache import cache_folder
 
 if TYPE_CHECKING:
@@ -132,7 +133,10 @@ def use_compilation_cache(cache_dir: str | None) -> None:
     if cache_dir is None:
         if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             return
-        cache_dir = str(cache_folder("xla"))
+        try:
+            cache_dir = str(cache_folder("xla"))
+        except MissingError:  # then nothing is kept
+            cache_dir = "none"
     jax.config.update("jax_compilation_cache_dir", None if cache_dir == "none" else cache_dir)
     # Small programs compile faster than they load.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -124,6 +124,7 @@ class Format:
       default: whether it is written where nobody says what is.
       of_photographs: (scene) -> for each kind of file that there is of every photograph, their paths,
         relative to the folder, in the order of the photographs; one of a picture may lack its ending.
+      pixel_bytes: it writes at least so many for every pixel of the model's images.
       describes: it names the files of other formats, and is written after them.
     """
 
@@ -135,6 +136,7 @@ class Format:
     about: str = ""
     default: bool = True
     of_photographs: Callable[[Scene], Mapping[str, Sequence[str]]] | None = None
+    pixel_bytes: int = 0
     describes: bool = False
 
     @property

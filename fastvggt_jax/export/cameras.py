@@ -41,5 +41,6 @@ SCENE = Format(
     "scene",
     (scenes.SCENE,),
     lambda export, folder: scenes.write_scene(export.scene, folder / scenes.SCENE),
+    pixel_bytes=28,  # points, depth, their confidences, colours, valid
     about="the whole scene for fastvggt_jax.Scene.load; K in the model's pixels, OpenCV axes",
 )

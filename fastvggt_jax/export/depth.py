@@ -112,4 +112,5 @@ DEPTH = Format(
     about="depth along the camera's z in the scene's unit, with the K of its own pixels and cam_from_world, "
     "OpenCV axes; and as a picture",
     of_photographs=of_photographs,
+    pixel_bytes=9,  # depth, confidence, valid
 )

@@ -6,9 +6,14 @@ import os
 import sys
 from pathlib import Path
 
+from fastvggt_jax.errors import MissingError
+
 
 def cache_folder(name: str) -> Path:
-    """The user's folder for caches of one kind: in FASTVGGT_CACHE, or where the system keeps such."""
+    """The user's folder for caches of one kind: in FASTVGGT_CACHE, or where the system keeps such.
+
+    Raises MissingError if the system knows no home of the user's.
+    """
     if given := os.environ.get("FASTVGGT_CACHE"):
         return Path(given) / name
     if sys.platform == "win32":
@@ -17,4 +22,9 @@ def cache_folder(name: str) -> Path:
         base = "~/Library/Caches"
     else:
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(base)) / "fastvggt_jax" / name
+    folder = Path(os.path.expanduser(base))
+    if folder.parts[0] == "~":  # it would be a folder of this name, wherever the program runs
+        raise MissingError(
+            "no home folder is known here: set FASTVGGT_CACHE to a folder for what can be kept"
+        )
+    return folder / "fastvggt_jax" / name

@@ -131,11 +131,10 @@ OUR_NAME = b"fastvggt_jax"
 
 
 def check_output_folder(
-    path: str | os.PathLike, *, overwrite: bool = False, ours: Sequence[str] = (), least_bytes: int = 0
+    path: str | os.PathLike, *, overwrite: bool = False, ours: Sequence[str] = ()
 ) -> None:
     """Raises TargetError if `path` may not be written by output_folder, which see, FileError if the system
-    does not let it be looked at or has less than `least_bytes` of space left. Warns of what killed runs have
-    left.
+    does not let it be looked at. Warns of what killed runs have left.
     """
     if not os.fspath(path):
         raise TargetError("the output has no name; give a folder", argument="output")
@@ -146,17 +145,23 @@ def check_output_folder(
         wrong, argument = _what_is_wrong(path, overwrite, ours)
         if wrong:
             raise TargetError(f"the output folder {path} {wrong}", argument=argument)
-        parent = _nearest(path)
-        free = shutil.disk_usage(parent).free
     except TargetError:
         raise
     except OSError as error:
         text = f"the output folder {path} cannot be used: {reason(error)}"
         raise FileError(text, cause=error, argument="output") from error
-    if free < least_bytes:
-        text = f"the disk of the output folder {path} has {free / 1e9:.2f} GB left"
-        raise FileError(f"{text}, and at least {least_bytes / 1e9:.2f} GB will be written", argument="output")
     warn_of_leftovers(path)
+
+
+def check_space(path: str | os.PathLike, least_bytes: int) -> None:
+    """Raises FileError if the disk on which `path` will lie has less than that left."""
+    try:
+        free = shutil.disk_usage(_nearest(Path(path))).free
+    except OSError:  # then writing will tell
+        return
+    if free < least_bytes:
+        text = f"the disk of {path} has {free / 1e9:.2f} GB left, and {least_bytes / 1e9:.2f} GB are needed"
+        raise FileError(text, argument="output")
 
 
 def _nearest(path: Path) -> Path:

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fastvggt_jax.errors import FileError, InputError, MissingError, WeightsError
-from fastvggt_jax.io.files import new_file, reason
+from fastvggt_jax.io.files import check_space, new_file, reason
 
 _TAGS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _LISTED = 10  # names that an error spells out before it only counts
@@ -71,7 +71,7 @@ def write_safetensors(
     arrays of that dtype which, each flattened in C order and laid end to end, make the whole; only one is
     held at a time.
     The data go to a temporary file beside `path`, which replaces it at the end: on an error nothing is left
-    and an older file stays. Raises FileError (disk full), InputError (dtype not storable).
+    and an older file stays. Raises FileError (no space), InputError (dtype not storable).
     """
     path = Path(path)
     for name, spec in tensors.items():
@@ -91,7 +91,7 @@ def write_safetensors(
         }
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)
-
+    check_space(path, 8 + len(raw) + end)
     try:
         with new_file(path) as f:
             f.write(struct.pack("<Q", len(raw)) + raw)

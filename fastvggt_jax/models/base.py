@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.models.prediction import Prediction, Reconstruction
@@ -50,6 +51,9 @@ class Model(nn.Module):
 
     # What `reconstruction` can take the points from, the default first.
     point_sources: ClassVar[tuple[str, ...]] = ()
+    # Attention's (field of its width, field of its heads, channels per unit of the width, what the size of a
+    # head is a multiple of: 4 with RoPE, which turns pairs in two directions).
+    widths: ClassVar[tuple[tuple[str, str, int, int], ...]] = ()
     # The options of `loss`, weights of terms that the published loss does not have, with what they are there.
     loss_weights: ClassVar[Mapping[str, float]] = {}
 
@@ -70,7 +74,16 @@ class Model(nn.Module):
         Raises:
           InputError: names every key that is unknown or whose value has the wrong type.
         """
-        return cls(**_checked(cls, config), **options)
+        model = cls(**_checked(cls, config), **options)
+        for width, heads, times, multiple in cls.widths:
+            channels, number = times * getattr(model, width), getattr(model, heads)
+            if channels % (number * multiple):
+                text = f"the config is not one of a {cls.__name__}: the {channels} channels of {width}="
+                text += (
+                    f"{getattr(model, width)} must be a multiple of {multiple} for each of {heads}={number}"
+                )
+                raise InputError(text)
+        return model
 
     def config(self) -> dict[str, Any]:
         """The fields that define the weights, as JSON values."""
@@ -78,9 +91,17 @@ class Model(nn.Module):
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def abstract_params(self) -> dict[str, Any]:
-        """{"params": tree of jax.ShapeDtypeStruct}, without computing anything."""
+        """{"params": tree of jax.ShapeDtypeStruct}, without computing anything.
+
+        Raises InputError if the fields do not fit together.
+        """
         alike = self.clone(**RUN, parent=None)  # what loads a file asks several times
-        return jax.tree.map(lambda leaf: leaf, _abstract_params(alike))
+        try:
+            return jax.tree.map(lambda leaf: leaf, _abstract_params(alike))
+        except (ArithmeticError, TypeError, ValueError, FlaxError) as error:
+            reason = str(error).strip().split("\n")[0]
+            text = f"describes no working {type(self).__name__}: {reason}"
+            raise InputError(text) from error
 
     def smallest_inputs(self) -> tuple[Any, ...]:
         """Arguments of the call, as shapes and dtypes, that reach every parameter."""

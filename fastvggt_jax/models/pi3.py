@@ -72,6 +72,11 @@ class Pi3(Model):
 
     point_sources: ClassVar[tuple[str, ...]] = ("point_head",)
     loss_weights: ClassVar[Mapping[str, float]] = {"background": 0.0}
+    widths: ClassVar[tuple[tuple[str, str, int, int], ...]] = (
+        ("embed_dim", "encoder_num_heads", 1, 1),
+        ("embed_dim", "num_heads", 1, 4),
+        ("head_embed_dim", "head_num_heads", 1, 4),
+    )
 
     # The square image that the position table was made for; any multiple of patch_size runs.
     img_size: Pixels = 518

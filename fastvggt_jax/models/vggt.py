@@ -140,6 +140,12 @@ class VGGT(Model):
 
     point_sources: ClassVar[tuple[str, ...]] = ("depth", "point_head")
     loss_weights: ClassVar[Mapping[str, float]] = {"background": 0.0, "pairs": 0.0}
+    widths: ClassVar[tuple[tuple[str, str, int, int], ...]] = (
+        ("embed_dim", "encoder_num_heads", 1, 1),
+        ("embed_dim", "num_heads", 1, 4),
+        ("embed_dim", "camera_num_heads", 2, 1),
+        ("track_hidden", "track_num_heads", 1, 1),
+    )
 
     # The square image that the position table was made for; any multiple of patch_size runs.
     img_size: Pixels = 518

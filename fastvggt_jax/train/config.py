@@ -126,7 +126,11 @@ class TrainConfig:
 
     def _check_model(self) -> None:
         model, name = self.model, type(self.model).__name__
-        model.from_config(model.config())  # its fields have the right types
+        right = model.from_config(model.config())  # its fields have the right types
+        try:
+            right.abstract_params()
+        except InputError as error:
+            raise InputError(f"the model {error}", argument="model") from error
         if model.sparsity is not None:
             text = (
                 f"the model's sparsity={model.sparsity} must be None: block-sparse attention has no gradient"

@@ -122,6 +122,15 @@ def test_photographs_to_files_as_json(weights, tmp_path):
     )
 
 
+def test_too_little_space_is_said_before_the_model_runs(weights, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=50_000)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(pipeline, "predict", None)
+    result = run(*reconstruct_args(weights, tmp_path / "out"))
+    # 37 bytes of each of 2 × 42 × 56 pixels: depth and scene.npz
+    assert result.exit_code == 1 and f"the disk of {tmp_path / 'out'} has 0.00 GB left" in result.stderr
+
+
 def test_other_options_and_one_photograph(weights, tmp_path):
     more = [
         "--mode",

@@ -51,6 +51,8 @@ class Hub(BaseHTTPRequestHandler):
         else:
             return self.reply(404, b"", body)
         folder = self.root / repository
+        if match := re.search(r"answers-(\d+)", repository):
+            return self.reply(int(match[1]), b"", body)
         if "gated" in repository:
             return self.reply(403, b"", body, {"X-Error-Code": "GatedRepo"})
         if not folder.is_dir():
@@ -160,6 +162,14 @@ time.sleep = lambda seconds: None  # huggingface_hub tries six times over 23 sec
 from convert.convert_weights import main
 sys.exit(main(sys.argv[1:]))
 """
+
+
+@pytest.mark.parametrize("status", [403, 500])
+def test_a_hub_that_refuses_has_answered(server, status, tmp_path):
+    name = f"somebody/answers-{status}"
+    command = ["-c", AT_ONCE, name, tmp_path / "native.safetensors"]
+    error = refusal(python(command, tmp_path / "home", HF_ENDPOINT=server))
+    assert error.startswith(f"error {name}") and str(status) in error and "did not answer" not in error
 
 
 def test_no_network(tmp_path):

@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +13,16 @@ from typer.testing import CliRunner
 
 from fastvggt_jax import pipeline
 from fastvggt_jax.cli.app import app
+from fastvggt_jax.io import tensors
 from fastvggt_jax.io.files import leftovers
 from fastvggt_jax.io.weights import save_params
 from fastvggt_jax.models import registry
 from fastvggt_jax.testing.random_weights import random_params
+from tests import make_checkpoint
 from tests.faults.runner import contents, fastvggt, interrupted
 from tests.toys import model as toy
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -79,6 +83,25 @@ def test_signals_end_a_reconstruction_and_leave_the_old_result(
     assert ended.exit_code == 128 + number and "Traceback" not in ended.stderr
     assert contents(out) == before and sorted(os.listdir(tmp_path)) == ["out", "photos"]
     assert [signal.getsignal(one) for one in ENDING] == handlers
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_signals_end_a_conversion_and_leave_nothing(tmp_path, monkeypatch, number):
+    config = GOLDEN / "vggt_tiny.config.json"
+    make_checkpoint.write_checkpoint(
+        make_checkpoint.load_manifest(GOLDEN / "vggt_tiny.manifest.json"), tmp_path / "official.safetensors"
+    )
+    real, out = tensors._write_tensor, tmp_path / "native.safetensors"
+
+    def hit(*arguments):
+        os.kill(os.getpid(), number)
+        return real(*arguments)
+
+    monkeypatch.setattr(tensors, "_write_tensor", hit)
+    command = ["convert", str(tmp_path / "official.safetensors"), str(out), "--config", str(config)]
+    ended = CliRunner().invoke(app, command)
+    assert ended.exit_code == 128 + number and "Traceback" not in ended.stderr, ended.output
+    assert os.listdir(tmp_path) == ["official.safetensors"]
 
 
 @pytest.mark.faults

@@ -1,4 +1,9 @@
-"""Models inside programs of other people's making: 64-bit JAX, shard_map with its checks, explicit meshes."""
+"""Models inside programs of other people's making: 64-bit JAX, shard_map with its checks, explicit meshes.
+And the command in surroundings that lack something.
+"""
+
+import os
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +12,12 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fastvggt_jax import Sparsity
-from fastvggt_jax.errors import InputError
+from fastvggt_jax.cli.options import use_compilation_cache
+from fastvggt_jax.errors import InputError, MissingError
+from fastvggt_jax.io.cache import cache_folder
 from fastvggt_jax.models.base import check_images
 from fastvggt_jax.testing.random_weights import random_params
+from tests.faults.runner import fastvggt
 from tests.train.runs import CAMERAS, PI3
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (1, 2, 28, 28, 3), np.uint8)
@@ -61,3 +69,51 @@ def test_a_mesh_of_explicit_axes_is_said_to_be_one():
         images = jax.device_put(IMAGES, NamedSharding(mesh, PartitionSpec("scenes")))
         with pytest.raises(InputError, match=r"explicit axes.*axis_types=\(jax.sharding.AxisType.Auto"):
             jax.eval_shape(lambda images: check_images(images, CAMERAS.patch_size), images)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_standard_output_is_said():
+    with open("/dev/full", "w") as full:
+        ended = fastvggt("info", "mini", stdout=full)
+    ended.assert_sentence("standard output could not be written: No space left on device")
+
+
+def test_a_closed_standard_output_is_no_traceback():
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        ended = fastvggt("info", "mini", stdout=closed)
+    assert ended.code == 1 and not ended.stderr
+
+
+def test_help_on_a_standard_output_that_is_ascii():
+    ended = fastvggt("--help", env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"})
+    assert ended.code == 0 and "VGGT and ?" in ended.stdout and not ended.stderr
+
+
+def test_a_platform_that_jax_does_not_have_is_a_sentence(tmp_path):
+    ended = fastvggt("reconstruct", "--demo", "-o", tmp_path / "out", env={"JAX_PLATFORMS": "abacus"})
+    ended.assert_sentence("JAX_PLATFORMS", "abacus")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there the home is another variable's")
+def test_no_home_means_no_cache_and_no_folder_of_that_name(tmp_path, monkeypatch):
+    import pwd
+
+    def nobody(number):
+        raise KeyError(number)
+
+    for variable in ("HOME", "XDG_CACHE_HOME", "FASTVGGT_CACHE", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingError, match="set FASTVGGT_CACHE to a folder"):
+        cache_folder("weights")
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        use_compilation_cache(None)
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert not any(tmp_path.iterdir())

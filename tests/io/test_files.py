@@ -12,7 +12,7 @@ import pytest
 
 from fastvggt_jax.errors import FileError, TargetError
 from fastvggt_jax.io import files
-from fastvggt_jax.io.files import check_output_folder, leftovers, new_file, output_folder
+from fastvggt_jax.io.files import check_output_folder, check_space, leftovers, new_file, output_folder
 
 ROOT = Path(__file__).parents[2]
 OURS = ("mark.json", "*.ply")
@@ -238,9 +238,9 @@ def test_what_cannot_be_made_is_said_beforehand(tmp_path, monkeypatch):
 
 
 def test_too_little_space_is_said_beforehand(tmp_path):
-    check_output_folder(tmp_path / "out", least_bytes=1000)
-    with pytest.raises(FileError, match=r"has [0-9.]+ GB left, and at least 1000000000.00 GB") as raised:
-        check_output_folder(tmp_path / "out", least_bytes=10**18)
+    check_space(tmp_path / "new" / "out", 1000)
+    with pytest.raises(FileError, match=r"has [0-9.]+ GB left, and 1000000000.00 GB are needed") as raised:
+        check_space(tmp_path / "new" / "out", 10**18)
     assert raised.value.argument == "output"
 
 

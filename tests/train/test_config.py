@@ -72,6 +72,12 @@ from tests.train.runs import CAMERAS, GOOD, PI3, config
         ),
         (GOOD.format("model=CAMERAS.clone(embed_dim='wide')"), [], "embed_dim='wide' is wrong"),
         (
+            GOOD.format("model=CAMERAS.clone(embed_dim=33, num_heads=2)"),
+            [],
+            "the 33 channels of embed_dim=33 must be a multiple of 4 for each of num_heads=2",
+        ),
+        (GOOD.format("model=CAMERAS.clone(mlp_ratio=0.001)"), [], "the model describes no working VGGT"),
+        (
             GOOD.format("shapes=(Shape(2, 2, 28, 30),)"),
             [],
             "width must be a positive multiple of .* 14 pixels, not 30",
