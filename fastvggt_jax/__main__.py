@@ -1,3 +1,24 @@
-from fastvggt_jax.cli.app import main
+"""The installed command, and `python -m fastvggt_jax`."""
 
-main()
+import signal
+
+# While Python reads what the command is made of, Ctrl-C ends it without a traceback.
+_before = signal.getsignal(signal.SIGINT)
+if _before is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from fastvggt_jax.cli import app  # noqa: E402
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, _before)
+    try:
+        app.main()
+    finally:
+        # All is done: JAX's own clean-up is not to be interrupted either.
+        if _before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+if __name__ == "__main__":
+    main()

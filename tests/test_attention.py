@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fastvggt_jax import Sparsity, attention
+from fastvggt_jax import VGGT, Pi3, Sparsity, attention
 from fastvggt_jax.models.rope import apply_rope, patch_positions, rope_tables
 from fastvggt_jax.models.vggt import Aggregator
 from fastvggt_jax.models.vit import Attention, HeadNorm, gelu
 from pallas_kernels import Implementation, block_sparse_attention, registered
 from pallas_kernels.implementation import ATTENTION
+from pallas_kernels.triton import Triton
 from tests.conftest import TOLERANCE, max_error
 
 
@@ -279,3 +280,24 @@ def test_a_derivative_meets_cudnn_at_even_lengths_only(monkeypatch):
     assert lengths == [(8, 12), (10, 12), (10, 14)]
     attention.dense_attention(*qkv)
     assert lengths[-1] == (9, 13)  # nothing is padded without a derivative
+
+
+class OnPaper(Triton):
+    """The kernel where it need only be traced."""
+
+    name = "on paper"
+
+    def why_not_on(self, device):
+        return None
+
+
+@pytest.mark.parametrize("cls", [VGGT, Pi3])
+def test_layers_that_are_scanned_take_a_kernel(cls):
+    """Flax looks for what of a step does not depend on it, and some versions of JAX let no kernel go."""
+    tiny = dict(embed_dim=64, num_heads=1, encoder_num_heads=1, encoder_depth=1, img_size=28)
+    heads = {"heads": ("camera",), "depth": 4, "taps": (0, 1, 2, 3)} if cls is VGGT else {"depth": 2}
+    model = cls(**tiny, **heads, sparsity=Sparsity(0.5, cdf_threshold=0.5))
+    images = jax.ShapeDtypeStruct((1, 2, 112, 112, 3), jnp.float32)
+    with registered(OnPaper()):
+        traced = jax.make_jaxpr(model.apply)(model.abstract_params(), images)
+    assert str(traced).count("pallas_call") >= 2  # the mask and the attention

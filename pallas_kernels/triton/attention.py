@@ -35,6 +35,7 @@ from jax import lax
 
 from pallas_kernels.block_mask import WORD, BlockMask, cdiv, pack_bits
 from pallas_kernels.shift import FIXED_SHIFT_RANGE, key_bound
+from pallas_kernels.triton.calls import droppable
 from pallas_kernels.triton.config import TuningConfig, kernel_head_dim
 
 Array = jax.Array
@@ -58,7 +59,7 @@ def block_sparse_attention(
     scale = math.log2(math.e) / math.sqrt(H)  # exponentials are powers of two
     bound = key_bound([k], scale)[..., None]
     per_row = lambda x: pl.BlockSpec((None, None, None, x.shape[-1]), lambda i, n, b: (b, n, i // tiles, 0))
-    out = pl.pallas_call(
+    call = pl.pallas_call(
         partial(_attend_tile, mask=mask, config=config, scale=scale, interpret=interpret),
         # The first dimension runs fastest: one head after another, to share what L2 holds of its K and V.
         grid=(mask.num_q_blocks * tiles, N, B),
@@ -71,7 +72,8 @@ def block_sparse_attention(
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         compiler_params=plgpu.CompilerParams(num_warps=config.warps, num_stages=config.stages),
         interpret=interpret,
-    )(q, k, v, bound, counts, words, following)
+    )
+    out = droppable(call)(q, k, v, bound, counts, words, following)
     return out[..., :H]
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import thresholds, xla
 from pallas_kernels.block_mask import BlockMask, cdiv
+from pallas_kernels.triton.calls import droppable
 
 Array = jax.Array
 Ref = Any
@@ -34,7 +35,7 @@ def row_thresholds(
     rows = scores.reshape(-1, size)
     chunk = min(REGISTER_SCORES, 1 << (size - 1).bit_length())  # tiles of Triton are powers of two
     parameters = [n] if cdf_threshold is None else [n, cdf_threshold]
-    found = pl.pallas_call(
+    call = pl.pallas_call(
         partial(_find_threshold, size=size, chunk=chunk),
         grid=(rows.shape[0],),
         in_specs=[
@@ -45,7 +46,8 @@ def row_thresholds(
         out_shape=jax.ShapeDtypeStruct((rows.shape[0],), jnp.float32),
         compiler_params=plgpu.CompilerParams(num_warps=max(1, chunk // SCORES_PER_WARP), num_stages=1),
         interpret=interpret,
-    )(rows, *(jnp.full(1, x, jnp.float32) for x in parameters))
+    )
+    found = droppable(call)(rows, *(jnp.full(1, x, jnp.float32) for x in parameters))
     return found.reshape(shape)
 
 

@@ -4,6 +4,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from fastvggt_jax.io.weights import save_params
 from fastvggt_jax.models import registry
 from fastvggt_jax.testing.random_weights import random_params
 from tests import make_checkpoint
-from tests.faults.runner import contents, fastvggt, interrupted
+from tests.faults.runner import ROOT, contents, fastvggt, interrupted
 from tests.toys import model as toy
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -102,6 +104,21 @@ def test_signals_end_a_conversion_and_leave_nothing(tmp_path, monkeypatch, numbe
     ended = CliRunner().invoke(app, command)
     assert ended.exit_code == 128 + number and "Traceback" not in ended.stderr, ended.output
     assert os.listdir(tmp_path) == ["official.safetensors"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_ctrl_c_around_the_command_is_no_traceback(when, tmp_path):
+    """While its modules are imported, and while JAX cleans up after it."""
+    code = "import atexit, os, signal, sys; sys.argv = ['fastvggt', '--version']\n"
+    code += "def hit(*_): os.kill(os.getpid(), signal.SIGINT)\n"
+    if when == "before":
+        code += "find = lambda name, *_: hit() if name.startswith('fastvggt_jax.cli') else None\n"
+        code += "sys.meta_path.insert(0, type('Hit', (), {'find_spec': find}))\n"
+    else:
+        code += "atexit.register(hit)\n"
+    code += "from fastvggt_jax.__main__ import main; main()"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert not ended.stderr and ended.returncode == (-signal.SIGINT if when == "before" else 0), ended
 
 
 @pytest.mark.faults
