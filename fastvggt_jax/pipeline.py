@@ -44,6 +44,7 @@ from fastvggt_jax.refine.bundle import adjusted_or_as_it_is, require
 from fastvggt_jax.scene import Scene, to_scene
 from fastvggt_jax.sources import Images, load_images
 from fastvggt_jax.sparsity import Sparsity
+from pallas_kernels import slower_sparse
 
 Step = Callable[[str], contextlib.AbstractContextManager]
 
@@ -97,7 +98,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
         with step("load weights"), memory_errors(images):
             model, params = from_pretrained(s.weights, heads=heads, sparsity=s.sparsity)
             # The dtype of the matrix products; parameters stay as they are stored.
-            model = model.clone(dtype=compute_dtype(s.dtype))
+            model = _with_fast_attention(model.clone(dtype=compute_dtype(s.dtype)))
         found, density = predict(model, params, images, step, s.points_from)
         parameters = sum(x.size for x in jax.tree.leaves(params))
         del params
@@ -141,6 +142,17 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
             dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
         ),
     }
+
+
+def _with_fast_attention(model: Model) -> Model:
+    """Dense where block-sparse attention would only be slower, which is said."""
+    if model.sparsity is None:
+        return model
+    why = slower_sparse(model.dtype, model.embed_dim // model.num_heads, model.sparsity.block)
+    if why is None:
+        return model
+    warnings.warn(f"dense attention was computed, which is faster here than sparse: {why}", stacklevel=3)
+    return model.clone(sparsity=None)
 
 
 def compute_dtype(name: str) -> jnp.dtype:

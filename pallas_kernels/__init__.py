@@ -12,6 +12,7 @@ from pallas_kernels.implementation import (
     faster_dense,
     register,
     registered,
+    slower_sparse,
 )
 from pallas_kernels.mosaic_sm90.config import TuningConfig
 
@@ -34,4 +35,5 @@ __all__ = [
     "pooled_block_mask",
     "register",
     "registered",
+    "slower_sparse",
 ]

@@ -246,6 +246,16 @@ def faster_dense(q: Array, k: Array) -> str | None:
     return None
 
 
+def slower_sparse(dtype: Any, head_dim: int, block: tuple[int, int]) -> str | None:
+    """Why block-sparse attention is slower than dense attention on the default device: what serves it only
+    does so for want of the kernels, whose reasons these are; None where it is not.
+    """
+    device = device_of()
+    request = Request(ATTENTION, 1, block[0], block[1], 1, head_dim, np.dtype(dtype), block, device)
+    chosen, reasons = choose(request)
+    return "; ".join(reasons) if device.platform in chosen.slow_on else None
+
+
 def compiles_in_threads(dtype: Any) -> bool:
     """Whether programs that attend in this dtype may be compiled in several threads at the same time, on the
     default device and whichever implementation serves.

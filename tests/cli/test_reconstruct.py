@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fastvggt_jax import pipeline
+from fastvggt_jax import VGGT, Sparsity, pipeline
 from fastvggt_jax.cli.app import app
 from fastvggt_jax.cli.options import use_compilation_cache
 from fastvggt_jax.errors import OutOfMemoryError
@@ -24,6 +24,8 @@ from fastvggt_jax.io import files
 from fastvggt_jax.models.prediction import Prediction
 from fastvggt_jax.pretrained import BUNDLED
 from fastvggt_jax.testing.tiny import write_random_weights
+from pallas_kernels import implementation
+from pallas_kernels.implementation import Device
 
 PHOTOS = Path(__file__).parents[1] / "golden" / "images"
 ROOT = Path(__file__).parents[2]
@@ -187,6 +189,18 @@ def test_sparse_attention_reports_its_density(weights, tmp_path):
     args = reconstruct_args(weights, tmp_path / "out", *more, "--size", 112)
     density = json.loads(run(*args).stdout)["model"]["density"]
     assert density[0] == density[3] == 1 and 0 < density[1] == density[2] < 1
+
+
+def test_where_sparse_attention_has_no_kernel_dense_is_taken_and_said(monkeypatch):
+    model = VGGT(sparsity=Sparsity(0.5), dtype=jnp.bfloat16)
+    assert pipeline._with_fast_attention(model) is model, "XLA's is the faster one on a CPU"
+    cards = {"AMD Instinct MI300X": "gfx942", "Tesla V100": "7.0"}
+    for kind, capability in cards.items():
+        monkeypatch.setattr(implementation, "device_of", lambda *_, c=capability, k=kind: Device("gpu", k, c))
+        with pytest.warns(UserWarning, match=f"dense attention was computed, .* compute capability .*{kind}"):
+            assert pipeline._with_fast_attention(model).sparsity is None
+    monkeypatch.setattr(implementation, "device_of", lambda *_: Device("gpu", "NVIDIA A100", "8.0"))
+    assert pipeline._with_fast_attention(model).sparsity is not None
 
 
 def test_in_a_process_of_its_own_with_the_compilation_cache(weights, tmp_path):
