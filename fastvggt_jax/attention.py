@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from fastvggt_jax.sparsity import Sparsity
 from pallas_kernels import BlockMask, block_sparse_attention, faster_dense
+from pallas_kernels import slower_sparse as slower_sparse  # for models
 from pallas_kernels.varying import varying_as as varying_as  # for loops over layers
 
 Array = jax.Array

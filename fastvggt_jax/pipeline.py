@@ -44,7 +44,6 @@ from fastvggt_jax.refine.bundle import adjusted_or_as_it_is, require
 from fastvggt_jax.scene import Scene, to_scene
 from fastvggt_jax.sources import Images, load_images
 from fastvggt_jax.sparsity import Sparsity
-from pallas_kernels import slower_sparse
 
 Step = Callable[[str], contextlib.AbstractContextManager]
 
@@ -146,9 +145,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
 
 def _with_fast_attention(model: Model) -> Model:
     """Dense where block-sparse attention would only be slower, which is said."""
-    if model.sparsity is None:
-        return model
-    why = slower_sparse(model.dtype, model.embed_dim // model.num_heads, model.sparsity.block)
+    why = model.why_slower_sparse()
     if why is None:
         return model
     warnings.warn(f"dense attention was computed, which is faster here than sparse: {why}", stacklevel=3)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.errors import FlaxError
 
+from fastvggt_jax.attention import slower_sparse
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.models.prediction import Prediction, Reconstruction
 from fastvggt_jax.sources.sizing import ImagePolicy, check_sides
@@ -128,6 +129,14 @@ class Model(nn.Module):
     def heads_for(cls, points_from: str | None) -> tuple[str, ...]:
         """The heads that `reconstruction` reads."""
         raise NotImplementedError
+
+    def why_slower_sparse(self) -> str | None:
+        """Why its block-sparse attention is slower than dense attention on the default device; None if not,
+        or if it is dense.
+        """
+        if self.sparsity is None:
+            return None
+        return slower_sparse(self.dtype, self.embed_dim // self.num_heads, self.sparsity.block)
 
     # ---- what it says
 
