@@ -38,14 +38,17 @@ class Model(nn.Module):
     layer).
 
     Attributes:
-      dtype: of the backbone's matrix products; heads, norms, RoPE, softmax statistics and geometry are
-        float32 always.
+      dtype: of the backbone's matrix products; norms, RoPE, softmax statistics and geometry are float32
+        always.
+      heads_dtype: of the convolutions of dense heads. None: float16 on a GPU where `dtype` has 16 bits, else
+        float32. Where a float16 is out of range, and for derivatives, float32 is taken by itself.
       sparsity: block-sparse global attention; None = dense.
       frames_chunk: how many frames the dense heads take at a time, at least one of each scene.
       remat: whether derivatives recompute what blocks and chunks of frames hold instead of keeping it.
     """
 
     dtype: Any = jnp.bfloat16
+    heads_dtype: Any = None
     sparsity: Sparsity | None = None
     frames_chunk: int = 8
     remat: bool = False
@@ -130,6 +133,14 @@ class Model(nn.Module):
         """The heads that `reconstruction` reads."""
         raise NotImplementedError
 
+    @property
+    def heads_in(self) -> Any:
+        """The dtype that `heads_dtype` means here."""
+        if self.heads_dtype is not None:
+            return jnp.dtype(self.heads_dtype)
+        half = jnp.dtype(self.dtype).itemsize == 2 and jax.default_backend() == "gpu"
+        return jnp.dtype(jnp.float16 if half else jnp.float32)
+
     def why_slower_sparse(self) -> str | None:
         """Why its block-sparse attention is slower than dense attention on the default device; None if not,
         or if it is dense.
@@ -175,7 +186,7 @@ class Model(nn.Module):
 
 
 # How a model is run, which its parameters do not depend on.
-RUN = {"dtype": jnp.bfloat16, "sparsity": None, "frames_chunk": 8, "remat": False}
+RUN = {"dtype": jnp.bfloat16, "heads_dtype": None, "sparsity": None, "frames_chunk": 8, "remat": False}
 
 
 @lru_cache(maxsize=16)

@@ -37,7 +37,13 @@ from fastvggt_jax.models.fields import (
     Width,
 )
 from fastvggt_jax.models.heads.camera import CameraHead
-from fastvggt_jax.models.heads.dpt import DPTHead, activate_depth, activate_points, over_frame_chunks
+from fastvggt_jax.models.heads.dpt import (
+    DPTHead,
+    activate_depth,
+    activate_points,
+    in_half,
+    over_frame_chunks,
+)
 from fastvggt_jax.models.heads.track import Tracker
 from fastvggt_jax.models.prediction import Prediction, Reconstruction
 from fastvggt_jax.models.vit import Block
@@ -354,7 +360,11 @@ class VGGT(Model):
             raise InputError(f"images of {H}×{W} are too small to track points in: {need}", argument="images")
 
     def logits(self, head: DPTHead, taps: Array, image_size: tuple[int, int]) -> Array:
-        return head(taps[:, :, self.num_special :], image_size, self.patch_size)
+        taps, dtype = taps[:, :, self.num_special :], self.heads_in
+        tracked = not head.out_channels  # its features go through a chaotic tracker
+        if dtype == jnp.float32 or tracked or self.is_initializing():
+            return head(taps, image_size, self.patch_size)
+        return in_half(head, head.variables["params"], taps, image_size, self.patch_size, dtype)
 
     def dense(
         self,

@@ -227,3 +227,41 @@ def test_uv_embedding_enters_the_program_as_small_tables():
     """At full size a whole embedding would be a constant of 137 MB a head."""
     jaxpr = jax.make_jaxpr(lambda: dpt.uv_embedding(64, 64, 32, 1.0))()
     assert max((np.size(c) for c in jaxpr.consts), default=0) <= 64 * 16
+
+
+@pytest.fixture(scope="module")
+def heads_in_both(tiny):
+    """(model with depth alone, in float32 and in float16; params; images)."""
+    model, params = tiny
+    images = np.asarray(jax.random.uniform(jax.random.key(0), (1, 2, 28, 28, 3)), np.float32)
+    full = model.clone(heads=("depth",))
+    params = {"params": {k: params["params"][k] for k in ("aggregator", "depth_head")}}
+    return full, full.clone(heads_dtype=jnp.float16), params, images
+
+
+def larger_inside(params, factor):
+    """The numbers between the last convolutions are larger by a factor, the result stays."""
+    head = params["params"]["depth_head"]
+    scratch = dict(head["scratch"])
+    scratch["output_conv1"] = jax.tree.map(lambda x: x * factor, scratch["output_conv1"])
+    last = scratch["output_conv2_2"]
+    scratch["output_conv2_2"] = last | {"kernel": last["kernel"] / factor}
+    return {"params": params["params"] | {"depth_head": head | {"scratch": scratch}}}
+
+
+def test_heads_in_half_precision_have_the_same_numbers_and_derivatives(heads_in_both):
+    full, half, params, images = heads_in_both
+    depths = [jax.jit(model.apply)(params, images).depth for model in (full, half)]
+    assert 0 < max_error(*depths[::-1]) < 3e-3
+    log_depth = lambda model: lambda p: jnp.log(model.apply(p, images).depth).mean()
+    gradients = [jax.jit(jax.grad(log_depth(model)))(params) for model in (full, half)]
+    for one, other in zip(*map(jax.tree.leaves, gradients), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-6 * max(np.abs(one).max(), 1e-3))
+
+
+def test_heads_beyond_float16_are_computed_in_float32(heads_in_both):
+    full, half, params, images = heads_in_both
+    large = larger_inside(params, 1e7)
+    depths = [jax.jit(model.apply)(large, images).depth for model in (full, half)]
+    assert np.isfinite(depths[0]).all()
+    np.testing.assert_allclose(depths[1], depths[0], rtol=1e-5)

@@ -1,5 +1,5 @@
-"""DPT heads: four tapped layers of tokens to a dense map a frame (upstream: vggt/heads/dpt_head.py). Float32,
-NHWC.
+"""DPT heads: four tapped layers of tokens to a dense map a frame (upstream: vggt/heads/dpt_head.py). NHWC;
+float32, or float16 where `in_half` says so.
 
 Three quirks of upstream that trained weights rely on: every resize aligns corners; a position embedding of
 the image plane is added twice; the residual units' skip carries relu(x), because upstream's ReLU works in
@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from fastvggt_jax.models.vit import layer_norm
 
@@ -77,18 +78,31 @@ def _neighbours(old: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def resize_align_corners(x: Array, h: int, w: int) -> Array:
-    """Bilinear, corners aligned: [N, h', w', C] -> [N, h, w, C]. Not what jax.image.resize does."""
-    return _lerp_axis(_lerp_axis(x, h, 1), w, 2)
+    """Bilinear, corners aligned: [N, h', w', C] -> [N, h, w, C], in float32. Not what jax.image.resize
+    does.
+    """
+    return _lerp_axis(_lerp_axis(x, h, 1), w, 2).astype(x.dtype)
 
 
-def _conv(features: int, size: int, name: str, use_bias: bool = True, stride: int = 1) -> nn.Conv:
-    return nn.Conv(features, (size, size), strides=stride, padding=size // 2, use_bias=use_bias, name=name)
+def _conv(
+    features: int, size: int, name: str, dtype: DTypeLike, use_bias: bool = True, stride: int = 1
+) -> nn.Conv:
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=stride,
+        padding=size // 2,
+        use_bias=use_bias,
+        dtype=dtype,
+        name=name,
+    )
 
 
 class PatchUpsample(nn.Module):
     """A transposed convolution whose stride is its size: [N, h, w, C] -> [N, h·size, w·size, C]."""
 
     size: int
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -96,26 +110,33 @@ class PatchUpsample(nn.Module):
         s = self.size
         kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=-2), (s, s, C, C), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (C,), jnp.float32)
+        x, kernel, bias = (y.astype(self.dtype) for y in (x, kernel, bias))
         return jnp.einsum("nhwc,ijcd->nhiwjd", x, kernel).reshape(n, h * s, w * s, C) + bias
 
 
 class ResidualConvUnit(nn.Module):
+    dtype: DTypeLike = jnp.float32
+
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x = jax.nn.relu(x)
-        y = _conv(x.shape[-1], 3, "conv1")(x)
-        return _conv(x.shape[-1], 3, "conv2")(jax.nn.relu(y)) + x
+        y = _conv(x.shape[-1], 3, "conv1", self.dtype)(x)
+        return _conv(x.shape[-1], 3, "conv2", self.dtype)(jax.nn.relu(y)) + x
 
 
 class FeatureFusion(nn.Module):
     """Adds a finer level (none at the coarsest), refines, resizes to (h, w)."""
 
+    dtype: DTypeLike = jnp.float32
+
     @nn.compact
     def __call__(self, x: Array, level: Array | None, h: int, w: int) -> Array:
         if level is not None:
-            x = x + ResidualConvUnit(name="resConfUnit1")(level)
-        x = ResidualConvUnit(name="resConfUnit2")(x)
-        return _conv(x.shape[-1], 1, "out_conv")(resize_align_corners(x, h, w))
+            x = x + ResidualConvUnit(self.dtype, name="resConfUnit1")(level)
+        x = ResidualConvUnit(self.dtype, name="resConfUnit2")(x)
+        # Upstream resizes first: the same function, since the weights of a bilinear mean add up to 1, of four
+        # times the pixels.
+        return resize_align_corners(_conv(x.shape[-1], 1, "out_conv", self.dtype)(x), h, w)
 
 
 class Scratch(nn.Module):
@@ -126,23 +147,26 @@ class Scratch(nn.Module):
     features: int
     out_channels: int
     uv: bool
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, levels: list[Array], h: int, w: int, aspect: float) -> Array:
         levels = [
-            _conv(self.features, 3, f"layer{i + 1}_rn", use_bias=False)(x) for i, x in enumerate(levels)
+            _conv(self.features, 3, f"layer{i + 1}_rn", self.dtype, use_bias=False)(x)
+            for i, x in enumerate(levels)
         ]
         x = None
         for i in (3, 2, 1, 0):
             finer = levels[i - 1].shape[1:3] if i else tuple(2 * s for s in levels[0].shape[1:3])
-            fusion = FeatureFusion(name=f"refinenet{i + 1}")
+            fusion = FeatureFusion(self.dtype, name=f"refinenet{i + 1}")
             x = fusion(levels[3], None, *finer) if x is None else fusion(x, levels[i], *finer)
-        x = _conv(self.features // 2 if self.out_channels else self.features, 3, "output_conv1")(x)
+        channels = self.features // 2 if self.out_channels else self.features
+        x = _conv(channels, 3, "output_conv1", self.dtype)(x)
         x = add_uv(resize_align_corners(x, h, w), aspect, self.uv)
         if not self.out_channels:
-            return x
-        x = jax.nn.relu(_conv(32, 3, "output_conv2_0")(x))  # 32 whatever `features` is
-        return _conv(self.out_channels, 1, "output_conv2_2")(x)
+            return x.astype(jnp.float32)
+        x = jax.nn.relu(_conv(32, 3, "output_conv2_0", self.dtype)(x))  # 32 whatever `features` is
+        return _conv(self.out_channels, 1, "output_conv2_2", jnp.float32)(x)
 
 
 def add_uv(x: Array, aspect: float, uv: bool) -> Array:
@@ -151,7 +175,8 @@ def add_uv(x: Array, aspect: float, uv: bool) -> Array:
 
 class DPTHead(nn.Module):
     """Args: `features` of the fusion, `level_channels` of the four levels, `out_channels` logits (0: features
-    only), `down_ratio` of the output, `uv` whether the image-plane embedding is added.
+    only), `down_ratio` of the output, `uv` whether the image-plane embedding is added, `dtype` of the
+    convolutions and what lies between them.
     """
 
     features: int = 256
@@ -159,6 +184,7 @@ class DPTHead(nn.Module):
     out_channels: int = 2
     down_ratio: int = 1
     uv: bool = True
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, taps: Array, image_size: tuple[int, int], patch_size: int) -> Array:
@@ -171,14 +197,35 @@ class DPTHead(nn.Module):
         levels = []
         for i, channels in enumerate(self.level_channels):
             x = norm(taps[i]).reshape(taps.shape[1], h, w, -1)
-            x = add_uv(_conv(channels, 1, f"projects_{i}")(x), aspect, self.uv)
+            x = add_uv(_conv(channels, 1, f"projects_{i}", self.dtype)(x), aspect, self.uv)
             if i < 2:
-                x = PatchUpsample(4 // 2**i, name=f"resize_layers_{i}")(x)
+                x = PatchUpsample(4 // 2**i, self.dtype, name=f"resize_layers_{i}")(x)
             elif i == 3:
-                x = _conv(channels, 3, "resize_layers_3", stride=2)(x)
+                x = _conv(channels, 3, "resize_layers_3", self.dtype, stride=2)(x)
             levels.append(x)
-        scratch = Scratch(self.features, self.out_channels, self.uv, name="scratch")
+        scratch = Scratch(self.features, self.out_channels, self.uv, self.dtype, name="scratch")
         return scratch(levels, H // self.down_ratio, W // self.down_ratio, aspect)
+
+
+def in_half(
+    head: DPTHead, params: Any, taps: Array, image_size: tuple[int, int], patch_size: int, dtype: DTypeLike
+) -> Array:
+    """The head's logits, computed in float16 or bfloat16: in a third of the time on a GPU. float16 has the
+    mantissa of TF32, in which XLA multiplies float32 there anyway, but not its range: what leaves it is inf
+    or NaN in some logit, and then the frames are computed once more in float32. So is what has a derivative.
+    """
+    head = head.clone(parent=None)
+
+    def full(params: Any, taps: Array) -> Array:
+        return head.apply({"params": params}, taps, image_size, patch_size)
+
+    @jax.custom_jvp
+    def half(params: Any, taps: Array) -> Array:
+        logits = head.clone(dtype=dtype).apply({"params": params}, taps, image_size, patch_size)
+        return jax.lax.cond(jnp.isfinite(logits).all(), lambda *_: logits, full, params, taps)
+
+    half.defjvp(lambda primals, tangents: jax.jvp(full, primals, tangents))
+    return half(params, taps)
 
 
 def activate_depth(logits: Array) -> tuple[Array, Array]:
