@@ -1,8 +1,8 @@
 """Prints how far every stage of every golden case is from the reference, in units of its noise floor.
 
-python -m tests.parity                                  # the tiny cases python -m tests.parity --weights
---workdir DIR          # the full-size cases too: 5 GB of pseudo-weights, 11 GB of memory, minutes python -m
-tests.parity --reference DIR 'sparse_*'       # other golden files, some cases
+    python -m tests.parity                             # the tiny cases
+    python -m tests.parity --weights --workdir DIR     # full size too: 9 GB in DIR, 11 GB of memory, minutes
+    python -m tests.parity --reference DIR 'sparse_*'  # other golden files, some cases
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ def main() -> int:
     parser.add_argument("--weights", action="store_true", help="the full-size cases too")
     parser.add_argument("--workdir", type=Path, help="keeps the full-size weight file for the next time")
     args = parser.parse_args()
+    if args.workdir:
+        args.workdir.mkdir(parents=True, exist_ok=True)
     goldens, failures, count = Goldens(args.reference), 0, 0
     print(f"{'case':44} {'stage':30} {'error':>9} {'limit':>7}")
     for name in goldens.names():
