@@ -61,7 +61,7 @@ def tiny_stages(model, stages: dict, images: np.ndarray) -> Golden:
 
 def full_size_stages(stages: dict) -> Golden:
     mine = {}
-    frames = stages["decoder"]["__call__"][0].shape[1]
+    frames = stages["decoder"]["__call__"][0][0].shape[1]
     for i, x in enumerate(blocks(stages)):
         x = x.reshape(1, frames, -1, x.shape[-1])
         mine[f"dec.block.{i}.mean_std_per_frame"] = np.stack([x.mean((0, 2, 3)), x.std((0, 2, 3))], -1)
