@@ -41,6 +41,8 @@ from fastvggt_jax.models.base import Model
 from fastvggt_jax.models.prediction import Reconstruction
 from fastvggt_jax.pretrained import from_pretrained, read_model
 from fastvggt_jax.refine.bundle import adjusted_or_as_it_is, require
+from fastvggt_jax.refine.known import aligned_or_as_it_is, known_K, known_positions, with_intrinsics
+from fastvggt_jax.refine.sky import without_sky
 from fastvggt_jax.scene import Scene, to_scene
 from fastvggt_jax.sources import Images, load_images
 from fastvggt_jax.sparsity import Sparsity
@@ -67,6 +69,11 @@ class Settings:
     formats: tuple[str, ...] = ()
     export: ExportOptions = ExportOptions()  # noqa: RUF009  immutable
     white: int | None = None
+    masks: str | None = None
+    paint_masks: bool = False
+    mask_sky: bool = False
+    intrinsics: str | None = None
+    align_to: str | None = None
     bundle: bool = False
     skip_bad: bool = False
     overwrite: bool = False
@@ -91,8 +98,20 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
         heads = model.heads_for(s.points_from)
         with step("load photographs"):
             images = load_images(
-                s.photos, model.image_policy, mode=s.mode, size=s.size, white=s.white, skip_bad=s.skip_bad
+                s.photos,
+                model.image_policy,
+                mode=s.mode,
+                size=s.size,
+                white=s.white,
+                masks=s.masks,
+                paint_masks=s.paint_masks,
+                skip_bad=s.skip_bad,
             )
+        if s.intrinsics is not None:  # what is wrong with these is said before the model runs
+            sizes = [(t.original_width, t.original_height) for t in images.transforms]
+            known_K(images.names, sizes, s.intrinsics)
+        if s.align_to is not None:
+            known_positions(s.align_to, images.names)
         check_space(s.output, images.pixels[..., 0].size * sum(format.pixel_bytes for format in formats))
         with step("load weights"), memory_errors(images):
             model, params = from_pretrained(s.weights, heads=heads, sparsity=s.sparsity)
@@ -101,13 +120,10 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
         found, density = predict(model, params, images, step, s.points_from)
         parameters = sum(x.size for x in jax.tree.leaves(params))
         del params
-        adjustment = None
-        if s.bundle:
-            with step("adjust"):
-                scene, adjustment = _adjusted(to_scene(found, images), s.export)
+        wanted = s.bundle or s.mask_sky or s.intrinsics is not None or s.align_to is not None
+        with step("refine") if wanted else contextlib.nullcontext():
+            scene, adjustment, alignment = _refined(to_scene(found, images), s)
         with step("write"):
-            if not s.bundle:
-                scene = to_scene(found, images)
             export = Export.of(scene, s.export, images.frames)
             scene = export.scene
             if not len(export.cloud):
@@ -127,6 +143,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
         "points": len(export.cloud),
         "tracks": export.tracks_report(),
         "bundle_adjustment": adjustment,
+        "alignment": alignment,
         "intrinsics": list(scene.intrinsics),
         "model": {
             "class": type(model).__name__,
@@ -141,6 +158,20 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
             dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
         ),
     }
+
+
+def _refined(scene: Scene, settings: Settings) -> tuple[Scene, dict[str, Any] | None, dict[str, Any] | None]:
+    """The scene after what is to be done to it, and accounts of bundle adjustment and of alignment."""
+    adjustment = alignment = None
+    if settings.mask_sky:
+        scene = without_sky(scene)
+    if settings.intrinsics is not None:
+        scene = with_intrinsics(scene, settings.intrinsics)
+    if settings.bundle:
+        scene, adjustment = _adjusted(scene, settings.export)
+    if settings.align_to is not None:
+        scene, alignment = aligned_or_as_it_is(scene, settings.align_to)
+    return scene, adjustment, alignment
 
 
 def _with_fast_attention(model: Model) -> Model:
@@ -242,12 +273,15 @@ def export_saved(
     output: str | os.PathLike | None = None,
     photos: str | os.PathLike | None = None,
     bundle: bool = False,
+    intrinsics: str | None = None,
+    align_to: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a saved scene in several formats, into its own folder or as a new `output`, with cameras.json and
     scene.json, which name what is there. Returns a JSON-able account of it.
 
-    bundle: adjust the cameras first, see `fastvggt_jax.refine.bundle`.
+    bundle: adjust the cameras first, see `fastvggt_jax.refine.bundle`; intrinsics, align_to: see
+      `fastvggt_jax.refine.known`.
     photos: the folder that holds the photographs now, if they are no longer where they were.
     overwrite: replace files of these formats that are there already. Nothing else in the folder is touched.
 
@@ -259,7 +293,8 @@ def export_saved(
     if bundle:
         require()
     if output is None:
-        _check_in_place(folder, options, chosen, bundle, overwrite)
+        other = {"bundle_adjust": bundle, "intrinsics": intrinsics, "align_to": align_to}
+        _check_in_place(folder, options, chosen, other, overwrite)
     else:
         ours = [pattern for format in all_formats() for pattern in format.files]
         check_output_folder(output, overwrite=overwrite, ours=ours)
@@ -267,7 +302,12 @@ def export_saved(
         warnings.simplefilter("always", UserWarning)
         scene = Scene.load(folder)
         frames = () if photos is None else find_photographs(scene, photos)
+        if intrinsics is not None:
+            scene = with_intrinsics(scene, intrinsics)
         scene, adjustment = _adjusted(scene, options) if bundle else (scene, None)
+        alignment = None
+        if align_to is not None:
+            scene, alignment = aligned_or_as_it_is(scene, align_to)
         export = Export.of(scene, options, frames)
         if output is None:
             files = _write_into(folder, export, chosen)
@@ -280,16 +320,21 @@ def export_saved(
         "photographs": list(scene.names),
         "tracks": export.tracks_report(),
         "bundle_adjustment": adjustment,
+        "alignment": alignment,
         "warnings": [str(w.message) for w in caught if issubclass(w.category, UserWarning)],
     }
 
 
 def _check_in_place(
-    folder: Path, options: ExportOptions, formats: list[Format], bundle: bool, overwrite: bool
+    folder: Path,
+    options: ExportOptions,
+    formats: list[Format],
+    other: dict[str, Any],
+    overwrite: bool,
 ) -> None:
     """Raises InputError, or TargetError, where a folder's own files do not let these be written into it."""
     square = options.camera_model == "SIMPLE_RADIAL"
-    other = {"bundle_adjust": bundle, "shared_camera": options.shared_camera, "camera_model": square}
+    other = other | {"shared_camera": options.shared_camera, "camera_model": square}
     for argument, changes in other.items():
         if changes:
             text = f"{argument} gives other cameras than the files in {folder} have: give a new output folder"

@@ -60,7 +60,7 @@ class Scene:
     metric_scale: metres per unit, or None where nobody knows.
     intrinsics: one per photograph, where its K comes from: "predicted" by the model, "recovered" from its
       points (see intrinsics.py), or "guessed", since no camera could be fitted to them; "shared" where all
-      photographs were given one, "adjusted" after bundle adjustment.
+      photographs were given one, "adjusted" after bundle adjustment, "given" where it was known.
     paths: one per photograph, the file it is in, "" for what has none; or () where that is not known.
     """
 

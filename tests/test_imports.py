@@ -45,7 +45,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     "datasets": {"geometry", "sources", "io"},
     "scene": {"geometry", "sources", "io", "models"},
     "export": {"scene", "geometry", "sources", "io"},
-    "refine": {"export", "scene", "io"},
+    "refine": {"export", "scene", "geometry", "io"},
     "pretrained": {"models", "sparsity", "io", "convert"},
     "convert": {"models", "io"},
     "testing": {"models", "io"},

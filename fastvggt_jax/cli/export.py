@@ -10,12 +10,14 @@ import typer
 
 from fastvggt_jax.cli.errors import one_sentence
 from fastvggt_jax.cli.options import (
+    AlignTo,
     BundleAdjust,
     CameraModel,
     ConfPercentile,
     CopyPhotographs,
     DepthOriginal,
     EdgeFilter,
+    Intrinsics,
     Json,
     MaxPoints,
     Overwrite,
@@ -47,6 +49,8 @@ def export(
     camera_model: CameraModel = "PINHOLE",
     copy_photographs: CopyPhotographs = False,
     bundle_adjust: BundleAdjust = False,
+    intrinsics: Intrinsics = None,
+    align_to: AlignTo = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -71,6 +75,8 @@ def export(
         output=output,
         photos=photos,
         bundle=bundle_adjust,
+        intrinsics=intrinsics,
+        align_to=align_to,
         overwrite=overwrite,
     )
     if as_json:

@@ -96,8 +96,30 @@ BundleAdjust = Annotated[
 ]
 
 
+Intrinsics = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Known K: a cameras.json, a COLMAP folder, or fx,fy,cx,cy (or a file of that) in the "
+        "photographs' pixels; depth follows.",
+    ),
+]
+AlignTo = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Put the scene where cameras are known to have stood: a cameras.json, or a CSV of "
+        "name,x,y,z (metres) or name,latitude,longitude,altitude.",
+    ),
+]
+
+
 def say_tracks(report: dict[str, Any]) -> None:
-    """A line each about bundle adjustment and about tracks, where a report tells of them."""
+    """A line each about bundle adjustment, alignment and tracks, where a report tells of them."""
+    aligned = report["alignment"]
+    if aligned and "failed" not in aligned:
+        residuals = f"median residual {aligned['residual']:.3g}, largest {aligned['largest']:.3g}"
+        typer.echo(f"aligned to {aligned['photographs']} known positions: {residuals}, in their unit")
     adjusted, tracks = report["bundle_adjustment"], report["tracks"]
     if adjusted and "failed" not in adjusted:
         typer.echo(

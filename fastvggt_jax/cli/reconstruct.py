@@ -16,6 +16,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from fastvggt_jax.cli.errors import one_sentence, printable, say
 from fastvggt_jax.cli.options import (
     WEIGHTS_HELP,
+    AlignTo,
     Block,
     BundleAdjust,
     CacheDir,
@@ -26,6 +27,7 @@ from fastvggt_jax.cli.options import (
     Dtype,
     EdgeFilter,
     Formats,
+    Intrinsics,
     Json,
     MaxPoints,
     Overwrite,
@@ -92,6 +94,22 @@ def reconstruct(
     camera_model: CameraModel = "PINHOLE",
     copy_photographs: CopyPhotographs = False,
     bundle_adjust: BundleAdjust = False,
+    intrinsics: Intrinsics = None,
+    align_to: AlignTo = None,
+    masks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of masks, NAME.JPG.png or NAME.png: what is black makes no point and no depth.",
+        ),
+    ] = None,
+    paint_masks: Annotated[
+        bool, typer.Option("--mask-input", help="Also paint it white before the model sees it.")
+    ] = False,
+    mask_sky: Annotated[
+        bool,
+        typer.Option("--mask-sky", help="No points, tracks and depth of what the model takes for sky."),
+    ] = False,
     white: Annotated[
         int | None,
         typer.Option(
@@ -144,6 +162,11 @@ def reconstruct(
         ),
         white=white,
         bundle=bundle_adjust,
+        intrinsics=intrinsics,
+        align_to=align_to,
+        masks=masks,
+        paint_masks=paint_masks,
+        mask_sky=mask_sky,
         skip_bad=skip_bad,
         overwrite=overwrite,
     )

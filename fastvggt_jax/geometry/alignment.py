@@ -24,21 +24,26 @@ class Similarity:
         )
 
 
-def align(points: Float[np.ndarray, "M 3"], truth: Float[np.ndarray, "M 3"]) -> Similarity:
-    """The similarity that brings points [M, 3] nearest to the truth's, in the sense of least squares; never a
-    reflection.
+def align(
+    points: Float[np.ndarray, "M 3"],
+    truth: Float[np.ndarray, "M 3"],
+    weights: Float[np.ndarray, " M"] | None = None,
+) -> Similarity:
+    """The similarity that brings points [M, 3] nearest to the truth's, in the sense of least squares, each
+    weighted; never a reflection.
 
     Umeyama 1991, "Least-squares estimation of transformation parameters between two point patterns". Points
     that all coincide keep scale 1.
     """
     points, truth = np.asarray(points, np.float64), np.asarray(truth, np.float64)
-    mean, mean_true = points.mean(0), truth.mean(0)
+    weights = np.ones(len(points)) if weights is None else weights / weights.mean()
+    mean, mean_true = (np.einsum("m,mi->i", weights, x) / len(x) for x in (points, truth))
     centred = points - mean
     # einsum and not @: scenes are measured in threads, and BLAS would start threads of its own in each of
     # them.
-    U, S, Vt = np.linalg.svd(np.einsum("mi,mj->ij", truth - mean_true, centred))
+    U, S, Vt = np.linalg.svd(np.einsum("m,mi,mj->ij", weights, truth - mean_true, centred))
     sign = np.array([1, 1, np.sign(np.linalg.det(U) * np.linalg.det(Vt))])
     rotation = U * sign @ Vt
-    spread = np.square(centred).sum()
+    spread = np.einsum("m,mi,mi->", weights, centred, centred)
     scale = float((S * sign).sum() / spread) if spread > 0 else 1.0
     return Similarity(scale, rotation, mean_true - scale * rotation @ mean)

@@ -29,14 +29,14 @@ CONVENTIONS = {
     "axes": "OpenCV: x right, y down, z into the scene",
     "world_from_cam": "4x4, row by row; x_world = world_from_cam @ [x_cam, 1]; its last column is the "
     "camera's centre",
-    "world": "the first camera's frame, about (VGGT) or exactly (π³); the unit is arbitrary unless "
-    "metric_scale, metres per unit, is given",
+    "world": "the first camera's frame, about (VGGT) or exactly (π³), or what the scene was aligned to; the "
+    "unit is arbitrary unless metric_scale, metres per unit, is given",
     "K": "3x3 in pixels of width x height, the photograph as it is seen (EXIF orientation applied); the "
     "outer corner of the first pixel is (0, 0), its centre (0.5, 0.5); no distortion. A point is seen at the "
     "centre of the model's pixel that it is of",
     "intrinsics": "where K comes from: predicted by the model; recovered, that is fitted to the model's "
     "points in camera coordinates by least squares, reweighted to the smallest sum of distances; or guessed, "
-    "where that failed; shared, the median of all photographs; or adjusted, by bundle adjustment",
+    "where that failed; shared, the median of all photographs; adjusted, by bundle adjustment; or given",
     "files": "photograph: where it was read from; others, relative to this file: what was written of it",
     "model": "the image that the model saw: x_model = scale[0] * x + offset[0], and the same in y; "
     "valid = [left, top, right, bottom] of it is photograph, the rest padding",

@@ -25,6 +25,7 @@ from PIL import Image
 
 from fastvggt_jax.errors import ImageError, InputError
 from fastvggt_jax.sources.base import DECODE_ERRORS, Frame, frames_of
+from fastvggt_jax.sources.masks import Masks
 from fastvggt_jax.sources.photographs import reason
 from fastvggt_jax.sources.pixels import opacity, resampled, to_rgb
 from fastvggt_jax.sources.sizing import (
@@ -32,6 +33,7 @@ from fastvggt_jax.sources.sizing import (
     FITS,
     LARGEST,
     MODES,
+    WHITE,
     WIDTH,
     ImagePolicy,
     ImageTransform,
@@ -72,7 +74,8 @@ class Images:
       file.
     skipped: (file, reason) of what was left out: photographs by skip_bad, files that were given twice, and
       what else lies in a folder.
-    masks: bool[F, H, W], False where a photograph is wholly transparent (padding is True); None if none is.
+    masks: bool[F, H, W], False where a photograph is wholly transparent or masked (padding is True); None if
+      none is.
     frames: one per photograph, which opens it again, None where that is no file's; () of Images made by hand.
     """
 
@@ -84,7 +87,7 @@ class Images:
     frames: tuple[Frame | None, ...] = ()
 
     def shown(self) -> Bool[np.ndarray, "F H W"]:
-        """True where the model's pixels show the photograph: no padding, and nothing transparent."""
+        """True where the model's pixels show the photograph: no padding, nothing transparent or masked."""
         shown = np.stack([t.valid_mask() for t in self.transforms])
         return shown if self.masks is None else shown & self.masks
 
@@ -96,6 +99,8 @@ def load_images(
     mode: str | None = None,
     size: int | None = None,
     white: int | None = None,
+    masks: str | os.PathLike | None = None,
+    paint_masks: bool = False,
     skip_bad: bool = False,
 ) -> Images:
     """Load photographs for a model.
@@ -114,6 +119,8 @@ def load_images(
       with, and for "area" upstream's 255,000 pixels in all, a square of 505.
     white: the number that is white in grey images of more than 8 bits, see `sources.pixels`; by default the
       largest of their type.
+    masks: a folder of masks, see `sources.masks`: what is black there makes no point and no depth, as what is
+      transparent does not. paint_masks: it is also painted white before the model sees it.
     skip_bad: go on without unreadable photographs, and list them in `skipped`.
 
     Raises MissingError (nothing there), ImageError (no images; one is unreadable), InputError (source, mode,
@@ -133,9 +140,13 @@ def load_images(
             raise InputError(f"size must be at least {policy.patch}, not {size}", argument="size")
     if white is not None and white < 1:
         raise InputError(f"white must be at least 1, not {white}", argument="white")
+    if paint_masks and masks is None:
+        raise InputError("paint_masks needs masks, a folder", argument="paint_masks")
+    found = None if masks is None else Masks(masks)
+    prepare = partial(_prepared, on_white=mode != "area", white=white, masks=found, paint_masks=paint_masks)
     loaded, kept, skipped, again = [], [], [], []
     given: list[tuple[Path | None, str | None]] = []
-    for frame, result in _sized(_each_once(frames_of(source)), mode, size, policy, white):
+    for frame, result in _sized(_each_once(frames_of(source)), mode, size, policy, prepare):
         position = len(given)
         if frame.skip is not None:
             skipped.append((_label(frame, position), frame.skip))
@@ -207,12 +218,16 @@ def _whole(size: Any) -> int:
 
 
 def _sized(
-    frames: Iterator[Frame], mode: str, size: int | None, policy: ImagePolicy, white: int | None
+    frames: Iterator[Frame],
+    mode: str,
+    size: int | None,
+    policy: ImagePolicy,
+    prepare: Callable[[Frame, int], Prepared | ImageError | None],
 ) -> Iterator[tuple[Frame, Sized | ImageError | None]]:
     """Every frame as the model wants it, or why that cannot be, or None of one that is passed over; a few are
     decoded at a time.
     """
-    numbered, prepare = enumerate(frames), partial(_prepared, on_white=mode != "area", white=white)
+    numbered = enumerate(frames)
     waiting: list[tuple[Frame, Prepared | ImageError | None]] = []
     if mode == "area":
         target = (policy.patch, policy.patch)  # where none can be read
@@ -256,7 +271,13 @@ def _sized(
 
 
 def _prepared(
-    frame: Frame, position: int, *, on_white: bool, white: int | None
+    frame: Frame,
+    position: int,
+    *,
+    on_white: bool,
+    white: int | None,
+    masks: Masks | None,
+    paint_masks: bool,
 ) -> Prepared | ImageError | None:
     """The picture as 8-bit RGB, or an error that names it; None if it is passed over."""
     if frame.skip is not None:
@@ -265,11 +286,17 @@ def _prepared(
     try:
         image = frame.open()
         rgb, said = to_rgb(image, label, on_white=on_white, white=white)
-        return Prepared(label, rgb, opacity(image), said)
+        opaque = opacity(image)
     except ImageError as error:
         return error
     except DECODE_ERRORS as error:
         return ImageError(f"{label} is damaged or not an image ({reason(error)})")
+    if masks is not None:
+        mask = masks.of(frame.path, label, image.size)
+        opaque = mask if opaque is None else opaque & mask
+        if paint_masks:
+            rgb = Image.fromarray(np.where(mask[..., None], np.asarray(rgb), np.uint8(WHITE)))
+    return Prepared(label, rgb, opaque, said)
 
 
 def _label(frame: Frame, position: int) -> str:

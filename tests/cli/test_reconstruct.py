@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
-from fastvggt_jax import VGGT, Sparsity, pipeline
+from fastvggt_jax import VGGT, Scene, Sparsity, pipeline
 from fastvggt_jax.cli.app import app
 from fastvggt_jax.cli.options import use_compilation_cache
 from fastvggt_jax.errors import OutOfMemoryError
@@ -122,6 +123,47 @@ def test_photographs_to_files_as_json(weights, tmp_path):
     assert (
         report["points"] == 3 * 56 * (42 + 28) // 4 and f"element vertex {report['points']}\n".encode() in ply
     )
+
+
+def test_masks_known_K_and_known_positions(weights, tmp_path):
+    photos = sorted(PHOTOS.glob("landscape*.png")) + sorted(PHOTOS.glob("portrait*.png"))
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for photo in photos[:2]:
+        width, height = Image.open(photo).size
+        mask = np.zeros((height, width), np.uint8)
+        mask[:, : width // 2] = 255
+        Image.fromarray(mask).save(masks / f"{photo.name}.png")
+    sizes = [Image.open(photo).size for photo in photos[:2]]
+    images = [
+        {"name": photo.name, "width": width, "height": height, "K": [[90, 0, 40], [0, 90, 30], [0, 0, 1]]}
+        for photo, (width, height) in zip(photos[:2], sizes, strict=True)
+    ]
+    known = tmp_path / "K.json"
+    known.write_text(json.dumps({"images": [one | {"world_from_cam": np.eye(4).tolist()} for one in images]}))
+    more = ["--masks", masks, "--mask-input", "--mask-sky", "--intrinsics", known]
+    result = run(*reconstruct_args(weights, tmp_path / "out", *more, photos=photos[:2]))
+    assert result.exit_code == 0, result.output
+    scene = Scene.load(tmp_path / "out")
+    assert set(scene.intrinsics) == {"given"}
+    np.testing.assert_allclose(scene.K_original(1)[:2], [[90, 0, 40], [0, 90, 30]], atol=1e-3)
+    assert 0.2 < scene.valid.mean() < 0.55  # halves, less padding
+
+    cameras = json.loads((tmp_path / "out" / "cameras.json").read_text())
+    for one in cameras["images"]:
+        pose = np.array(one["world_from_cam"])
+        pose[:3, 3] *= 5
+        one["world_from_cam"] = pose.tolist()
+    (tmp_path / "there.json").write_text(json.dumps(cameras | {"metric_scale": 1.0}))
+    more = ["--align-to", tmp_path / "there.json", "--format", "ply,scene"]
+    command = ["export", tmp_path / "out", "-o", tmp_path / "metres", *more]
+    moved = CliRunner().invoke(app, [str(one) for one in command])
+    assert moved.exit_code == 0 and "aligned to 2 known positions: median residual" in moved.stdout
+    there = Scene.load(tmp_path / "metres")
+    np.testing.assert_allclose(there.depth, 5 * scene.depth, rtol=1e-3)
+    assert there.metric_scale == 1 and scene.metric_scale is None
+    wrong = run(*reconstruct_args(weights, tmp_path / "o", "--align-to", "gone.csv", photos=photos[:2]))
+    assert wrong.exit_code == 2 and "--align-to gone.csv cannot be read" in wrong.stderr
 
 
 def test_too_little_space_is_said_before_the_model_runs(weights, tmp_path, monkeypatch):

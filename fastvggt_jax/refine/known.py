@@ -1,0 +1,366 @@
+"""Cameras that are known beforehand: their K, and where they stood."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from fastvggt_jax.errors import FailedError, InputError, MissingError
+from fastvggt_jax.export.lenses import with_K
+from fastvggt_jax.geometry.alignment import Similarity, align
+from fastvggt_jax.io.colmap import read_model
+from fastvggt_jax.scene import Scene
+
+T = TypeVar("T")
+EARTH_RADIUS, EARTH_FLATTENING = 6378137.0, 1 / 298.257223563  # WGS 84, metres
+ON_A_LINE = 1e-3  # of the positions' extent: what they leave it by, to count as a plane's or a body's
+ROUNDS = 50  # of reweighting
+
+
+# ---- K
+
+
+def with_intrinsics(scene: Scene, given: str) -> Scene:
+    """The scene with a K that is known; depth follows.
+
+    given: "fx,fy,cx,cy" in pixels of the photographs, for all of them; or a file of these numbers; or a
+      cameras.json of ours; or the folder of a COLMAP model. A point stays at its pixel, and its depth is
+      multiplied by the ratio of the focal lengths, new to old: then it has the same size across as before,
+      and between views it still moves as the photographs show.
+
+    Raises MissingError, or InputError if `given` is none of these, or of other photographs.
+    """
+    K = known_K(scene.names, [(t.original_width, t.original_height) for t in scene.transforms], given)
+    old = np.stack([scene.K_original(i) for i in range(len(K))])
+    focal = lambda k: np.sqrt(k[:, 0, 0] * k[:, 1, 1])
+    ratio = focal(K) / focal(old)
+    scene = with_K(scene, K, ("given",) * len(K))
+    centres = scene.world_from_cam[:, :3, 3][:, None, None]
+    scale = ratio.astype(np.float32)[:, None, None]
+    points = centres + scale[..., None] * (scene.points - centres)
+    return dataclasses.replace(scene, depth=scene.depth * scale, points=points.astype(np.float32))
+
+
+def known_K(names: Sequence[str], sizes: Sequence[tuple[int, int]], given: str) -> np.ndarray:
+    """f64[F, 3, 3] of photographs of these names and original sizes (width, height), see `with_intrinsics`,
+    which raises the same.
+    """
+    path = Path(given)
+    numbers = _numbers(given)
+    if numbers is None and not path.exists():
+        text = f"intrinsics {given}: no such file, and not fx,fy,cx,cy"
+        raise MissingError(text, argument="intrinsics")
+    if numbers is None and path.is_file() and path.suffix.lower() != ".json":
+        numbers = _numbers(_read(path, "intrinsics"))
+        if numbers is None:
+            text = f"intrinsics {given} must hold fx,fy,cx,cy, or be a cameras.json or a COLMAP folder"
+            raise InputError(text, argument="intrinsics")
+    if numbers is not None:
+        if len(set(sizes)) > 1:
+            text = f"intrinsics {given} are of one camera, but the photographs have {len(set(sizes))} sizes"
+            raise InputError(f"{text}: give a K for each, in a cameras.json", argument="intrinsics")
+        fx, fy, cx, cy = numbers
+        return np.tile(_checked_K([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], given), (len(sizes), 1, 1))
+    if path.is_dir():
+        known = {one.name: (one.K, one.size) for one in read_model(path)}
+        bent = [one.name for one in read_model(path) if one.distorted]
+        if bent:
+            text = f"intrinsics {given}: the lens of {bent[0]} and {len(bent) - 1} more has distortion"
+            warnings.warn(f"{text}, which is left out: undistort the photographs", stacklevel=4)
+    else:
+        known = {
+            one["name"]: (one["K"], (one["width"], one["height"])) for one in _images(path, "intrinsics")
+        }
+    found = []
+    for name, size, (K, theirs) in zip(
+        names, sizes, _of_all(names, known, f"intrinsics {given}", "intrinsics"), strict=True
+    ):
+        if tuple(theirs) != size:
+            pixels = "{}x{}".format(*theirs), "{}x{}".format(*size)
+            text = f"intrinsics {given}: {name} has {pixels[0]} pixels there, and {pixels[1]} here"
+            raise InputError(text, argument="intrinsics")
+        found.append(_checked_K(K, given))
+    return np.stack(found)
+
+
+def _numbers(text: str) -> list[float] | None:
+    try:
+        numbers = [float(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        return None
+    return numbers if len(numbers) == 4 else None
+
+
+def _checked_K(K: Any, given: str) -> np.ndarray:
+    try:
+        K = np.asarray(K, np.float64)
+        right = K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0
+    except (TypeError, ValueError):
+        right = False
+    if not right:
+        text = f"intrinsics {given}: a K must be 3x3 and finite, with focal lengths above 0"
+        raise InputError(text, argument="intrinsics")
+    return K
+
+
+# ---- where cameras stood
+
+
+class Alignment(NamedTuple):
+    """What was done.
+
+    photographs: how many positions were known. residual: their median distance from where the cameras are
+      now, in the given unit; largest: the largest of these. scale: of the given unit per unit of before.
+    origin: latitude, longitude (degrees) and altitude (metres) of the world's origin, whose axes point east,
+      north and up; None where positions were Cartesian.
+    """
+
+    photographs: int
+    residual: float
+    largest: float
+    scale: float
+    origin: tuple[float, float, float] | None
+
+
+class Known(NamedTuple):
+    """Of a file: centres by name, rotations world_from_cam by name where it has them, metres per unit or
+    None, and see `Alignment.origin`.
+    """
+
+    centres: dict[str, np.ndarray]
+    rotations: dict[str, np.ndarray]
+    metric_scale: float | None
+    origin: tuple[float, float, float] | None
+
+
+def aligned_to(scene: Scene, path: str) -> tuple[Scene, Alignment]:
+    """The scene in given coordinates, by the similarity that brings its cameras nearest to where they are
+    said to have stood; positions that do not fit the others weigh little.
+
+    path: a cameras.json; or a CSV file whose first line names its columns: name, and x, y, z in metres, or
+      latitude, longitude (degrees, WGS 84) and altitude (metres), which become metres east, north and up of
+      the first photograph that it names. It may name some of the photographs only.
+
+    Raises MissingError, or InputError if the file is none of these, or what it knows does not determine a
+      similarity: three positions that are not on a line, or two and the cameras' rotations. FailedError if
+      the model's cameras do not.
+    """
+    known, names = known_positions(path, scene.names)
+    here = [scene.names.index(name) for name in names]
+    pose = scene.world_from_cam.astype(np.float64)[here]
+    truth = np.stack([known.centres[_key(name, known.centres)] for name in names])  # type: ignore[index]
+    rotations = None
+    if known.rotations:
+        rotations = np.stack([known.rotations[_key(name, known.rotations)] for name in names])  # type: ignore[index]
+    found = _fitted(pose, truth, rotations, path)
+    residuals = np.linalg.norm(found(pose[:, :3, 3]) - truth, axis=-1)
+    done = Alignment(
+        len(names), float(np.median(residuals)), float(residuals.max()), found.scale, known.origin
+    )
+    return dataclasses.replace(_moved(scene, found), metric_scale=known.metric_scale), done
+
+
+def aligned_or_as_it_is(scene: Scene, path: str) -> tuple[Scene, dict[str, Any]]:
+    """(the aligned scene, or with a warning this one where that fails; a JSON-able account)."""
+    try:
+        scene, done = aligned_to(scene, path)
+    except FailedError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return scene, {"failed": str(error)}
+    return scene, done._asdict()
+
+
+def _fitted(pose: np.ndarray, truth: np.ndarray, rotations: np.ndarray | None, path: str) -> Similarity:
+    centres = pose[:, :3, 3]
+    failed = f"the scene was not aligned to {path}"
+    if np.ptp(centres, axis=0).max() == 0:
+        raise FailedError(f"{failed}: the model puts all cameras at one place")
+    on_a_line = any(_leaves_a_line(x) < ON_A_LINE for x in (centres, truth))
+    if on_a_line and rotations is None:
+        raise FailedError(
+            f"{failed}: the model puts the cameras on a line, which leaves the turn about it open"
+        )
+    weights = np.ones(len(centres))
+    for _ in range(ROUNDS):
+        if on_a_line:
+            assert rotations is not None
+            turn = np.einsum("f,fij,fkj->ik", weights, rotations, pose[:, :3, :3])
+            found = _with_rotation(centres, truth, weights, _nearest_rotation(turn))
+            if not found.scale > 0:
+                text = "the cameras look another way than they would where they are said to have stood"
+                raise FailedError(f"{failed}: {text}")
+        else:
+            found = align(centres, truth, weights)
+        error = np.linalg.norm(found(centres) - truth, axis=-1)
+        # Cauchy's weights, whose scale is that of the middle residual.
+        spread = max(1.4826 * float(np.median(error)), 1e-9 * float(np.ptp(truth, axis=0).max()))
+        weights = 1 / (1 + (error / spread) ** 2)
+    return found
+
+
+def _leaves_a_line(points: np.ndarray) -> float:
+    """How far points are spread across the line that they are spread along, as a share of that."""
+    values = np.linalg.svd(points - points.mean(0), compute_uv=False)
+    return float(values[1] / values[0]) if len(points) > 2 and values[0] > 0 else 0.0
+
+
+def _nearest_rotation(matrix: np.ndarray) -> np.ndarray:
+    U, _, Vt = np.linalg.svd(matrix)
+    return U * [1, 1, np.sign(np.linalg.det(U) * np.linalg.det(Vt))] @ Vt
+
+
+def _with_rotation(
+    points: np.ndarray, truth: np.ndarray, weights: np.ndarray, rotation: np.ndarray
+) -> Similarity:
+    """Scale and translation of least squares where the rotation is known."""
+    share = weights / weights.sum()
+    mean, mean_true = share @ points, share @ truth
+    turned, there = (points - mean) @ rotation.T, truth - mean_true
+    scale = float((share @ (turned * there).sum(-1)) / (share @ (turned * turned).sum(-1)))
+    return Similarity(scale, rotation, mean_true - scale * rotation @ mean)
+
+
+def _moved(scene: Scene, by: Similarity) -> Scene:
+    """The scene in other coordinates, and its unit another."""
+    pose = scene.cam_from_world.astype(np.float64)
+    rotation = pose[:, :, :3] @ by.rotation.T
+    translation = by.scale * pose[:, :, 3] - rotation @ by.translation
+    return dataclasses.replace(
+        scene,
+        cam_from_world=np.concatenate([rotation, translation[..., None]], -1).astype(np.float32),
+        points=np.stack([by(points) for points in scene.points]).astype(np.float32),
+        depth=(by.scale * scene.depth).astype(np.float32),
+    )
+
+
+def known_positions(path: str, names: Sequence[str]) -> tuple[Known, list[str]]:
+    """What a file says of photographs of these names, and those of them that it names. Raises as
+    `aligned_to`.
+    """
+    known = _known_positions(path)
+    found = [name for name in names if _key(name, known.centres) is not None]
+    if len(found) < 2:
+        text = f"align_to {path} names {len(found)} of the photographs, at least two are needed"
+        theirs = ", ".join(list(known.centres)[:3]) or "none"
+        raise InputError(f"{text}; it has {theirs}", argument="align_to")
+    truth = np.stack([known.centres[_key(name, known.centres)] for name in found])  # type: ignore[index]
+    if np.ptp(truth, axis=0).max() == 0:
+        text = f"align_to {path}: all cameras stand at one place, which tells no scale"
+        raise InputError(text, argument="align_to")
+    if not known.rotations and _leaves_a_line(truth) < ON_A_LINE:
+        text = f"align_to {path}: the positions are on a line, which leaves the turn about it open"
+        raise InputError(f"{text}; a cameras.json has rotations too", argument="align_to")
+    return known, found
+
+
+def _known_positions(path: str) -> Known:
+    text = _read(Path(path), "align_to")
+    if Path(path).suffix.lower() == ".json":
+        centres, rotations = {}, {}
+        for one in _images(Path(path), "align_to"):
+            pose = np.asarray(one["world_from_cam"], np.float64)
+            if pose.shape != (4, 4) or not np.isfinite(pose).all():
+                raise InputError(
+                    f"align_to {path}: the world_from_cam of {one['name']} is no finite 4x4 matrix"
+                )
+            centres[one["name"]], rotations[one["name"]] = pose[:3, 3], pose[:3, :3]
+        scale = json.loads(text).get("metric_scale")
+        return Known(centres, rotations, float(scale) if isinstance(scale, int | float) else None, None)
+    return _of_table(path, text)
+
+
+def _of_table(path: str, text: str) -> Known:
+    rows = list(csv.DictReader(text.splitlines(), skipinitialspace=True))
+    columns = {name.strip().lower(): name for name in (rows[0] if rows else {}) if name}
+    find = lambda *names: next((columns[name] for name in names if name in columns), None)
+    name = find("name", "image", "file", "filename")
+    cartesian = [find("x"), find("y"), find("z")]
+    globe = [find("latitude", "lat"), find("longitude", "lon", "lng"), find("altitude", "alt", "height")]
+    wanted = cartesian if all(cartesian) else globe
+    if name is None or not all(wanted):
+        text = f"align_to {path} must be a cameras.json, or a table whose first line names its columns"
+        raise InputError(f"{text}: name,x,y,z or name,latitude,longitude,altitude", argument="align_to")
+    found: dict[str, np.ndarray] = {}
+    for number, row in enumerate(rows, 2):
+        try:
+            found[row[name]] = np.array([float(row[column]) for column in wanted])
+            if not np.isfinite(found[row[name]]).all():
+                raise ValueError
+        except (TypeError, ValueError):
+            text = f"align_to {path}, line {number}: {row[name]} has no three finite numbers"
+            raise InputError(text, argument="align_to") from None
+    if all(cartesian):
+        return Known(found, {}, 1.0, None)
+    origin = next(iter(found.values()))
+    there = _east_north_up(np.stack(list(found.values())), origin)
+    latitude, longitude, altitude = map(float, origin)
+    return Known(dict(zip(found, there, strict=True)), {}, 1.0, (latitude, longitude, altitude))
+
+
+def _east_north_up(places: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    """Metres f64[M, 3] of latitudes, longitudes (degrees) and altitudes (metres) f64[M, 3] from an origin."""
+    latitude, longitude = np.deg2rad(origin[:2])
+    east = [-np.sin(longitude), np.cos(longitude), 0]
+    north = [-np.sin(latitude) * np.cos(longitude), -np.sin(latitude) * np.sin(longitude), np.cos(latitude)]
+    up = [np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)]
+    return (_geocentric(places) - _geocentric(origin)) @ np.array([east, north, up]).T
+
+
+def _geocentric(places: np.ndarray) -> np.ndarray:
+    """f64[..., 3] metres from the earth's centre."""
+    latitude, longitude = np.deg2rad(places[..., 0]), np.deg2rad(places[..., 1])
+    squared = EARTH_FLATTENING * (2 - EARTH_FLATTENING)  # of the ellipsoid's eccentricity
+    normal = EARTH_RADIUS / np.sqrt(1 - squared * np.sin(latitude) ** 2)
+    across = (normal + places[..., 2]) * np.cos(latitude)
+    along = (normal * (1 - squared) + places[..., 2]) * np.sin(latitude)
+    return np.stack([across * np.cos(longitude), across * np.sin(longitude), along], -1)
+
+
+# ---- files
+
+
+def _read(path: Path, argument: str) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise MissingError(f"{argument} {path} cannot be read: {reason}", argument=argument) from error
+
+
+def _images(path: Path, argument: str) -> list[dict[str, Any]]:
+    """Of a cameras.json, ours or one that is written like it."""
+    text = f"{argument} {path} is no cameras.json"
+    try:
+        images = json.loads(_read(path, argument))["images"]
+        for one in images:
+            _ = one["name"], one["K"], one["width"], one["height"], one["world_from_cam"]
+    except (ValueError, KeyError, TypeError) as error:
+        what = f": {error} is missing" if isinstance(error, KeyError) else ""
+        raise InputError(text + what, argument=argument) from error
+    return images
+
+
+def _key(name: str, known: Mapping[str, object]) -> str | None:
+    """Under which a photograph is known: its name, or its name without folders if that is one's alone."""
+    if name in known:
+        return name
+    last = PurePosixPath(name).name
+    same = [other for other in known if PurePosixPath(other).name == last]
+    return same[0] if len(same) == 1 else None
+
+
+def _of_all(names: Sequence[str], known: Mapping[str, T], what: str, argument: str) -> list[T]:
+    keys = [_key(name, known) for name in names]
+    missing = [name for name, key in zip(names, keys, strict=True) if key is None]
+    if missing:
+        more = f" and {len(missing) - 1} more" * (len(missing) > 1)
+        text = f"{what} has no {missing[0]}{more}; it has {', '.join(list(known)[:3]) or 'none'}"
+        raise InputError(text, argument=argument)
+    return [known[key] for key in keys if key is not None]

@@ -1,0 +1,66 @@
+"""Masks that lie beside photographs: a folder of images, black where a photograph is not to be used."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fastvggt_jax.errors import ImageError, InputError, MissingError
+from fastvggt_jax.sources.base import DECODE_ERRORS
+
+
+class Masks:
+    """The masks of a folder, by the photographs' names: NAME.JPG.png, as COLMAP has them, or NAME.png; where
+    photographs come from several folders, in folders of these names, or all together.
+
+    What is 0 is masked; of colours the brightest channel counts, and what is transparent is masked too.
+    """
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        """Raises MissingError if there is no such folder."""
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise MissingError(f"masks {self.folder}: no such folder", argument="masks")
+
+    def of(self, path: Path | None, label: str, size: tuple[int, int]) -> np.ndarray:
+        """bool[height, width] of the photograph at `path` of this size (width, height), as it stands upright.
+
+        Raises InputError for a photograph that has no file or no mask, or whose mask has another size;
+        ImageError for a mask that is damaged.
+        """
+        if path is None:
+            text = f"masks are found by the names of files, and {label} has none"
+            raise InputError(text, argument="masks")
+        found = self._find(path)
+        try:
+            with Image.open(found) as image:
+                mask = _shown(image)
+        except DECODE_ERRORS as error:
+            raise ImageError(f"the mask {found} is damaged or not an image") from error
+        if mask.shape[::-1] != size:
+            theirs, ours = ("{}x{}".format(*s) for s in (mask.shape[::-1], size))
+            text = f"the mask {found} has {theirs} pixels, but {path} has {ours}"
+            raise InputError(f"{text}: masks are as large as the photographs, upright", argument="masks")
+        return mask
+
+    def _find(self, path: Path) -> Path:
+        names = (f"{path.name}.png", f"{path.stem}.png")
+        for folder in (self.folder / path.parent.name, self.folder):
+            for name in names:
+                if (folder / name).is_file():
+                    return folder / name
+        text = f"masks {self.folder} holds none of {path.name}"
+        raise InputError(f"{text}: it would be {names[0]} or {names[1]}", argument="masks")
+
+
+def _shown(image: Image.Image) -> np.ndarray:
+    """bool[height, width], where a mask is not black."""
+    if image.mode == "P" or image.has_transparency_data:
+        image = image.convert("RGBA")
+    values = np.asarray(image)
+    if image.mode in ("RGBA", "LA"):
+        return (values[..., :-1].max(-1) > 0) & (values[..., -1] > 0)
+    return values.max(-1) > 0 if values.ndim == 3 else values > 0
