@@ -20,7 +20,10 @@ class Masks:
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
-        """Raises MissingError if there is no such folder."""
+        """Raises MissingError if there is no such folder, InputError for what is no path."""
+        if not isinstance(folder, str | os.PathLike):
+            text = f"masks must be a folder, not a {type(folder).__name__}"
+            raise InputError(text, argument="masks")
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise MissingError(f"masks {self.folder}: no such folder", argument="masks")

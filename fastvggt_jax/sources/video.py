@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator
 from fractions import Fraction
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ SAME = 1.0  # of 255: the mean difference below which two frames show the same
 class Video:
     """Frames of a video file for `load_images`.
 
-    fps: frames a second, at most. max_frames: in all, at most; a longer video gets fewer a second.
+    fps: frames per second, at most. max_frames: in all, at most; a longer video gets fewer per second.
 
     Raises InputError for a number out of its range.
     """
@@ -40,11 +41,12 @@ class Video:
     max_frames: int = MAX_FRAMES
 
     def __post_init__(self) -> None:
-        if not 0 < self.fps < math.inf:
-            text = f"fps must be above 0 frames a second, not {self.fps:g}"
+        if not isinstance(self.fps, Real) or not 0 < self.fps < math.inf:
+            text = f"fps must be above 0 frames per second, not {self.fps}"
             raise InputError(text, argument="fps")
-        if self.max_frames < 1:
-            raise InputError(f"max_frames must be at least 1, not {self.max_frames}", argument="max_frames")
+        if not isinstance(self.max_frames, Integral) or self.max_frames < 1:
+            text = f"max_frames must be a whole number, at least 1, not {self.max_frames}"
+            raise InputError(text, argument="max_frames")
 
 
 def is_video(source: Any) -> bool:

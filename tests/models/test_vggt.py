@@ -265,3 +265,9 @@ def test_heads_beyond_float16_are_computed_in_float32(heads_in_both):
     depths = [jax.jit(model.apply)(large, images).depth for model in (full, half)]
     assert np.isfinite(depths[0]).all()
     np.testing.assert_allclose(depths[1], depths[0], rtol=1e-5)
+
+
+def test_what_is_no_array_is_said(tiny):
+    model, params = tiny
+    with pytest.raises(InputError, match="images must be an array .*, not a list"):
+        model.apply(params, [1, 2])

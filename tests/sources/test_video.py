@@ -149,9 +149,9 @@ def test_what_is_no_video_is_a_sentence(tmp_path, make, match):
 
 
 def test_wrong_numbers_and_no_file(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="fps must be above 0 frames a second, not 0"):
+    with pytest.raises(InputError, match="fps must be above 0 frames per second, not 0"):
         Video("a.mp4", fps=0)
-    with pytest.raises(InputError, match="max_frames must be at least 1, not 0"):
+    with pytest.raises(InputError, match="max_frames must be a whole number, at least 1, not 0"):
         Video("a.mp4", max_frames=0)
     with pytest.raises(MissingError, match="gone.mp4 does not exist"):
         load_images(tmp_path / "gone.mp4", POLICY)
