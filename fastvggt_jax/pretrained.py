@@ -61,7 +61,8 @@ def from_pretrained(
     heads: those to load, out of the model's `heads`; None means all in the file. The others' tensors are not
       read.
     param_dtype: float32 or bfloat16 casts the parameters on load; None keeps the stored one.
-    dtype, heads_dtype, sparsity, frames_chunk, remat: how the model is run, see `Model`; None keeps its defaults.
+    dtype, heads_dtype, sparsity, frames_chunk, remat: how the model is run, see `Model`; None keeps its
+      defaults.
     quiet: say nothing of a conversion on stderr.
     Tensors are read one by one, so the host holds no second copy.
 
