@@ -23,6 +23,8 @@ from fastvggt_jax.sources.base import Frame
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi")
 FPS, MAX_FRAMES = 2.0, 300  # where nothing is said
+# No playlists, which would make FFmpeg open other files, and nothing from elsewhere.
+OPTIONS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi", "protocol_whitelist": "file"}
 SMALL = 256  # pixels of the longer side on which frames are compared
 SAME = 1.0  # of 255: the mean difference below which two frames show the same
 
@@ -157,7 +159,7 @@ class _opened:
             text = f"{self.path} is a video, which needs PyAV: pip install 'fastvggt_jax[video]'"
             raise ExtraError(text, argument="source") from error
         try:
-            self.container = av.open(str(self.path))
+            self.container = av.open(str(self.path), options=dict(OPTIONS))
         except (av.FFmpegError, OSError, ValueError) as error:
             raise _damaged(self.path, error) from error
         if not self.container.streams.video:

@@ -136,6 +136,8 @@ def test_the_loader_takes_it_and_frames_open_again(clip, tmp_path):
     [
         (lambda p: p.write_bytes(b""), "is a damaged video, or none"),
         (lambda p: p.write_bytes(b"no video at all" * 99), "is a damaged video, or none"),
+        (lambda p: p.write_text("#EXTM3U\n#EXTINF:1,\nother.ts\n"), "is a damaged video, or none"),
+        (lambda p: p.write_text("ffconcat version 1.0\nfile other.mp4\n"), "is a damaged video, or none"),
         (lambda p: write(p, audio=True), "holds no pictures, only audio"),
         (lambda p: p.write_bytes(write(p).read_bytes()[:2000]), "is a damaged video, or none"),
     ],
