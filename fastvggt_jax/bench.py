@@ -11,6 +11,7 @@ out; a memory limit shows that it does without.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -32,6 +33,7 @@ from fastvggt_jax.models.base import Model
 from fastvggt_jax.sources.sizing import check_sides
 from fastvggt_jax.sparsity import parse_block, parse_sparsity
 from fastvggt_jax.testing.random_weights import random_params
+from pallas_kernels.implementation import names, only
 from pallas_kernels.timing import jax_ms, torch_ms
 
 GIB = 2**30
@@ -51,6 +53,7 @@ class Case:
         model's.
       param_dtype: of the parameters. repeats: of which the median counts.
       memory_limit: GiB that JAX may allocate, or None.
+      kernels: names of the implementations of pallas_kernels that may serve, None for all.
     """
 
     model: str = "vggt"
@@ -64,10 +67,17 @@ class Case:
     config: str | None = None
     repeats: int = 3
     memory_limit: float | None = None
+    kernels: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.heads is not None:
             object.__setattr__(self, "heads", tuple(self.heads))
+        if self.kernels is not None:
+            object.__setattr__(self, "kernels", tuple(self.kernels))
+            unknown = [name for name in self.kernels if name not in names()]
+            if unknown:
+                text = f"kernels has no {', '.join(unknown)}; there are {', '.join(names())}"
+                raise InputError(text, argument="kernels")
         for name in ("frames", "repeats"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}", argument=name)
@@ -120,7 +130,9 @@ def measure(case: Case) -> dict[str, Any]:
         points = jnp.full((1, QUERY_POINTS, 2), case.side / 2, jnp.float32)
     jax.block_until_ready((params, images))
     start = time.perf_counter()
-    step = jax.jit(model.apply).lower(params, images, points).compile()
+    with contextlib.nullcontext() if case.kernels is None else only(*case.kernels):
+        lowered = jax.jit(model.apply).lower(params, images, points)
+    step = lowered.compile()
     compile_s = time.perf_counter() - start
     jax.block_until_ready(step(params, images, points))
     times = []

@@ -112,6 +112,7 @@ class Implementation:
       partitioned: whether XLA can partition it where the arrays are sharded; a Pallas kernel it cannot.
       differentiable: whether `attend` has a derivative.
       compiles_in_threads: whether several programs with it may be compiled at the same time.
+      everywhere: whether it serves every request on every device.
       slow_on: platforms where it only serves for want of a better one, which the log then says.
       config_type: a frozen dataclass, how attention cuts its work, which may change the speed and never the
         answer; None: there is nothing to tune.
@@ -123,6 +124,7 @@ class Implementation:
     partitioned: bool = True
     differentiable: bool = False
     compiles_in_threads: bool = True
+    everywhere: bool = False
     slow_on: tuple[str, ...] = ()
     config_type: type[Any] | None = None
 
@@ -206,6 +208,24 @@ def registered(implementation: Implementation, before: str | None = None) -> Ite
         yield
     finally:
         del _implementations[implementation.name]
+
+
+@contextmanager
+def only(*kept: str) -> Iterator[None]:
+    """For a with statement in which these implementations alone are tried, and those that serve everywhere:
+    what a device that lacks the others would do. ValueError for a name that is none.
+    """
+    before = dict(_implementations)
+    for name in kept:
+        find(name)
+    for name, one in before.items():
+        if name not in kept and not one.everywhere:
+            del _implementations[name]
+    try:
+        yield
+    finally:
+        _implementations.clear()
+        _implementations.update(before)
 
 
 def names() -> tuple[str, ...]:

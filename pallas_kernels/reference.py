@@ -106,6 +106,7 @@ class Reference(Implementation):
     """The definitions, for tests: it is slow and takes the memory of the whole T×S matrix."""
 
     name = "reference"
+    everywhere = True
     differentiable = True
 
     def mask(self, q: Array, k: Array, **how: Any) -> BlockMask:

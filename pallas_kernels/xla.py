@@ -184,6 +184,7 @@ class XLA(Implementation):
     """Serves everything, everywhere."""
 
     name = "xla"
+    everywhere = True
     slow_on = ("gpu",)
 
     def mask(self, q: Array, k: Array, **how: Any) -> BlockMask:

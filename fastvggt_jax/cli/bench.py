@@ -33,6 +33,10 @@ def bench(
         str | None, typer.Option(help="A JSON file of other sizes than the released model's.")
     ] = None,
     memory_limit: Annotated[float | None, typer.Option(help="GiB that JAX may allocate.")] = None,
+    kernels: Annotated[
+        str | None,
+        typer.Option(help="Of the attention's kernels these alone, such as triton, as on a card without."),
+    ] = None,
     repeats: Annotated[int, typer.Option(help="Of which the median counts.")] = 3,
     only: Annotated[
         Literal["model", "attention"] | None,
@@ -59,6 +63,7 @@ def bench(
             config=config,
             repeats=repeats,
             memory_limit=memory_limit,
+            kernels=tuple(kernels.split(",")) if kernels else None,
         )
         for count in frames or (1, 10, 50, 100)
         for text in sparsity or ("dense", "0.75")

@@ -27,7 +27,7 @@ from pallas_kernels import (
     registered,
     triton,
 )
-from pallas_kernels.implementation import ATTENTION, MASK, Device, Request, choose, find, names
+from pallas_kernels.implementation import ATTENTION, MASK, Device, Request, choose, find, names, only
 
 ROOT = Path(__file__).parents[2]
 HOPPER = Device("gpu", "NVIDIA H100 80GB HBM3", "9.0")
@@ -312,3 +312,15 @@ def test_the_hopper_kernel_runs_with_the_config_that_was_measured(monkeypatch):
         block_sparse_attention(
             q, q, q, mask, implementation="mosaic_sm90", config=dataclasses.replace(given, stages=1)
         )
+
+
+def test_only_some_are_tried_for_a_while():
+    before = names()
+    with only("triton"):
+        assert names() == ("triton", "xla", "reference")
+    with only():
+        assert names() == ("xla", "reference")
+    assert names() == before
+    with pytest.raises(ValueError, match="must be None or one of"), only("cuda"):
+        pass
+    assert names() == before
