@@ -86,7 +86,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
     load_images, from_pretrained, to_scene and the writers raise, and OutOfMemoryError.
     """
     s = settings
-    formats = check_formats(always_written(s.formats))
+    formats = check_formats(always_written(s.formats), s.export)
     # What --overwrite may replace; the first tells that the folder is ours.
     ours = [pattern for format in all_formats() for pattern in format.files]
     if s.bundle:
@@ -289,7 +289,7 @@ def export_saved(
     InputError for cameras other than those that the folder's files have.
     """
     folder, options = Path(folder), options or ExportOptions()
-    chosen = check_formats(always_written(formats))
+    chosen = check_formats(always_written(formats), options)
     if bundle:
         require()
     if output is None:
