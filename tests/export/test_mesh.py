@@ -180,6 +180,8 @@ def test_bad_input(scene, tmp_path, monkeypatch):
     monkeypatch.setattr(
         meshes.importlib.util, "find_spec", lambda name: None if "simpl" in name else real(name)
     )
+    with pytest.raises(errors.ExtraError, match="glb_mesh needs"):  # before any model would run
+        ExportOptions(glb_mesh=True)
     result = CliRunner().invoke(app, [*command, "glb"])
     assert result.exit_code == 2
     assert "--glb-mesh needs fast_simplification: pip install 'fastvggt_jax[glb]'" in result.stderr
