@@ -45,6 +45,7 @@ from fastvggt_jax.refine.known import aligned_or_as_it_is, known_K, known_positi
 from fastvggt_jax.refine.sky import without_sky
 from fastvggt_jax.scene import Scene, to_scene
 from fastvggt_jax.sources import Images, load_images
+from fastvggt_jax.sources.video import Video, is_video
 from fastvggt_jax.sparsity import Sparsity
 
 Step = Callable[[str], contextlib.AbstractContextManager]
@@ -69,6 +70,8 @@ class Settings:
     formats: tuple[str, ...] = ()
     export: ExportOptions = ExportOptions()  # noqa: RUF009  immutable
     white: int | None = None
+    fps: float | None = None
+    max_frames: int | None = None
     masks: str | None = None
     paint_masks: bool = False
     mask_sky: bool = False
@@ -98,7 +101,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
         heads = model.heads_for(s.points_from)
         with step("load photographs"):
             images = load_images(
-                s.photos,
+                _with_video_options(s),
                 model.image_policy,
                 mode=s.mode,
                 size=s.size,
@@ -158,6 +161,16 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
             dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
         ),
     }
+
+
+def _with_video_options(settings: Settings) -> list[str | Video]:
+    """What to load, videos with how many frames of them. Raises InputError where there is no video."""
+    chosen = {"fps": settings.fps, "max_frames": settings.max_frames}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    if given and not any(map(is_video, settings.photos)):
+        name = next(iter(given))
+        raise InputError(f"{name} is for a video, and none was given", argument=name)
+    return [Video(one, **given) if is_video(one) else one for one in settings.photos]  # type: ignore[arg-type]
 
 
 def _refined(scene: Scene, settings: Settings) -> tuple[Scene, dict[str, Any] | None, dict[str, Any] | None]:

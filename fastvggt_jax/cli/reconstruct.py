@@ -53,7 +53,10 @@ def reconstruct(
     ],
     photos: Annotated[
         list[str] | None,
-        typer.Argument(help="A folder, image files, or a pattern in quotes ('photos/*.jpg')."),
+        typer.Argument(
+            help="A folder, image files, a pattern in quotes ('photos/*.jpg'), a video, a .txt file that "
+            "lists photographs, or the folder of a COLMAP model."
+        ),
     ] = None,
     weights: Annotated[str | None, typer.Option("-c", "--weights", help=WEIGHTS_HELP)] = None,
     demo: Annotated[
@@ -119,6 +122,12 @@ def reconstruct(
             "Default: the largest of their type."
         ),
     ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Of a video: frames a second, the sharpest ones. Default: 2.")
+    ] = None,
+    max_frames: Annotated[
+        int | None, typer.Option(help="Of a video: frames in all, at most. Default: 300.")
+    ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Go on without unreadable photographs.")
     ] = False,
@@ -164,6 +173,8 @@ def reconstruct(
             copy_photographs=copy_photographs,
         ),
         white=white,
+        fps=fps,
+        max_frames=max_frames,
         bundle=bundle_adjust,
         intrinsics=intrinsics,
         align_to=align_to,

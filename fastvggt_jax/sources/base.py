@@ -29,12 +29,14 @@ class Frame(NamedTuple):
         cannot be used, or what Pillow raises of damaged files (DECODE_ERRORS).
       path: its file, where it has one. name: what to call it, by default after its file or its position.
       skip: why it is passed over without being opened, where it only is to be listed.
+      reopens: it has no file of its own, but `open` finds it again later.
     """
 
     open: Callable[[], Image.Image]
     path: Path | None = None
     name: str | None = None
     skip: str | None = None
+    reopens: bool = False
 
 
 class Source(Protocol):
@@ -52,6 +54,9 @@ class Source(Protocol):
 # In the order in which they are asked; "module:object", imported when they are.
 SOURCES: list[Source | str] = [
     "fastvggt_jax.sources.arrays:ARRAYS",
+    "fastvggt_jax.sources.video:VIDEOS",
+    "fastvggt_jax.sources.lists:TEXT_LIST",
+    "fastvggt_jax.sources.lists:COLMAP_FOLDER",
     "fastvggt_jax.sources.photographs:PHOTOGRAPHS",
 ]
 
@@ -84,7 +89,8 @@ def frames_of(source: Any) -> Iterator[Frame]:
     no_list = isinstance(source, bytes | bytearray | memoryview | Mapping | Set)
     if isinstance(source, Iterable) and not no_list:
         return (frame for one in source for frame in frames_of(one))
-    text = "source must be photographs (a folder, files, a pattern), arrays or PIL images, or a list of these"
+    text = "source must be photographs (a folder, files, a pattern, a video), arrays or PIL images"
+    text += ", or a list of these"
     raise InputError(f"{text}, not {type(source).__name__}", argument="source")
 
 

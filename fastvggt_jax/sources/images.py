@@ -105,10 +105,12 @@ def load_images(
 ) -> Images:
     """Load photographs for a model.
 
-    source: a folder, a file, a glob pattern ("photos/*.jpg"); an array of pixels u8[H, W, 3] or u8[F, H, W,
-      3], or floating point in [0, 1]; a PIL image; or a list or any iterator of these. A folder (not its
-      subfolders) and a pattern give JPEG, PNG, WebP, BMP, TIFF and HEIC (needs pillow-heif, extra `heic`) in
-      natural order, 2 before 10; a list keeps its order. The first photograph is VGGT's reference frame.
+    source: a folder, a file, a glob pattern ("photos/*.jpg"); a video (`sources.video.Video` chooses how many
+      frames), a .txt file that lists photographs, the folder of a COLMAP model; an array of pixels u8[H, W,
+      3] or u8[F, H, W, 3], or floating point in [0, 1]; a PIL image; or a list or any iterator of these. A
+      folder (not its subfolders) and a pattern give JPEG, PNG, WebP, BMP, TIFF and HEIC (needs pillow-heif,
+      extra `heic`) in natural order, 2 before 10; a list keeps its order. The first photograph is VGGT's
+      reference frame.
     policy: a model's `image_policy`; by default VGGT-1B's. `mode` and `size` take the place of its own.
     mode: "crop", VGGT's: width `size`, height to proportion (rounded to patches), what is higher than `size`
       is cut off above and below. "pad": the longer side `size`, white around to a square. "square": as
@@ -155,7 +157,7 @@ def load_images(
         if isinstance(result, Sized):
             loaded.append(result)
             kept.append(position)
-            again.append(None if frame.path is None else frame)
+            again.append(frame if frame.path is not None or frame.reopens else None)
         elif skip_bad:
             skipped.append((_label(frame, position), str(result)))
         else:

@@ -214,14 +214,15 @@ def in_half(
     mantissa of TF32, in which XLA multiplies float32 there anyway, but not its range: what leaves it is inf
     or NaN in some logit, and then the frames are computed once more in float32. So is what has a derivative.
     """
-    head = head.clone(parent=None)
+    full_head: Any = head.clone(parent=None)
+    half_head: Any = full_head.clone(dtype=dtype)
 
     def full(params: Any, taps: Array) -> Array:
-        return head.apply({"params": params}, taps, image_size, patch_size)
+        return full_head.apply({"params": params}, taps, image_size, patch_size)
 
     @jax.custom_jvp
     def half(params: Any, taps: Array) -> Array:
-        logits = head.clone(dtype=dtype).apply({"params": params}, taps, image_size, patch_size)
+        logits = half_head.apply({"params": params}, taps, image_size, patch_size)
         return jax.lax.cond(jnp.isfinite(logits).all(), lambda *_: logits, full, params, taps)
 
     half.defjvp(lambda primals, tangents: jax.jvp(full, primals, tangents))

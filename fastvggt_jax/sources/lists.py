@@ -1,0 +1,62 @@
+"""Photographs that are named elsewhere: a text file with a path in every line, or a COLMAP model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastvggt_jax.errors import ImageError, MissingError
+from fastvggt_jax.io.colmap import find_model, read_model
+from fastvggt_jax.sources.base import Frame, frames_of
+
+
+class TextList:
+    """A .txt file: a photograph, a folder, a pattern or a video in every line, relative to it; lines that
+    begin with # say nothing.
+    """
+
+    def recognises(self, source: Any) -> bool:
+        return isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == ".txt"
+
+    def frames(self, source: str | os.PathLike) -> Iterator[Frame]:
+        path = Path(os.path.expanduser(source))
+        try:
+            lines = [line.strip() for line in path.read_text().splitlines()]
+        except FileNotFoundError as error:
+            raise MissingError(f"{path} does not exist", argument="source") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ImageError(f"{path} cannot be read as a list of photographs ({error})") from error
+        names = [line for line in lines if line and not line.startswith("#")]
+        if not names:
+            raise ImageError(f"the list {path} names no photographs")
+        for name in names:
+            if Path(name).suffix.lower() == ".txt":
+                raise ImageError(f"the list {path} names another list, {name}: name its photographs")
+            yield from frames_of(path.parent / os.path.expanduser(name))
+
+
+class ColmapFolder:
+    """A folder that holds a COLMAP model: the photographs that it names, in images/ or in the folder, in the
+    order of their names. Its cameras are for `--intrinsics` and `--align-to`.
+    """
+
+    def recognises(self, source: Any) -> bool:
+        return isinstance(source, str | os.PathLike) and find_model(os.path.expanduser(source)) is not None
+
+    def frames(self, source: str | os.PathLike) -> Iterator[Frame]:
+        folder = Path(os.path.expanduser(source))
+        names = [one.name for one in read_model(folder)]
+        places = (folder / "images", folder, folder.parent / "images", folder.parent.parent / "images")
+        place = next((place for place in places if (place / names[0]).is_file()), None)
+        if place is None:
+            text = (
+                f"the COLMAP folder {folder} has no photographs: {names[0]} is neither in it nor in images/"
+            )
+            raise MissingError(text, argument="source")
+        for name in names:
+            yield from frames_of(place / name)
+
+
+TEXT_LIST, COLMAP_FOLDER = TextList(), ColmapFolder()

@@ -1,0 +1,203 @@
+"""Frames of a video, by PyAV (extra `video`): mp4, mov, webm and what else FFmpeg reads.
+
+Time is cut into equal intervals, by the frames' own times, so that a variable frame rate changes nothing; of
+each the sharpest frame is taken, and dropped again where it shows the same as the one before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fastvggt_jax.errors import ExtraError, ImageError, InputError, MissingError
+from fastvggt_jax.sources.base import Frame
+
+SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi")
+FPS, MAX_FRAMES = 2.0, 300  # where nothing is said
+SMALL = 256  # pixels of the longer side on which frames are compared
+SAME = 1.0  # of 255: the mean difference below which two frames show the same
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """Frames of a video file for `load_images`.
+
+    fps: frames a second, at most. max_frames: in all, at most; a longer video gets fewer a second.
+
+    Raises InputError for a number out of its range.
+    """
+
+    path: str | os.PathLike
+    fps: float = FPS
+    max_frames: int = MAX_FRAMES
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fps < math.inf:
+            text = f"fps must be above 0 frames a second, not {self.fps:g}"
+            raise InputError(text, argument="fps")
+        if self.max_frames < 1:
+            raise InputError(f"max_frames must be at least 1, not {self.max_frames}", argument="max_frames")
+
+
+def is_video(source: Any) -> bool:
+    """Whether it is a Video, or a path that is one by its name."""
+    if isinstance(source, Video):
+        return True
+    return isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in SUFFIXES
+
+
+class Videos:
+    def recognises(self, source: Any) -> bool:
+        return is_video(source)
+
+    def frames(self, source: Any) -> Iterator[Frame]:
+        video = source if isinstance(source, Video) else Video(source)
+        path = Path(os.path.expanduser(video.path))
+        if not path.is_file():
+            raise MissingError(f"{path} does not exist", argument="source")
+        for number, shot in enumerate(_chosen(path, video)):
+            yield Frame(shot, name=f"{path.stem}_{number:05}", reopens=True)
+
+
+VIDEOS = Videos()
+
+
+class Shot:
+    """A frame, which is decoded already; opened once more, it is looked for in the file again."""
+
+    def __init__(self, path: Path, time: int, image: Image.Image | None) -> None:
+        """time: in the stream's own unit."""
+        self.path, self.time, self.image = path, time, image
+
+    def __call__(self) -> Image.Image:
+        image, self.image = self.image, None
+        if image is not None:
+            return image
+        with _opened(self.path) as (container, stream):
+            container.seek(self.time, stream=stream, backward=True)
+            for frame in _decoded(container, stream, self.path):
+                if frame.pts is not None and frame.pts >= self.time:
+                    return _upright(frame)
+        raise ImageError(f"{self.path} has no frame any more where there was one")
+
+
+def _chosen(path: Path, video: Video) -> Iterator[Shot]:
+    start, length = _times(path)
+    count = min(max(1, round(float(length) * video.fps)), video.max_frames)
+    best: tuple[float, Any] | None = None
+    interval, last, found = 0, None, 0
+    with _opened(path) as (container, stream):
+        stream.thread_type = "AUTO"
+        for frame in _decoded(container, stream, path):
+            if frame.pts is None:
+                continue
+            time = frame.pts * stream.time_base - start
+            here = min(int(time / length * count), count - 1) if length else 0
+            if best is not None and here > interval:
+                shot, last = _unless_same(path, best[1], last)
+                if shot is not None:
+                    found += 1
+                    yield shot
+                best = None
+            interval = max(interval, here)
+            sharpness = _sharpness(_grey(frame))
+            if best is None or sharpness > best[0]:
+                best = sharpness, frame
+        if best is not None:
+            shot, last = _unless_same(path, best[1], last)
+            if shot is not None:
+                found += 1
+                yield shot
+    if not found:
+        raise ImageError(f"{path} holds no frames")
+
+
+def _unless_same(path: Path, frame: Any, last: np.ndarray | None) -> tuple[Shot | None, np.ndarray]:
+    small = _grey(frame)
+    if last is not None and np.abs(small - last).mean() < SAME:
+        return None, last
+    return Shot(path, frame.pts, _upright(frame)), small
+
+
+def _times(path: Path) -> tuple[Fraction, Fraction]:
+    """Seconds of the first frame, and from there to the end of the last one; nothing is decoded."""
+    times: list[Fraction] = []
+    with _opened(path) as (container, stream):
+        for packet in container.demux(stream):
+            if packet.pts is not None:
+                times.append(packet.pts * stream.time_base)
+    if not times:
+        raise ImageError(f"{path} holds no frames")
+    first, last = min(times), max(times)
+    if len(times) == 1:
+        return first, Fraction(0)
+    return first, last - first + (last - first) / (len(times) - 1)
+
+
+class _opened:
+    """(container, its video stream); what FFmpeg says of a damaged file is an ImageError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> tuple[Any, Any]:
+        try:
+            import av
+        except ImportError as error:
+            text = f"{self.path} is a video, which needs PyAV: pip install 'fastvggt_jax[video]'"
+            raise ExtraError(text, argument="source") from error
+        try:
+            self.container = av.open(str(self.path))
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise _damaged(self.path, error) from error
+        if not self.container.streams.video:
+            kinds = " and ".join(sorted({stream.type for stream in self.container.streams}))
+            self.container.close()
+            raise ImageError(f"{self.path} holds no pictures, only {kinds or 'nothing'}")
+        return self.container, self.container.streams.video[0]
+
+    def __exit__(self, *_: object) -> None:
+        self.container.close()
+
+
+def _decoded(container: Any, stream: Any, path: Path) -> Iterator[Any]:
+    import av
+
+    try:
+        yield from container.decode(stream)
+    except av.FFmpegError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ImageError:
+    return ImageError(f"{path} is a damaged video, or none ({getattr(error, 'strerror', None) or error})")
+
+
+def _upright(frame: Any) -> Image.Image:
+    """As it is to be seen, by the rotation that the file says (counterclockwise)."""
+    image = frame.to_image()
+    turns = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+    turn = turns.get(round(frame.rotation) % 360)
+    return image if turn is None else image.transpose(turn)
+
+
+def _grey(frame: Any) -> np.ndarray:
+    """f32[h, w], small."""
+    scale = min(1.0, SMALL / max(frame.width, frame.height))
+    width, height = (max(2, round(side * scale)) for side in (frame.width, frame.height))
+    return frame.reformat(width, height, "gray").to_ndarray().astype(np.float32)
+
+
+def _sharpness(grey: np.ndarray) -> float:
+    """The variance of the Laplacian."""
+    inner = grey[1:-1, 1:-1]
+    around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
+    return float(np.var(around - 4 * inner)) if inner.size else 0.0

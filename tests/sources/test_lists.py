@@ -1,0 +1,44 @@
+"""Photographs that a text file or a COLMAP model names."""
+
+import pytest
+
+from fastvggt_jax import export
+from fastvggt_jax.errors import ImageError, MissingError
+from fastvggt_jax.export import ExportOptions
+from fastvggt_jax.sources import ImagePolicy, load_images
+from tests.export.truth import true_scene
+
+POLICY = ImagePolicy("crop", 28, 14)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """Photographs 0 … 5, in a folder photos."""
+    folder = tmp_path_factory.mktemp("truth") / "photos"
+    return folder, true_scene(folder, "crop").scene
+
+
+def test_a_list_keeps_its_order_and_is_relative_to_itself(scene, tmp_path):
+    folder, _ = scene
+    (folder.parent / "list.txt").write_text("# mine\nphotos/3.png\n\n  photos/0.png \nphotos/*1.png\n")
+    assert load_images(folder.parent / "list.txt", POLICY).names == ("3.png", "0.png", "1.png")
+    for text, match in (("# nothing\n", "names no photographs"), ("list.txt", "names another list")):
+        (folder.parent / "list.txt").write_text(text)
+        with pytest.raises(ImageError, match=match):
+            load_images(folder.parent / "list.txt", POLICY)
+    with pytest.raises(MissingError, match="gone.txt does not exist"):
+        load_images(tmp_path / "gone.txt", POLICY)
+
+
+def test_a_colmap_folder_gives_its_photographs(scene, tmp_path):
+    _, true = scene
+    export.write(true, tmp_path, ("splat",), ExportOptions(track_points=100, copy_photographs=True))
+    images = load_images(tmp_path / "splat", POLICY)
+    assert len(images.names) == len(true.names)
+    assert images.frames[4].path == tmp_path / "splat" / "images" / images.names[4]
+    (tmp_path / "splat" / "images").rename(tmp_path / "elsewhere")
+    with pytest.raises(MissingError, match="has no photographs: .* is neither in it nor in images/"):
+        load_images(tmp_path / "splat", POLICY)
+    (tmp_path / "splat" / "sparse" / "0" / "images.bin").write_bytes(b"\0" * 20)
+    with pytest.raises(ValueError, match="is damaged, or no COLMAP model|has no images"):
+        load_images(tmp_path / "splat", POLICY)
