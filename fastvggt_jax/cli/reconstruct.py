@@ -99,6 +99,13 @@ def reconstruct(
     camera_model: CameraModel = "PINHOLE",
     copy_photographs: CopyPhotographs = False,
     bundle_adjust: BundleAdjust = False,
+    tracks: Annotated[
+        bool,
+        typer.Option(
+            "--tracks",
+            help="colmap, nerfstudio, splat: points that VGGT's track head has followed.",
+        ),
+    ] = False,
     intrinsics: Intrinsics = None,
     align_to: AlignTo = None,
     masks: Annotated[
@@ -176,6 +183,7 @@ def reconstruct(
         fps=fps,
         max_frames=max_frames,
         bundle=bundle_adjust,
+        tracks=tracks,
         intrinsics=intrinsics,
         align_to=align_to,
         masks=masks,

@@ -20,7 +20,7 @@ from pathlib import Path
 from fastvggt_jax.errors import ExtraError, InputError
 from fastvggt_jax.export import mesh
 from fastvggt_jax.export.lenses import with_shared_camera, with_square_pixels
-from fastvggt_jax.export.tracks import Tracks, find_tracks
+from fastvggt_jax.export.tracks import Followed, Tracks, find_tracks, followed_tracks
 from fastvggt_jax.scene import PointCloud, Scene, check_cloud_options
 from fastvggt_jax.sources import Frame
 
@@ -82,20 +82,28 @@ class Export:
     """A scene that is being written; what several formats want of it is made once.
 
     photographs: one Frame per photograph, which opens it, or None; by default the files that the scene names.
+    followed: what tracks are made of; None makes them of the scene's depth.
     """
 
     scene: Scene
     options: ExportOptions = ExportOptions()  # noqa: RUF009  immutable
     photographs: Sequence[Frame | None] = ()
+    followed: Followed | None = None
 
     @classmethod
-    def of(cls, scene: Scene, options: ExportOptions, photographs: Sequence[Frame | None] = ()) -> Export:
+    def of(
+        cls,
+        scene: Scene,
+        options: ExportOptions,
+        photographs: Sequence[Frame | None] = (),
+        followed: Followed | None = None,
+    ) -> Export:
         """With the cameras that the options ask for, which then are the same in all formats."""
         if options.shared_camera:
             scene = with_shared_camera(scene)
         elif options.camera_model == "SIMPLE_RADIAL":
             scene = with_square_pixels(scene)
-        return cls(scene, options, photographs)
+        return cls(scene, options, photographs, followed)
 
     @cached_property
     def cloud(self) -> PointCloud:
@@ -104,8 +112,11 @@ class Export:
     @cached_property
     def tracks(self) -> Tracks:
         o = self.options
-        filters = dict(conf_percentile=o.conf_percentile, edge_filter=o.edge_filter, voxel=o.voxel)
-        tracks = find_tracks(self.scene, o.track_points, **filters)
+        filters = dict(conf_percentile=o.conf_percentile, edge_filter=o.edge_filter)
+        if self.followed is None:
+            tracks = find_tracks(self.scene, o.track_points, **filters, voxel=o.voxel)
+        else:
+            tracks = followed_tracks(self.scene, self.followed, o.track_points, **filters)
         if not len(tracks):
             text = "no point is seen by two photographs or more: the files with tracks hold cameras alone"
             warnings.warn(text, stacklevel=2)
@@ -133,6 +144,7 @@ class Format:
       of_photographs: (scene) -> for each kind of file that there is of every photograph, their paths,
         relative to the folder, in the order of the photographs; one of a picture may lack its ending.
       pixel_bytes: it writes at least so many for every pixel of the model's images.
+      tracked: it holds points with tracks.
       describes: it names the files of other formats, and is written after them.
     """
 
@@ -145,6 +157,7 @@ class Format:
     default: bool = True
     of_photographs: Callable[[Scene], Mapping[str, Sequence[str]]] | None = None
     pixel_bytes: int = 0
+    tracked: bool = False
     describes: bool = False
 
     @property

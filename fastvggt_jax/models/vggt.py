@@ -268,7 +268,8 @@ class VGGT(Model):
         Args:
           images: u8[B, F, H, W, 3], or float in [0, 1]; H and W multiples of `patch_size`. The first frame
             fixes the coordinates.
-          query_points: float[B, Q, 2], pixels (x, y) to track; None leaves the track head out.
+          query_points: float[B, Q, 2], pixels (x, y) to track, the first one's centre at (0, 0) as upstream
+            has it; None leaves the track head out.
           query_frames: K frames that they are of, a divisor of Q: the first Q/K points are of the first of
             these, and so on. Upstream knows frame 0 alone.
 
@@ -344,6 +345,8 @@ class VGGT(Model):
             points=points,
             conf=conf,
             clipped=(fov != pose_enc[..., 7:9]).any(-1),
+            track=None if p.track is None else p.track + 0.5,
+            track_conf=None if p.vis is None or p.conf is None else p.vis * p.conf,
             conf_floor=CONF_FLOOR,
         )
 
