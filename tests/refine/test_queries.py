@@ -130,6 +130,14 @@ def test_where_a_point_is_not_seen_is_no_observation(true, followed, changed):
     assert np.isfinite(after.xy).all() and np.isfinite(after.residual).all()
 
 
+def test_a_camera_does_not_see_what_lies_behind_it(true, followed):
+    poses = true.scene.cam_from_world.copy()
+    poses[0] *= -1  # all of it is seen in the same pixels, but behind
+    turned = followed_tracks(dataclasses.replace(true.scene, cam_from_world=poses), followed, 10**6)
+    other = np.arange(len(followed.pixel)) >= 100
+    assert len(turned) > 300 and not observed(turned, followed, 0)[other].any()
+
+
 def test_a_shift_of_less_than_the_tolerance_is_kept_as_it_is_measured(true, followed):
     other = np.arange(len(followed.pixel)) >= 100
     after = followed_tracks(true.scene, change(followed, 0, other, move=0.5), 10**6)
