@@ -47,6 +47,7 @@ def from_pretrained(
     heads: Sequence[str] | None = None,
     param_dtype: jax.typing.DTypeLike | None = None,
     dtype: jax.typing.DTypeLike | None = None,
+    heads_dtype: jax.typing.DTypeLike | None = None,
     sparsity: Sparsity | None = None,
     frames_chunk: int | None = None,
     remat: bool | None = None,
@@ -60,7 +61,8 @@ def from_pretrained(
     heads: those to load, out of the model's `heads`; None means all in the file. The others' tensors are not
       read.
     param_dtype: float32 or bfloat16 casts the parameters on load; None keeps the stored one.
-    dtype, sparsity, frames_chunk, remat: how the model is run, see `Model`; None keeps its defaults.
+    dtype, heads_dtype, sparsity, frames_chunk, remat: how the model is run, see `Model`; None keeps its
+      defaults.
     quiet: say nothing of a conversion on stderr.
     Tensors are read one by one, so the host holds no second copy.
 
@@ -69,7 +71,18 @@ def from_pretrained(
     for a head that it does not have, or an option of the wrong kind; what conversion and the hub raise
     (ExtraError, FileError, FailedError).
     """
-    options = _options(param_dtype, dtype=dtype, sparsity=sparsity, frames_chunk=frames_chunk, remat=remat)
+    options = _options(
+        param_dtype,
+        dtype=dtype,
+        heads_dtype=heads_dtype,
+        sparsity=sparsity,
+        frames_chunk=frames_chunk,
+        remat=remat,
+    )
+    if isinstance(heads, str):
+        raise InputError(
+            f"heads must be a tuple of names, such as ({heads!r},), not a text", argument="heads"
+        )
     weights = open_weights(weight_file(name, revision=revision, quiet=quiet))
     model = _model(weights).clone(**options)
     try:
@@ -95,7 +108,8 @@ def from_pretrained(
 def _options(param_dtype: Any, **options: Any) -> dict[str, Any]:
     """Those that are given. Raises InputError for one of the wrong kind."""
     given = {name: value for name, value in options.items() if value is not None}
-    for name, dtype in (("param_dtype", param_dtype), ("dtype", options["dtype"])):
+    dtypes = {name: options[name] for name in ("dtype", "heads_dtype")} | {"param_dtype": param_dtype}
+    for name, dtype in dtypes.items():
         try:
             fits = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
         except TypeError:

@@ -63,6 +63,8 @@ class Sparsity:
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
+            if getattr(self, name) == ():
+                raise InputError(f"{name} is empty; give a number, or one for each layer", argument=name)
             for v in _values(getattr(self, name)):
                 if not isinstance(v, numbers.Real) or not 0 <= v <= 1:  # NaN fails too
                     raise InputError(f"{name}={v} must lie in [0, 1]", argument=name)

@@ -10,6 +10,7 @@ from fastvggt_jax.sparsity import parse_block, parse_layers, parse_sparsity
 @pytest.mark.parametrize(
     "fields, message",
     [
+        (dict(sparse_ratio=[]), "sparse_ratio is empty"),
         ({}, "needs sparse_ratio, cdf_threshold or both"),
         ({"sparse_ratio": 1.5}, r"sparse_ratio=1.5 must lie in \[0, 1\]"),
         ({"sparse_ratio": float("nan")}, "sparse_ratio=nan"),

@@ -130,7 +130,7 @@ def reconstruct(
         ),
     ] = None,
     fps: Annotated[
-        float | None, typer.Option(help="Of a video: frames a second, the sharpest ones. Default: 2.")
+        float | None, typer.Option(help="Of a video: frames per second, the sharpest ones. Default: 2.")
     ] = None,
     max_frames: Annotated[
         int | None, typer.Option(help="Of a video: frames in all, at most. Default: 300.")

@@ -251,6 +251,9 @@ def check_images(images: Array, patch: int) -> None:
     """Raises InputError unless images are [B, F, H, W, 3], of 8 bits or floating point, H and W multiples of
     `patch`.
     """
+    if not hasattr(images, "ndim") or not hasattr(images, "dtype"):
+        text = f"images must be an array [B, F, H, W, 3], not a {type(images).__name__}"
+        raise InputError(f"{text}: load_images(...).pixels[None]", argument="images")
     if images.ndim != 5 or images.shape[-1] != 3:
         hint = ""
         if images.ndim == 5 and images.shape[2] == 3:

@@ -3,6 +3,7 @@
 from fastvggt_jax.sources.base import Frame, Source, register, registered
 from fastvggt_jax.sources.images import Images, load_images
 from fastvggt_jax.sources.sizing import ImagePolicy, ImageTransform
+from fastvggt_jax.sources.video import Video
 
 __all__ = [
     "Frame",
@@ -10,6 +11,7 @@ __all__ = [
     "ImageTransform",
     "Images",
     "Source",
+    "Video",
     "load_images",
     "register",
     "registered",

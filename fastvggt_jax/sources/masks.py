@@ -11,6 +11,8 @@ from PIL import Image
 from fastvggt_jax.errors import ImageError, InputError, MissingError
 from fastvggt_jax.sources.base import DECODE_ERRORS
 
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
+
 
 class Masks:
     """The masks of a folder, by the photographs' names: NAME.JPG.png, as COLMAP has them, or NAME.png; where
@@ -20,7 +22,10 @@ class Masks:
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
-        """Raises MissingError if there is no such folder."""
+        """Raises MissingError if there is no such folder, InputError for what is no path."""
+        if not isinstance(folder, str | os.PathLike):
+            text = f"masks must be a folder, not a {type(folder).__name__}"
+            raise InputError(text, argument="masks")
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise MissingError(f"masks {self.folder}: no such folder", argument="masks")
@@ -36,14 +41,17 @@ class Masks:
             raise InputError(text, argument="masks")
         found = self._find(path)
         try:
-            with Image.open(found) as image:
+            with Image.open(found, formats=FORMATS) as image:
+                if image.size != size:
+                    theirs, ours = ("{}x{}".format(*s) for s in (image.size, size))
+                    text = f"the mask {found} has {theirs} pixels, but {path} has {ours}"
+                    text += ": masks are as large as the photographs, upright"
+                    raise InputError(text, argument="masks")
                 mask = _shown(image)
-        except DECODE_ERRORS as error:
+        except InputError:
+            raise
+        except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
             raise ImageError(f"the mask {found} is damaged or not an image") from error
-        if mask.shape[::-1] != size:
-            theirs, ours = ("{}x{}".format(*s) for s in (mask.shape[::-1], size))
-            text = f"the mask {found} has {theirs} pixels, but {path} has {ours}"
-            raise InputError(f"{text}: masks are as large as the photographs, upright", argument="masks")
         return mask
 
     def _find(self, path: Path) -> Path:

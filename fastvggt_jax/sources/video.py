@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator
 from fractions import Fraction
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from fastvggt_jax.sources.base import Frame
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi")
 FPS, MAX_FRAMES = 2.0, 300  # where nothing is said
+# No playlists, which would make FFmpeg open other files, and nothing from elsewhere.
+OPTIONS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi", "protocol_whitelist": "file"}
 SMALL = 256  # pixels of the longer side on which frames are compared
 SAME = 1.0  # of 255: the mean difference below which two frames show the same
 
@@ -30,7 +33,7 @@ SAME = 1.0  # of 255: the mean difference below which two frames show the same
 class Video:
     """Frames of a video file for `load_images`.
 
-    fps: frames a second, at most. max_frames: in all, at most; a longer video gets fewer a second.
+    fps: frames per second, at most. max_frames: in all, at most; a longer video gets fewer per second.
 
     Raises InputError for a number out of its range.
     """
@@ -40,11 +43,12 @@ class Video:
     max_frames: int = MAX_FRAMES
 
     def __post_init__(self) -> None:
-        if not 0 < self.fps < math.inf:
-            text = f"fps must be above 0 frames a second, not {self.fps:g}"
+        if not isinstance(self.fps, Real) or not 0 < self.fps < math.inf:
+            text = f"fps must be above 0 frames per second, not {self.fps}"
             raise InputError(text, argument="fps")
-        if self.max_frames < 1:
-            raise InputError(f"max_frames must be at least 1, not {self.max_frames}", argument="max_frames")
+        if not isinstance(self.max_frames, Integral) or self.max_frames < 1:
+            text = f"max_frames must be a whole number, at least 1, not {self.max_frames}"
+            raise InputError(text, argument="max_frames")
 
 
 def is_video(source: Any) -> bool:
@@ -155,7 +159,7 @@ class _opened:
             text = f"{self.path} is a video, which needs PyAV: pip install 'fastvggt_jax[video]'"
             raise ExtraError(text, argument="source") from error
         try:
-            self.container = av.open(str(self.path))
+            self.container = av.open(str(self.path), options=dict(OPTIONS))
         except (av.FFmpegError, OSError, ValueError) as error:
             raise _damaged(self.path, error) from error
         if not self.container.streams.video:

@@ -278,3 +278,9 @@ def test_tracks_are_said_in_our_pixels_and_as_sure_as_visible_and_right():
     np.testing.assert_allclose(found.track_conf, 0.4, rtol=1e-6)
     without = VGGT.reconstruction(Prediction(**heads))
     assert without.track is None and without.track_conf is None
+
+
+def test_what_is_no_array_is_said(tiny):
+    model, params = tiny
+    with pytest.raises(InputError, match="images must be an array .*, not a list"):
+        model.apply(params, [1, 2])

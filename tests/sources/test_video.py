@@ -136,6 +136,8 @@ def test_the_loader_takes_it_and_frames_open_again(clip, tmp_path):
     [
         (lambda p: p.write_bytes(b""), "is a damaged video, or none"),
         (lambda p: p.write_bytes(b"no video at all" * 99), "is a damaged video, or none"),
+        (lambda p: p.write_text("#EXTM3U\n#EXTINF:1,\nother.ts\n"), "is a damaged video, or none"),
+        (lambda p: p.write_text("ffconcat version 1.0\nfile other.mp4\n"), "is a damaged video, or none"),
         (lambda p: write(p, audio=True), "holds no pictures, only audio"),
         (lambda p: p.write_bytes(write(p).read_bytes()[:2000]), "is a damaged video, or none"),
     ],
@@ -149,9 +151,9 @@ def test_what_is_no_video_is_a_sentence(tmp_path, make, match):
 
 
 def test_wrong_numbers_and_no_file(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="fps must be above 0 frames a second, not 0"):
+    with pytest.raises(InputError, match="fps must be above 0 frames per second, not 0"):
         Video("a.mp4", fps=0)
-    with pytest.raises(InputError, match="max_frames must be at least 1, not 0"):
+    with pytest.raises(InputError, match="max_frames must be a whole number, at least 1, not 0"):
         Video("a.mp4", max_frames=0)
     with pytest.raises(MissingError, match="gone.mp4 does not exist"):
         load_images(tmp_path / "gone.mp4", POLICY)

@@ -220,10 +220,13 @@ def in_half(
     def full(params: Any, taps: Array) -> Array:
         return full_head.apply({"params": params}, taps, image_size, patch_size)
 
+    def one_by_one(params: Any, taps: Array) -> Array:  # it is hardly ever run, and should compile fast
+        return jax.lax.map(lambda frame: full(params, frame[:, None])[0], jnp.moveaxis(taps, 1, 0))
+
     @jax.custom_jvp
     def half(params: Any, taps: Array) -> Array:
         logits = half_head.apply({"params": params}, taps, image_size, patch_size)
-        return jax.lax.cond(jnp.isfinite(logits).all(), lambda *_: logits, full, params, taps)
+        return jax.lax.cond(jnp.isfinite(logits).all(), lambda *_: logits, one_by_one, params, taps)
 
     half.defjvp(lambda primals, tangents: jax.jvp(full, primals, tangents))
     return half(params, taps)
