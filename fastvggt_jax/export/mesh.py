@@ -48,9 +48,8 @@ def surfaces(
     a time is held. Raises ExtraError without fast_simplification.
     """
     require()
-    kept = np.zeros(scene.valid.size, bool)
-    kept[scene.point_indices(conf_percentile=conf_percentile)] = True
-    kept = kept.reshape(scene.valid.shape)
+    kept = np.zeros(scene.valid.shape, bool)
+    kept.reshape(-1)[scene.point_indices(conf_percentile=conf_percentile)] = True
     jump = DEPTH_JUMP if edge_filter is None else edge_filter
     # A surface has about two triangles for each vertex. They are counted first, to be made one at a time.
     counts = [len(_triangles(z, k, jump)) for z, k in zip(scene.depth, kept, strict=True)]

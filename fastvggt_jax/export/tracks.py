@@ -142,8 +142,8 @@ def followed_tracks(
     """
     frames, height, width = scene.valid.shape
     taken = scene.point_indices(conf_percentile=conf_percentile, edge_filter=edge_filter)
-    _, first = np.unique(followed.pixel, return_index=True)
-    first = first[np.isin(followed.pixel[first], taken)]
+    alone, first = np.unique(followed.pixel, return_index=True)
+    first = first[np.isin(alone, taken)]
     pixel = followed.pixel[first]  # i64[m], sorted
     source, rest = np.divmod(pixel, height * width)
     xyz = scene.points.reshape(-1, 3)[pixel].astype(np.float64)
@@ -153,7 +153,8 @@ def followed_tracks(
     xy[own] = np.stack([rest % width, rest // width], -1) + 0.5
     with np.errstate(divide="ignore", invalid="ignore"):
         residual = xy - at[..., :2] / at[..., 2:]
-        inside = ((xy >= 0) & (xy < (width, height))).all(-1)  # False for NaN
+        x, y = xy[..., 0], xy[..., 1]
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)  # False for NaN
         u, v = np.where(inside[..., None], xy, 0).astype(np.int64).transpose(2, 0, 1)
         seen = inside & (at[..., 2] > 0) & scene.valid[np.arange(frames)[:, None], v, u]
         seen &= followed.conf[:, first] >= LEAST_SURE
