@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fastvggt_jax.errors import (
     Error,
@@ -36,12 +37,14 @@ from fastvggt_jax.export.base import (
     write_formats,
 )
 from fastvggt_jax.export.photographs import find_photographs
+from fastvggt_jax.export.tracks import Followed
 from fastvggt_jax.io.files import check_output_folder, check_space, output_folder, reason, temporary_sibling
 from fastvggt_jax.models.base import Model
 from fastvggt_jax.models.prediction import Reconstruction
 from fastvggt_jax.pretrained import from_pretrained, read_model
 from fastvggt_jax.refine.bundle import adjusted_or_as_it_is, require
 from fastvggt_jax.refine.known import aligned_or_as_it_is, known_K, known_positions, with_intrinsics
+from fastvggt_jax.refine.queries import Queries, choose_queries
 from fastvggt_jax.refine.sky import without_sky
 from fastvggt_jax.scene import Scene, to_scene
 from fastvggt_jax.sources import Images, load_images
@@ -78,6 +81,7 @@ class Settings:
     intrinsics: str | None = None
     align_to: str | None = None
     bundle: bool = False
+    tracks: bool = False
     skip_bad: bool = False
     overwrite: bool = False
 
@@ -89,7 +93,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
     load_images, from_pretrained, to_scene and the writers raise, and OutOfMemoryError.
     """
     s = settings
-    formats = check_formats(always_written(s.formats))
+    formats = check_formats(always_written(s.formats), s.export)
     # What --overwrite may replace; the first tells that the folder is ours.
     ours = [pattern for format in all_formats() for pattern in format.files]
     if s.bundle:
@@ -99,6 +103,8 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
         check_output_folder(s.output, overwrite=s.overwrite, ours=ours)
         model = read_model(s.weights)
         heads = model.heads_for(s.points_from)
+        if s.tracks:
+            heads = (*heads, _track_head(model, s.weights, formats))
         with step("load photographs"):
             images = load_images(
                 _with_video_options(s),
@@ -120,14 +126,17 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
             model, params = from_pretrained(s.weights, heads=heads, sparsity=s.sparsity)
             # The dtype of the matrix products; parameters stay as they are stored.
             model = _with_fast_attention(model.clone(dtype=compute_dtype(s.dtype)))
-        found, density = predict(model, params, images, step, s.points_from)
+        queries = None
+        if s.tracks:
+            queries = choose_queries(images.pixels, images.shown(), s.export.track_points)
+        found, density = predict(model, params, images, step, s.points_from, queries)
         parameters = sum(x.size for x in jax.tree.leaves(params))
         del params
         wanted = s.bundle or s.mask_sky or s.intrinsics is not None or s.align_to is not None
         with step("refine") if wanted else contextlib.nullcontext():
             scene, adjustment, alignment = _refined(to_scene(found, images), s)
         with step("write"):
-            export = Export.of(scene, s.export, images.frames)
+            export = Export.of(scene, s.export, images.frames, _followed(queries, found))
             scene = export.scene
             if not len(export.cloud):
                 warnings.warn("no point is left: lower conf_percentile or raise edge_filter", stacklevel=2)
@@ -187,6 +196,24 @@ def _refined(scene: Scene, settings: Settings) -> tuple[Scene, dict[str, Any] | 
     return scene, adjustment, alignment
 
 
+def _track_head(model: Model, weights: str, formats: list[Format]) -> str:
+    """The name of the head that follows points. Raises InputError if none is there, or no use for it."""
+    if "track" not in model.heads:
+        text = f"tracks needs a model with a track head, and {weights} has {', '.join(model.heads)}"
+        raise InputError(f"{text}: take weights of VGGT with its track head", argument="tracks")
+    if not any(format.tracked for format in formats):
+        wanted = ", ".join(format.name for format in all_formats() if format.tracked)
+        text = f"tracks is about {wanted}, of which none is written: add one to the formats"
+        raise InputError(text, argument="tracks")
+    return "track"
+
+
+def _followed(queries: Queries | None, found: Reconstruction) -> Followed | None:
+    if queries is None or found.track is None or found.track_conf is None:
+        return None
+    return Followed(queries.pixel, np.asarray(found.track)[0], np.asarray(found.track_conf)[0])
+
+
 def _with_fast_attention(model: Model) -> Model:
     """Dense where block-sparse attention would only be slower, which is said."""
     why = model.why_slower_sparse()
@@ -204,14 +231,20 @@ def compute_dtype(name: str) -> jnp.dtype:
 
 
 def predict(
-    model: Model, params: Any, images: Images, step: Step, points_from: str | None = None
+    model: Model,
+    params: Any,
+    images: Images,
+    step: Step,
+    points_from: str | None = None,
+    queries: Queries | None = None,
 ) -> tuple[Reconstruction, list[float] | None]:
     """(the reconstruction of these images, computed; the share of blocks that each sparse layer has attended
     to).
     """
 
     def run(params: Any, pixels: jax.Array) -> tuple[Reconstruction, jax.Array | None]:
-        prediction = model.apply(params, pixels)
+        asked = () if queries is None else (jnp.asarray(queries.xy)[None], queries.frames)
+        prediction = model.apply(params, pixels, *asked)
         return model.reconstruction(prediction, points_from), prediction.density
 
     pixels = images.pixels[None]
@@ -302,7 +335,7 @@ def export_saved(
     InputError for cameras other than those that the folder's files have.
     """
     folder, options = Path(folder), options or ExportOptions()
-    chosen = check_formats(always_written(formats))
+    chosen = check_formats(always_written(formats), options)
     if bundle:
         require()
     if output is None:

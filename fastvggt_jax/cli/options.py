@@ -62,13 +62,17 @@ EdgeFilter = Annotated[
 Voxel = Annotated[
     float | None, typer.Option(help="Keep one point in every cube of this side (in the scene's unit).")
 ]
-MAX_POINTS, TRACK_POINTS = 5_000_000, 100_000
+MAX_POINTS, TRACK_POINTS, MESH_POINTS = 5_000_000, 100_000, 500_000
 MaxPoints = Annotated[
     int | None,
     typer.Option(
         help=f"Keep at most this many points, evenly spread. Default: {MAX_POINTS:,}, and {TRACK_POINTS:,} "
-        "where points have tracks (colmap, nerfstudio, splat)."
+        f"where points have tracks (colmap, nerfstudio, splat), {MESH_POINTS:,} of --glb-mesh."
     ),
+]
+GlbMesh = Annotated[
+    bool,
+    typer.Option("--glb-mesh", help="glb: surfaces, cut where the depth jumps, instead of points."),
 ]
 DepthOriginal = Annotated[
     bool,
@@ -132,12 +136,12 @@ def say_tracks(report: dict[str, Any]) -> None:
 
 
 def export_options(max_points: int | None, **fields: Any) -> ExportOptions:
-    """ExportOptions of what a command was given; `max_points` holds for points with tracks too."""
+    """ExportOptions of what a command was given; `max_points` holds for points with tracks and
+    of surfaces too."""
     from fastvggt_jax.export import ExportOptions
 
-    if max_points is None:
-        return ExportOptions(max_points=MAX_POINTS, track_points=TRACK_POINTS, **fields)
-    return ExportOptions(max_points=max_points, track_points=max_points, **fields)
+    counts = (MAX_POINTS, TRACK_POINTS, MESH_POINTS) if max_points is None else (max_points,) * 3
+    return ExportOptions(max_points=counts[0], track_points=counts[1], mesh_points=counts[2], **fields)
 
 
 CacheDir = Annotated[

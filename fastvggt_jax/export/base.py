@@ -18,8 +18,9 @@ from numbers import Integral
 from pathlib import Path
 
 from fastvggt_jax.errors import ExtraError, InputError
+from fastvggt_jax.export import mesh
 from fastvggt_jax.export.lenses import with_shared_camera, with_square_pixels
-from fastvggt_jax.export.tracks import Tracks, find_tracks
+from fastvggt_jax.export.tracks import Followed, Tracks, find_tracks, followed_tracks
 from fastvggt_jax.scene import PointCloud, Scene, check_cloud_options
 from fastvggt_jax.sources import Frame
 
@@ -33,10 +34,12 @@ class ExportOptions:
 
     depth_original: depth in the photographs' own pixels instead of the model's.
     track_points: points at most where points have tracks, see `fastvggt_jax.export.tracks`.
+    glb_mesh: scene.glb holds surfaces instead of points, see `fastvggt_jax.export.mesh`.
+    mesh_points: vertices that these have, about, at most.
     shared_camera: all photographs are of one camera, see `lenses.with_shared_camera`.
     camera_model: COLMAP's: PINHOLE, or SIMPLE_RADIAL, which has one focal length and no distortion here.
     copy_photographs: copy them into the folders that hold them, instead of linking to them.
-    Raises InputError, naming the field, for a value out of its range.
+    Raises InputError, naming the field, for a value out of its range; ExtraError for what is not installed.
     """
 
     conf_percentile: float | None = None
@@ -45,17 +48,22 @@ class ExportOptions:
     max_points: int | None = None
     depth_original: bool = False
     track_points: int = 100_000
+    glb_mesh: bool = False
+    mesh_points: int = 500_000
     shared_camera: bool = False
     camera_model: str = "PINHOLE"
     copy_photographs: bool = False
 
     def __post_init__(self) -> None:
         check_cloud_options(self.conf_percentile, self.edge_filter, self.voxel, self.max_points)
-        count = self.track_points
-        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-            self._refuse("track_points", "a whole number, at least 1")
+        for field in ("track_points", "mesh_points"):
+            count = getattr(self, field)
+            if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+                self._refuse(field, "a whole number, at least 1")
         if self.camera_model not in CAMERA_MODELS:
             self._refuse("camera_model", " or ".join(CAMERA_MODELS))
+        if self.glb_mesh:
+            mesh.require()
 
     def _refuse(self, field: str, right: str) -> None:
         raise InputError(f"{field} must be {right}, not {getattr(self, field)!r}", argument=field)
@@ -74,20 +82,28 @@ class Export:
     """A scene that is being written; what several formats want of it is made once.
 
     photographs: one Frame per photograph, which opens it, or None; by default the files that the scene names.
+    followed: what tracks are made of; None makes them of the scene's depth.
     """
 
     scene: Scene
     options: ExportOptions = ExportOptions()  # noqa: RUF009  immutable
     photographs: Sequence[Frame | None] = ()
+    followed: Followed | None = None
 
     @classmethod
-    def of(cls, scene: Scene, options: ExportOptions, photographs: Sequence[Frame | None] = ()) -> Export:
+    def of(
+        cls,
+        scene: Scene,
+        options: ExportOptions,
+        photographs: Sequence[Frame | None] = (),
+        followed: Followed | None = None,
+    ) -> Export:
         """With the cameras that the options ask for, which then are the same in all formats."""
         if options.shared_camera:
             scene = with_shared_camera(scene)
         elif options.camera_model == "SIMPLE_RADIAL":
             scene = with_square_pixels(scene)
-        return cls(scene, options, photographs)
+        return cls(scene, options, photographs, followed)
 
     @cached_property
     def cloud(self) -> PointCloud:
@@ -96,8 +112,11 @@ class Export:
     @cached_property
     def tracks(self) -> Tracks:
         o = self.options
-        filters = dict(conf_percentile=o.conf_percentile, edge_filter=o.edge_filter, voxel=o.voxel)
-        tracks = find_tracks(self.scene, o.track_points, **filters)
+        filters = dict(conf_percentile=o.conf_percentile, edge_filter=o.edge_filter)
+        if self.followed is None:
+            tracks = find_tracks(self.scene, o.track_points, **filters, voxel=o.voxel)
+        else:
+            tracks = followed_tracks(self.scene, self.followed, o.track_points, **filters)
         if not len(tracks):
             text = "no point is seen by two photographs or more: the files with tracks hold cameras alone"
             warnings.warn(text, stacklevel=2)
@@ -125,6 +144,7 @@ class Format:
       of_photographs: (scene) -> for each kind of file that there is of every photograph, their paths,
         relative to the folder, in the order of the photographs; one of a picture may lack its ending.
       pixel_bytes: it writes at least so many for every pixel of the model's images.
+      tracked: it holds points with tracks.
       describes: it names the files of other formats, and is written after them.
     """
 
@@ -137,6 +157,7 @@ class Format:
     default: bool = True
     of_photographs: Callable[[Scene], Mapping[str, Sequence[str]]] | None = None
     pixel_bytes: int = 0
+    tracked: bool = False
     describes: bool = False
 
     @property
@@ -208,15 +229,20 @@ def missing_formats() -> list[Format]:
     return [format for format in all_formats() if not format.available]
 
 
-def check_formats(formats: Iterable[str]) -> list[Format]:
+def check_formats(formats: Iterable[str], options: ExportOptions | None = None) -> list[Format]:
     """The formats of these names, or of this one.
 
-    Raises InputError for an unknown one, ExtraError for one that needs an extra.
+    Raises InputError for an unknown one, or for an option that is about none of them; ExtraError for one that
+    needs an extra.
     """
     names = (formats,) if isinstance(formats, str) else formats
     found = [find(name) for name in dict.fromkeys(names)]
     for format in found:
         format.require()
+    if options is not None and options.glb_mesh and "glb" not in (format.name for format in found):
+        find("glb").require()  # then it is not among the defaults
+        text = "glb_mesh is about scene.glb, which is not written: add glb to the formats"
+        raise InputError(text, argument="glb_mesh")
     return found
 
 
@@ -236,8 +262,9 @@ def write(
     All that can be wrong with the formats is said before anything is written. Raises as `check_formats`, and
     FileError.
     """
-    export = Export.of(scene, options or ExportOptions())
-    return write_formats(export, Path(folder), check_formats(formats))
+    options = options or ExportOptions()
+    found = check_formats(formats, options)
+    return write_formats(Export.of(scene, options), Path(folder), found)
 
 
 def write_formats(export: Export, folder: Path, formats: Iterable[Format]) -> list[str]:

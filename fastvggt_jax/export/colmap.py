@@ -275,12 +275,14 @@ COLMAP = Format(
     "colmap",
     tuple(f"sparse/0/{name}.bin" for name in FILES),
     lambda export, folder: _write(export, folder, text=False),
+    tracked=True,
     about=ABOUT,
 )
 COLMAP_TEXT = Format(
     "colmap-text",
     tuple(f"sparse/0/{name}.txt" for name in FILES),
     lambda export, folder: _write(export, folder, text=True),
+    tracked=True,
     about=ABOUT,
     default=False,
 )

@@ -1,14 +1,21 @@
-"""scene.glb: the point cloud and the cameras' frusta, for web and desktop viewers. Needs trimesh (extra
-`glb`).
+"""scene.glb: the point cloud, or the photographs' surfaces, and the cameras' frusta, for web and desktop
+viewers. Needs trimesh (extra `glb`).
 """
 
 from __future__ import annotations
 
+import io
 import os
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from fastvggt_jax.export.base import Format
+from fastvggt_jax.export.base import Export, Format
+from fastvggt_jax.export.mesh import Surface, surfaces
 from fastvggt_jax.io.colors import colorize
 from fastvggt_jax.io.files import write_file
 from fastvggt_jax.scene import PointCloud, Scene
@@ -19,13 +26,22 @@ GL_FROM_CV = np.diag([1.0, -1.0, -1.0])
 # The frustum as two strokes of a pen: vertex 0 is the camera's centre, 1 to 4 are the image's corners in
 # turn.
 STROKES = ([0, 1, 2, 0, 3, 4, 0], [2, 3], [4, 1])
+JPEG_QUALITY = 90  # of what surfaces are painted with
 
 
-def write_glb(scene: Scene, path: str | os.PathLike, *, cloud: PointCloud | None = None) -> None:
+def write_glb(
+    scene: Scene,
+    path: str | os.PathLike,
+    *,
+    cloud: PointCloud | None = None,
+    meshes: Iterable[Surface] | None = None,
+) -> None:
     """Write a binary glTF with the nodes "points" (`cloud`, by default all valid points) and "cameras"
     (lines, dark for the first photograph to light for the last), turned from OpenCV's to OpenGL's axes: (x,
     y, z) -> (x, -y, -z).
 
+    meshes: one per photograph, which take the points' place as the nodes "mesh 0", "mesh 1" and so on, each
+    painted with what the model saw; of one without triangles there is none.
     Raises ExtraError without trimesh, FileError if writing fails.
     """
     GLB.require()
@@ -35,7 +51,9 @@ def write_glb(scene: Scene, path: str | os.PathLike, *, cloud: PointCloud | None
 
     cloud = scene.point_cloud() if cloud is None else cloud
     result = trimesh.Scene()
-    if len(cloud):
+    if meshes is not None:
+        _add_meshes(result, scene, meshes)
+    elif len(cloud):
         opaque = np.full((len(cloud), 1), 255, np.uint8)
         points = trimesh.PointCloud(cloud.xyz @ GL_FROM_CV, colors=np.concatenate([cloud.rgb, opaque], -1))
         result.add_geometry(points, geom_name="points", node_name="points")
@@ -46,6 +64,36 @@ def write_glb(scene: Scene, path: str | os.PathLike, *, cloud: PointCloud | None
     cameras = Path3D(lines, vertices.reshape(-1, 3), colors=opaque_colors, process=False)
     result.add_geometry(cameras, geom_name="cameras", node_name="cameras")
     write_file(path, result.export(file_type="glb"))
+
+
+def _add_meshes(result: Any, scene: Scene, meshes: Iterable[Surface]) -> None:
+    """Warns if there is none."""
+    from trimesh import Trimesh
+    from trimesh.visual import TextureVisuals
+    from trimesh.visual.material import PBRMaterial
+
+    height, width = scene.depth.shape[1:]
+    for i, (mesh, colors) in enumerate(zip(meshes, scene.colors, strict=True)):
+        if not len(mesh.faces):
+            continue
+        # It has its light in it already; both of its sides are to be seen.
+        paint = PBRMaterial(
+            baseColorTexture=_as_jpeg(colors), metallicFactor=0.0, roughnessFactor=1.0, doubleSided=True
+        )
+        uv = mesh.pixel / (width, height) * (1, -1) + (0, 1)  # trimesh counts v from below
+        visual = TextureVisuals(uv=uv, material=paint)
+        surface = Trimesh(mesh.xyz @ GL_FROM_CV, mesh.faces, visual=visual, process=False)
+        result.add_geometry(surface, geom_name=f"mesh {i}", node_name=f"mesh {i}")
+    if not result.geometry:
+        text = "no surface is left for scene.glb: lower conf_percentile or raise edge_filter"
+        warnings.warn(text, stacklevel=4)
+
+
+def _as_jpeg(colors: np.ndarray) -> Image.Image:
+    """A picture of u8[H, W, 3] that trimesh writes as a JPEG."""
+    file = io.BytesIO()
+    Image.fromarray(colors).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return Image.open(file)
 
 
 def frusta(scene: Scene, depth: float) -> np.ndarray:
@@ -65,11 +113,20 @@ def extent(cloud: PointCloud) -> float:
     return float(np.linalg.norm(high - low)) or 1.0
 
 
+def _write(export: Export, folder: Path) -> None:
+    o, meshes = export.options, None
+    if o.glb_mesh:
+        filters = dict(conf_percentile=o.conf_percentile, edge_filter=o.edge_filter)
+        meshes = surfaces(export.scene, o.mesh_points, **filters)
+    write_glb(export.scene, folder / "scene.glb", cloud=export.cloud, meshes=meshes)
+
+
 GLB = Format(
     "glb",
     ("scene.glb",),
-    lambda export, folder: write_glb(export.scene, folder / "scene.glb", cloud=export.cloud),
-    about="points and cameras, OpenGL axes as glTF has them: y up, (x, y, z) is (x, -y, -z) of cameras.json",
+    _write,
+    about="points, or a surface per photograph, and cameras; OpenGL axes as glTF has them: y up, "
+    "(x, y, z) is (x, -y, -z) of cameras.json",
     module="trimesh",
     extra="glb",
 )

@@ -66,6 +66,7 @@ NERFSTUDIO = Format(
     "nerfstudio",
     (f"{FOLDER}/transforms.json", f"{FOLDER}/{POINTS}", f"{FOLDER}/images/*"),
     lambda export, folder: write_nerfstudio(export, folder / FOLDER),
+    tracked=True,
     about="nerfstudio's data format: transform_matrix is world_from_cam, its camera with OpenGL axes "
     "(y up, z back); the world, and the points in it, are those of cameras.json, with OpenCV axes; principal "
     "points in pixels of the photographs, the first one's centre at (0.5, 0.5)",

@@ -32,6 +32,7 @@ SPLAT = Format(
     "splat",
     (f"{FOLDER}/images/*", *(f"{FOLDER}/sparse/0/{name}.bin" for name in FILES)),
     lambda export, folder: write_splat(export, folder / FOLDER),
+    tracked=True,
     about=f"photographs, upright, and {ABOUT}; by the names in images/",
     default=False,
     of_photographs=of_photographs,

@@ -12,6 +12,8 @@ DEPTH_TOLERANCE = 0.04  # of the depth: a view whose own depth differs by more s
 COLOR_TOLERANCE = 64  # of 255, mean over the channels: exposures differ, another thing differs by more
 MAX_TRACK = 24  # observations of a point, at most; more bring nothing but size
 OVERSAMPLING = 4  # candidates tried for each point that is wanted
+LEAST_SURE = 0.25  # of a followed point: as likely as not visible, and as likely as not right
+FOLLOWED_TOLERANCE = 0.01  # of the longer side, from where the cameras see it; beyond, it is another point
 CHUNK = 1 << 15  # points at a time, which bounds the memory
 
 
@@ -53,6 +55,19 @@ class Tracks:
         """f64[M], the mean distance in original pixels between a point's projections and its observations."""
         _, lengths = self.in_pixels(scene)
         return np.bincount(self.point, lengths, len(self)) / np.maximum(self.lengths(), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Followed:
+    """Q points that a model has followed through the photographs.
+
+    pixel: i64[Q], which of the F·H·W pixels each is of. xy: f32[F, Q, 2], where it is seen, in model pixels.
+    conf: f32[F, Q], the probability that it is, and there.
+    """
+
+    pixel: np.ndarray
+    xy: np.ndarray
+    conf: np.ndarray
 
 
 def select(tracks: Tracks, kept: np.ndarray) -> Tracks:
@@ -110,6 +125,51 @@ def tracks_of_pixels(scene: Scene, chosen: np.ndarray, max_points: int) -> Track
     return _joined(scene, parts, max_points)
 
 
+def followed_tracks(
+    scene: Scene,
+    followed: Followed,
+    max_points: int,
+    *,
+    conf_percentile: float | None = None,
+    edge_filter: float | None = None,
+) -> Tracks:
+    """Tracks of followed points whose pixels the cloud takes, at most `max_points`, evenly spread.
+
+    A point is the model's for its pixel, and observed at that pixel's centre; elsewhere where it was followed
+    to, if that is a valid pixel, at least LEAST_SURE, and within FOLLOWED_TOLERANCE of where the camera sees
+    the point. Observations beyond MAX_TRACK are thinned as `find_tracks` does. The filters are those of
+    `Scene.point_cloud`.
+    """
+    frames, height, width = scene.valid.shape
+    taken = scene.point_indices(conf_percentile=conf_percentile, edge_filter=edge_filter)
+    alone, first = np.unique(followed.pixel, return_index=True)
+    first = first[np.isin(alone, taken)]
+    pixel = followed.pixel[first]  # i64[m], sorted
+    source, rest = np.divmod(pixel, height * width)
+    xyz = scene.points.reshape(-1, 3)[pixel].astype(np.float64)
+    at = xyz @ np.swapaxes(_pixel_from_world(scene)[..., :3], 1, 2) + _pixel_from_world(scene)[:, None, :, 3]
+    xy = followed.xy[:, first].astype(np.float64)  # [F, m, 2]
+    own = source == np.arange(frames)[:, None]  # [F, m]
+    xy[own] = np.stack([rest % width, rest // width], -1) + 0.5
+    with np.errstate(divide="ignore", invalid="ignore"):
+        residual = xy - at[..., :2] / at[..., 2:]
+        x, y = xy[..., 0], xy[..., 1]
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)  # False for NaN
+        u, v = np.where(inside[..., None], xy, 0).astype(np.int64).transpose(2, 0, 1)
+        seen = inside & (at[..., 2] > 0) & scene.valid[np.arange(frames)[:, None], v, u]
+        seen &= followed.conf[:, first] >= LEAST_SURE
+        seen &= np.linalg.norm(residual, axis=-1) <= FOLLOWED_TOLERANCE * max(height, width)
+    point, frame = np.nonzero(_evenly(seen | own, source).T)
+    points, new = np.unique(point, return_inverse=True)
+    part = _Part(pixel[points], new, frame, xy[frame, point], residual[frame, point])
+    return _joined(scene, [part], max_points)
+
+
+def _pixel_from_world(scene: Scene) -> np.ndarray:
+    """f64[F, 3, 4]; its third row is depth."""
+    return scene.K.astype(np.float64) @ scene.cam_from_world.astype(np.float64)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Part:
     """index: i64[m] of the points, among all pixels. point: i64[n] into it; the rest as in Tracks."""
@@ -127,8 +187,7 @@ class _Views:
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
         self.shows = scene.valid & (scene.points_conf >= scene.conf_floor)
-        K, cam_from_world = scene.K.astype(np.float64), scene.cam_from_world.astype(np.float64)
-        self.pixel_from_world = K @ cam_from_world  # [F, 3, 4]; its third row is depth
+        self.pixel_from_world = _pixel_from_world(scene)
 
     def observe(self, index: np.ndarray) -> _Part:
         """What all views see of the points of these pixels; only points of two observations or more."""

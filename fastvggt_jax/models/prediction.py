@@ -31,7 +31,7 @@ class Prediction:
       depth_conf: [B, F, H, W] confidence of `depth`, > 1.
       world_points: [B, F, H, W, 3] in the coordinates of the first camera.
       world_points_conf: [B, F, H, W] confidence of `world_points`, > 1.
-      track: [B, F, Q, 2] where the query points of frame 0 are seen, pixels (x, y).
+      track: [B, F, Q, 2] where the query points are seen, pixels (x, y) as these are counted.
       track_list: [iterations, B, F, Q, 2] the same after each iteration of the tracker, the last being
         `track`.
       vis: [B, F, Q] probability that the point is visible.
@@ -83,6 +83,8 @@ class Reconstruction:
       points: f32[B, F, H, W, 3] in the world. conf: f32[B, F, H, W], of the points.
       clipped: bool[B, F], where the model's field of view has no K and was clipped, or None.
       metric_scale: f32[B], metres per unit, or None where nobody knows.
+      track: f32[B, F, Q, 2], where query points are seen, or None. track_conf: f32[B, F, Q], the probability
+        that they are, and there.
       conf_floor: the confidence of nothing at all, such as sky; what lies below is no surface.
     """
 
@@ -94,4 +96,6 @@ class Reconstruction:
     conf: Float[Array, "B F H W"]
     clipped: Bool[Array, "B F"] | None = None
     metric_scale: Float[Array, " B"] | None = None
+    track: Float[Array, "B F Q 2"] | None = None
+    track_conf: Float[Array, "B F Q"] | None = None
     conf_floor: float = flax.struct.field(pytree_node=False, default=-float("inf"))

@@ -258,21 +258,27 @@ class VGGT(Model):
             )
 
     def __call__(
-        self, images: Num[Array, "B F H W 3"], query_points: Float[Array, "B Q 2"] | None = None
+        self,
+        images: Num[Array, "B F H W 3"],
+        query_points: Float[Array, "B Q 2"] | None = None,
+        query_frames: tuple[int, ...] = (0,),
     ) -> Prediction:
         """Reconstructs B scenes of F views each.
 
         Args:
           images: u8[B, F, H, W, 3], or float in [0, 1]; H and W multiples of `patch_size`. The first frame
             fixes the coordinates.
-          query_points: float[B, Q, 2], pixels (x, y) of frame 0 to track; None leaves the track head out.
+          query_points: float[B, Q, 2], pixels (x, y) to track, the first one's centre at (0, 0) as upstream
+            has it; None leaves the track head out.
+          query_frames: K frames that they are of, a divisor of Q: the first Q/K points are of the first of
+            these, and so on. Upstream knows frame 0 alone.
 
         Raises:
           InputError: wrong shape or dtype.
         """
         check_images(images, self.patch_size)
         if query_points is not None:
-            self.check_query_points(images, query_points)
+            self.check_query_points(images, query_points, query_frames)
         H, W = images.shape[2:4]
         taps, camera_tokens, density = self.aggregator(to_unit(images))
         out: dict[str, Any] = {"density": density, "made_by": type(self)}
@@ -296,7 +302,9 @@ class VGGT(Model):
                 self.frames_chunk,
                 self.remat,
             )
-            tracks, out["vis"], out["conf"] = self.track_head.tracker(query_points.astype(jnp.float32), maps)
+            tracks, out["vis"], out["conf"] = self.track_head.tracker(
+                query_points.astype(jnp.float32), maps, query_frames
+            )
             out["track_list"], out["track"] = tracks, tracks[-1]
         return Prediction(**out)
 
@@ -337,6 +345,8 @@ class VGGT(Model):
             points=points,
             conf=conf,
             clipped=(fov != pose_enc[..., 7:9]).any(-1),
+            track=None if p.track is None else p.track + 0.5,
+            track_conf=None if p.vis is None or p.conf is None else p.vis * p.conf,
             conf_floor=CONF_FLOOR,
         )
 
@@ -347,13 +357,21 @@ class VGGT(Model):
 
         return losses.loss(prediction, truth, **weights)
 
-    def check_query_points(self, images: Array, query_points: Array) -> None:
+    def check_query_points(
+        self, images: Array, query_points: Array, query_frames: tuple[int, ...] = (0,)
+    ) -> None:
         if "track" not in self.heads:
             text = f"query_points were given, but the model has no track head: heads={self.heads}"
             raise InputError(text, argument="query_points")
-        B, _, H, W, _ = images.shape
+        B, F, H, W, _ = images.shape
         if query_points.ndim != 3 or query_points.shape[::2] != (B, 2) or not query_points.shape[1]:
-            text = f"query_points {query_points.shape} must be [B={B}, Q, 2], pixels (x, y) of frame 0"
+            text = f"query_points {query_points.shape} must be [B={B}, Q, 2], pixels (x, y) of query_frames"
+            raise InputError(text, argument="query_points")
+        if not query_frames or any(not 0 <= frame < F for frame in query_frames):
+            text = f"query_frames={query_frames} must be numbers of frames, from 0 to {F - 1}"
+            raise InputError(text, argument="query_frames")
+        if query_points.shape[1] % len(query_frames):
+            text = f"query_points {query_points.shape} must be as many of each of {len(query_frames)} frames"
             raise InputError(text, argument="query_points")
         if min(H, W) < self.smallest_tracked:
             need = f"both sides need {self.smallest_tracked} pixels or more"

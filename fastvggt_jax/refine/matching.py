@@ -34,12 +34,12 @@ def measure_tracks(scene: Scene, max_points: int = 20_000, *, conf_percentile: f
     A point is the model's for its pixel, and observed at that pixel's centre. `residual` says how far from
     where the cameras expect it each view shows it. The same scene gives the same tracks.
     """
-    grey = [_grey(colors) for colors in scene.colors]
+    grey = [to_grey(colors) for colors in scene.colors]
     usable = np.zeros(scene.valid.size, bool)
     usable[scene.point_indices(conf_percentile=conf_percentile)] = True
     usable = usable.reshape(scene.valid.shape) & ~depth_edges(scene.depth, scene.valid, EDGE)
-    corners = [_corners(g, u) + i * u.size for i, (g, u) in enumerate(zip(grey, usable, strict=True))]
-    tracks = tracks_of_pixels(scene, np.concatenate(corners), max_points)
+    chosen = [corners(g, u) + i * u.size for i, (g, u) in enumerate(zip(grey, usable, strict=True))]
+    tracks = tracks_of_pixels(scene, np.concatenate(chosen), max_points)
     shift, found = np.zeros_like(tracks.xy), np.zeros(len(tracks.point), bool)
     patches = _Patches(scene, grey, tracks.pixel)
     for frame in range(len(scene.names)):
@@ -52,7 +52,8 @@ def measure_tracks(scene: Scene, max_points: int = 20_000, *, conf_percentile: f
     return select(moved, found)
 
 
-def _grey(colors: np.ndarray) -> np.ndarray:
+def to_grey(colors: np.ndarray) -> np.ndarray:
+    """Of colours u8[H, W, 3]."""
     return colors.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)  # [H, W]
 
 
@@ -64,7 +65,7 @@ def _slopes(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return gx, gy
 
 
-def _corners(grey: np.ndarray, usable: np.ndarray) -> np.ndarray:
+def corners(grey: np.ndarray, usable: np.ndarray) -> np.ndarray:
     """i64[K], sorted: in every cell the pixel whose patch has most texture in its poorest direction (Shi and
     Tomasi, CVPR 1994), if that is enough and the patch lies within the image.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from numbers import Integral, Real
@@ -26,6 +27,8 @@ FPS, MAX_FRAMES = 2.0, 300  # where nothing is said
 # No playlists, which would make FFmpeg open other files, and nothing from elsewhere.
 OPTIONS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi", "protocol_whitelist": "file"}
 SMALL = 256  # pixels of the longer side on which frames are compared
+CUT_SHORT, CUT_SHORT_SECONDS = 0.05, 1.0  # what is missing at a video's end, by its own word, to be said
+MICROSECONDS = 1_000_000  # of a second: in these FFmpeg counts a file's length
 SAME = 1.0  # of 255: the mean difference below which two frames show the same
 
 
@@ -132,18 +135,37 @@ def _unless_same(path: Path, frame: Any, last: np.ndarray | None) -> tuple[Shot 
 
 
 def _times(path: Path) -> tuple[Fraction, Fraction]:
-    """Seconds of the first frame, and from there to the end of the last one; nothing is decoded."""
+    """Seconds of the first frame, and from there to the end of the last one; nothing is decoded. Warns of a
+    file that ends before it says it does.
+    """
     times: list[Fraction] = []
+    end = Fraction(0)
     with _opened(path) as (container, stream):
         for packet in container.demux(stream):
             if packet.pts is not None:
                 times.append(packet.pts * stream.time_base)
+                end = max(end, times[-1] + (packet.duration or 0) * stream.time_base)
+        said = _said_length(container, stream)
     if not times:
         raise ImageError(f"{path} holds no frames")
+    # FFmpeg is silent about a file that was cut off after its index, as those made for the web have it.
+    if said - (end - min(times)) > max(CUT_SHORT_SECONDS, CUT_SHORT * said):
+        found, whole = (f"{float(seconds):.1f}" for seconds in (end - min(times), said))
+        text = (
+            f"{path} ends after {found} of the {whole} seconds that it says it has, as if it were cut short"
+        )
+        warnings.warn(f"{text}: what is there is taken; copy it again if more is wanted", stacklevel=4)
     first, last = min(times), max(times)
     if len(times) == 1:
         return first, Fraction(0)
     return first, last - first + (last - first) / (len(times) - 1)
+
+
+def _said_length(container: Any, stream: Any) -> Fraction:
+    """Seconds that the file says its pictures take; 0 where it does not."""
+    if stream.duration is not None:
+        return stream.duration * stream.time_base
+    return Fraction(container.duration or 0, MICROSECONDS)
 
 
 class _opened:

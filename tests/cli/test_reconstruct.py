@@ -22,9 +22,10 @@ from fastvggt_jax.cli.options import use_compilation_cache
 from fastvggt_jax.errors import OutOfMemoryError
 from fastvggt_jax.evaluate import metrics
 from fastvggt_jax.io import files
+from fastvggt_jax.io.weights import save_params
 from fastvggt_jax.models.prediction import Prediction
 from fastvggt_jax.pretrained import BUNDLED
-from fastvggt_jax.testing.tiny import write_random_weights
+from fastvggt_jax.testing.tiny import tiny_model, write_random_weights
 from pallas_kernels import implementation
 from pallas_kernels.implementation import Device
 
@@ -68,7 +69,7 @@ def reconstruct_args(
     return ["reconstruct", *photos, "-c", weights, "-o", out, "--size", 56, *more]
 
 
-def fake_predict(model, params, images, step, points_from):
+def fake_predict(model, params, images, step, points_from, queries=None):
     """In place of the model, for tests of what comes after it."""
     frames, height, width, _ = images.pixels.shape
     pose_enc = np.zeros((1, frames, 9), np.float32)
@@ -123,6 +124,49 @@ def test_photographs_to_files_as_json(weights, tmp_path):
     assert (
         report["points"] == 3 * 56 * (42 + 28) // 4 and f"element vertex {report['points']}\n".encode() in ply
     )
+
+
+@pytest.fixture(scope="module")
+def tracker_weights(tmp_path_factory) -> Path:
+    """With a track head, as small as one can be; numpy's numbers, which need no compiling."""
+    sizes = dict(embed_dim=32, encoder_depth=1, dpt_features=8, dpt_level_channels=(8, 8, 8, 8))
+    tracker = dict(corr_levels=2, corr_radius=1, depth=1, features=16, hidden=16, num_heads=2, num_virtual=2)
+    tracker = {f"track_{name}": value for name, value in tracker.items()}
+    model = tiny_model(heads=("camera", "depth", "track"), track_iterations=1, **sizes, **tracker)
+    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("weights") / "tracker.safetensors"
+    draw = lambda spec: jnp.asarray(0.1 * rng.normal(size=spec.shape), jnp.float32)
+    params = jax.tree.map(draw, model.abstract_params())
+    save_params(path, params, model, source="random numbers", license="none needed")
+    return path
+
+
+def test_points_are_followed_by_the_track_head(tracker_weights, tmp_path, monkeypatch):
+    made = []
+    real = pipeline._followed
+    monkeypatch.setattr(pipeline, "_followed", lambda *of: made.append((*of, real(*of))) or made[-1][-1])
+    more = ["--tracks", "--max-points", 40, "--format", "colmap", "--json"]
+    result = run(*reconstruct_args(tracker_weights, tmp_path / "out", *more))
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["model"]["heads"] == ["camera", "depth", "track"] and report["tracks"] is not None
+    ((queries, found, followed),) = made
+    assert queries.frames == (0, 1) and followed.xy.shape == (2, 40, 2) and followed.conf.shape == (2, 40)
+    assert ((followed.conf >= 0) & (followed.conf <= 1)).all()
+    # In their own frames points stay at the centres of their pixels.
+    own = np.concatenate([followed.xy[0, :20], followed.xy[1, 20:]])
+    np.testing.assert_allclose(own, queries.xy + 0.5, atol=1e-4)
+    assert np.abs(followed.xy[1, :20] - own[:20]).max() > 1e-3
+
+
+def test_tracks_need_their_head_and_a_format_that_has_them(weights, pi3_weights, tracker_weights, tmp_path):
+    out = tmp_path / "out"
+    match = "--tracks needs a model with a track head, and "
+    assert_sentence(run(*reconstruct_args(weights, out, "--tracks")), match, 2, out)
+    assert_sentence(run(*reconstruct_args(pi3_weights, out, "--tracks")), match, 2, out)
+    assert_sentence(run(*reconstruct_args("mini", out, "--tracks")), "mini has camera, depth, point", 2, out)
+    result = run(*reconstruct_args(tracker_weights, out, "--tracks", "--format", "ply"))
+    assert_sentence(result, "--tracks is about colmap, colmap-text, nerfstudio, splat, of which none", 2, out)
+    assert "✓" not in result.stderr
 
 
 def test_masks_known_K_and_known_positions(weights, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fastvggt_jax import VGGT
+from fastvggt_jax.errors import InputError
 from fastvggt_jax.models.heads.camera import CameraHead
 from fastvggt_jax.models.heads.track import Tracker, embed_flow
 from fastvggt_jax.models.vit import HeadNorm
@@ -125,3 +126,41 @@ def test_chunks_are_as_equal_as_they_can_be(tiny, frames, chunk, chunks):
     _, state = jax.eval_shape(forward, params, images)
     logits = state["intermediates"]["depth_head"]["__call__"][0]
     assert logits.shape[:-3] == (chunks or (frames,))
+
+
+@pytest.fixture(scope="module")
+def tracker():
+    """(Tracker, random params, maps f32[1, 4, 6, 7, 8], points f32[1, 6, 2]) of two iterations."""
+    tracker = Tracker(2, 2, 2, 1, 16, 1, 2, 2, 5, 8)
+    maps = jax.random.normal(jax.random.key(0), (1, 4, 6, 7, 8))
+    points = jax.random.uniform(jax.random.key(1), (1, 6, 2), minval=1.0, maxval=10.0)
+    params = jax.jit(tracker.init)(jax.random.key(2), points, maps)
+    return tracker, params, maps, points
+
+
+def test_points_of_several_frames_are_followed_as_if_each_frame_were_the_first(tracker):
+    module, params, maps, points = tracker
+    several = jax.jit(lambda: module.apply(params, points, maps, (2, 0, 3)))()
+    alone = jax.jit(module.apply)
+    for k, frame in enumerate((2, 0, 3)):
+        order = np.array([frame, *(f for f in range(4) if f != frame)])
+        mine = slice(2 * k, 2 * k + 2)
+        tracks, vis, conf = alone(params, points[:, mine], maps[:, order])
+        # Chaotic: the second iteration starts from what the first one rounds.
+        np.testing.assert_allclose(several[0][0][:, order, mine], tracks[0], atol=1e-4)
+        np.testing.assert_allclose(several[0][1][:, order, mine], tracks[1], atol=0.02)
+        for found, expected in zip(several[1:], (vis, conf), strict=True):
+            np.testing.assert_allclose(found[:, order, mine], expected, atol=0.01)
+        np.testing.assert_array_equal(several[0][:, 0, frame, mine], np.stack([points[0, mine]] * 2))
+    others = several[0][-1][0, 1] - points[0]
+    assert np.abs(others).min() > 1e-3  # in a frame that is no query's, all have moved
+
+
+@pytest.mark.parametrize(
+    "frames, match",
+    [((), "numbers of frames"), ((0, 3), "from 0 to 2"), ((-1,), "from 0 to 2"), ((0, 1), "as many of each")],
+)
+def test_bad_query_frames(frames, match):
+    images, points = jnp.zeros((1, 3, 128, 128, 3)), jnp.zeros((1, 5, 2))
+    with pytest.raises(InputError, match=match):
+        VGGT().check_query_points(images, points, frames)

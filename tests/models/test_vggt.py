@@ -11,6 +11,7 @@ from fastvggt_jax import VGGT, Sparsity
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.models.base import to_unit
 from fastvggt_jax.models.heads import dpt
+from fastvggt_jax.models.prediction import Prediction
 from tests.conftest import TOLERANCE, max_error
 from tests.parity.goldens import load_model
 
@@ -265,6 +266,18 @@ def test_heads_beyond_float16_are_computed_in_float32(heads_in_both):
     depths = [jax.jit(model.apply)(large, images).depth for model in (full, half)]
     assert np.isfinite(depths[0]).all()
     np.testing.assert_allclose(depths[1], depths[0], rtol=1e-5)
+
+
+def test_tracks_are_said_in_our_pixels_and_as_sure_as_visible_and_right():
+    pose = jnp.zeros((1, 2, 9)).at[..., 6:].set(1)
+    depth, track = jnp.ones((1, 2, 4, 4, 1)), jnp.arange(12.0).reshape(1, 2, 3, 2)
+    vis, conf = jnp.full((1, 2, 3), 0.5), jnp.full((1, 2, 3), 0.8)
+    heads = dict(pose_enc=pose, depth=depth, depth_conf=depth[..., 0])
+    found = VGGT.reconstruction(Prediction(**heads, track=track, vis=vis, conf=conf))
+    np.testing.assert_allclose(found.track, track + 0.5)  # a first pixel's centre is at (0.5, 0.5)
+    np.testing.assert_allclose(found.track_conf, 0.4, rtol=1e-6)
+    without = VGGT.reconstruction(Prediction(**heads))
+    assert without.track is None and without.track_conf is None
 
 
 def test_what_is_no_array_is_said(tiny):

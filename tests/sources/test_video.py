@@ -1,5 +1,6 @@
 """Videos: the frames that were asked for, by their times, upright, sharp and different; what is no video."""
 
+import warnings
 from fractions import Fraction
 
 import numpy as np
@@ -38,8 +39,9 @@ def told(image) -> float:
     return (values.mean() - 20) / 10
 
 
-def write(path, times=TIMES, codec="libx264", audio=False, of=picture):
-    with av.open(str(path), "w") as out:
+def write(path, times=TIMES, codec="libx264", audio=False, of=picture, options=None, last=None):
+    """last: seconds that the last frame stays."""
+    with av.open(str(path), "w", options=options or {}) as out:
         if audio:
             stream = out.add_stream("aac", rate=8000, layout="mono")
             for start in range(0, 8192, 1024):
@@ -52,11 +54,16 @@ def write(path, times=TIMES, codec="libx264", audio=False, of=picture):
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
         stream.options = {"crf": "10"}
+        packets = []
         for time in times:
             frame = av.VideoFrame.from_ndarray(of(time), "rgb24")
             frame.pts, frame.time_base = round(1000 * time), Fraction(1, 1000)
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
+            packets += stream.encode(frame)
+        packets += stream.encode(None)
+        if last is not None:
+            latest = max(packets, key=lambda packet: packet.pts)
+            latest.duration = round(last / latest.time_base)
+        out.mux(packets)
     return path
 
 
@@ -148,6 +155,32 @@ def test_what_is_no_video_is_a_sentence(tmp_path, make, match):
     with pytest.raises(ImageError, match=match) as raised:
         load_images(path, POLICY)
     assert str(path) in str(raised.value)
+
+
+def cut_in_half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+@pytest.mark.parametrize(
+    "name, codec", [("cut.mp4", "libx264"), ("cut.webm", "libvpx"), ("cut.mkv", "mpeg4")]
+)
+def test_a_video_that_ends_early_gives_what_is_there_and_says_so(tmp_path, name, codec):
+    # The index of an mp4 stands in front, without which such a file cannot be read at all.
+    path = write(tmp_path / name, codec=codec, options={"movflags": "+faststart"} if "mp4" in name else {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = load_images(path, POLICY)
+    with pytest.warns(UserWarning, match=r"ends after \d+\.\d of the (19|20)\.\d seconds") as caught:
+        images = load_images(cut_in_half(path), POLICY)
+    assert 3 <= len(images.names) < len(whole.names) and str(path) in str(caught[0].message)
+
+
+def test_a_last_frame_that_stays_for_long_is_no_early_end(tmp_path):
+    path = write(tmp_path / "slides.mp4", times=[0, 5, 10, 10.1], codec="mpeg4", last=9.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(load_images(path, POLICY).names) >= 3
 
 
 def test_wrong_numbers_and_no_file(tmp_path, monkeypatch):

@@ -1,9 +1,11 @@
-"""Track head: where points of frame 0 are seen in the other frames (upstream: vggt/heads/track_head.py and
+"""Track head: where points of one frame are seen in the other frames (upstream: vggt/heads/track_head.py and
 track_modules/, from VGGSfM and CoTracker). Float32. B batch, F frames, Q query points, C channels, h w
 feature-map pixels.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -233,20 +235,56 @@ class Tracker(nn.Module):
             "query_ref_token", nn.initializers.normal(1.0), (1, 2, 3 * C + 4), jnp.float32
         )
 
-    def __call__(self, query_points: Array, maps: Array) -> tuple[Array, Array, Array]:
-        """query_points [B, Q, 2] pixels (x, y) of frame 0, feature maps [B, F, h, w, C] -> tracks [iters, B,
-        F, Q, 2] after each iteration, in image pixels; vis and conf [B, F, Q] of the last.
+    def __call__(
+        self, query_points: Array, maps: Array, frames: tuple[int, ...] = (0,)
+    ) -> tuple[Array, Array, Array]:
+        """query_points [B, Q, 2] pixels (x, y), feature maps [B, F, h, w, C] -> tracks [iters, B, F, Q, 2]
+        after each iteration, in image pixels; vis and conf [B, F, Q] of the last.
+
+        frames: K of them, a divisor of Q; the first Q/K points are of the first of these frames, and so on.
+        Those of one frame are followed together, as upstream does with those of frame 0. Upstream's order of
+        frames means nothing else here: but for which is the query's, all are alike to the tracker.
         """
         B, F, h, w, C = maps.shape
-        Q = query_points.shape[1]
         maps = self.fmap_norm(maps)
         pyramid = feature_pyramid(maps.reshape(B * F, h, w, C), self.corr_levels)
+        if len(frames) == 1:
+            return self.follow(query_points, maps, pyramid, jnp.asarray(frames[0]))
+        groups = query_points.reshape(B, len(frames), -1, 2).swapaxes(0, 1)  # [K, B, Q/K, 2]
+
+        def one_group(
+            tracker: Tracker, _: None, group: tuple[Array, Array]
+        ) -> tuple[None, tuple[Array, Array, Array]]:
+            return None, tracker.follow(group[0], maps, pyramid, group[1])
+
+        scan = nn.scan(
+            one_group,
+            variable_broadcast="params",
+            variable_axes={"intermediates": 0},
+            split_rngs={"params": False},
+        )
+        _, found = scan(self, None, (groups, jnp.asarray(frames)))
+        tracks, vis, conf = (jnp.moveaxis(x, 0, -3 if x.ndim == 6 else -2) for x in found)
+        return (
+            tracks.reshape(self.iters, B, F, -1, 2),  # [iters, B, F, K, Q/K, 2]
+            vis.reshape(B, F, -1),
+            conf.reshape(B, F, -1),
+        )
+
+    def follow(
+        self, query_points: Array, maps: Array, pyramid: list[Array], frame: Array
+    ) -> tuple[Array, Array, Array]:
+        """Points that are all of `frame`, i32[]. maps: normalised, of which the pyramid is."""
+        B, F, h, w, C = maps.shape
+        Q = query_points.shape[1]
         start = query_points / self.stride  # [B, Q, 2]
+        own = (jnp.arange(F) == frame)[None, :, None, None]  # [1, F, 1, 1]
+        of_frame: Callable[[Array], Array] = lambda x: jax.lax.dynamic_index_in_dim(x, frame, 1)
         coords = jnp.broadcast_to(start[:, None], (B, F, Q, 2))
-        features = jnp.broadcast_to(sample_border(maps[:, 0], start)[:, None], (B, F, Q, C))
+        features = jnp.broadcast_to(sample_border(of_frame(maps)[:, 0], start)[:, None], (B, F, Q, C))
         # The same in every iteration, since the query does not move.
         first, others = self.query_ref_token[:, :1], self.query_ref_token[:, 1:]
-        ref = jnp.concatenate([first, jnp.broadcast_to(others, (1, F - 1, others.shape[-1]))], 1)[:, None]
+        ref = jnp.where(own[..., 0], first, others)[:, None]  # [1, 1, F, 3C + 4]
         constant = sample_position(start, h, w, 3 * C + 4)[:, :, None] + ref  # [B, Q, F, 3C + 4]
 
         def iteration(
@@ -265,7 +303,7 @@ class Tracker(nn.Module):
                 for i, level in enumerate(pyramid)
             ]
             corr = jnp.concatenate(levels, -1)  # [B·F, Q, levels·(2r+1)²]
-            flow = coords - coords[:, :1]
+            flow = coords - of_frame(coords)
             scaled = flow / self.max_scale
             parts = [embed_flow(flow, C // 2), scaled, scaled, corr_mlp(corr).reshape(B, F, Q, C), features]
             x = jnp.concatenate(parts, -1).transpose(0, 2, 1, 3) + constant  # [B, Q, F, 3C + 4]
@@ -273,7 +311,7 @@ class Tracker(nn.Module):
             update.sow("intermediates", "update_in", x)
             delta = update(x).transpose(0, 2, 1, 3)  # [B, F, Q, 2 + C]
             features = features + gelu(feature_update(feature_norm(delta[..., 2:])))
-            coords = (coords + delta[..., :2]).at[:, 0].set(start)
+            coords = jnp.where(own, start[:, None], coords + delta[..., :2])
             return (coords, features), coords * self.stride
 
         scan = nn.scan(
