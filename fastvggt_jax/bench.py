@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from fastvggt_jax.attention import dense_attention
-from fastvggt_jax.errors import FailedError, InputError, MissingError
+from fastvggt_jax.errors import Error, FailedError, InputError, MissingError, out_of_memory
 from fastvggt_jax.models import registry
 from fastvggt_jax.models.base import Model
 from fastvggt_jax.sources.sizing import check_sides
@@ -38,6 +38,7 @@ from pallas_kernels.timing import jax_ms, torch_ms
 
 GIB = 2**30
 QUERY_POINTS = 256
+DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_SIZE = 518  # of a model that has no size of its own
 
 
@@ -78,6 +79,10 @@ class Case:
             if unknown:
                 text = f"kernels has no {', '.join(unknown)}; there are {', '.join(names())}"
                 raise InputError(text, argument="kernels")
+        for name in ("dtype", "param_dtype"):
+            value = getattr(self, name)
+            if value not in (*DTYPES, None):
+                raise InputError(f"{name} must be {' or '.join(DTYPES)}, not {value!r}", argument=name)
         for name in ("frames", "repeats"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}", argument=name)
@@ -110,6 +115,8 @@ class Case:
             ) from error
         except ValueError as error:
             raise InputError(f"{self.config} is not JSON: {error}", argument="config") from error
+        if not isinstance(fields, dict):
+            raise InputError(f"{self.config} must hold a JSON object, the model's fields", argument="config")
         return fields.get("config", fields)
 
     @property
@@ -195,19 +202,23 @@ MEASURES = {"model": measure, "attention": measure_attention}
 
 
 def run(what: str, case: Case) -> dict[str, Any]:
-    """A row of MEASURES, measured in a process of its own. Raises FailedError with the last line of what went
-    wrong.
+    """A row of MEASURES, measured in a process of its own. Raises FailedError with what went wrong there, or
+    RuntimeError with the traceback of a bug.
     """
     environment = dict(os.environ)
     if case.memory_limit is not None:
         environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{case.memory_limit / _gpu_memory_gib():.4f}"
-    settings = json.dumps({"what": what, "case": dataclasses.asdict(case)})
-    command = [sys.executable, "-m", "fastvggt_jax.bench", settings]
+    entry = registry.MODELS[registry.name_of(case.build())]  # the new process has the package's own alone
+    settings = {"what": what, "case": dataclasses.asdict(case), "registered": [case.model, *entry]}
+    command = [sys.executable, "-m", "fastvggt_jax.bench", json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    where = f"{case.frames} frames, {case.sparsity}"
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "Error" in line] or ["no message"]
-        raise FailedError(f"{case.frames} frames, {case.sparsity}: {lines[-1][:200]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        raise RuntimeError(f"{where}:\n{done.stderr}")  # a bug of ours, whose traceback this is
+    row = json.loads(done.stdout.strip().splitlines()[-1])
+    if "error" in row:
+        raise FailedError(f"{where}: {row['error']}")
+    return row
 
 
 def _gpu_memory_gib() -> float:
@@ -216,6 +227,20 @@ def _gpu_memory_gib() -> float:
     return float(subprocess.run(query, capture_output=True, text=True, check=True).stdout) / 1024
 
 
+def main(text: str) -> dict[str, Any]:
+    """The row that `run` asks a process of its own for; what is no bug of ours as {"error": sentence}."""
+    given = json.loads(text)
+    if given["registered"][0] not in registry.names():
+        registry.register(*given["registered"])
+    try:
+        return MEASURES[given["what"]](Case(**given["case"]))
+    except Exception as error:
+        if isinstance(error, Error):
+            return {"error": str(error)}
+        if out_of_memory(error):
+            return {"error": "out of memory: " + str(error).strip().splitlines()[0][:200]}
+        raise
+
+
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    print(json.dumps(MEASURES[given["what"]](Case(**given["case"]))))
+    print(json.dumps(main(sys.argv[1])))

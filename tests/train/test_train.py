@@ -73,7 +73,7 @@ def straight(request, few_programs, tmp_path_factory):
 
 
 def test_a_batch_is_learnt_by_heart(tmp_path):
-    once = dict(steps=170, warmup_steps=20, log_every=170, save_every=170, validation_scenes=0)
+    once = dict(steps=200, warmup_steps=20, log_every=200, save_every=200, validation_scenes=0)
     train(config(model=MODEL, **once), tmp_path, quiet=True)
     model, params = from_pretrained(tmp_path / "weights.safetensors")
     assert model.config() == MODEL.config()
