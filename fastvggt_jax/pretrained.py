@@ -155,10 +155,9 @@ def weight_file(name: str | Path, *, revision: str | None = None, quiet: bool = 
     from convert.sources import in_folder
 
     if hub.is_repository(str(name)):
-        path = hub.fetch(str(name), revision)
-        return _converted(
-            str(name), str(name).replace("/", "--") + "-" + hub.commit_of(path), revision, quiet
-        )
+        commit = hub.commit_of(hub.fetch(str(name), revision))
+        # That commit and no other: a branch may move between the two.
+        return _converted(str(name), f"{str(name).replace('/', '--')}-{commit}", commit, quiet)
     path = in_folder(Path(name)) if Path(name).is_dir() else Path(name)
     if not path.exists():
         known = f"bundled is {', '.join(BUNDLED)}; a hub repository is named OWNER/NAME"
@@ -186,8 +185,15 @@ def _converted(source: str, key: str, revision: str | None, quiet: bool) -> Path
         text = f"the cache {target.parent} cannot be made: {error.strerror}; {remedy}"
         raise FileError(text, cause=error) from error
     # Written under another name and then renamed: another process that converts the same writes the same.
-    convert(source, target, overwrite=True, revision=revision)
+    shown = None if quiet or not sys.stderr.isatty() else _show
+    convert(source, target, overwrite=True, revision=revision, progress=shown)
     return target
+
+
+def _show(done: int, total: int) -> None:
+    """A counter on stderr that writes over itself."""
+    end = "\n" if done >= total else ""
+    print(f"\r{done} of {total} tensors", end=end, file=sys.stderr, flush=True)
 
 
 def _model(weights: WeightFile) -> Model:

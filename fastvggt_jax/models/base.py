@@ -40,8 +40,9 @@ class Model(nn.Module):
     Attributes:
       dtype: of the backbone's matrix products; norms, RoPE, softmax statistics and geometry are float32
         always.
-      heads_dtype: of the convolutions of dense heads. None: float16 on a GPU where `dtype` has 16 bits, else
-        float32. Where a float16 is out of range, and for derivatives, float32 is taken by itself.
+      heads_dtype: of the convolutions of DPT heads (VGGT's depth and points). None: float16 on a GPU where
+        `dtype` has 16 bits, else float32. Where a float16 is out of range, and for derivatives, float32 is
+        taken by itself.
       sparsity: block-sparse global attention; None = dense.
       frames_chunk: how many frames the dense heads take at a time, at least one of each scene.
       remat: whether derivatives recompute what blocks and chunks of frames hold instead of keeping it.

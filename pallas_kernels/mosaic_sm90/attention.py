@@ -470,7 +470,9 @@ def _launch(
 
     def entry(*refs: Ref) -> None:
         # The layout that wgmma reads: rows of 64 elements (128 bytes), swizzled.
-        transforms: Any = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))  # type: ignore[abstract]
+        tiled: Any = plgpu.TilingTransform  # which mypy takes for abstract in some releases of JAX
+        swizzled: Any = plgpu.SwizzleTransform
+        transforms = (tiled((8, 64)), swizzled(128))
         smem = lambda *shape: plgpu.SMEM(shape, dtype, transforms=transforms)
         barriers = lambda arrivals, number: plgpu.Barrier(num_arrivals=arrivals, num_barriers=number)
         pl.run_scoped(

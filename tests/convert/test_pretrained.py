@@ -68,7 +68,9 @@ def test_a_repository_is_kept_by_its_commit(official, tmp_path, monkeypatch):
 
     def fetch(repository, revision=None):
         asked.append((repository, revision))
-        path = tmp_path / "hub" / "snapshots" / f"commit-of-{revision}" / "model.safetensors"
+        known = str(revision).startswith("commit-of-")  # a commit is its own
+        commit = revision if known else f"commit-of-{revision}"
+        path = tmp_path / "hub" / "snapshots" / commit / "model.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(official, path)
         return path
@@ -81,7 +83,8 @@ def test_a_repository_is_kept_by_its_commit(official, tmp_path, monkeypatch):
         "somebody--Toy-commit-of-None-v1.safetensors",
         "somebody--Toy-commit-of-v2-v1.safetensors",
     ]
-    assert asked[0] == ("somebody/Toy", None)
+    # What is converted is that commit, whatever the branch has become meanwhile.
+    assert [revision for _, revision in asked] == [None, "commit-of-None", "v2", "commit-of-v2", None]
 
 
 def test_what_cannot_be_converted_leaves_nothing_in_the_cache(official, tmp_path):
