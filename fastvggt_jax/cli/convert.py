@@ -37,7 +37,7 @@ def convert(
             "no key tells); auto decides by the name of IN."
         ),
     ] = "auto",
-    dtype: Annotated[
+    param_dtype: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="Of the written weights.")
     ] = "float32",
     ignore: Annotated[
@@ -70,7 +70,7 @@ def convert(
             model=model,
             config=config,
             variant=variant,
-            dtype=dtype,
+            dtype=param_dtype,
             ignore=ignore or (),
             overwrite=overwrite,
             revision=revision,

@@ -194,7 +194,7 @@ def test_no_square_matrix_keeps_its_official_layout(full_size):
 
 def test_stripped_heads_and_bfloat16(camera_only, tmp_path, capsys):
     out = tmp_path / "native.safetensors"
-    assert run(camera_only, out, "--config", TINY, "--dtype", "bfloat16") == 0
+    assert run(camera_only, out, "--config", TINY, "--param-dtype", "bfloat16") == 0
     printed = capsys.readouterr().out
     assert "heads: camera (not in it: depth, point, track)" in printed
     assert "variant" not in printed

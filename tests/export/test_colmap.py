@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastvggt_jax import Scene, errors, export
-from fastvggt_jax.export import ExportOptions, tracks
+from fastvggt_jax.export import Export, ExportOptions, tracks
 from fastvggt_jax.export.lenses import with_K, with_shared_camera, with_square_pixels
 from fastvggt_jax.export.tracks import find_tracks
 from fastvggt_jax.sources import ImageTransform
@@ -380,3 +380,13 @@ def test_names_of_all_kinds(tmp_path):
     assert [line.split()[9] for line in lines[1::2]] == ["IMG_1_\u2603.jpg", "sub/b__.jpg"]
     if pycolmap := pytest.importorskip("pycolmap"):
         assert pycolmap.Reconstruction(tmp_path / "sparse" / "0").images[1].name == names[0]
+
+
+@pytest.mark.parametrize("option", [dict(edge_filter=0.02), dict(voxel=0.3), dict(conf_percentile=60.0)])
+def test_points_with_tracks_are_filtered_as_the_others_are(truth, option):
+    scene = truth().scene
+    rng = np.random.default_rng(0)
+    conf = rng.uniform(2, 5, scene.points_conf.shape).astype(np.float32)
+    scene = dataclasses.replace(scene, points_conf=conf, depth_conf=conf)
+    count = lambda **options: len(Export.of(scene, ExportOptions(track_points=10**6, **options)).tracks)
+    assert 0 < count(**option) < 0.95 * count()
