@@ -5,28 +5,19 @@ global attention between frames.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from fastvggt_jax.sparsity import Sparsity
-from pallas_kernels import BlockMask, block_sparse_attention, faster_dense
+from pallas_kernels import BlockMask, block_sparse_attention, cudnn_serves, faster_dense
 from pallas_kernels import slower_sparse as slower_sparse  # for models
 from pallas_kernels.varying import varying_as as varying_as  # for loops over layers
 
 Array = jax.Array
 # XLA's attention takes so many queries at a time that their float32 logits stay below this.
 LOGITS_BYTES = 256 * 2**20
-
-
-@cache
-def _has_cudnn_attention() -> bool:
-    """Whether cuDNN's attention runs here: on GPUs of NVIDIA of compute capability 8.0 or more."""
-    if jax.default_backend() != "gpu":
-        return False
-    gpu = jax.local_devices(backend="gpu")[0]
-    return gpu.device_kind.startswith("NVIDIA") and float(gpu.compute_capability) >= 8
 
 
 def dense_attention(q: Array, k: Array, v: Array) -> Array:
@@ -41,7 +32,7 @@ def dense_attention(q: Array, k: Array, v: Array) -> Array:
 
 def _library_attention(q: Array, k: Array, v: Array) -> Array:
     """cuDNN's, which takes numbers of 16 bits, or XLA's, a few queries at a time."""
-    if _has_cudnn_attention() and q.dtype.itemsize == 2:
+    if cudnn_serves(q):
         return _cudnn_attention(q, k, v)
     B, T, N, H = q.shape
     rows = max(1, LOGITS_BYTES // (4 * B * N * k.shape[1]))

@@ -1,9 +1,8 @@
 """What an implementation is, and the registry of those there are.
 
 An implementation computes masks, attention or both, and says for which requests it cannot. Nothing outside
-this
-package knows one by name: `choose` asks them in order. To add one, write a child of `Implementation` in a
-file or folder of its own and `register` it.
+this package knows one by name: `choose` asks them in order. To add one, write a child of `Implementation` in
+a file or folder of its own and `register` it.
 """
 
 from __future__ import annotations
@@ -254,10 +253,19 @@ def choose(request: Request, name: str | None = None) -> tuple[Implementation, l
     raise NotImplementedError("; ".join(reasons))
 
 
+def cudnn_serves(q: Array) -> bool:
+    """Whether cuDNN's dense attention, which JAX has, runs for such queries: on GPUs of NVIDIA of compute
+    capability 8.0 or more, of numbers of 16 bits.
+    """
+    device = device_of(q)
+    if device.platform != "gpu" or not device.kind.startswith("NVIDIA") or q.dtype.itemsize != 2:
+        return False
+    return float(device.compute_capability or 0) >= 8
+
+
 def faster_dense(q: Array, k: Array) -> str | None:
     """Name of the implementation whose block-sparse attention, given `BlockMask.full`, is faster here than
-    the
-    dense attention that comes with XLA: for q [B, T, N, H] and k [B, S, N, H]; None if there is none.
+    the dense attention that comes with XLA: for q [B, T, N, H] and k [B, S, N, H]; None if there is none.
     """
     request = Request.of(ATTENTION, q, k, DEFAULT_BLOCK)
     for implementation in _implementations.values():

@@ -24,7 +24,7 @@ def convert(
         Path, typer.Argument(metavar="OUT", help="The native weight file to write (.safetensors).")
     ],
     model: Annotated[
-        str | None, typer.Option(help="What IN is, vggt or pi3; by default recognised by its keys.")
+        str | None, typer.Option(help="The name of the model that IN is; by default recognised by its keys.")
     ] = None,
     config: Annotated[
         Path | None,

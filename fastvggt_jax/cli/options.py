@@ -49,7 +49,7 @@ Formats = Annotated[
     str | None,
     typer.Option(
         "--format",
-        help="What to write, such as colmap,ply,glb. Default: all but colmap-text, nerfstudio, splat.",
+        help="What to write, such as colmap,ply,glb; a wrong name lists all. Default: most, see the README.",
     ),
 ]
 ConfPercentile = Annotated[
@@ -67,7 +67,7 @@ MaxPoints = Annotated[
     int | None,
     typer.Option(
         help=f"Keep at most this many points, evenly spread. Default: {MAX_POINTS:,}, and {TRACK_POINTS:,} "
-        f"where points have tracks (colmap, nerfstudio, splat), {MESH_POINTS:,} of --glb-mesh."
+        f"where points have tracks, {MESH_POINTS:,} of --glb-mesh."
     ),
 ]
 GlbMesh = Annotated[
@@ -89,7 +89,8 @@ CameraModel = Annotated[
     typer.Option(help="colmap: the model of cameras; SIMPLE_RADIAL has fx = fy and no distortion here."),
 ]
 CopyPhotographs = Annotated[
-    bool, typer.Option("--copy", help="splat, nerfstudio: copy photographs instead of linking to them.")
+    bool,
+    typer.Option("--copy", help="Copy photographs, where a format has them, instead of linking to them."),
 ]
 BundleAdjust = Annotated[
     bool,

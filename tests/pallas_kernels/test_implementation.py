@@ -20,6 +20,7 @@ from pallas_kernels import (
     api,
     block_sparse_attention,
     compiles_in_threads,
+    cudnn_serves,
     faster_dense,
     implementation,
     pooled_block_mask,
@@ -324,3 +325,12 @@ def test_only_some_are_tried_for_a_while():
     with pytest.raises(ValueError, match="must be None or one of"), only("cuda"):
         pass
     assert names() == before
+
+
+def test_cudnn_serves_16_bits_on_nvidias_cards_from_ampere_on(monkeypatch):
+    half, full = (jax.ShapeDtypeStruct((1, 2, 1, 64), dtype) for dtype in (jnp.bfloat16, jnp.float32))
+    assert not cudnn_serves(half)
+    cards = [("NVIDIA A100", "8.0", True), ("Tesla V100", "7.0", False), ("NVIDIA T4", "7.5", False)]
+    for kind, capability, served in [*cards, ("AMD Instinct MI300X", "gfx942", False)]:
+        monkeypatch.setattr(implementation, "device_of", lambda _, k=kind, c=capability: Device("gpu", k, c))
+        assert cudnn_serves(half) == served and not cudnn_serves(full)
