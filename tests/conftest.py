@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 if (
@@ -13,6 +14,10 @@ if (
     flags += "--xla_llvm_disable_expensive_passes=true "
     flags += "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"  # they take four times as long
     os.environ.setdefault("XLA_FLAGS", flags)
+if tuple(map(int, version("jax").split(".")[:2])) >= (0, 11):
+    # Pallas' simulator of Hopper waits in XLA's threads, of which there is one a core unless this says how
+    # many: with two it can wait for itself for ever.
+    os.environ.setdefault("NPROC", "8")
 if (
     "JAX_COMPILATION_CACHE_DIR" not in os.environ
 ):  # pytest's workers and the commands that tests start compile the same programs
