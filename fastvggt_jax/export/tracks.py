@@ -147,7 +147,8 @@ def followed_tracks(
     pixel = followed.pixel[first]  # i64[m], sorted
     source, rest = np.divmod(pixel, height * width)
     xyz = scene.points.reshape(-1, 3)[pixel].astype(np.float64)
-    at = xyz @ np.swapaxes(_pixel_from_world(scene)[..., :3], 1, 2) + _pixel_from_world(scene)[:, None, :, 3]
+    project = _pixel_from_world(scene)
+    at = xyz @ np.swapaxes(project[..., :3], 1, 2) + project[:, None, :, 3]
     xy = followed.xy[:, first].astype(np.float64)  # [F, m, 2]
     own = source == np.arange(frames)[:, None]  # [F, m]
     xy[own] = np.stack([rest % width, rest // width], -1) + 0.5

@@ -24,6 +24,17 @@ class Similarity:
         )
 
 
+def best_rotation(
+    matrix: Float[np.ndarray, "3 3"],
+) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, " 3"]]:
+    """The rotation nearest to a matrix, and the singular values, the last one negative where only a
+    reflection would be nearer.
+    """
+    U, S, Vt = np.linalg.svd(matrix)
+    sign = np.array([1, 1, np.sign(np.linalg.det(U) * np.linalg.det(Vt))])
+    return U * sign @ Vt, S * sign
+
+
 def align(
     points: Float[np.ndarray, "M 3"],
     truth: Float[np.ndarray, "M 3"],
@@ -41,9 +52,7 @@ def align(
     centred = points - mean
     # einsum and not @: scenes are measured in threads, and BLAS would start threads of its own in each of
     # them.
-    U, S, Vt = np.linalg.svd(np.einsum("m,mi,mj->ij", weights, truth - mean_true, centred))
-    sign = np.array([1, 1, np.sign(np.linalg.det(U) * np.linalg.det(Vt))])
-    rotation = U * sign @ Vt
+    rotation, values = best_rotation(np.einsum("m,mi,mj->ij", weights, truth - mean_true, centred))
     spread = np.einsum("m,mi,mi->", weights, centred, centred)
-    scale = float((S * sign).sum() / spread) if spread > 0 else 1.0
+    scale = float(values.sum() / spread) if spread > 0 else 1.0
     return Similarity(scale, rotation, mean_true - scale * rotation @ mean)

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastvggt_jax.errors import FailedError, InputError, MissingError
 from fastvggt_jax.export.lenses import with_K
-from fastvggt_jax.geometry.alignment import Similarity, align
+from fastvggt_jax.geometry.alignment import Similarity, align, best_rotation
 from fastvggt_jax.io.colmap import read_model
 from fastvggt_jax.scene import Scene
 
@@ -69,8 +69,9 @@ def known_K(names: Sequence[str], sizes: Sequence[tuple[int, int]], given: str) 
         fx, fy, cx, cy = numbers
         return np.tile(_checked_K([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], given), (len(sizes), 1, 1))
     if path.is_dir():
-        known = {one.name: (one.K, one.size) for one in read_model(path)}
-        bent = [one.name for one in read_model(path) if one.distorted]
+        model = read_model(path)
+        known = {one.name: (one.K, one.size) for one in model}
+        bent = [one.name for one in model if one.distorted]
         if bent:
             text = f"intrinsics {given}: the lens of {bent[0]} and {len(bent) - 1} more has distortion"
             warnings.warn(f"{text}, which is left out: undistort the photographs", stacklevel=4)
@@ -192,7 +193,7 @@ def _fitted(pose: np.ndarray, truth: np.ndarray, rotations: np.ndarray | None, p
         if on_a_line:
             assert rotations is not None
             turn = np.einsum("f,fij,fkj->ik", weights, rotations, pose[:, :3, :3])
-            found = _with_rotation(centres, truth, weights, _nearest_rotation(turn))
+            found = _with_rotation(centres, truth, weights, best_rotation(turn)[0])
             if not found.scale > 0:
                 text = "the cameras look another way than they would where they are said to have stood"
                 raise FailedError(f"{failed}: {text}")
@@ -209,11 +210,6 @@ def _leaves_a_line(points: np.ndarray) -> float:
     """How far points are spread across the line that they are spread along, as a share of that."""
     values = np.linalg.svd(points - points.mean(0), compute_uv=False)
     return float(values[1] / values[0]) if len(points) > 2 and values[0] > 0 else 0.0
-
-
-def _nearest_rotation(matrix: np.ndarray) -> np.ndarray:
-    U, _, Vt = np.linalg.svd(matrix)
-    return U * [1, 1, np.sign(np.linalg.det(U) * np.linalg.det(Vt))] @ Vt
 
 
 def _with_rotation(

@@ -16,7 +16,7 @@ from fastvggt_jax.pretrained import BUNDLED
 from fastvggt_jax.refine.bundle import bundle_adjust
 from tests.export.colmap_reader import read_colmap
 
-REAL = Path("/work/shared/real")
+REAL = Path(__file__).parents[3] / "shared" / "real"
 VIEWS = 8
 
 
