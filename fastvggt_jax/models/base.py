@@ -187,7 +187,9 @@ class Model(nn.Module):
 
 
 # How a model is run, which its parameters do not depend on.
-RUN = {"dtype": jnp.bfloat16, "heads_dtype": None, "sparsity": None, "frames_chunk": 8, "remat": False}
+RUN = {
+    field.name: field.default for field in dataclasses.fields(Model) if field.name not in ("parent", "name")
+}
 
 
 @lru_cache(maxsize=16)
