@@ -187,7 +187,7 @@ class Model(nn.Module):
 
 
 # How a model is run, which its parameters do not depend on.
-RUN = {
+RUN: dict[str, Any] = {
     field.name: field.default for field in dataclasses.fields(Model) if field.name not in ("parent", "name")
 }
 
