@@ -3,39 +3,14 @@
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from convert.sources import SUFFIXES, require_torch
+from convert.table import UNKNOWN_LICENCE, published
 from fastvggt_jax.errors import ExtraError, FailedError, FileError, MissingError
 
 T = TypeVar("T")
-
-UNKNOWN_LICENCE = "unknown, see the source"
-
-
-@dataclass(frozen=True)
-class Repository:
-    """What is known of a published model: its weight file and its licence."""
-
-    file: str
-    licence: str
-
-
-KNOWN = {
-    "facebook/VGGT-1B": Repository("model.safetensors", "CC BY-NC 4.0 (non-commercial use only)"),
-    "facebook/VGGT-1B-Commercial": Repository(
-        "vggt_1B_commercial.pt",
-        "VGGT Commercial License (commercial use allowed on its terms; see "
-        "huggingface.co/facebook/VGGT-1B-Commercial)",
-    ),
-    "yyfz233/Pi3": Repository(
-        "model.safetensors",
-        "CC BY-NC 4.0 (non-commercial use only; github.com/yyfz/Pi3, README)",
-    ),
-    "facebook/VGGT_tracker_fixed": Repository("model_tracker_fixed_e20.pt", UNKNOWN_LICENCE),
-}
 
 
 def is_repository(name: str) -> bool:
@@ -54,7 +29,8 @@ def commit_of(path: Path) -> str:
 
 def licence_of(repository: str | None) -> str:
     """The licence of a hub repository's weights; unknown of a local file (None) or another repository."""
-    return KNOWN[repository].licence if repository in KNOWN else UNKNOWN_LICENCE
+    known = published().get(repository or "")
+    return known.licence if known else UNKNOWN_LICENCE
 
 
 def fetch(repository: str, revision: str | None = None) -> Path:
@@ -71,7 +47,8 @@ def fetch(repository: str, revision: str | None = None) -> Path:
         remedy = "downloading it needs the extra hub (pip install 'fastvggt_jax[hub]')"
         text = f"{repository} is no file here; {remedy}"
         raise ExtraError(text) from error
-    file = KNOWN[repository].file if repository in KNOWN else "model.safetensors"
+    known = published().get(repository)
+    file = known.file if known else "model.safetensors"
     path = _download(repository, file, revision)
     if path is None:
         file = _torch_file(

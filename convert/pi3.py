@@ -6,7 +6,7 @@ import dataclasses
 
 from convert.official import ENCODER_CONSTANTS, Official
 from convert.rules import Rule, conv, linear, norm
-from convert.table import Table
+from convert.table import Repository, Table
 
 KEY = r"(?:point|conf|camera)_decoder\..+"  # the keys by which a checkpoint is known to be a π³
 # which only Pi3X has, a later model with other heads
@@ -94,5 +94,10 @@ TABLE = Table(
     others={
         PI3X_KEY: "a checkpoint of Pi3X, another model than π³, with other heads and inputs: "
         "convert one of yyfz233/Pi3"
+    },
+    published={
+        "yyfz233/Pi3": Repository(
+            "model.safetensors", "CC BY-NC 4.0 (non-commercial use only; github.com/yyfz/Pi3, README)"
+        ),
     },
 )

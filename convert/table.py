@@ -34,6 +34,17 @@ class Variant:
     head: str
 
 
+UNKNOWN_LICENCE = "unknown, see the source"
+
+
+@dataclasses.dataclass(frozen=True)
+class Repository:
+    """A published checkpoint on the Hugging Face hub: its file, and the licence that holds for it."""
+
+    file: str
+    licence: str = UNKNOWN_LICENCE
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """How official checkpoints of a model become weights of ours.
@@ -46,6 +57,7 @@ class Table:
       sizes: what the class's defaults are the sizes of, in words.
       others: pattern of a key that only another model has -> a sentence that refuses its checkpoints.
       variants: by name.
+      published: by the name of the repository.
     """
 
     key: str
@@ -55,6 +67,7 @@ class Table:
     sizes: str
     others: Mapping[str, str] = dataclasses.field(default_factory=dict)
     variants: Mapping[str, Variant] = dataclasses.field(default_factory=dict)
+    published: Mapping[str, Repository] = dataclasses.field(default_factory=dict)
 
     def recognises(self, keys: Iterable[str]) -> bool:
         return any(re.fullmatch(self.key, key) for key in keys)
@@ -69,11 +82,17 @@ class Table:
 
 def tables() -> dict[str, tuple[type[Model], Table]]:
     """Of every model that has rules, by its name in the registry."""
-    return {
-        name: (registry.find(name), import_module(entry.rules).TABLE)
-        for name, entry in registry.MODELS.items()
-        if entry.rules is not None
-    }
+    found = {}
+    for name in registry.names():
+        cls = registry.find(name)
+        if cls.conversion:
+            found[name] = cls, import_module(cls.conversion).TABLE
+    return found
+
+
+def published() -> dict[str, Repository]:
+    """Of all models, by the name of the repository."""
+    return {name: one for _, table in tables().values() for name, one in table.published.items()}
 
 
 def find(name: str) -> tuple[type[Model], Table]:

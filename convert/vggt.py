@@ -6,7 +6,7 @@ are stacked, any other index is joined with '_'; `weight` is named after what it
 
 from convert.official import ENCODER_CONSTANTS, Official
 from convert.rules import Rule, conv, conv_transpose, linear, norm
-from convert.table import Table, Variant
+from convert.table import Repository, Table, Variant
 
 KEY = r"aggregator\..+"  # the keys by which a checkpoint is known to be a VGGT
 
@@ -124,5 +124,14 @@ TABLE = Table(
         "tracker-fixed": Variant(
             {"track_pos_embed": True}, "tracker_fixed", "track features with position embedding", "track"
         ),
+    },
+    published={
+        "facebook/VGGT-1B": Repository("model.safetensors", "CC BY-NC 4.0 (non-commercial use only)"),
+        "facebook/VGGT-1B-Commercial": Repository(
+            "vggt_1B_commercial.pt",
+            "VGGT Commercial License (commercial use allowed on its terms; see "
+            "huggingface.co/facebook/VGGT-1B-Commercial)",
+        ),
+        "facebook/VGGT_tracker_fixed": Repository("model_tracker_fixed_e20.pt"),
     },
 )

@@ -208,8 +208,9 @@ def run(what: str, case: Case) -> dict[str, Any]:
     environment = dict(os.environ)
     if case.memory_limit is not None:
         environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{case.memory_limit / _gpu_memory_gib():.4f}"
-    entry = registry.MODELS[registry.name_of(case.build())]  # the new process has the package's own alone
-    settings = {"what": what, "case": dataclasses.asdict(case), "registered": [case.model, *entry]}
+    # The new process has no models but the package's own and those of entry points.
+    registered = [case.model, registry.path_of(registry.find(case.model))]
+    settings = {"what": what, "case": dataclasses.asdict(case), "registered": registered}
     command = [sys.executable, "-m", "fastvggt_jax.bench", json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     where = f"{case.frames} frames, {case.sparsity}"

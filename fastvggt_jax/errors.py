@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Iterator
+from numbers import Integral
+from typing import Any
 
 
 class Error(Exception):
@@ -79,6 +81,14 @@ class FailedError(Error, RuntimeError):
 
 class OutOfMemoryError(FailedError):
     """Something does not fit the device, or the host; the text says how much it needs and what to lower."""
+
+
+def whole_number(argument: str, value: Any, least: int | None = None) -> int:
+    """`value` as an int. Raises InputError, naming the argument, for anything else, True and False too."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and (least is None or int(value) >= least):
+        return int(value)
+    limit = "" if least is None else f", at least {least}"
+    raise InputError(f"{argument} must be a whole number{limit}, not {value!r}", argument=argument)
 
 
 def out_of_memory(error: BaseException) -> bool:

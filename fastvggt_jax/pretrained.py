@@ -149,6 +149,8 @@ def weight_file(name: str | Path, *, revision: str | None = None, quiet: bool = 
     Converted files lie in the user's cache (FASTVGGT_CACHE, XDG_CACHE_HOME), under the repository's commit,
     or under path, size and time of a file: new weights are converted anew. Raises as `from_pretrained`.
     """
+    if not isinstance(name, str | Path):
+        raise InputError(f"name must be a text or a path, not {type(name).__name__}", argument="name")
     if str(name) in BUNDLED:
         return BUNDLED[str(name)].path
     from convert import hub
@@ -198,7 +200,7 @@ def _show(done: int, total: int) -> None:
 
 def _model(weights: WeightFile) -> Model:
     try:
-        cls = registry.find(weights.model)
+        cls = registry.of_class(weights.model)
     except InputError as error:
         known = ", ".join(registry.names())
         text = f"{weights.path} holds the model {weights.model!r}; this fastvggt_jax knows {known}"

@@ -14,7 +14,7 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import partial
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 
 import jax
@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from fastvggt_jax import geometry
-from fastvggt_jax.errors import InputError
+from fastvggt_jax.errors import InputError, whole_number
 from fastvggt_jax.geometry.intrinsics import fit_intrinsics
 from fastvggt_jax.io import scenes
 from fastvggt_jax.models.prediction import Prediction, Reconstruction
@@ -168,6 +168,12 @@ def to_scene(
     points_from: one of the model's `point_sources`, see its `reconstruction`. Raises InputError if the heads
     needed are off, the prediction is not of these images, or a camera is not finite.
     """
+    if not isinstance(prediction, Prediction | Reconstruction):
+        text = f"prediction must be what a model returns, not {type(prediction).__name__}"
+        raise InputError(text, argument="prediction")
+    if not isinstance(images, Images):
+        text = f"images must be what load_images returns, not {type(images).__name__}"
+        raise InputError(text, argument="images")
     found = _reconstruct(prediction, points_from) if isinstance(prediction, Prediction) else prediction
     _check_same_images(found, images)
     # Indexed on the host, since a GPU would make a copy first.
@@ -352,9 +358,8 @@ def check_cloud_options(
     if voxel is not None and not (_is(Real, voxel) and 0 < voxel < np.inf):
         text = f"voxel must be above 0 (in the scene's unit), not {voxel}"
         raise InputError(text, argument="voxel")
-    if max_points is not None and not (_is(Integral, max_points) and max_points >= 1):
-        text = f"max_points must be a whole number, at least 1, not {max_points}"
-        raise InputError(text, argument="max_points")
+    if max_points is not None:
+        whole_number("max_points", max_points, least=1)
 
 
 def _is(kind: type, value: object) -> bool:

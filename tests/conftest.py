@@ -43,34 +43,6 @@ install_import_hook(
 from fastvggt_jax import VGGT
 from tests.parity.goldens import load_model
 
-# What calls JAX in ways that change with its version; whole runs of toys stand for the rest.
-EVERY_JAX = (
-    "tests/pallas_kernels",
-    "tests/test_attention.py",
-    "tests/test_parity.py",
-    "tests/test_imports.py",
-    "tests/test_extension.py",
-    "tests/test_examples.py",
-)
-
-# Whole runs of over ten seconds, of whose parts others test each, and the like: `pytest -m slow`.
-SLOW = (
-    "tests/train/test_train.py::test_a_batch_is_learnt_by_heart",
-    "tests/train/test_train.py::test_eight_devices_compute_what_one_does",
-    "tests/train/test_train.py::test_a_run_renders_its_own_scenes_of_every_kind_and_validates_on_others",
-    "tests/train/test_train.py::test_a_rendered_batch_agrees_with_itself",
-    "tests/train/test_train.py::test_pi3_learns_by_its_own_loss_and_is_read_from_a_weight_file",
-    "tests/train/test_train.py::test_recomputing_changes_no_gradient",
-    "tests/datasets/test_datasets.py::test_rendered_scenes_are_those_of_the_test_split",
-    "tests/cli/test_bench.py::test_models_dense_and_sparse[vggt",
-    "tests/cli/test_evaluate.py::test_a_random_model_the_whole_way",
-    "tests/cli/test_reconstruct.py::test_in_a_process_of_its_own_with_the_compilation_cache",
-    "tests/export/test_real.py",
-    "tests/faults/test_programs.py::test_in_64_bit_jax_the_numbers_are_the_same_float32[pi3",
-    "tests/test_parity.py::test_tiny[sparse_vggt_tiny_84x112_q32k16_r50c70",  # mixtures of the other cases
-    "tests/test_parity.py::test_tiny[sparse_vggt_tiny_hd64_70x84_q16k8_r60c50",
-)
-
 # What two orders of the same float32 (bfloat16) arithmetic may differ by, relative to the largest value.
 TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
 
@@ -81,15 +53,9 @@ def max_error(x, reference) -> float:
     return float(np.abs(x - reference).max() / np.abs(reference).max())
 
 
-@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items) -> None:
     """`-m weights` takes the full-size cases of the GPU too: they are skipped where there is none."""
     for item in items:
-        whole_model = item.nodeid.startswith("tests/test_parity.py") and "[sparse_" in item.nodeid
-        if item.nodeid.startswith(EVERY_JAX) and not whole_model:
-            item.add_marker(pytest.mark.every_jax)
-        if item.nodeid.startswith(SLOW):
-            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 

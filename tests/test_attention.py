@@ -16,6 +16,8 @@ from pallas_kernels.implementation import ATTENTION
 from pallas_kernels.triton import Triton
 from tests.conftest import TOLERANCE, max_error
 
+pytestmark = pytest.mark.every_jax
+
 
 def rounds_to_itself(x) -> float:
     """Share of float32 values that bfloat16 holds exactly."""

@@ -11,6 +11,7 @@ from flax import nnx
 from fastvggt_jax.testing.random_weights import random_params
 from tests.toys.model import Toy
 
+pytestmark = pytest.mark.every_jax
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 

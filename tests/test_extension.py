@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -20,6 +21,7 @@ from tests.toys.format import XYZ
 from tests.toys.kernel import Remembering
 from tests.toys.source import SHEET
 
+pytestmark = pytest.mark.every_jax
 CONFIG = """
 from fastvggt_jax.train import Shape, TrainConfig
 from tests.toys.model import Toy
@@ -35,8 +37,8 @@ def get_config():
 @pytest.fixture(autouse=True)
 def toys():
     with (
-        registry.registered("toy", toy.PATH, "tests.toys.rules"),
-        sources.registered(SHEET),
+        registry.registered("toy", toy.PATH),
+        sources.registered("sheet", SHEET),
         datasets.registered("walls", Walls.build),
         export.registered(XYZ),
     ):
@@ -92,6 +94,8 @@ def test_train_bench_and_convert(weights, tmp_path):
     run("train", tmp_path / "config.py", "--workdir", tmp_path / "run", "-q")
     model, params = from_pretrained(tmp_path / "run" / "weights.safetensors")
     assert isinstance(model, toy.Toy) and set(params["params"]) == {"colours", "depth_head"}
+    prediction = jax.jit(model.apply)(params, np.full((1, 2, 16, 16, 3), 51, np.uint8))
+    np.testing.assert_allclose(prediction.brightness, [[0.2, 0.2]], rtol=1e-5)  # an output of its own
     rows = run("bench", "--model", "toy", "--frames", 2, "--sparsity", "dense", "--only", "model", "--json")
     row = json.loads(rows)
     assert row["model"] == "toy" and row["size"] == [16, 16] and row["seconds"] > 0

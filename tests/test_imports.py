@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.every_jax
 ROOT = Path(__file__).parents[1]
 ROLES = {  # path prefix -> role; the longest prefix wins
     "pallas_kernels": "kernels",
     "fastvggt_jax/errors": "errors",
+    "fastvggt_jax/registry": "registry",
     "fastvggt_jax/sparsity": "sparsity",
     "fastvggt_jax/attention": "attention",
     "fastvggt_jax/geometry": "geometry",
@@ -36,25 +38,26 @@ ROLES = {  # path prefix -> role; the longest prefix wins
 MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     "kernels": set(),
     "errors": set(),
+    "registry": set(),
     "sparsity": {"kernels"},
     "attention": {"kernels", "sparsity"},
     "geometry": set(),
     "io": set(),
-    "sources": {"io"},
-    "models": {"attention", "sparsity", "geometry", "sources"},
-    "datasets": {"geometry", "sources", "io"},
+    "sources": {"io", "registry"},
+    "models": {"attention", "sparsity", "geometry", "sources", "registry"},
+    "datasets": {"geometry", "io", "registry"},
     "scene": {"geometry", "sources", "io", "models"},
-    "export": {"scene", "geometry", "sources", "io"},
+    "export": {"scene", "geometry", "sources", "io", "registry"},
     "refine": {"export", "scene", "geometry", "io"},
     "pretrained": {"models", "sparsity", "io", "convert"},
     "convert": {"models", "io"},
     "testing": {"models", "io"},
     "train": {"models", "geometry", "sources", "datasets", "pretrained", "io"},
-    "evaluate": {"kernels", "sparsity", "models", "geometry", "sources", "datasets", "scene", "io"},
+    "evaluate": {"kernels", "sparsity", "models", "geometry", "sources", "datasets", "io"},
     "pipeline": {"models", "sparsity", "sources", "scene", "export", "refine", "pretrained", "io"},
     "bench": {"kernels", "attention", "sparsity", "sources", "models", "testing"},
     "cli": {
-        *("kernels", "sparsity", "sources", "models", "datasets", "scene", "export", "pretrained", "convert"),
+        *("kernels", "sparsity", "datasets", "export", "pretrained", "convert"),
         *("train", "evaluate", "pipeline", "bench", "io", "package"),
     },
 }
@@ -103,6 +106,14 @@ def test_imports_go_one_way(path):
         there = role(name)
         allowed = {here, *MAY_IMPORT[here], *(("errors",) if here != "kernels" else ())}
         assert there in allowed, f"{path.name} ({here}) must not import {name} ({there})"
+
+
+def test_nothing_is_allowed_that_nobody_needs():
+    used: dict[str, set] = {here: set() for here in MAY_IMPORT}
+    for path in SOURCES:
+        if path != ROOT / "fastvggt_jax" / "__init__.py":
+            used[role(str(path.relative_to(ROOT).with_suffix("")))] |= {role(name) for name in imports(path)}
+    assert not {here: unused for here, may in MAY_IMPORT.items() if (unused := may - used[here])}
 
 
 def test_kernels_know_no_flax_and_convert_no_torch():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fastvggt_jax import VGGT, Pi3, geometry
+from fastvggt_jax import VGGT, Pi3, errors, geometry
 from fastvggt_jax.models.prediction import Prediction
 from fastvggt_jax.scene import Scene, to_scene
 from fastvggt_jax.sources import Images, ImageTransform
@@ -379,3 +379,11 @@ def test_what_a_pi3_scene_cannot_be():
         to_scene(
             prediction.replace(camera_poses=prediction.camera_poses.at[:, 1, 0, 0].set(jnp.nan)), images_of()
         )
+
+
+@pytest.mark.parametrize("prediction, images, argument", [({}, None, "prediction"), (None, [], "images")])
+def test_what_is_no_prediction_or_no_images_is_named(prediction, images, argument):
+    given = Prediction() if prediction is None else prediction
+    with pytest.raises(errors.InputError, match=f"{argument} must be what") as raised:
+        to_scene(given, images)
+    assert raised.value.argument == argument

@@ -33,8 +33,8 @@ def convert(
     variant: Annotated[
         str,
         typer.Option(
-            help="auto, or of VGGT 1b or tracker-fixed (the track features carry a position embedding, which "
-            "no key tells); auto decides by the name of IN."
+            help="Of checkpoints that no key tells apart, such as tracker-fixed of VGGT, whose track "
+            "features carry a position embedding; auto decides by the name of IN."
         ),
     ] = "auto",
     param_dtype: Annotated[

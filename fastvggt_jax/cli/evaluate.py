@@ -97,7 +97,7 @@ def evaluate(
     """
     from fastvggt_jax.datasets.base import Options, load_dataset
     from fastvggt_jax.evaluate.journal import Journal
-    from fastvggt_jax.evaluate.plot import require_matplotlib, write_plot
+    from fastvggt_jax.evaluate.plot import measured_panels, require_matplotlib, write_plot
     from fastvggt_jax.evaluate.report import baseline_table, encode, report, table
     from fastvggt_jax.evaluate.runner import check_size, whole_batch
     from fastvggt_jax.io.files import check_output_folder, output_folder, write_file
@@ -143,7 +143,9 @@ def evaluate(
         if output is not None:
             with output_folder(output, overwrite=overwrite, ours=OURS) as folder:
                 write_file(folder / "evaluation.json", encode(found))
-                if plot:
+                if plot and not measured_panels(rows):
+                    typer.echo("nothing of what quality.png shows was measured: it is not written", err=True)
+                elif plot:
                     what = f"{measured} scene{'s' * (measured != 1)} of {data.name}"
                     write_plot(rows, f"{Path(weights).stem}: {what}", folder / "quality.png")
         if journal is not None and measured == len(data):

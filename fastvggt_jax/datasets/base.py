@@ -1,21 +1,21 @@
 """What a data set gives, photographs and what is true of them, and which data sets there are.
 
 To add one for evaluation: a `Dataset` in a file of this folder and a line in DATASETS. From outside the
-package, `register` does the same.
+package, `register`, or an entry point (see `Registry`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
-from importlib import import_module
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import flax.struct
 
-from fastvggt_jax.errors import InputError
+from fastvggt_jax.errors import InputError, whole_number
+from fastvggt_jax.registry import Registry
 
 
 @flax.struct.dataclass
@@ -94,7 +94,7 @@ class Options:
     """What can be chosen of a data set; None is its own default.
 
     scenes: how many, from number `first` on. views: photographs of each. size: see `Dataset`. root: the
-    folder that its files lie in.
+    folder that its files lie in. Raises InputError, naming the field, for what is no such thing.
     """
 
     scenes: int | None = None
@@ -102,6 +102,13 @@ class Options:
     views: int | None = None
     size: int | None = None
     root: Path | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("scenes", "first", "views", "size"):
+            if getattr(self, field) is not None:
+                whole_number(field, getattr(self, field))
+        if self.root is not None and not isinstance(self.root, str | os.PathLike):
+            raise InputError(f"root must be a folder, not {self.root!r}", argument="root")
 
     def refuse(self, name: str, *arguments: str) -> None:
         """Raises InputError if one of these was chosen, which the data set of this name has no choice of."""
@@ -112,45 +119,18 @@ class Options:
 
 
 Build = Callable[[Options], Dataset]
-# Name -> what builds it, as "module:function" imported when it is asked for. It raises errors.Error for
-# options that the data set does not have, and for files or packages that are missing.
-DATASETS: dict[str, Build | str] = {
-    "synthetic": "fastvggt_jax.datasets.rendered:Rendered.build",
-    "stereo": "fastvggt_jax.datasets.stereo:Stereo.build",
-}
-
-
-def register(name: str, build: Build) -> None:
-    """Adds a data set of your own."""
-    DATASETS[name] = build
-
-
-@contextlib.contextmanager
-def registered(name: str, build: Build) -> Iterator[None]:
-    """Adds a data set for the time of the block."""
-    before = dict(DATASETS)
-    register(name, build)
-    try:
-        yield
-    finally:
-        DATASETS.clear()
-        DATASETS.update(before)
-
-
-def names() -> tuple[str, ...]:
-    return tuple(DATASETS)
+# What builds each of them. It raises errors.Error for options that the data set does not have, and for files
+# or packages that are missing.
+DATASETS: Registry[Build] = Registry(
+    "data set",
+    {
+        "synthetic": "fastvggt_jax.datasets.rendered:Rendered.build",
+        "stereo": "fastvggt_jax.datasets.stereo:Stereo.build",
+    },
+)
+register, registered, names = DATASETS.register, DATASETS.registered, DATASETS.names
 
 
 def load_dataset(name: str, options: Options = Options()) -> Dataset:
     """The data set of this name. Raises InputError for an unknown one, and what its own file raises."""
-    if name not in DATASETS:
-        text = f"there is no data set {name!r}; there are {', '.join(DATASETS)}"
-        raise InputError(text, argument="dataset")
-    build = DATASETS[name]
-    if isinstance(build, str):
-        module, _, path = build.partition(":")
-        found: Any = import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
-        build = found
-    return build(options)
+    return DATASETS.find(name, argument="dataset")(options)

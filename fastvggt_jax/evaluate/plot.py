@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 
-from fastvggt_jax.errors import ExtraError
+from fastvggt_jax.errors import ExtraError, InputError
 from fastvggt_jax.evaluate.ablations import DENSE
 from fastvggt_jax.io.files import write_file
 
@@ -25,17 +25,26 @@ def require_matplotlib() -> None:
         raise ExtraError("plotting needs matplotlib: pip install 'fastvggt_jax[plot]'")
 
 
+def measured_panels(rows: Sequence[Mapping]) -> dict[str, str]:
+    """Those of PANELS that the rows of evaluation.json have numbers for."""
+    return {metric: label for metric, label in PANELS.items() if metric in rows[0]["summary"]}
+
+
 def write_plot(rows: Sequence[Mapping], title: str, path: str | os.PathLike) -> None:
     """Writes a PNG with a panel for each of PANELS that was measured and a line for each family; dense, where
     it was run, is a horizontal one.
 
-    rows: with "family" and "summary", as in evaluation.json. Raises ExtraError without matplotlib, FileError
-      if writing fails.
+    rows: with "family" and "summary", as in evaluation.json. Raises ExtraError without matplotlib, InputError
+      if none of PANELS was measured, FileError if writing fails.
     """
     require_matplotlib()
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
-    panels = {metric: label for metric, label in PANELS.items() if metric in rows[0]["summary"]}
+    panels = measured_panels(rows)
+    if not panels:
+        raise InputError(
+            f"there is nothing to plot: none of {', '.join(PANELS)} was measured", argument="rows"
+        )
     figure = Figure(figsize=(5 * max(2, len(panels)), 5.2), layout="constrained")
     families: dict[str, list[Mapping]] = {}
     for row in rows:

@@ -1,7 +1,7 @@
 """What a file format is, which there are, and writing a scene in several of them.
 
-To add one: a `Format` in a file of this folder and an entry in FORMATS. From outside the package, `register`
-does the same.
+To add one: a `Format` in a file of this folder and an entry in FORMATS. From outside the package,
+`register`, or an entry point (see `Registry`).
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ import dataclasses
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from importlib import import_module
-from numbers import Integral
 from pathlib import Path
 
-from fastvggt_jax.errors import ExtraError, InputError
+from fastvggt_jax.errors import ExtraError, InputError, whole_number
 from fastvggt_jax.export import mesh
 from fastvggt_jax.export.lenses import with_shared_camera, with_square_pixels
 from fastvggt_jax.export.tracks import Followed, Tracks, find_tracks, followed_tracks
+from fastvggt_jax.registry import Registry
 from fastvggt_jax.scene import PointCloud, Scene, check_cloud_options
 from fastvggt_jax.sources import Frame
 
@@ -57,9 +56,10 @@ class ExportOptions:
     def __post_init__(self) -> None:
         check_cloud_options(self.conf_percentile, self.edge_filter, self.voxel, self.max_points)
         for field in ("track_points", "mesh_points"):
-            count = getattr(self, field)
-            if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-                self._refuse(field, "a whole number, at least 1")
+            whole_number(field, getattr(self, field), least=1)
+        for field in ("depth_original", "glb_mesh", "shared_camera", "copy_photographs"):
+            if not isinstance(getattr(self, field), bool):
+                self._refuse(field, "True or False")
         if self.camera_model not in CAMERA_MODELS:
             self._refuse("camera_model", " or ".join(CAMERA_MODELS))
         if self.glb_mesh:
@@ -171,52 +171,41 @@ class Format:
             raise ExtraError(text, argument="formats")
 
 
-FORMATS: dict[str, Format | str] = {
-    "cameras": "fastvggt_jax.export.cameras:CAMERAS",
-    "depth": "fastvggt_jax.export.depth:DEPTH",
-    "ply": "fastvggt_jax.export.ply:PLY",
-    "overview": "fastvggt_jax.export.overview:OVERVIEW",
-    "glb": "fastvggt_jax.export.glb:GLB",
-    "scene": "fastvggt_jax.export.cameras:SCENE",
-    "colmap": "fastvggt_jax.export.colmap:COLMAP",
-    "colmap-text": "fastvggt_jax.export.colmap:COLMAP_TEXT",
-    "nerfstudio": "fastvggt_jax.export.nerfstudio:NERFSTUDIO",
-    "splat": "fastvggt_jax.export.splat:SPLAT",
-    "conventions": "fastvggt_jax.export.conventions:CONVENTIONS",
-}
+FORMATS: Registry[Format] = Registry(
+    "format",
+    {
+        "cameras": "fastvggt_jax.export.cameras:CAMERAS",
+        "depth": "fastvggt_jax.export.depth:DEPTH",
+        "ply": "fastvggt_jax.export.ply:PLY",
+        "overview": "fastvggt_jax.export.overview:OVERVIEW",
+        "glb": "fastvggt_jax.export.glb:GLB",
+        "scene": "fastvggt_jax.export.cameras:SCENE",
+        "colmap": "fastvggt_jax.export.colmap:COLMAP",
+        "colmap-text": "fastvggt_jax.export.colmap:COLMAP_TEXT",
+        "nerfstudio": "fastvggt_jax.export.nerfstudio:NERFSTUDIO",
+        "splat": "fastvggt_jax.export.splat:SPLAT",
+        "conventions": "fastvggt_jax.export.conventions:CONVENTIONS",
+    },
+)
 
 
 def register(format: Format) -> None:
-    """Adds a format of your own."""
-    FORMATS[format.name] = format
+    """Adds a format of your own. InputError for a name that is taken."""
+    FORMATS.register(format.name, format)
 
 
-@contextlib.contextmanager
-def registered(format: Format) -> Iterator[None]:
-    """Adds a format for the time of the block; one that has the same name is back after it."""
-    before = dict(FORMATS)
-    register(format)
-    try:
-        yield
-    finally:
-        FORMATS.clear()
-        FORMATS.update(before)
+def registered(format: Format) -> contextlib.AbstractContextManager[None]:
+    """Adds a format for the time of the block."""
+    return FORMATS.registered(format.name, format)
 
 
 def find(name: str) -> Format:
     """The format of that name. Raises InputError for an unknown one."""
-    if name not in FORMATS:
-        text = f"there is no format {name!r}; there are {', '.join(FORMATS)}"
-        raise InputError(text, argument="formats")
-    entry = FORMATS[name]
-    if isinstance(entry, str):
-        module, _, attribute = entry.partition(":")
-        return getattr(import_module(module), attribute)
-    return entry
+    return FORMATS.find(name, argument="formats")
 
 
 def all_formats() -> list[Format]:
-    return [find(name) for name in FORMATS]
+    return [find(name) for name in FORMATS.names()]
 
 
 def default_formats() -> tuple[str, ...]:

@@ -61,6 +61,10 @@ class Model(nn.Module):
     widths: ClassVar[tuple[tuple[str, str, int, int], ...]] = ()
     # The options of `loss`, weights of terms that the published loss does not have, with what they are there.
     loss_weights: ClassVar[Mapping[str, float]] = {}
+    # The module that converts its official weights, if they can be.
+    conversion: ClassVar[str | None] = None
+    # Fields of a tiny one, for tests and for whoever tries a program without weights.
+    tiny: ClassVar[Mapping[str, Any]] = {}
 
     if TYPE_CHECKING:  # a subclass has these as fields or properties
         heads: tuple[str, ...] = ()

@@ -70,6 +70,20 @@ class Pi3(Model):
     smaller numbers. How it is run (`dtype`, `sparsity`, ...) is `Model`'s.
     """
 
+    conversion: ClassVar[str | None] = "convert.pi3"
+    tiny: ClassVar[Mapping[str, Any]] = dict(
+        img_size=98,
+        embed_dim=64,
+        encoder_depth=2,
+        encoder_num_heads=2,
+        num_heads=2,
+        depth=2,
+        head_embed_dim=64,
+        head_depth=1,
+        head_num_heads=2,
+        head_out_dim=64,
+        camera_out_dim=32,
+    )
     point_sources: ClassVar[tuple[str, ...]] = ("point_head",)
     loss_weights: ClassVar[Mapping[str, float]] = {"background": 0.0}
     widths: ClassVar[tuple[tuple[str, str, int, int], ...]] = (

@@ -1,75 +1,46 @@
 """The models that there are, each by its name; a model's modules are imported when it is asked for.
 
 To add one: its class, a `Model`, in a file of this folder, the rules of its official weights in `convert/`,
-and a line here. From outside the package, `register` does the same.
+and a line here. From outside the package, `register`, or an entry point (see `Registry`).
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from importlib import import_module
-from typing import NamedTuple
-
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.models.base import Model
+from fastvggt_jax.registry import Registry
 
-
-class Entry(NamedTuple):
-    """model: "module:Class". rules: the module that converts its official weights, or None."""
-
-    model: str
-    rules: str | None
-
-
-MODELS = {
-    "vggt": Entry("fastvggt_jax.models.vggt:VGGT", "convert.vggt"),
-    "pi3": Entry("fastvggt_jax.models.pi3:Pi3", "convert.pi3"),
-}
-
-
-def register(name: str, model: str, rules: str | None = None) -> None:
-    """Adds a model of your own: its class as "module:Class", and the module of its conversion rules if it has
-    any.
-    """
-    MODELS[name] = Entry(model, rules)
-
-
-@contextlib.contextmanager
-def registered(name: str, model: str, rules: str | None = None) -> Iterator[None]:
-    """Adds a model for the time of the block."""
-    before = dict(MODELS)
-    register(name, model, rules)
-    try:
-        yield
-    finally:
-        MODELS.clear()
-        MODELS.update(before)
-
-
-def names() -> tuple[str, ...]:
-    return tuple(MODELS)
+MODELS: Registry[type[Model]] = Registry(
+    "model", {"vggt": "fastvggt_jax.models.vggt:VGGT", "pi3": "fastvggt_jax.models.pi3:Pi3"}
+)
+register, registered, names = MODELS.register, MODELS.registered, MODELS.names
 
 
 def find(name: str) -> type[Model]:
-    """The class of a model, by its name here ("vggt") or its class's ("VGGT"), which weight files hold.
+    """The class of a model, by its name here. Raises InputError for a name that is unknown."""
+    return MODELS.find(name, argument="model")
 
-    Raises InputError for a name that is unknown.
-    """
-    for key, entry in MODELS.items():
-        module, _, cls = entry.model.partition(":")
-        if name in (key, cls):
-            return getattr(import_module(module), cls)
-    raise InputError(f"there is no model {name!r}; there are {', '.join(MODELS)}", argument="model")
+
+def of_class(name: str) -> type[Model]:
+    """A model's class by that class's name, which weight files hold. InputError for an unknown one."""
+    for key in names():
+        path = MODELS.where(key)
+        if name == (path.partition(":")[2] if path else find(key).__name__):
+            return find(key)
+    raise InputError(f"no model's class is called {name!r}; there are {', '.join(names())}")
+
+
+def path_of(model: Model | type[Model]) -> str:
+    """ "module:Class" """
+    cls = model if isinstance(model, type) else type(model)
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def name_of(model: Model | type[Model]) -> str:
     """The name under which a model, or its class, stands here."""
-    cls = model if isinstance(model, type) else type(model)
-    path = f"{cls.__module__}:{cls.__qualname__}"
-    for key, entry in MODELS.items():
-        if entry.model == path:
+    path = path_of(model)
+    for key in names():
+        if path == (MODELS.where(key) or path_of(find(key))):
             return key
-    raise InputError(
-        f"{path} is not registered: fastvggt_jax.models.registry.register(name, {path!r})", argument="model"
-    )
+    text = f"{path} is not registered: fastvggt_jax.models.registry.register(name, {path!r})"
+    raise InputError(text, argument="model")

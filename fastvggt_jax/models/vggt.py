@@ -144,6 +144,21 @@ class VGGT(Model):
     with smaller numbers. How it is run (`dtype`, `sparsity`, ...) is `Model`'s.
     """
 
+    conversion: ClassVar[str | None] = "convert.vggt"
+    tiny: ClassVar[Mapping[str, Any]] = dict(
+        img_size=98,
+        embed_dim=64,
+        encoder_depth=2,
+        encoder_num_heads=2,
+        num_heads=2,
+        depth=4,
+        taps=(0, 1, 2, 3),
+        camera_trunk_depth=1,
+        camera_num_heads=2,
+        dpt_features=32,
+        dpt_level_channels=(16, 32, 32, 32),
+        heads=("camera", "depth", "point"),
+    )
     point_sources: ClassVar[tuple[str, ...]] = ("depth", "point_head")
     loss_weights: ClassVar[Mapping[str, float]] = {"background": 0.0, "pairs": 0.0}
     widths: ClassVar[tuple[tuple[str, str, int, int], ...]] = (

@@ -1,7 +1,7 @@
 """What a source of pictures is, and which there are.
 
-To add one: a `Source` in a file of this folder and an entry in SOURCES. From outside the package, `register`
-does the same.
+To add one: a `Source` in a file of this folder and an entry in SOURCES. From outside the package,
+`register`, or an entry point (see `Registry`).
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
 from fastvggt_jax.errors import InputError
+from fastvggt_jax.registry import Registry
 
 # What Pillow's decoders raise on files that are damaged, are closed, or are no images.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, AssertionError, struct.error)
@@ -51,38 +51,35 @@ class Source(Protocol):
         """
 
 
-# In the order in which they are asked; "module:object", imported when they are.
-SOURCES: list[Source | str] = [
-    "fastvggt_jax.sources.arrays:ARRAYS",
-    "fastvggt_jax.sources.video:VIDEOS",
-    "fastvggt_jax.sources.lists:TEXT_LIST",
-    "fastvggt_jax.sources.lists:COLMAP_FOLDER",
-    "fastvggt_jax.sources.photographs:PHOTOGRAPHS",
-]
+# In the order in which they are asked.
+SOURCES: Registry[Source] = Registry(
+    "source",
+    {
+        "arrays": "fastvggt_jax.sources.arrays:ARRAYS",
+        "video": "fastvggt_jax.sources.video:VIDEOS",
+        "text list": "fastvggt_jax.sources.lists:TEXT_LIST",
+        "COLMAP folder": "fastvggt_jax.sources.lists:COLMAP_FOLDER",
+        "photographs": "fastvggt_jax.sources.photographs:PHOTOGRAPHS",
+    },
+    newest_first=True,
+)
 
 
-def register(source: Source) -> None:
-    """Adds a source of your own; it is asked first."""
-    SOURCES.insert(0, source)
+def register(name: str, source: Source) -> None:
+    """Adds a source of your own; it is asked first. InputError for a name that is taken."""
+    SOURCES.register(name, source)
 
 
-@contextlib.contextmanager
-def registered(source: Source) -> Iterator[None]:
+def registered(name: str, source: Source) -> contextlib.AbstractContextManager[None]:
     """Adds a source for the time of the block."""
-    before = list(SOURCES)
-    register(source)
-    try:
-        yield
-    finally:
-        SOURCES[:] = before
+    return SOURCES.registered(name, source)
 
 
 def frames_of(source: Any) -> Iterator[Frame]:
     """The pictures that `source` stands for, see `load_images`; an iterator is read no further than it is
     asked. InputError for what no source knows.
     """
-    for entry in SOURCES:
-        known = _load(entry) if isinstance(entry, str) else entry
+    for known in map(SOURCES.find, SOURCES.names()):
         if known.recognises(source):
             return iter(known.frames(source))
     # A set has no first picture.
@@ -92,8 +89,3 @@ def frames_of(source: Any) -> Iterator[Frame]:
     text = "source must be photographs (a folder, files, a pattern, a video), arrays or PIL images"
     text += ", or a list of these"
     raise InputError(f"{text}, not {type(source).__name__}", argument="source")
-
-
-def _load(path: str) -> Source:
-    module, _, name = path.partition(":")
-    return getattr(import_module(module), name)

@@ -9,7 +9,6 @@ clipped.
 from __future__ import annotations
 
 import dataclasses
-import operator
 import os
 import warnings
 from collections import deque
@@ -23,7 +22,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from fastvggt_jax.errors import ImageError, InputError
+from fastvggt_jax.errors import ImageError, InputError, whole_number
 from fastvggt_jax.sources.base import DECODE_ERRORS, Frame, frames_of
 from fastvggt_jax.sources.masks import Masks
 from fastvggt_jax.sources.photographs import reason
@@ -133,15 +132,15 @@ def load_images(
     if mode not in MODES:
         raise InputError(f"mode must be one of {', '.join(MODES)}, not {mode!r}", argument="mode")
     if size is not None:
-        size = _whole(size)
+        size = whole_number("size", size)
         if size > LARGEST:
             raise InputError(f"size must be at most {LARGEST} pixels, not {size}", argument="size")
         if mode != "area":
             check_sides(policy.patch, size=size)
         elif size < policy.patch:
             raise InputError(f"size must be at least {policy.patch}, not {size}", argument="size")
-    if white is not None and white < 1:
-        raise InputError(f"white must be at least 1, not {white}", argument="white")
+    if white is not None:
+        white = whole_number("white", white, least=1)
     if paint_masks and masks is None:
         raise InputError("paint_masks needs masks, a folder", argument="paint_masks")
     found = None if masks is None else Masks(masks)
@@ -210,13 +209,6 @@ def _each_once(frames: Iterable[Frame]) -> Iterator[Frame]:
                 yield frame._replace(skip=f"{frame.path} is the same file as {first}")
                 continue
         yield frame
-
-
-def _whole(size: Any) -> int:
-    try:
-        return operator.index(size)
-    except TypeError:
-        raise InputError(f"size must be a whole number of pixels, not {size!r}", argument="size") from None
 
 
 def _sized(

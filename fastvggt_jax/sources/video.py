@@ -12,14 +12,14 @@ import os
 import warnings
 from collections.abc import Iterator
 from fractions import Fraction
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from fastvggt_jax.errors import ExtraError, ImageError, InputError, MissingError
+from fastvggt_jax.errors import ExtraError, ImageError, InputError, MissingError, whole_number
 from fastvggt_jax.sources.base import Frame
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi")
@@ -49,9 +49,7 @@ class Video:
         if not isinstance(self.fps, Real) or not 0 < self.fps < math.inf:
             text = f"fps must be above 0 frames per second, not {self.fps}"
             raise InputError(text, argument="fps")
-        if not isinstance(self.max_frames, Integral) or self.max_frames < 1:
-            text = f"max_frames must be a whole number, at least 1, not {self.max_frames}"
-            raise InputError(text, argument="max_frames")
+        whole_number("max_frames", self.max_frames, least=1)
 
 
 def is_video(source: Any) -> bool:

@@ -8,33 +8,11 @@ from fastvggt_jax.models import registry
 from fastvggt_jax.models.base import Model
 from fastvggt_jax.testing.random_weights import random_params
 
-_BACKBONE = dict(img_size=98, embed_dim=64, encoder_depth=2, encoder_num_heads=2, num_heads=2)
-TINY: dict[str, dict[str, Any]] = {  # by the names of the registry
-    "vggt": dict(
-        **_BACKBONE,
-        depth=4,
-        taps=(0, 1, 2, 3),
-        camera_trunk_depth=1,
-        camera_num_heads=2,
-        dpt_features=32,
-        dpt_level_channels=(16, 32, 32, 32),
-        heads=("camera", "depth", "point"),
-    ),
-    "pi3": dict(
-        **_BACKBONE,
-        depth=2,
-        head_embed_dim=64,
-        head_depth=1,
-        head_num_heads=2,
-        head_out_dim=64,
-        camera_out_dim=32,
-    ),
-}
-
 
 def tiny_model(name: str = "vggt", **fields: Any) -> Model:
-    """The model of that name in the registry with the numbers of TINY, changed by `fields`."""
-    return registry.find(name)(**{**TINY[name], **fields})
+    """The model of that name in the registry with its `tiny` numbers, changed by `fields`."""
+    cls = registry.find(name)
+    return cls(**{**cls.tiny, **fields})
 
 
 def write_random_weights(path: Path, model_name: str = "vggt", *, seed: int = 0, **fields: Any) -> None:

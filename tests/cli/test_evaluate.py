@@ -21,26 +21,29 @@ from tests.toys import model as toy
 from tests.toys.dataset import Walls
 
 
+class Unmeasured(Walls):
+    metrics = ()
+
+
 def run(*arguments):
     return CliRunner().invoke(app, ["evaluate", *(str(a) for a in arguments)])
 
 
 @pytest.fixture(autouse=True)
-def toys(monkeypatch):
-    monkeypatch.setitem(registry.MODELS, "toy", registry.Entry(toy.PATH, None))
-    with registered("walls", Walls.build):
+def toys():
+    with registry.registered("toy", toy.PATH), registered("walls", Walls.build):
         yield
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "toy.safetensors"
-    registry.register("toy", toy.PATH)
-    save_params(path, random_params(toy.Toy()), toy.Toy())
-    del registry.MODELS["toy"]
+    with registry.registered("toy", toy.PATH):
+        save_params(path, random_params(toy.Toy()), toy.Toy())
     return path
 
 
+@pytest.mark.slow
 def test_a_random_model_the_whole_way(tiny, tmp_path):
     """Dense and sparse: a model of tiny VGGT's size reconstructs nothing, and says how much it left out."""
     model, params = tiny
@@ -87,6 +90,16 @@ def test_depth_alone_has_a_table_and_a_plot_too(weights, tmp_path):
     assert "rank ρ" in heads and "AUC" not in heads and "6,000" in done.stdout
     assert len(done.stdout.splitlines()) == 2, "no table of baselines without cameras"
     assert (tmp_path / "out" / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_to_plot_is_said_and_the_numbers_are_kept(weights, tmp_path):
+    with registered("unmeasured", Unmeasured.build):
+        done = run("unmeasured", "-c", weights, "-o", tmp_path / "out", "--plot")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "quality.png" in done.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["evaluation.json"]
+    with pytest.raises(errors.InputError, match="nothing to plot: none of AUC@30, AbsRel"):
+        plot.write_plot([{"family": "dense", "summary": {}}], "title", tmp_path / "p.png")
 
 
 def test_ablations_count_the_patches_that_the_model_sees():

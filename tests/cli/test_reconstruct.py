@@ -289,6 +289,7 @@ def test_where_sparse_attention_has_no_kernel_dense_is_taken_and_said(monkeypatc
     assert pipeline._with_fast_attention(model).sparsity is not None
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own_with_the_compilation_cache(weights, tmp_path):
     args = reconstruct_args(
         weights,

@@ -26,7 +26,7 @@ OFFICIAL = {
 @pytest.fixture(autouse=True)
 def registered_toy(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTVGGT_CACHE", str(tmp_path / "cache"))
-    with registry.registered("toy", toy.PATH, "tests.toys.rules"):
+    with registry.registered("toy", toy.PATH):
         yield
 
 
@@ -53,6 +53,12 @@ def test_official_weights_are_converted_once(form, official, tmp_path, capsys, m
     again, _ = from_pretrained(name)
     assert again == model == read_model(name) and weight_file(name) == file
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", [None, 3, {}])
+def test_a_name_is_a_text_or_a_path(name):
+    with pytest.raises(errors.InputError, match="name must be a text or a path"):
+        from_pretrained(name)
 
 
 def test_new_weights_are_converted_anew(official, tmp_path):

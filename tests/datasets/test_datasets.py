@@ -23,12 +23,9 @@ def test_a_data_set_is_registered_and_gone_again():
         assert error.value.argument == "first"
     with pytest.raises(errors.InputError, match="no data set 'walls'; there are synthetic, stereo"):
         load_dataset("walls")
-    with registered("stereo", Walls.build):
-        assert isinstance(load_dataset("stereo"), Walls)
-    with pytest.raises(errors.InputError, match="views cannot be chosen of the data set stereo"):
-        load_dataset("stereo", Options(views=2))
 
 
+@pytest.mark.slow
 def test_rendered_scenes_are_those_of_the_test_split():
     data = load_dataset("synthetic", Options(scenes=2, first=3, views=2, size=16))
     assert len(data) == 2 and data.size == 16 and set(data.metrics) <= set(METRICS)
@@ -92,3 +89,11 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(errors.ExtraError, match=r"pip install 'fastvggt_jax\[evaluate\]'"):
         load_dataset("stereo")
+
+
+@pytest.mark.parametrize("option", [dict(scenes="x"), dict(first=1.5), dict(views=True), dict(root=3)])
+def test_an_option_of_another_type_is_named(option):
+    (argument,) = option
+    with pytest.raises(errors.InputError, match=f"^{argument} must be a ") as raised:
+        Options(**option)
+    assert raised.value.argument == argument

@@ -141,7 +141,7 @@ def test_formats_are_written_by_name_and_said(scene, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
     assert b"element vertex 5\n" in (tmp_path / "points.ply").read_bytes()
     for format in base.all_formats():
-        assert format.name in base.FORMATS and format.files
+        assert format.name in base.FORMATS.names() and format.files
 
 
 def test_all_that_is_wrong_with_formats_is_said_before_anything_is_written(scene, tmp_path, monkeypatch):
@@ -178,6 +178,9 @@ def test_options_reach_every_format_that_they_are_for(scene, tmp_path):
 @pytest.mark.parametrize(
     "options, argument",
     [
+        (dict(depth_original="x"), "depth_original"),
+        (dict(copy_photographs=1), "copy_photographs"),
+        (dict(track_points=True), "track_points"),
         (dict(conf_percentile=101), "conf_percentile"),
         (dict(edge_filter=0), "edge_filter"),
         (dict(voxel=float("nan")), "voxel"),
@@ -202,10 +205,3 @@ def test_a_format_of_ones_own(scene, tmp_path):
     assert len(lines) == scene.valid.sum()
     with pytest.raises(errors.InputError):
         export.write(scene, tmp_path, ("xyz",))
-
-
-def test_a_format_of_the_same_name_is_back_after_the_block(scene, tmp_path):
-    ply = base.find("ply")
-    with export.registered(dataclasses.replace(XYZ, name="ply")):
-        assert export.write(scene, tmp_path, "ply") == ["points.xyz"]
-    assert base.find("ply") is ply and list(base.FORMATS)[2] == "ply"

@@ -16,6 +16,7 @@ from fastvggt_jax.pretrained import BUNDLED
 from fastvggt_jax.refine.bundle import bundle_adjust
 from tests.export.colmap_reader import read_colmap
 
+pytestmark = pytest.mark.slow
 REAL = Path(__file__).parents[3] / "shared" / "real"
 VIEWS = 8
 

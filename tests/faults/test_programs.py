@@ -31,7 +31,7 @@ def predicted(model, params):
     return {key: value for key, value in vars(found).items() if isinstance(value, jax.Array)}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["vggt", pytest.param("pi3", marks=pytest.mark.slow)])
 def test_in_64_bit_jax_the_numbers_are_the_same_float32(name):
     model = MODELS[name]
     params = random_params(model)

@@ -16,6 +16,7 @@ from pallas_kernels import implementation as implementations
 from pallas_kernels.implementation import MASK, Device, Request, find
 from pallas_kernels.triton import mask as triton_mask
 
+pytestmark = pytest.mark.every_jax
 needs_jax_011 = pytest.mark.skipif(
     jax.__version_info__ < (0, 11), reason="Mosaic GPU kernels need jax >= 0.11"
 )

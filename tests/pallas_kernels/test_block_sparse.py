@@ -12,6 +12,8 @@ import pytest
 from pallas_kernels import BlockMask, block_sparse_attention, xla
 from tests.conftest import TOLERANCE, max_error
 
+pytestmark = pytest.mark.every_jax
+
 
 def qkv(T, S, N=2, H=16, B=1, dtype=jnp.float32, seed=0):
     keys = jax.random.split(jax.random.key(seed), 3)

@@ -30,6 +30,7 @@ from pallas_kernels import (
 )
 from pallas_kernels.implementation import ATTENTION, MASK, Device, Request, choose, find, names, only
 
+pytestmark = pytest.mark.every_jax
 ROOT = Path(__file__).parents[2]
 HOPPER = Device("gpu", "NVIDIA H100 80GB HBM3", "9.0")
 REQUEST = Request(ATTENTION, 1, 8192, 8192, 16, 64, np.dtype(jnp.bfloat16), (128, 64), HOPPER)

@@ -15,6 +15,7 @@ from pallas_kernels import BlockMask, TuningConfig, block_sparse_attention, refe
 from pallas_kernels import triton as triton_kernels
 from pallas_kernels.implementation import device_of, find
 
+pytestmark = pytest.mark.every_jax
 MOSAIC, TRITON = "mosaic_sm90", "triton"
 Hopper, Portable = TuningConfig, triton_kernels.TuningConfig
 KERNELS = [  # as simulated on a CPU

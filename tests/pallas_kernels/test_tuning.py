@@ -16,6 +16,7 @@ from pallas_kernels import BlockMask, Implementation, TuningConfig, autotune, re
 from pallas_kernels.implementation import ATTENTION, find, names
 from pallas_kernels.mosaic_sm90 import config as configs
 
+pytestmark = pytest.mark.every_jax
 H100 = "NVIDIA H100 80GB HBM3"
 MOSAIC, TRITON = find("mosaic_sm90"), find("triton")
 TUNED = resources.files("pallas_kernels") / "tuned"

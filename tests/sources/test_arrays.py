@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fastvggt_jax.errors import ImageError, InputError
-from fastvggt_jax.sources import ImagePolicy, base, load_images, registered
+from fastvggt_jax.sources import ImagePolicy, load_images, registered
 from tests.toys.source import SHEET
 
 RNG = np.random.default_rng(0)
@@ -101,7 +101,7 @@ def test_a_source_of_ones_own(tmp_path):
     buffer = io.BytesIO()
     np.savez(buffer, **{f"frame{i}": pixels for i, pixels in enumerate(PIXELS)})
     sheet.write_bytes(buffer.getvalue())
-    with registered(SHEET):
+    with registered("sheet", SHEET):
         images = load_images([str(sheet), PIXELS[0]], size=28)
         assert images.names == ("frame0", "frame1", "frame2", "0003")
         np.testing.assert_array_equal(images.pixels, load_images([*PIXELS, PIXELS[0]], size=28).pixels)
@@ -196,8 +196,8 @@ def test_an_empty_mode_is_no_mode():
         load_images(PIXELS[0], mode="")
 
 
-def test_registering_for_a_block_leaves_what_was_there():
-    before = list(base.SOURCES)
-    with registered(base.SOURCES[0]):
-        assert len(base.SOURCES) == len(before) + 1
-    assert before == base.SOURCES
+@pytest.mark.parametrize("white", ["x", 0, 1.5])
+def test_white_is_a_whole_number(white):
+    with pytest.raises(InputError, match="white must be a whole number, at least 1") as raised:
+        load_images(PIXELS[0], white=white)
+    assert raised.value.argument == "white"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +18,15 @@ Array = jax.Array
 PATH = "tests.toys.model:Toy"
 
 
+@flax.struct.dataclass
+class ToyPrediction(Prediction):
+    """With an output that no other model has: f32[B, F]."""
+
+    brightness: Array | None = None
+
+
 class Toy(Model):
+    conversion: ClassVar[str] = "tests.toys.rules"
     point_sources: ClassVar[tuple[str, ...]] = ("depth",)
     patch_size: int = 4
     width: int = 8
@@ -53,7 +62,8 @@ class Toy(Model):
         y = nn.Dense(2, name="depth_head")(jnp.tanh(x))
         poses = jnp.tile(jnp.eye(4), (*images.shape[:2], 1, 1))
         poses = poses.at[..., 0, 3].set(0.1 * jnp.arange(images.shape[1], dtype=jnp.float32))
-        return Prediction(
+        return ToyPrediction(
+            brightness=to_unit(images).mean((2, 3, 4)),
             depth=jnp.exp(y[..., :1]),
             depth_conf=1 + jnp.exp(y[..., 1]),
             camera_poses=poses,

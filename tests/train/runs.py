@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fastvggt_jax import VGGT, Pi3, geometry
+from fastvggt_jax import Pi3, geometry
 from fastvggt_jax.datasets.base import Truth
-from fastvggt_jax.testing.tiny import TINY
+from fastvggt_jax.testing.tiny import tiny_model
 from fastvggt_jax.train import Shape, TrainConfig
 from fastvggt_jax.train.data import Batch
 from fastvggt_jax.train.loop import compiled
@@ -26,7 +26,7 @@ SMALL = dict(
     embed_dim=32, encoder_depth=1, encoder_num_heads=1, num_heads=1, camera_num_heads=1, camera_iterations=2
 )
 SMALL |= dict(img_size=28, dpt_features=16, dpt_level_channels=(8, 8, 8, 8))
-MODEL = VGGT(**{**TINY["vggt"], **SMALL, "heads": ("camera", "depth")}, dtype=jnp.float32)
+MODEL = tiny_model("vggt", **SMALL, heads=("camera", "depth"), dtype=jnp.float32)
 CAMERAS = MODEL.clone(heads=("camera",))  # compiles and runs in a third of the time
 PI3 = Pi3(
     **{

@@ -72,6 +72,7 @@ def straight(request, few_programs, tmp_path_factory):
     return request.param, folder
 
 
+@pytest.mark.slow
 def test_a_batch_is_learnt_by_heart(tmp_path):
     once = dict(steps=200, warmup_steps=20, log_every=200, save_every=200, validation_scenes=0)
     train(config(model=MODEL, **once), tmp_path, quiet=True)
@@ -86,6 +87,7 @@ def test_a_batch_is_learnt_by_heart(tmp_path):
     assert errors[1] < errors[0] / 100, errors
 
 
+@pytest.mark.slow
 def test_pi3_learns_by_its_own_loss_and_is_read_from_a_weight_file(tmp_path):
     pi3 = config(model=PI3, steps=60, warmup_steps=6, learning_rate=1e-2, save_every=60, validation_scenes=0)
     train(pi3, tmp_path / "run", quiet=True)
@@ -244,6 +246,7 @@ def gradient(model: VGGT, params, batch: Batch):
     return jax.jit(jax.grad(lambda p: training.loss_of(config(model=model), p, batch)[0]))(params)
 
 
+@pytest.mark.slow
 def test_recomputing_changes_no_gradient():
     params = start_once(CAMERAS)
     kept, again = (
@@ -299,6 +302,7 @@ def test_training_goes_on_from_a_weight_file_and_leaves_what_is_frozen(tmp_path,
     assert "3 steps from the official weights" in metadata["source"] and metadata["license"] == "CC BY-NC 4.0"
 
 
+@pytest.mark.slow
 def test_a_run_renders_its_own_scenes_of_every_kind_and_validates_on_others(tmp_path, monkeypatch):
     rendered = []
 
@@ -381,6 +385,7 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
     assert len(rates) == 105 and (np.diff(rates[5:]) < 0).all() and 1e-4 < rates[-1] < 1.1e-4
 
 
+@pytest.mark.slow
 def test_eight_devices_compute_what_one_does():
     code = (
         "from tests.train.test_train import *\n"
@@ -418,6 +423,7 @@ def test_eight_devices_compute_what_one_does():
     assert not gathered  # each device computes the heads of its own scenes
 
 
+@pytest.mark.slow
 def test_a_rendered_batch_agrees_with_itself():
     shape = Shape(scenes=2, frames=4, height=28, width=42)
     batch = render("train", 3, shape, query_points=6, supersampling=1)
