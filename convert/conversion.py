@@ -7,8 +7,8 @@ streams: memory holds one official tensor at a time, whatever the size of the mo
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +23,8 @@ from convert.rules import make_plan
 from convert.sources import Source, open_source
 from convert.table import Table
 from fastvggt_jax.errors import InputError, MissingError, TargetError, WeightsError
-from fastvggt_jax.io.files import warn_of_leftovers
+from fastvggt_jax.io.files import check_name, warn_of_leftovers
+from fastvggt_jax.io.json_files import read_json
 from fastvggt_jax.io.tensors import listed, write_safetensors
 from fastvggt_jax.io.weights import abstract_tensors, native_metadata
 from fastvggt_jax.models.base import Model
@@ -93,7 +94,7 @@ def convert(
     path = hub.fetch(repository, revision) if repository else Path(source)
     checkpoint = open_source(path)
     path = checkpoint.path
-    if target.exists() and target.samefile(path):
+    if os.path.exists(target) and target.samefile(path):
         raise InputError(f"{target} is the checkpoint itself: write to another file", argument="target")
     checkpoint = _without(checkpoint, dropped)
     checkpoint = _without_prefix(checkpoint)
@@ -143,12 +144,13 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if target.suffix != ".safetensors":
         text = f"{target} must end in .safetensors: that is what is written"
         raise InputError(text, argument="target")
-    if target.is_dir():
+    if os.path.isdir(target):
         raise TargetError(f"{target} is a folder: give the name of the file to write", argument="target")
-    if target.exists() and not overwrite:
+    if os.path.exists(target) and not overwrite:
         raise TargetError(f"{target} exists already: give another name or overwrite it", argument="overwrite")
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise MissingError(f"the folder {target.parent} does not exist", argument="target")
+    check_name(target, "target")
     warn_of_leftovers(target)
 
 
@@ -220,13 +222,12 @@ def _build(cls: type[Model], rules: Table, checkpoint: Source, config: Path | No
     """The model of the given sizes, with those of its heads that the checkpoint has keys of."""
     network = cls()
     if config is not None:
+        data = read_json(config, "config")
         try:
-            data = json.loads(config.read_text())
+            if not isinstance(data, dict) or not isinstance(data.get("config", data), dict):
+                raise InputError("it is no object")
             network = cls.from_config(fields_of(data.get("config", data), cls, rules.official))
-        except OSError as error:
-            text = f"{config}: cannot be read ({error.strerror})"
-            raise MissingError(text, argument="config") from error
-        except (AttributeError, ValueError, RecursionError) as error:
+        except InputError as error:
             text = f"{config} is not the configuration of a {cls.__name__} as JSON: {error}"
             raise InputError(text, argument="config") from error
     return network.clone(heads=rules.heads_in(cls, network.heads, checkpoint.shapes))

@@ -1,6 +1,7 @@
 """Checkpoints on the Hugging Face hub: which file to take, and the licence that holds for it."""
 
 import logging
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ def is_repository(name: str) -> bool:
     suffix.
     """
     form = re.fullmatch(r"[\w.-]+/[\w.-]+", name)
-    return bool(form) and not name.endswith(SUFFIXES) and not Path(name).exists()
+    return bool(form) and not name.endswith(SUFFIXES) and not os.path.exists(name)
 
 
 def commit_of(path: Path) -> str:

@@ -59,16 +59,22 @@ def fields_of(config: Mapping[str, Any], cls: type[Model], official: Official) -
             wrong.append(f"{key}={flat[key]!r} (must be {found[field]!r}, like the other places of {field})")
     for key, field in official.halved.items():
         if key in flat:
-            found[field], odd = divmod(flat[key], 2)
-            wrong += [f"{key}={flat[key]!r} (must be even)"] if odd else []
+            even = _is_whole(flat[key]) and flat[key] % 2 == 0
+            found[field] = flat[key] // 2 if even else flat[key]
+            wrong += [] if even else [f"{key}={flat[key]!r} (must be an even number)"]
+    width = found.get("embed_dim", cls.embed_dim)  # checked with the rest of ours
     wrong += [
         f"{key}={flat[key]!r} (must be twice embed_dim)"
         for key in official.twice_width
-        if key in flat and flat[key] != 2 * found.get("embed_dim", cls.embed_dim)
+        if key in flat and _is_whole(width) and flat[key] != 2 * width
     ]
     if wrong:
         raise InputError(f"config does not describe a {cls.__name__}: {'; '.join(wrong)}")
     return found
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

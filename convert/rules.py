@@ -17,6 +17,7 @@ from fastvggt_jax.errors import WeightsError
 from fastvggt_jax.io.tensors import differences
 
 LAYER = "layer"  # the group of a rule's pattern that holds the index within a scanned stack
+LAYER_NUMBER = r"0|[1-9][0-9]{0,3}"  # one way to write each
 
 # From PyTorch's axes to ours: axis i of the result is axis TRANSFORMS[name][i] of the source.
 TRANSFORMS: dict[str, tuple[int, ...] | None] = {
@@ -50,7 +51,7 @@ class Rule:
     def apply(self, key: str) -> tuple[str, re.Match] | None:
         """The native name for `key` and the match, or None if the rule does not speak of it."""
         match = re.fullmatch(self.pattern, key)
-        if match is None:
+        if match is None or not re.fullmatch(LAYER_NUMBER, match.groupdict().get(LAYER, "0")):
             return None
         groups = {name: (text or "").replace(".", "/") for name, text in match.groupdict().items()}
         return self.target.format(**groups), match

@@ -5,7 +5,6 @@ of PyTorch where it is installed. What a file holds decides what it is, not its 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pickle
 import zipfile
@@ -17,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from fastvggt_jax.errors import ExtraError, FileError, InputError, MissingError, WeightsError
+from fastvggt_jax.io.json_files import read_json
 from fastvggt_jax.io.tensors import is_safetensors, listed, open_safetensors
 
 # Under which training scripts keep the weights, in the order in which they are looked for.
@@ -65,9 +65,9 @@ def open_source(path: str | Path) -> Source:
     Raises MissingError, FileError, ExtraError (PyTorch's without PyTorch), InputError, WeightsError.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         path = in_folder(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         what = "no file" if os.path.lexists(path) else "no such file"
         raise MissingError(
             f"{path}: {what}, nor the name of a hub repository (OWNER/NAME)", argument="source"
@@ -79,10 +79,12 @@ def open_source(path: str | Path) -> Source:
         raise FileError(f"{path}: {error.strerror}", cause=error, argument="source") from error
     if path.name.endswith(INDEX):
         return _open_shards(path)
-    if is_safetensors(start) or path.suffix == ".safetensors":
+    if is_safetensors(start):
         return _open_safetensors(path)
     if start[:2] == b"PK" or start[:1] == b"\x80" or path.suffix in (".pt", ".pth"):  # a zip file, a pickle
         return _open_torch(path)
+    if path.suffix == ".safetensors":  # damaged, which it says
+        return _open_safetensors(path)
     raise WeightsError(f"{path} is neither a safetensors file nor one of PyTorch", argument="source")
 
 
@@ -126,9 +128,8 @@ def _open_safetensors(path: Path) -> Source:
 def _open_shards(path: Path) -> Source:
     """Of a list of shards: {"weight_map": {key: file}}, files that lie beside it."""
     try:
-        where = json.loads(path.read_bytes())["weight_map"]
-        entries = {str(key): str(name) for key, name in where.items()}
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        entries = {str(key): str(name) for key, name in read_json(path)["weight_map"].items()}
+    except (AttributeError, InputError, KeyError, TypeError) as error:
         raise WeightsError(f"{path} is not a list of shards (no weight_map of keys and files)") from error
     outside = [name for name in entries.values() if Path(name).name != name or name in ("", ".", "..")]
     if outside:

@@ -20,14 +20,14 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fastvggt_jax.attention import dense_attention
-from fastvggt_jax.errors import Error, FailedError, InputError, MissingError, out_of_memory
+from fastvggt_jax.errors import Error, FailedError, InputError, out_of_memory
+from fastvggt_jax.io.json_files import read_json
 from fastvggt_jax.models import registry
 from fastvggt_jax.models.base import Model
 from fastvggt_jax.sources.sizing import check_sides
@@ -107,14 +107,7 @@ class Case:
     def _fields(self, cls: type[Model]) -> dict[str, Any]:
         if self.config is None:
             return {}
-        try:
-            fields = json.loads(Path(self.config).read_text())
-        except OSError as error:
-            raise MissingError(
-                f"{self.config}: cannot be read ({error.strerror})", argument="config"
-            ) from error
-        except ValueError as error:
-            raise InputError(f"{self.config} is not JSON: {error}", argument="config") from error
+        fields = read_json(self.config, "config")
         if not isinstance(fields, dict):
             raise InputError(f"{self.config} must hold a JSON object, the model's fields", argument="config")
         return fields.get("config", fields)

@@ -91,6 +91,11 @@ def whole_number(argument: str, value: Any, least: int | None = None) -> int:
     raise InputError(f"{argument} must be a whole number{limit}, not {value!r}", argument=argument)
 
 
+def printable(text: str) -> str:
+    """The text with escapes in the place of control characters, also of those that turn its direction."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether this is raised for want of memory. JAX's error is known by its name, so that JAX need not be
     imported.

@@ -36,9 +36,18 @@ from fastvggt_jax.export.base import (
     check_formats,
     write_formats,
 )
+from fastvggt_jax.export.cameras import written_in
 from fastvggt_jax.export.photographs import find_photographs
 from fastvggt_jax.export.tracks import Followed
-from fastvggt_jax.io.files import check_output_folder, check_space, output_folder, reason, temporary_sibling
+from fastvggt_jax.io.files import (
+    being_written,
+    check_output_folder,
+    check_space,
+    output_folder,
+    reason,
+    temporary_sibling,
+    warn_of_leftovers,
+)
 from fastvggt_jax.models.base import Model
 from fastvggt_jax.models.prediction import Reconstruction
 from fastvggt_jax.pretrained import from_pretrained, read_model
@@ -94,8 +103,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
     """
     s = settings
     formats = check_formats(always_written(s.formats), s.export)
-    # What --overwrite may replace; the first tells that the folder is ours.
-    ours = [pattern for format in all_formats() for pattern in format.files]
+    ours = written_in(s.output)  # what --overwrite may replace
     if s.bundle:
         require()
     with warnings.catch_warnings(record=True) as caught:
@@ -116,6 +124,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
                 paint_masks=s.paint_masks,
                 skip_bad=s.skip_bad,
             )
+        _check_not_in(s.output, (frame and frame.path for frame in images.frames))
         if s.intrinsics is not None:  # what is wrong with these is said before the model runs
             sizes = [(t.original_width, t.original_height) for t in images.transforms]
             known_K(images.names, sizes, s.intrinsics)
@@ -338,16 +347,20 @@ def export_saved(
     chosen = check_formats(always_written(formats), options)
     if bundle:
         require()
-    if output is None:
-        other = {"bundle_adjust": bundle, "intrinsics": intrinsics, "align_to": align_to}
-        _check_in_place(folder, options, chosen, other, overwrite)
-    else:
-        ours = [pattern for format in all_formats() for pattern in format.files]
-        check_output_folder(output, overwrite=overwrite, ours=ours)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
+        if output is None:
+            other = {"bundle_adjust": bundle, "intrinsics": intrinsics, "align_to": align_to}
+            _check_in_place(folder, options, chosen, other, overwrite)
+        else:
+            _check_not_in(output, [folder])
+            ours = written_in(output)
+            check_output_folder(output, overwrite=overwrite, ours=ours)
         scene = Scene.load(folder)
         frames = () if photos is None else find_photographs(scene, photos)
+        if output is not None:
+            named = [frame.path for frame in frames if frame is not None] if frames else scene.paths
+            _check_not_in(output, named)
         if intrinsics is not None:
             scene = with_intrinsics(scene, intrinsics)
         scene, adjustment = _adjusted(scene, options) if bundle else (scene, None)
@@ -385,6 +398,7 @@ def _check_in_place(
         if changes:
             text = f"{argument} gives other cameras than the files in {folder} have: give a new output folder"
             raise InputError(text, argument=argument)
+    warn_of_leftovers(folder)
     if overwrite:
         return
     for format in formats:
@@ -394,12 +408,26 @@ def _check_in_place(
             raise TargetError(text, argument="overwrite")
 
 
+def _check_not_in(output: str | os.PathLike, paths: Iterable[str | os.PathLike | None]) -> None:
+    """Raises TargetError if one of these, which are read, would be replaced with the output folder."""
+    if not os.path.isdir(output):
+        return
+    for path in (path for path in paths if path):
+        # A link in it counts as well as what lies there.
+        given = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(output))
+        if given or Path(os.path.realpath(path)).is_relative_to(os.path.realpath(output)):
+            text = f"{path} lies in the output folder {output}, which is replaced; give another output"
+            raise TargetError(text, argument="output")
+
+
 def _write_into(folder: Path, export: Export, formats: list[Format]) -> list[str]:
     """All files are whole beside the folder before the first comes into it."""
     folder = Path(os.path.realpath(folder))
     new = temporary_sibling(folder)
     try:
-        names = write_formats(export, new, [format for format in formats if not format.describes])
+        new.mkdir()
+        with being_written(new):
+            names = write_formats(export, new, [format for format in formats if not format.describes])
         for path in sorted(new.rglob("*")):
             if path.is_symlink() or path.is_file():
                 target = folder / path.relative_to(new)

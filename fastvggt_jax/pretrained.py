@@ -6,6 +6,7 @@ Official weights are converted once into the user's cache, and found there the n
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fastvggt_jax.errors import FileError, InputError, MissingError, WeightsError
+from fastvggt_jax.errors import FileError, InputError, MissingError, WeightsError, printable
 from fastvggt_jax.io.cache import cache_folder
+from fastvggt_jax.io.files import regular_file
 from fastvggt_jax.io.tensors import compare_shapes
 from fastvggt_jax.io.weights import (
     FORMAT_VERSION,
@@ -160,10 +162,11 @@ def weight_file(name: str | Path, *, revision: str | None = None, quiet: bool = 
         commit = hub.commit_of(hub.fetch(str(name), revision))
         # That commit and no other: a branch may move between the two.
         return _converted(str(name), f"{str(name).replace('/', '--')}-{commit}", commit, quiet)
-    path = in_folder(Path(name)) if Path(name).is_dir() else Path(name)
-    if not path.exists():
+    path = in_folder(Path(name)) if os.path.isdir(name) else Path(name)
+    if not os.path.exists(path):
         known = f"bundled is {', '.join(BUNDLED)}; a hub repository is named OWNER/NAME"
         raise MissingError(f"{path}: no such weight file; {known}", argument="weights")
+    regular_file(path, "weights")
     if is_native(path):
         return path
     state = path.stat()
@@ -179,7 +182,8 @@ def _converted(source: str, key: str, revision: str | None, quiet: bool) -> Path
     if target.exists():
         return target
     if not quiet:
-        print(f"converting {source}, once, into {target}", file=sys.stderr, flush=True)
+        text = f"converting {source}, once, into {target}"
+        print(printable(text), file=sys.stderr, flush=True)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -180,8 +180,10 @@ def to_scene(
     first: Callable[[jax.Array], np.ndarray] = lambda x: np.asarray(x)[0]
     cam_from_world = first(found.cam_from_world)
     _check_cameras(np.isfinite(cam_from_world).all((1, 2)), images)
-    points, conf = first(found.points), first(found.conf)
-    _check_points(points, images)
+    points, conf, depth, depth_conf = map(first, (found.points, found.conf, found.depth, found.depth_conf))
+    _check_maps(
+        images, {"points": points, "confidence": conf, "depth": depth, "confidence of depth": depth_conf}
+    )
     if found.K is None:
         K, intrinsics = _recovered_intrinsics(_in_cameras(points, cam_from_world), conf, images)
     else:
@@ -197,8 +199,8 @@ def to_scene(
         cam_from_world=cam_from_world,
         points=points,
         points_conf=conf,
-        depth=first(found.depth),
-        depth_conf=first(found.depth_conf),
+        depth=depth,
+        depth_conf=depth_conf,
         intrinsics=intrinsics,
         conf_floor=found.conf_floor,
         metric_scale=None if found.metric_scale is None else float(first(found.metric_scale)),
@@ -250,11 +252,12 @@ def _check_cameras(usable: np.ndarray, images: Images) -> None:
             )
 
 
-def _check_points(points: np.ndarray, images: Images) -> None:
-    for name, one in zip(images.names, points, strict=True):
-        if not np.isfinite(one).any():
-            text = f"the model's points of {name} are not finite; the checkpoint is damaged or not its own"
-            raise InputError(text)
+def _check_maps(images: Images, maps: Mapping[str, np.ndarray]) -> None:
+    for what, values in maps.items():
+        for name, one in zip(images.names, values, strict=True):
+            if not np.isfinite(one).any():
+                text = f"the model's {what} of {name} has no finite number"
+                raise InputError(f"{text}; the checkpoint is damaged or not its own")
 
 
 def _recovered_intrinsics(

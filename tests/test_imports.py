@@ -55,7 +55,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     "train": {"models", "geometry", "sources", "datasets", "pretrained", "io"},
     "evaluate": {"kernels", "sparsity", "models", "geometry", "sources", "datasets", "io"},
     "pipeline": {"models", "sparsity", "sources", "scene", "export", "refine", "pretrained", "io"},
-    "bench": {"kernels", "attention", "sparsity", "sources", "models", "testing"},
+    "bench": {"kernels", "attention", "sparsity", "sources", "models", "testing", "io"},
     "cli": {
         *("kernels", "sparsity", "datasets", "export", "pretrained", "convert"),
         *("train", "evaluate", "pipeline", "bench", "io", "package"),

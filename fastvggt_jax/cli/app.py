@@ -6,11 +6,12 @@ runner. JAX and the models are imported inside the commands, so that --help is q
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,6 +50,10 @@ for _name in COMMANDS:
 
 def main() -> None:
     """The entry point of the installed command and of `python -m fastvggt_jax`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # no None, which a closed one is, and no test's
+        raw, encoding = StandardOutput(sys.stdout.fileno(), "w", closefd=False), sys.stdout.encoding
+        lines = sys.stdout.line_buffering
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), encoding, line_buffering=lines)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every terminal's encoding has a π³
             stream.reconfigure(errors="replace")
@@ -56,16 +61,25 @@ def main() -> None:
         try:
             app(prog_name="fastvggt")
         finally:
-            sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has read enough
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except StandardOutputError as error:
         _discard_stdout()
+        if error.errno != errno.EPIPE:  # else whoever reads has read enough
+            print(f"error standard output could not be written: {error.strerror}", file=sys.stderr)
         raise SystemExit(1) from None
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        _discard_stdout()
-        print(f"error standard output could not be written: {error.strerror}", file=sys.stderr)
-        raise SystemExit(1) from None
+
+
+class StandardOutputError(OSError):
+    """Only what is written to it raises this; another OSError that no command expects is a bug."""
+
+
+class StandardOutput(io.FileIO):
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise StandardOutputError(error.errno, error.strerror) from error
 
 
 def _discard_stdout() -> None:

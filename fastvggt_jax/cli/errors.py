@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastvggt_jax.errors import Error, out_of_memory
+from fastvggt_jax.errors import Error, out_of_memory, printable
 
 FAILED, INTERRUPTED = 1, 130  # exit codes; the second as a shell gives a command that Ctrl-C has ended
 Function = Callable[..., None]
@@ -82,11 +82,6 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any, 
 def say(kind: str, text: str) -> None:
     """A line on stderr, in which control characters, as of a file's name, are shown and not sent."""
     typer.echo(f"{typer.style(kind, fg='red' if kind == 'error' else 'yellow')} {printable(text)}", err=True)
-
-
-def printable(text: str) -> str:
-    """The text with escapes in the place of control characters, also of those that turn its direction."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fastvggt_jax.cli.errors import one_sentence
+from fastvggt_jax.cli.errors import one_sentence, say
 from fastvggt_jax.cli.options import (
     AlignTo,
     BundleAdjust,
@@ -28,6 +28,7 @@ from fastvggt_jax.cli.options import (
     export_options,
     say_tracks,
 )
+from fastvggt_jax.errors import printable
 
 
 @one_sentence(smaller="take a smaller --max-points")
@@ -87,6 +88,6 @@ def export(
     if as_json or quiet:
         return
     for text in report["warnings"]:
-        typer.echo(f"{typer.style('warning', fg='yellow')} {text}", err=True)
-    typer.echo(f"{report['output']}: {', '.join(report['files'])}")
+        say("warning", text)
+    typer.echo(printable(f"{report['output']}: {', '.join(report['files'])}"))
     say_tracks(report)

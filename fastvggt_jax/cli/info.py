@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fastvggt_jax.cli.errors import one_sentence, printable
+from fastvggt_jax.cli.errors import one_sentence
 from fastvggt_jax.cli.options import WEIGHTS_HELP, Json
+from fastvggt_jax.errors import printable
 
 
 @one_sentence()
@@ -18,14 +20,15 @@ def info(weights: Annotated[str, typer.Argument(help=WEIGHTS_HELP)], as_json: Js
     import math
 
     from fastvggt_jax.errors import WeightsError
+    from fastvggt_jax.io.json_files import parse_json
     from fastvggt_jax.io.tensors import open_safetensors
     from fastvggt_jax.pretrained import weight_file
 
-    path = Path(weights) if Path(weights).is_file() else weight_file(weights)
+    path = Path(weights) if os.path.isfile(weights) else weight_file(weights)
     file = open_safetensors(path)
     metadata = dict(file.metadata() or {})
     try:
-        config = json.loads(metadata.pop("config", "{}"))
+        config = parse_json(metadata.pop("config", "{}"))
     except ValueError as error:
         raise WeightsError(f"{path} has a config that is no JSON: {error}") from error
     parameters: dict[str, int] = {}
@@ -36,9 +39,9 @@ def info(weights: Annotated[str, typer.Argument(help=WEIGHTS_HELP)], as_json: Js
         parameters[part] = parameters.get(part, 0) + math.prod(tensor.get_shape())
         dtypes.add(tensor.get_dtype())
     report = {
+        **metadata,  # which may say anything, and not in the place of what follows
         "file": str(path),
         "bytes": path.stat().st_size,
-        **metadata,
         "parameters": sum(parameters.values()),
         "parameters_by_part": parameters,
         "dtypes": sorted(dtypes),
@@ -51,9 +54,9 @@ def info(weights: Annotated[str, typer.Argument(help=WEIGHTS_HELP)], as_json: Js
         if isinstance(value, dict):
             typer.echo(f"{key}:")
             for inner, number in value.items():
-                typer.echo(f"  {inner:22} {_plain(number)}")
+                typer.echo(f"  {printable(inner):22} {_plain(number)}")
         else:
-            typer.echo(f"{key + ':':24} {_plain(value)}")
+            typer.echo(f"{printable(key) + ':':24} {_plain(value)}")
 
 
 def _plain(value: Any) -> str:

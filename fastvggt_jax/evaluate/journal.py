@@ -7,15 +7,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from fastvggt_jax.errors import FileError, TargetError
+from fastvggt_jax.errors import Error, FileError, TargetError
 from fastvggt_jax.evaluate.runner import Result
-from fastvggt_jax.io.files import reason, write_file
+from fastvggt_jax.io.files import reason, regular_file, write_file
+from fastvggt_jax.io.json_files import parse_json
 
 FORMAT = "fastvggt_jax evaluation so far"
 ARRAYS = ("pairs", "baselines", "density")  # fields of a Result that are lists of arrays
@@ -24,8 +26,8 @@ ARRAYS = ("pairs", "baselines", "density")  # fields of a Result that are lists 
 class Journal:
     """The file, a JSON line for each batch of scenes, after one that says of what; use as a context manager.
 
-    Lines that are damaged, such as a half-written last one, and those after them are left out: their scenes
-    are measured again.
+    Each bears a checksum. Lines that are damaged, such as a half-written last one, and those after them are
+    left out: their scenes are measured again.
     """
 
     def __init__(self, path: str | os.PathLike, of: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -36,12 +38,12 @@ class Journal:
         self.path, self.of = Path(path), json.loads(json.dumps(of))
         self.batches: dict[int, dict[str, Result]] = {}
         try:
-            lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+            lines = regular_file(self.path).read_bytes().splitlines() if os.path.lexists(self.path) else []
             kept = self._read(lines, overwrite)
             write_file(self.path, *(line + b"\n" for line in kept))
             self.file = open(self.path, "ab")  # noqa: SIM115  closed by __exit__
         except OSError as error:
-            if isinstance(error, FileError | TargetError):
+            if isinstance(error, Error):
                 raise
             text = f"{self.path} cannot be used: {reason(error)}"
             raise FileError(text, cause=error) from error
@@ -53,6 +55,7 @@ class Journal:
         if first != mine:
             if lines and not overwrite:
                 theirs = first.get("of") if isinstance(first, dict) else None
+                theirs = theirs if isinstance(theirs, dict) else None
                 names = [name for name in self.of if not theirs or theirs.get(name) != self.of[name]]
                 what = f"another evaluation ({', '.join(names)} differ)" if theirs else "something else"
                 text = f"{self.path} is of {what}; delete it, give another output, or overwrite it"
@@ -61,10 +64,9 @@ class Journal:
         kept = lines[:1]
         for line in lines[1:]:
             found = _parsed(line)
-            try:
-                self.batches[found["start"]] = {name: _result(one) for name, one in found["results"].items()}
-            except (TypeError, KeyError, ValueError, AttributeError):
+            if not isinstance(found, dict) or found.pop("crc32", None) != _checksum(found):
                 break
+            self.batches[found["start"]] = {name: _result(one) for name, one in found["results"].items()}
             kept.append(line)
         return kept
 
@@ -72,7 +74,7 @@ class Journal:
         """What the batch from scene number `start` on has given. Raises FileError."""
         line = {"start": start, "results": {name: _values(result) for name, result in results.items()}}
         try:
-            self.file.write(json.dumps(line).encode() + b"\n")
+            self.file.write(json.dumps(line | {"crc32": _checksum(line)}).encode() + b"\n")
             self.file.flush()
         except OSError as error:
             raise FileError(f"{self.path} could not be written: {reason(error)}", cause=error) from error
@@ -90,9 +92,14 @@ class Journal:
 
 def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line)
+        return parse_json(line)
     except ValueError:
         return None
+
+
+def _checksum(line: dict[str, Any]) -> int:
+    """JSON gives back numbers and order as they were, so what was read has the same one."""
+    return zlib.crc32(json.dumps(line).encode())
 
 
 def _values(result: Result) -> dict[str, Any]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import os
 from pathlib import Path
 
+from fastvggt_jax.errors import Error
 from fastvggt_jax.export.base import Export, Format, all_formats
 from fastvggt_jax.io import scenes
+from fastvggt_jax.io.json_files import read_json
 from fastvggt_jax.io.scenes import write_cameras
 
 
@@ -26,6 +31,18 @@ def files_of_photographs(export: Export, folder: Path) -> list[dict[str, str]]:
                 if found:
                     of_one[kind] = found
     return files
+
+
+def written_in(folder: str | os.PathLike) -> list[str]:
+    """The files, as paths in it, that are ours in a folder of ours, of which the first tells that it is one:
+    those that have the same name in every folder, and those of photographs that its cameras.json names.
+    """
+    names = [pattern for format in all_formats() for pattern in format.files if "*" not in pattern]
+    with contextlib.suppress(Error, AttributeError, KeyError, TypeError):  # damaged: then they are nobody's
+        for photograph in read_json(Path(folder) / scenes.CAMERAS)["images"]:
+            files = photograph["files"].items()
+            names += [glob.escape(path) for kind, path in files if kind != "photograph"]
+    return names
 
 
 ENDINGS = (".jpg", ".png")  # of photographs, which keep theirs where that can be

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from fastvggt_jax.errors import Error, FileError, TargetError, is_full
+from fastvggt_jax.errors import Error, FileError, InputError, MissingError, TargetError, is_full
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -51,34 +51,28 @@ def warn_of_leftovers(path: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def _being_written(path: Path) -> Iterator[None]:
-    """Holds a lock on a file or folder, by which others see that its writer is alive."""
+def being_written(path: Path) -> Iterator[bool]:
+    """Holds a lock on a file or folder, by which others see that its writer is alive. Gives False if another
+    one holds it.
+    """
     with contextlib.ExitStack() as stack:
+        mine = True
         # Not every system or file system has such locks.
         with contextlib.suppress(ImportError, OSError):
             import fcntl
 
             descriptor = os.open(path, os.O_RDONLY)
             stack.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                mine = False
+        yield mine
 
 
 def _is_being_written(path: Path) -> bool:
-    try:
-        import fcntl
-
-        descriptor = os.open(path, os.O_RDONLY)
-    except (ImportError, OSError):
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(descriptor)
+    with being_written(path) as mine:
+        return not mine
 
 
 @contextlib.contextmanager
@@ -86,10 +80,10 @@ def held(folder: str | os.PathLike) -> Iterator[None]:
     """Nobody else's, for the time of the block: where the system has such locks, another process that asks
     for the same folder gets a TargetError.
     """
-    folder = Path(folder)
-    if _is_being_written(folder):
-        raise TargetError(f"another program is writing the folder {folder}; give another one, or wait for it")
-    with _being_written(folder):
+    with being_written(Path(folder)) as mine:
+        if not mine:
+            text = f"another program is writing the folder {folder}; give another one, or wait for it"
+            raise TargetError(text)
         yield
 
 
@@ -104,7 +98,7 @@ def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     temporary = temporary_sibling(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file, _being_written(temporary):
+        with open(temporary, "xb") as file, being_written(temporary):
             yield file
         os.replace(temporary, path)
     except OSError as error:
@@ -121,11 +115,26 @@ def write_file(path: str | os.PathLike, *parts: bytes | memoryview) -> None:
             file.write(part)
 
 
+def regular_file(path: str | os.PathLike, argument: str | None = None) -> Path:
+    """The path, if it is a file that can be read to its end. Raises MissingError if nothing is there,
+    InputError for a folder, a pipe or a device.
+    """
+    path = Path(path)
+    if os.path.isfile(path):  # False too for a name that is too long
+        return path
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a folder; give a file", argument=argument)
+    if os.path.lexists(path) and os.path.exists(path):
+        raise InputError(f"{path} is no regular file, but a pipe or a device; give a file", argument=argument)
+    raise MissingError(f"{path}: no such file", argument=argument)
+
+
 def reason(error: OSError) -> str:
     """The system's words for what it refused, about space in ours."""
     return "no space is left on its disk" if is_full(error) else error.strerror or str(error)
 
 
+INNER = 512  # bytes that are kept free for paths in an output folder
 # what the first entry of `ours` holds near its start: a file of that name alone proves nothing
 OUR_NAME = b"fastvggt_jax"
 
@@ -140,6 +149,8 @@ def check_output_folder(
         raise TargetError("the output has no name; give a folder", argument="output")
     path = Path(path)
     try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(path)  # what the next line would not tell from nothing: links that lead in a circle
         if path.exists() and not path.is_dir():
             raise TargetError(f"the output {path} is a file; give a folder", argument="output")
         wrong, argument = _what_is_wrong(path, overwrite, ours)
@@ -151,6 +162,27 @@ def check_output_folder(
         text = f"the output folder {path} cannot be used: {reason(error)}"
         raise FileError(text, cause=error, argument="output") from error
     warn_of_leftovers(path)
+
+
+def check_name(path: str | os.PathLike, argument: str) -> None:
+    """Raises TargetError where the system has no such long names or paths."""
+    if wrong := _too_long(Path(path), 0):
+        raise TargetError(f"{path} {wrong}", argument=argument)
+
+
+def _too_long(path: Path, inner: int) -> str | None:
+    """A clause, or None. inner: bytes of the longest path in it."""
+    parent = _nearest(path)
+    longest, whole = (
+        (os.pathconf(parent, limit) for limit in ("PC_NAME_MAX", "PC_PATH_MAX"))
+        if hasattr(os, "pathconf")
+        else (255, 4096)
+    )
+    if too_long := [name for name in path.parts if len(os.fsencode(name)) > longest]:
+        return f"cannot be made: a name of it, {too_long[0][:20]}..., is longer than {longest} bytes"
+    if len(os.fsencode(os.path.abspath(path))) + inner > whole:
+        return f"cannot be made: a path may have {whole} bytes, of which {inner} are for what is in it"
+    return None
 
 
 def check_space(path: str | os.PathLike, least_bytes: int) -> None:
@@ -186,12 +218,8 @@ def _what_is_wrong(path: Path, overwrite: bool, ours: Sequence[str]) -> tuple[st
         return f"cannot be made: {parent} is a file", "output"
     if not os.access(parent, os.W_OK):
         return f"cannot be made: no permission to write in {parent}", "output"
-    longest = os.pathconf(parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
-    if too_long := [name for name in path.parts if len(os.fsencode(name)) > longest]:
-        return (
-            f"cannot be made: a name of it, {too_long[0][:20]}..., is longer than {longest} bytes",
-            "output",
-        )
+    if wrong := _too_long(path, INNER):
+        return wrong, "output"
     return None, "output"
 
 
@@ -206,7 +234,13 @@ def _foreign(folder: Path, ours: Sequence[str]) -> list[str]:
         if not entry.is_dir() or entry.is_symlink() or not any(entry.iterdir())
     ]
     names = [entry.relative_to(folder).as_posix() for entry in found]
-    return [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ours)]
+    return [name for name in names if not any(_matches(name, pattern) for pattern in ours)]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Folder by folder: a * stands for no /."""
+    parts, patterns = name.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
 
 @contextlib.contextmanager
@@ -232,7 +266,7 @@ def output_folder(
     except OSError as error:  # the temporary name would tell the user nothing
         raise FileError(f"the output folder {path} cannot be made: {reason(error)}", cause=error) from error
     try:
-        with _being_written(temporary):
+        with being_written(temporary):
             yield temporary
             with _signals_wait():
                 _put_in_place(temporary, path, overwrite, ours)

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from fastvggt_jax.errors import FileError, InputError, MissingError, WeightsError
-from fastvggt_jax.io.files import check_space, new_file, reason
+from fastvggt_jax.errors import FileError, InputError, WeightsError
+from fastvggt_jax.io.files import check_space, new_file, reason, regular_file
 
 _TAGS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _LISTED = 10  # names that an error spells out before it only counts
@@ -27,14 +27,10 @@ def open_safetensors(path: str | Path) -> safe_open:
     """Opens `path` for reading tensor by tensor as numpy arrays (bfloat16 as `ml_dtypes.bfloat16`),
     memory-mapped.
 
-    Raises MissingError, FileError, InputError for a folder, or WeightsError if the file is not safetensors or
-    is cut short.
+    Raises MissingError, FileError, InputError for what is no file, or WeightsError if it is not safetensors
+    or is cut short.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, not a weight file")
-    if not path.is_file():
-        raise MissingError(f"{path}: no such file")
+    path = regular_file(path)
     try:
         # A permission that is missing gets its own words here, not safetensors' "no such file".
         with open(path, "rb"):

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from fastvggt_jax.errors import WeightsError
+from fastvggt_jax.io.json_files import parse_json
 from fastvggt_jax.io.tensors import compare_shapes, is_safetensors, open_safetensors, write_safetensors
 
 if TYPE_CHECKING:
@@ -58,14 +59,14 @@ def open_weights(path: str | Path) -> WeightFile:
     if metadata.get("format") != FORMAT:
         raise WeightsError(f"{path} is a safetensors file, but not a weight file of fastvggt_jax")
     version = metadata.get("format_version", "")
-    if not version.isdecimal() or int(version) > FORMAT_VERSION:
-        newer = f"has format version {version}, this fastvggt_jax reads up to {FORMAT_VERSION}"
+    if version not in map(str, range(1, FORMAT_VERSION + 1)):
+        newer = f"has format version {version[:20]!r}, this fastvggt_jax reads up to {FORMAT_VERSION}"
         raise WeightsError(f"{path} {newer}: upgrade fastvggt_jax or convert the weights again")
     try:
-        config = json.loads(metadata["config"])
+        config = parse_json(metadata["config"])
         if not isinstance(config, dict):
             raise TypeError(f"it is {config!r}, not an object")
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path} has no usable config: {_in_short(error)}") from error
     wrong = [name for name in file.keys() if file.get_slice(name).get_dtype() not in STORED]
     if wrong:

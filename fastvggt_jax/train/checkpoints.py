@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from fastvggt_jax.errors import FailedError, WeightsError, is_full
-from fastvggt_jax.io.files import held, temporary_sibling, write_file
+from fastvggt_jax.errors import FailedError, InputError, TargetError, WeightsError, is_full, out_of_memory
+from fastvggt_jax.io.files import check_name, held, temporary_sibling, write_file
+from fastvggt_jax.io.json_files import read_json
 from fastvggt_jax.io.weights import open_weights, save_params
 from fastvggt_jax.pretrained import weight_file
 from fastvggt_jax.train.config import TrainConfig
@@ -49,6 +51,9 @@ class Checkpoints:
         model = config.model
         identity = {"model": type(model).__name__, "config": model.config()}
         mark = folder / MARK
+        if os.path.exists(folder) and not os.path.isdir(folder):
+            raise TargetError(f"{folder} is a file; give a folder to train in", argument="workdir")
+        check_name(folder, "workdir")
         with contextlib.ExitStack() as stack:
             if mark.exists():
                 stack.enter_context(held(folder))
@@ -158,7 +163,9 @@ class Checkpoints:
         for damaged, step in enumerate(steps):
             try:
                 state = self.last.restore(step, args=ocp.args.StandardRestore(target))
-            except Exception:  # what a damaged file raises is anything
+            except Exception as error:  # what a damaged file raises is anything
+                if out_of_memory(error):
+                    raise
                 continue
             self._set_aside(steps[:damaged])
             return state
@@ -200,11 +207,11 @@ def _origin(config: TrainConfig) -> dict[str, str]:
 
 def _read_mark(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / MARK).read_text())
+        found = read_json(folder / MARK)
         if not isinstance(found["config"], dict):
             raise TypeError("config is no object")
         return {name: found[name] for name in ("model", "config", "source", "license")}
-    except (ValueError, KeyError, TypeError) as error:
+    except (InputError, KeyError, TypeError) as error:
         raise WeightsError(
             f"the folder {folder} holds a {MARK} that no training run has written; give another folder"
         ) from error

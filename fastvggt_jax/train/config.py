@@ -19,7 +19,8 @@ import numpy as np
 from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError, create_model
 
 from fastvggt_jax.datasets.synthetic import SPLIT_SIZE
-from fastvggt_jax.errors import Error, InputError, MissingError
+from fastvggt_jax.errors import Error, InputError
+from fastvggt_jax.io.files import regular_file
 from fastvggt_jax.models.base import Model
 from fastvggt_jax.sources.sizing import check_sides
 
@@ -200,15 +201,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
     Raises MissingError, or InputError: the file is no configuration, a field is unknown or its value wrong.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingError(
-            f"{path}: no such file; a training configuration is a Python file with get_config()"
-        )
+    path = regular_file(path, "config")
     try:
         get_config = runpy.run_path(str(path)).get("get_config")
         config = get_config() if get_config is not None else None
-    except (Exception, SystemExit) as error:  # a user's code: anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's code: anything
         reason = str(error) if isinstance(error, Error) else f"{type(error).__name__}: {error}"
         reason = " ".join(reason.split())  # on one line
         raise InputError(f"{path} is no configuration that works: {reason}") from error

@@ -68,7 +68,7 @@ def train(
     sharding = state_sharding(
         config, mesh
     )  # this and the next say what is wrong with `frozen` and `init` before the folder is made
-    params = None if (folder / MARK).exists() else first_params(config)
+    params = None if os.path.exists(folder / MARK) else first_params(config)
     with Checkpoints(folder, config) as checkpoints, _interrupts() as interrupted:
         if checkpoints.last_step is not None:
             state = checkpoints.restore(abstract_state(config), sharding)

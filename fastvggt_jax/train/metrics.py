@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from fastvggt_jax.io.files import write_file
+from fastvggt_jax.io.files import regular_file, write_file
+from fastvggt_jax.io.json_files import parse_json
 
 FINITE = ("loss", "gradient norm")  # what has to be, lest the parameters are lost
 SHOWN = (
@@ -33,8 +36,12 @@ class Metrics:
         will come again, and so are lines that are damaged.
         """
         path = folder / "metrics.jsonl"
-        before = path.read_bytes() if path.exists() else b""
-        records = [record for record in map(_record, before.splitlines()) if record is not None]
+        before = regular_file(path).read_bytes() if os.path.lexists(path) else b""
+        found = [_record(line) for line in before.splitlines()]
+        if damaged := [str(number) for number, record in enumerate(found, 1) if record is None]:
+            text = f"{path} is damaged in line {', '.join(damaged[:5])}, which is left out"
+            warnings.warn(text, stacklevel=2)
+        records = [record for record in found if record is not None]
         records = [record for record in records if record["step"] <= first_step]
         kept = "".join(json.dumps(record) + "\n" for record in records).encode()
         if kept != before:
@@ -115,13 +122,13 @@ def means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _record(line: bytes) -> dict[str, Any] | None:
     """What a line of metrics.jsonl holds; None if it is no record, such as a half-written last line."""
     try:
-        record = json.loads(line)
-    except ValueError:  # also where it is not UTF-8
+        record = parse_json(line)
+    except ValueError:
         return None
     numbers = isinstance(record, dict) and all(
-        isinstance(record.get(x), int | float) for x in ("step", "loss")
+        isinstance(record.get(x), int | float) and math.isfinite(record[x]) for x in ("step", "loss")
     )
-    return record if numbers and "kind" in record else None
+    return record if numbers and record.get("kind") in ("train", "validation") else None
 
 
 def _board(folder: Path, first_step: int) -> Any:
