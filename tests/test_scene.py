@@ -141,6 +141,7 @@ def test_what_cannot_become_a_scene():
         (dict(pose_enc=np.full((1, F, 9), np.nan)), r"camera for 0\.jpg is not finite"),
         (dict(pose_enc=np.zeros((1, F, 9))), r"camera for 0\.jpg is not finite"),
         (dict(depth=np.full((1, F, H, W, 1), np.nan)), r"points of 0\.jpg has no finite number"),
+        (dict(depth_conf=np.full((1, F, H, W), np.nan)), r"confidence of 0\.jpg has no finite number"),
     ]:
         with pytest.raises(ValueError, match=match):
             to_scene(prediction_of(**fields), images)

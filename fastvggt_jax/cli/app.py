@@ -11,11 +11,12 @@ import io
 import os
 import sys
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fastvggt_jax import __version__
+from fastvggt_jax.cli.errors import StandardOutput, StandardOutputError
 
 COMMANDS = ("reconstruct", "export", "info", "evaluate", "train", "convert", "bench")
 
@@ -68,18 +69,6 @@ def main() -> None:
         if error.errno != errno.EPIPE:  # else whoever reads has read enough
             print(f"error standard output could not be written: {error.strerror}", file=sys.stderr)
         raise SystemExit(1) from None
-
-
-class StandardOutputError(OSError):
-    """Only what is written to it raises this; another OSError that no command expects is a bug."""
-
-
-class StandardOutput(io.FileIO):
-    def write(self, data: Any) -> int:
-        try:
-            return super().write(data)
-        except OSError as error:
-            raise StandardOutputError(error.errno, error.strerror) from error
 
 
 def _discard_stdout() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import io
 import json
 import re
 import signal
@@ -55,6 +56,8 @@ def one_sentence(*, smaller: str = "take less at a time") -> Callable[[Function]
                 raise typer.Exit(INTERRUPTED) from None
             except Exception as error:
                 sentence = _sentence(error, options, smaller)
+                if isinstance(error, BrokenPipeError):  # of another pipe; typer would end without a word
+                    raise RuntimeError("a pipe of the program's own is broken") from error
                 if debug or sentence is None:
                     raise
                 if named.get("as_json"):
@@ -69,6 +72,18 @@ def one_sentence(*, smaller: str = "take less at a time") -> Callable[[Function]
         return run
 
     return wrap
+
+
+class StandardOutputError(OSError):
+    """Only what is written to it raises this; another OSError that no command expects is a bug."""
+
+
+class StandardOutput(io.FileIO):
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise StandardOutputError(error.errno, error.strerror) from error
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **how: Any) -> None:

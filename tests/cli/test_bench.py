@@ -23,7 +23,7 @@ def run(*arguments):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--config", "gone.json"], "gone.json: cannot be read"),
+        (["--config", "gone.json"], "gone.json: no such file"),
         (["--size", 50], "--size must be a positive multiple of the model's patches of 14 pixels, not 50"),
         (["--sparsity", "foo"], "--sparsity must be dense, or"),
         (["--sparsity", "1.5"], "not '1.5'"),

@@ -1,5 +1,6 @@
 """`fastvggt export`: a saved scene in more formats, and nothing of the user's lost."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -121,6 +122,51 @@ def test_what_is_wrong_is_one_sentence_and_changes_nothing(saved, options, words
     before = tree(tmp_path)
     refused(run("export", saved, *options), *words)
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("where", [".", "sub", "link"])
+def test_the_scenes_own_folder_is_no_output(saved, where, tmp_path):
+    """It would be replaced by what is written, and the scene be gone."""
+    before = tree(saved)
+    if where == "sub":
+        shutil.move(saved, tmp_path / "sub" / "out")
+        (tmp_path / "sub" / "cameras.json").write_bytes(before["cameras.json"])
+        out, saved = tmp_path / "sub", tmp_path / "sub" / "out"
+    elif where == "link":
+        (tmp_path / "link").symlink_to(saved)
+        out = tmp_path / "link"
+    else:
+        out = saved
+    words = ("lies in the --output folder", "which is replaced")
+    refused(run("export", saved, "--format", "ply", "-o", out, "--overwrite"), *words)
+    assert tree(saved) == before
+
+
+def test_files_of_the_users_that_are_named_like_ours_are_kept(saved, tmp_path):
+    out = tmp_path / "new"
+    wanted = ("export", saved, "--format", "depth,splat", "-o", out, "--overwrite")
+    assert run(*wanted).exit_code == 0
+    assert run(*wanted).exit_code == 0  # all of it is known again
+    for name in ("splat/images/thesis.docx", "depth/own.npz"):
+        (out / name).write_text("mine")
+        refused(run(*wanted), f"not written here ({name})")
+        (out / name).unlink()
+    assert run(*wanted).exit_code == 0
+
+
+def test_what_a_killed_export_has_left_is_named(saved):
+    left = saved.parent / f".{saved.name}.0123abcd.tmp"
+    left.mkdir()
+    result = run("export", saved, "--format", "depth")
+    assert result.exit_code == 0 and f"has left {left}" in result.stderr
+    assert left.is_dir()
+
+
+def test_a_name_reaches_the_terminal_without_its_escapes(true, tmp_path):
+    scene = dataclasses.replace(true.scene, names=("\x1b]0;own\x07.png", *true.scene.names[1:]))
+    scene.save(tmp_path / "out")
+    result = run("export", tmp_path / "out", "--format", "splat")
+    assert result.exit_code == 0 and "\x1b]0" not in result.stderr + result.stdout
 
 
 def test_a_folder_without_a_scene(tmp_path):

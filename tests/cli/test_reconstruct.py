@@ -469,12 +469,34 @@ def test_overwrite_replaces_what_a_run_has_left_and_nothing_else(weights, tmp_pa
     assert (out / "depth" / "notes.txt").read_text() == "mine"
 
 
-def test_info_on_a_damaged_config(tmp_path):
+def test_photographs_in_the_output_folder_are_not_replaced(weights, tmp_path, without_model):
+    out = tmp_path / "out"
+    formats = ("--format", "splat", "--copy")
+    assert run(*reconstruct_args(weights, out), *formats).exit_code == 0
+    before = {path.name: path.read_bytes() for path in (out / "splat" / "images").iterdir()}
+    result = run("reconstruct", out / "splat" / "images", "-c", weights, "-o", out, "--overwrite", *formats)
+    assert result.exit_code == 2 and "lies in the --output folder" in result.stderr, result.output
+    assert {path.name: path.read_bytes() for path in (out / "splat" / "images").iterdir()} == before
+
+
+@pytest.mark.parametrize("config", ["{oops", "[" * 100_000, '{"x": ' * 100_000])
+def test_info_on_a_damaged_config(tmp_path, config):
     from safetensors.numpy import save_file
 
-    save_file({"x": np.zeros(1, np.float32)}, tmp_path / "w.safetensors", {"config": "{oops"})
+    save_file({"x": np.zeros(1, np.float32)}, tmp_path / "w.safetensors", {"config": config})
     result = run("info", tmp_path / "w.safetensors")
     assert result.exit_code == 2 and "config that is no JSON" in result.stderr
+
+
+def test_info_says_what_a_stranger_has_written_without_its_escapes(tmp_path):
+    from safetensors.numpy import save_file
+
+    escape = "\x1b]0;own\x07"
+    metadata = {"file": "nowhere", "bytes": "7", escape: escape, "config": json.dumps({escape: escape})}
+    save_file({escape: np.zeros(1, np.float32)}, tmp_path / "w.safetensors", metadata)
+    text = run("info", tmp_path / "w.safetensors").stdout
+    assert "\x1b" not in text and text.count("own") == 5 and "nowhere" not in text
+    assert str(tmp_path / "w.safetensors") in text
 
 
 def test_a_full_disk(weights, tmp_path, without_model, monkeypatch):

@@ -341,12 +341,12 @@ def test_unusable_config(camera_only, tmp_path, capsys):
         (tmp_path / "c.json").write_text(text)
         return refused(capsys, camera_only, tmp_path / "out.safetensors", "--config", tmp_path / "c.json")
 
-    assert "c.json is not the configuration of a VGGT as JSON: " in with_config("{")
-    assert "c.json is not the configuration of a VGGT as JSON: " in with_config("[]")
+    assert "c.json is no JSON file: Expecting property name" in with_config("{")
+    assert "c.json is not the configuration of a VGGT as JSON: it is no object" in with_config("[]")
     assert "c.json is not the configuration of a VGGT as JSON: " in with_config('{"widht": 3}')
     assert "c.json is not the configuration of a VGGT as JSON: " in with_config('{"embed_dim": "wide"}')
     assert "c.json describes no working VGGT: " in with_config('{"depth": 3}')
-    assert "none.json: cannot be read" in refused(
+    assert "none.json: no such file" in refused(
         capsys, camera_only, tmp_path / "out.safetensors", "--config", tmp_path / "none.json"
     )
 

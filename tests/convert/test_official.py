@@ -44,11 +44,14 @@ def test_what_is_no_vggt_is_refused(config, message):
 @pytest.mark.parametrize(
     "section, key, value, message",
     [
-        ("decoder", "depth", 35, "decoder.depth=35 .must be even"),
+        ("decoder", "depth", 35, "decoder.depth=35 .must be an even number"),
         ("decoder", "qk_norm", False, "decoder.qk_norm=False .only True is supported"),
         ("conf_decoder", "depth", 4, "conf_decoder.depth=4 .must be 5, like the other places of head_depth"),
         ("camera_decoder", "in_dim", 1024, "camera_decoder.in_dim=1024 .must be twice embed_dim"),
         ("decoder", "windows", 2, "unknown key decoder.windows"),
+        ("decoder", "depth", "x", "decoder.depth='x' .must be an even number"),
+        ("decoder", "depth", None, "decoder.depth=None .must be an even number"),
+        ("decoder", "depth", [1], "decoder.depth=.1. .must be an even number"),
     ],
 )
 def test_what_is_no_pi3_is_refused(section, key, value, message):

@@ -208,7 +208,7 @@ def test_a_16_bit_png_of_12_bits(tmp_path):
     saved(tmp_path / "a.png", Image.fromarray((GREY * 16).astype(np.uint16)))
     with pytest.warns(UserWarning, match="white=4095"):
         load_images(tmp_path / "a.png", size=28)
-    with pytest.raises(InputError, match="white must be at least 1"):
+    with pytest.raises(InputError, match="white must be a whole number, at least 1"):
         load_images(tmp_path / "a.png", white=0)
 
 

@@ -3,6 +3,7 @@ And the command in surroundings that lack something.
 """
 
 import os
+import subprocess
 import sys
 
 import jax
@@ -17,7 +18,7 @@ from fastvggt_jax.errors import InputError, MissingError
 from fastvggt_jax.io.cache import cache_folder
 from fastvggt_jax.models.base import check_images
 from fastvggt_jax.testing.random_weights import random_params
-from tests.faults.runner import fastvggt
+from tests.faults.runner import ROOT, fastvggt
 from tests.train.runs import CAMERAS, PI3
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (1, 2, 28, 28, 3), np.uint8)
@@ -84,6 +85,34 @@ def test_a_closed_standard_output_is_no_traceback():
     with os.fdopen(write, "w") as closed:
         ended = fastvggt("info", "mini", stdout=closed)
     assert ended.code == 1 and not ended.stderr
+
+
+def test_no_standard_output_at_all_is_no_traceback():
+    code = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    command = [sys.executable, "-c", code, "-m", "fastvggt_jax", "info", "mini"]
+    ended = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 0 and not ended.stderr
+
+
+BUG = """
+import sys
+from fastvggt_jax import __main__, pretrained
+def bug(*_):
+    raise {error}
+pretrained.weight_file = bug
+sys.argv = ["fastvggt", "info", "mini"]
+__main__.main()
+"""
+
+
+@pytest.mark.parametrize(
+    "error", ["OSError('cannot write mode F as PNG')", "BrokenPipeError(32, 'Broken pipe')"]
+)
+def test_a_bug_that_looks_like_a_fault_of_standard_output_keeps_its_traceback(error):
+    command = [sys.executable, "-c", BUG.format(error=error)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1 and "Traceback" in ended.stderr, ended
+    assert error.split("'")[1] in ended.stderr
 
 
 def test_help_on_a_standard_output_that_is_ascii():

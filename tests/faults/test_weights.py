@@ -4,6 +4,7 @@ import json
 import random
 import struct
 
+import flax.traverse_util
 import ml_dtypes
 import numpy as np
 import pytest
@@ -62,7 +63,8 @@ def test_numbers_that_are_no_weights_are_refused_with_the_tensors_name(native, t
         path = _with_header(path, name, dtype="F8_E4M3")
     else:
         path = save(tmp_path / "w.safetensors", tensors | {name: tensors[name].astype(dtype)}, metadata)
-    with pytest.raises(WeightsError, match=rf"{name}.*F32, BF16, F16|damaged"):
+    words = "damaged" if dtype == "complex64" else rf"{name}.*F32, BF16, F16"  # safetensors knows no C64 here
+    with pytest.raises(WeightsError, match=words):
         from_pretrained(path)
 
 
@@ -100,7 +102,7 @@ def test_every_field_of_a_configuration_has_a_type_and_a_range(native, tmp_path,
     path = save(tmp_path / "w.safetensors", tensors, metadata | {"config": json.dumps(config)})
     with pytest.raises(WeightsError, match=r"w\.safetensors") as raised:
         from_pretrained(path)
-    assert field in str(raised.value) or "describes no working VGGT" in str(raised.value)
+    assert field in str(raised.value)
     assert len(str(raised.value)) < 1000
 
 
@@ -158,9 +160,14 @@ def fuzz_header(native, folder, seeds):
     for seed in seeds:
         path.write_bytes(_mutated(raw, seed))
         try:
-            from_pretrained(path)
+            _, params = from_pretrained(path)
         except Error as error:
             assert len(str(error)) < 2000, seed
+        else:
+            found = flax.traverse_util.flatten_dict(params["params"], sep="/")
+            assert found.keys() == tensors.keys(), seed
+            for name, value in tensors.items():
+                np.testing.assert_array_equal(found[name], value, err_msg=str(seed))
 
 
 # ---- official checkpoints

@@ -1,6 +1,7 @@
 """Folders and files that appear whole or not at all, whatever happens meanwhile."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,10 @@ import pytest
 
 from fastvggt_jax.errors import FileError, TargetError
 from fastvggt_jax.io import files
-from fastvggt_jax.io.files import check_output_folder, check_space, leftovers, new_file, output_folder
+from fastvggt_jax.io.files import check_output_folder, check_space, held, leftovers, new_file, output_folder
 
 ROOT = Path(__file__).parents[2]
-OURS = ("mark.json", "*.ply")
+OURS = ("mark.json", "*.ply", "depth/*.npz")
 
 
 def fill(folder: Path, text: str) -> None:
@@ -118,29 +119,56 @@ def test_an_error_leaves_what_was_there_and_nothing_else(out):
     assert sorted(os.listdir(out)) == ["mark.json", "points.ply"]
 
 
-@pytest.mark.parametrize("when", range(1, 7))
-def test_an_interruption_between_any_two_steps_loses_nothing(out, monkeypatch, when):
-    """A KeyboardInterrupt out of the n-th call that changes a name."""
+def test_a_pattern_stands_for_no_folder(out):
+    fill(out, "old")
+    (out / "depth" / "mine").mkdir(parents=True)
+    for name in ("depth/0.npz", "depth/mine/work.npz"):
+        (out / name).write_text("")
+    with pytest.raises(TargetError, match=r"not written here \(depth/mine/work.npz\)"):
+        check_output_folder(out, overwrite=True, ours=OURS)
+    (out / "depth" / "mine" / "work.npz").unlink()
+    (out / "depth" / "mine").rmdir()
+    check_output_folder(out, overwrite=True, ours=OURS)
+
+
+def test_of_two_that_hold_a_folder_the_second_is_refused_even_at_the_same_instant(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_is_being_written", lambda path: False)  # whatever was seen a moment ago
+    with held(tmp_path), pytest.raises(TargetError, match="another program is writing"), held(tmp_path):
+        pass
+    with held(tmp_path):  # and now it is free
+        pass
+
+
+# The calls that change a name, and as many of each as there are.
+STEPS = [("_exchanged", n) for n in (1,)] + [("rename", n) for n in (1, 2, 3)] + [("rmtree", 1)]
+
+
+@pytest.mark.parametrize("name, when", STEPS)
+def test_an_interruption_between_any_two_steps_loses_nothing(tmp_path, monkeypatch, name, when):
+    """A KeyboardInterrupt out of the n-th call."""
+    out = tmp_path / "out"
     fill(out, "old")
     calls = 0
+    if name == "rename":
+        monkeypatch.setattr(files, "_exchanged", lambda a, b: False)
 
     def interrupted(real):
-        def call(*arguments):
+        def call(*arguments, **how):
             nonlocal calls
             calls += 1
             if calls == when:
                 raise KeyboardInterrupt
-            return real(*arguments)
+            return real(*arguments, **how)
 
         return call
 
-    for name in ("rename", "replace"):
-        monkeypatch.setattr(os, name, interrupted(getattr(os, name)))
-    try:
-        with output_folder(out, overwrite=True, ours=OURS) as folder:
-            fill(folder, "new")
-    except KeyboardInterrupt:
-        pass
+    module = {"rename": os, "rmtree": shutil}.get(name, files)
+    monkeypatch.setattr(module, name, interrupted(getattr(module, name)))
+    with pytest.raises(KeyboardInterrupt), output_folder(out, overwrite=True, ours=OURS) as folder:
+        fill(folder, "new")
+    assert calls >= when
+    kept = [contents(path)["points.ply"] for path in (out, *leftovers(out)) if path.exists()]
+    assert "old" in kept or contents(out)["points.ply"] == "new"
     assert contents(out)["points.ply"] in ("old", "new") and len(contents(out)) == 2
 
 

@@ -322,7 +322,10 @@ def test_damaged_file(kind, message, saved, tmp_path):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"format_version": "2"}, r"format version 2, this fastvggt_jax reads up to 1: upgrade fastvggt_jax"),
+        (
+            {"format_version": "2"},
+            r"format version '2', this fastvggt_jax reads up to 1: upgrade",
+        ),
         ({"model": "Pi4"}, r"holds the model 'Pi4'; this fastvggt_jax knows vggt, pi3"),
         ({"config": "{"}, r"no usable config: "),
         ({"config": '{"width": 3}'}, r"no usable config: .*width"),

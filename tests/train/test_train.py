@@ -28,6 +28,7 @@ from fastvggt_jax.train import Shape, TrainingFailed, loop, train
 from fastvggt_jax.train import state as training
 from fastvggt_jax.train.data import Batch, render
 from fastvggt_jax.train.loop import compiled
+from fastvggt_jax.train.metrics import Metrics
 from fastvggt_jax.train.optimizer import learning_rates, make_optimizer
 from tests.toys.model import PATH, Toy
 from tests.train.runs import (
@@ -217,6 +218,21 @@ def damage(folder) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_records_that_are_damaged_are_named_and_left_out(tmp_path):
+    good = {"step": 1, "kind": "validation", "loss": 2.0}
+    lines = [good, good | {"loss": float("nan")}, good | {"loss": -float("inf")}, good | {"kind": "x"}]
+    text = "".join(json.dumps(line) + "\n" for line in lines) + "[" * 100_000 + "\n" + '{"step'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.warns(
+        UserWarning, match=r"metrics.jsonl is damaged in line 2, 3, 4, 5, 6, which is left out"
+    ):
+        metrics = Metrics(tmp_path, 1, quiet=True)
+    assert metrics.best == 2.0 and not metrics.validated(2, {"loss": 3.0})
+    assert metrics.validated(3, {"loss": 1.0})
+    metrics.close()
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()] == [1, 2, 3]
 
 
 def test_a_run_goes_on_from_whatever_is_whole(straight, tmp_path):
