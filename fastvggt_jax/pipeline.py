@@ -428,11 +428,13 @@ def _write_into(folder: Path, export: Export, formats: list[Format]) -> list[str
         new.mkdir()
         with being_written(new):
             names = write_formats(export, new, [format for format in formats if not format.describes])
-        for path in sorted(new.rglob("*")):
-            if path.is_symlink() or path.is_file():
-                target = folder / path.relative_to(new)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, target)
+        made = [path for path in sorted(new.rglob("*")) if path.is_symlink() or path.is_file()]
+        targets = [folder / path.relative_to(new) for path in made]
+        for target in targets:
+            _check_free(folder, target)
+        for path, target in zip(made, targets, strict=True):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
     except OSError as error:
         if isinstance(error, Error) and str(new) not in str(error):
             raise
@@ -440,6 +442,16 @@ def _write_into(folder: Path, export: Export, formats: list[Format]) -> list[str
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return names + write_formats(export, folder, [format for format in formats if format.describes])
+
+
+def _check_free(folder: Path, target: Path) -> None:
+    """Raises TargetError for a folder where the file is to be, or a file where one of its folders is."""
+    inner = [parent for parent in target.parents if parent.is_relative_to(folder)]
+    for path in (target, *inner):
+        if os.path.lexists(path) and os.path.isdir(path) == (path == target):
+            raise TargetError(
+                f"{path} is in the way of what is written there: move it, or give another output"
+            )
 
 
 def _adjusted(scene: Scene, options: ExportOptions) -> tuple[Scene, dict[str, Any]]:

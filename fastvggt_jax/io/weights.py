@@ -84,10 +84,11 @@ def _in_short(error: Exception) -> str:
 def is_native(path: str | Path) -> bool:
     """Whether a file is one of ours, whatever its name. Raises as `open_safetensors` for a damaged one."""
     path = Path(path)
-    if path.suffix != ".safetensors":
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            if not is_safetensors(file.read(9)):
-                return False
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        start = file.read(9)
+        pickled = start[:2] == b"PK" or start[:1] == b"\x80"  # PyTorch's, whatever its name
+        if not is_safetensors(start) and (pickled or path.suffix != ".safetensors"):
+            return False
     return (open_safetensors(path).metadata() or {}).get("format") == FORMAT
 
 

@@ -154,6 +154,18 @@ def test_files_of_the_users_that_are_named_like_ours_are_kept(saved, tmp_path):
     assert run(*wanted).exit_code == 0
 
 
+@pytest.mark.parametrize("way", ["splat", "splat/images", "points.ply/x"])
+def test_what_is_in_the_way_is_named_before_anything_changes(saved, way):
+    if way == "points.ply/x":
+        (saved / "points.ply").unlink()
+    (saved / way).parent.mkdir(exist_ok=True)
+    (saved / way).write_text("mine")
+    before = tree(saved)
+    named = f"{saved / way.removesuffix('/x')} is in the way"
+    refused(run("export", saved, "--format", "ply,splat", "--overwrite"), named)
+    assert tree(saved) == before
+
+
 def test_what_a_killed_export_has_left_is_named(saved):
     left = saved.parent / f".{saved.name}.0123abcd.tmp"
     left.mkdir()
