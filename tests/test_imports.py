@@ -42,7 +42,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     "sparsity": {"kernels"},
     "attention": {"kernels", "sparsity"},
     "geometry": set(),
-    "io": set(),
+    "io": {"geometry"},
     "sources": {"io", "registry"},
     "models": {"attention", "sparsity", "geometry", "sources", "registry"},
     "datasets": {"geometry", "io", "registry"},

@@ -24,6 +24,13 @@ class Similarity:
         )
 
 
+def is_rotation(matrices: np.ndarray) -> np.ndarray | np.bool_:
+    """bool[...]: which of f[..., 3, 3] are rotations, to 1 %; numbers that are not finite are none."""
+    m = np.asarray(matrices, np.float64)
+    near = np.abs(m @ m.swapaxes(-1, -2) - np.eye(3)).max((-2, -1)) < 0.01
+    return near & (np.linalg.det(np.where(near[..., None, None], m, 0)) > 0)
+
+
 def best_rotation(
     matrix: Float[np.ndarray, "3 3"],
 ) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, " 3"]]:

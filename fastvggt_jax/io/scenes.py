@@ -7,6 +7,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -16,15 +18,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastvggt_jax.errors import FileError, InputError, MissingError
-from fastvggt_jax.io.files import new_file, write_file
+from fastvggt_jax.geometry.alignment import is_rotation
+from fastvggt_jax.io.files import new_file, regular_file, write_file
+from fastvggt_jax.io.json_files import parse_json
 
 if TYPE_CHECKING:
     from fastvggt_jax.scene import Scene
 
 CAMERAS, SCENE = "cameras.json", "scene.npz"
 FORMAT, FORMAT_VERSION = "fastvggt_jax scene", 1
-# What numpy, zipfile and json raise on a file that is damaged or no archive.
-_DAMAGED = (ValueError, LookupError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+# What numpy, zipfile and json raise on a file that is damaged or no archive. Memory runs out where a damaged
+# header claims more than there is.
+_DAMAGED: tuple[type[Exception], ...] = (
+    *(ValueError, LookupError, TypeError, ArithmeticError, EOFError, RuntimeError, SyntaxError),
+    *(MemoryError, tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error),
+)
+LARGEST_SIDE = 1 << 20  # pixels of a photograph
 CONVENTIONS = {
     "axes": "OpenCV: x right, y down, z into the scene",
     "world_from_cam": "4x4, row by row; x_world = world_from_cam @ [x_cam, 1]; its last column is the "
@@ -103,12 +112,13 @@ def read_scene(path: str | os.PathLike) -> dict[str, Any]:
     version.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.exists(path):
         raise MissingError(f"{path}: no such file; it is written by reconstruct, or by Scene.save")
+    path = regular_file(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        header = json.loads(str(arrays.pop("header")))
+        header = parse_json(str(arrays.pop("header")))
         kind, version = header["format"], int(header["format_version"])
         fields = arrays | header["fields"]
     except OSError as error:
@@ -132,6 +142,8 @@ def read_scene(path: str | os.PathLike) -> dict[str, Any]:
 def _check(fields: dict[str, Any]) -> None:
     """Raises ValueError, or whatever comes of what has another type, unless these are a whole scene's."""
     frames, height, width = fields["valid"].shape
+    if not (frames and height and width):
+        raise ValueError(f"valid is bool{[frames, height, width]}")
     image = (frames, height, width)
     shapes = {"valid": image, "colors": (*image, 3), "points": (*image, 3), "points_conf": image}
     shapes |= {"depth": image, "depth_conf": image, "K": (frames, 3, 3), "cam_from_world": (frames, 3, 4)}
@@ -147,11 +159,28 @@ def _check(fields: dict[str, Any]) -> None:
     paths = fields.get("paths", [])  # absent in files of before
     if not isinstance(paths, list) or [type(path) for path in paths] not in ([], [str] * frames):
         raise ValueError(f"paths are not one str for each of {frames} photographs")
+    K, pose = fields["K"], fields["cam_from_world"]
+    last = np.isclose(K[:, 2], (0, 0, 1)).all(-1)
+    for name, fine in (
+        ("K", np.isfinite(K).all((1, 2)) & (K[:, 0, 0] > 0) & (K[:, 1, 1] > 0) & last),
+        ("cam_from_world", np.isfinite(pose).all((1, 2)) & is_rotation(pose[:, :, :3])),
+    ):
+        if not fine.all():
+            raise ValueError(f"the {name} of photograph {int(np.argmin(fine))} is none")
+    known = np.isfinite(fields["points"]).all(-1) & np.isfinite(fields["points_conf"])
+    if (fields["valid"] & ~known).any():
+        raise ValueError("points that are not finite are called valid")
     for transform in fields["transforms"]:
-        if not all(isinstance(value, int | float) for value in transform.values()):
+        sides = ("original_width", "original_height", "model_width", "model_height")
+        if not all(type(transform[side]) is int and 0 < transform[side] <= LARGEST_SIDE for side in sides):
+            raise ValueError(f"a transform is {transform}")
+        rest = [transform[name] for name in ("scale_x", "scale_y", "offset_x", "offset_y")]
+        if not all(type(x) in (int, float) and np.isfinite(x) for x in rest) or min(rest[:2]) <= 0:
             raise ValueError(f"a transform is {transform}")
         if (transform["model_height"], transform["model_width"]) != (height, width):
             raise ValueError(f"a transform is not of images of {width}x{height} pixels")
     floor, scale = fields["conf_floor"], fields["metric_scale"]
-    if not isinstance(floor, int | float) or not isinstance(scale, int | float | None):
-        raise ValueError(f"conf_floor is {floor!r}, metric_scale {scale!r}")
+    if type(floor) not in (int, float) or np.isnan(floor):
+        raise ValueError(f"conf_floor is {floor!r}")
+    if scale is not None and (type(scale) not in (int, float) or not 0 < scale < np.inf):
+        raise ValueError(f"metric_scale is {scale!r}")

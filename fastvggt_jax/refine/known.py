@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -12,16 +12,19 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from fastvggt_jax.errors import FailedError, InputError, MissingError
+from fastvggt_jax.errors import Error, FailedError, FileError, InputError, MissingError
 from fastvggt_jax.export.lenses import with_K
-from fastvggt_jax.geometry.alignment import Similarity, align, best_rotation
+from fastvggt_jax.geometry.alignment import Similarity, align, best_rotation, is_rotation
 from fastvggt_jax.io.colmap import read_model
+from fastvggt_jax.io.files import regular_file
+from fastvggt_jax.io.json_files import read_json
 from fastvggt_jax.scene import Scene
 
 T = TypeVar("T")
 EARTH_RADIUS, EARTH_FLATTENING = 6378137.0, 1 / 298.257223563  # WGS 84, metres
 ON_A_LINE = 1e-3  # of the positions' extent: what they leave it by, to count as a plane's or a body's
 ROUNDS = 50  # of reweighting
+FARTHEST = 1e9  # of a position, in whatever unit: what float32 still tells metres at is nearer
 
 
 # ---- K
@@ -54,7 +57,7 @@ def known_K(names: Sequence[str], sizes: Sequence[tuple[int, int]], given: str) 
     """
     path = Path(given)
     numbers = _numbers(given)
-    if numbers is None and not path.exists():
+    if numbers is None and not os.path.exists(path):
         text = f"intrinsics {given}: no such file, and not fx,fy,cx,cy"
         raise MissingError(text, argument="intrinsics")
     if numbers is None and path.is_file() and path.suffix.lower() != ".json":
@@ -76,9 +79,8 @@ def known_K(names: Sequence[str], sizes: Sequence[tuple[int, int]], given: str) 
             text = f"intrinsics {given}: the lens of {bent[0]} and {len(bent) - 1} more has distortion"
             warnings.warn(f"{text}, which is left out: undistort the photographs", stacklevel=4)
     else:
-        known = {
-            one["name"]: (one["K"], (one["width"], one["height"])) for one in _images(path, "intrinsics")
-        }
+        images, _ = _images(path, "intrinsics")
+        known = {one["name"]: (one["K"], (one["width"], one["height"])) for one in images}
     found = []
     for name, size, (K, theirs) in zip(
         names, sizes, _of_all(names, known, f"intrinsics {given}", "intrinsics"), strict=True
@@ -257,23 +259,33 @@ def known_positions(path: str, names: Sequence[str]) -> tuple[Known, list[str]]:
 
 
 def _known_positions(path: str) -> Known:
-    text = _read(Path(path), "align_to")
-    if Path(path).suffix.lower() == ".json":
-        centres, rotations = {}, {}
-        for one in _images(Path(path), "align_to"):
-            pose = np.asarray(one["world_from_cam"], np.float64)
-            if pose.shape != (4, 4) or not np.isfinite(pose).all():
-                raise InputError(
-                    f"align_to {path}: the world_from_cam of {one['name']} is no finite 4x4 matrix"
-                )
-            centres[one["name"]], rotations[one["name"]] = pose[:3, 3], pose[:3, :3]
-        scale = json.loads(text).get("metric_scale")
-        return Known(centres, rotations, float(scale) if isinstance(scale, int | float) else None, None)
-    return _of_table(path, text)
+    if Path(path).suffix.lower() != ".json":
+        return _of_table(path, _read(Path(path), "align_to"))
+    centres, rotations = {}, {}
+    images, scale = _images(Path(path), "align_to")
+    for one in images:
+        pose = _matrix(one["world_from_cam"])
+        if pose is None or not is_rotation(pose[:3, :3]):
+            text = f"align_to {path}: the world_from_cam of {one['name']} is no 4x4 matrix of a rotation"
+            raise InputError(f"{text} and a position within {FARTHEST:.0e}", argument="align_to")
+        centres[one["name"]], rotations[one["name"]] = pose[:3, 3], pose[:3, :3]
+    return Known(centres, rotations, scale, None)
+
+
+def _matrix(values: Any) -> np.ndarray | None:
+    """f64[4, 4], if they are that and no larger than positions may be."""
+    try:
+        matrix = np.asarray(values, np.float64)
+    except (TypeError, ValueError):  # texts, rows of several lengths
+        return None
+    return matrix if matrix.shape == (4, 4) and (np.abs(matrix) <= FARTHEST).all() else None
 
 
 def _of_table(path: str, text: str) -> Known:
-    rows = list(csv.DictReader(text.splitlines(), skipinitialspace=True))
+    try:
+        rows = list(csv.DictReader(text.splitlines(), skipinitialspace=True))
+    except csv.Error as error:
+        raise InputError(f"align_to {path} is no table: {error}", argument="align_to") from error
     columns = {name.strip().lower(): name for name in (rows[0] if rows else {}) if name}
     find = lambda *names: next((columns[name] for name in names if name in columns), None)
     name = find("name", "image", "file", "filename")
@@ -284,14 +296,19 @@ def _of_table(path: str, text: str) -> Known:
         text = f"align_to {path} must be a cameras.json, or a table whose first line names its columns"
         raise InputError(f"{text}: name,x,y,z or name,latitude,longitude,altitude", argument="align_to")
     found: dict[str, np.ndarray] = {}
+    limits = (FARTHEST,) * 3 if all(cartesian) else (90.0, 360.0, FARTHEST)
     for number, row in enumerate(rows, 2):
+        where = f"align_to {path}, line {number}"
+        if row[name] in found:
+            raise InputError(f"{where}: {row[name]} is there twice", argument="align_to")
         try:
-            found[row[name]] = np.array([float(row[column]) for column in wanted])
-            if not np.isfinite(found[row[name]]).all():
-                raise ValueError
+            place = np.array([float(row[column]) for column in wanted])
         except (TypeError, ValueError):
-            text = f"align_to {path}, line {number}: {row[name]} has no three finite numbers"
-            raise InputError(text, argument="align_to") from None
+            place = np.full(3, np.nan)
+        if not (np.abs(place) <= limits).all():  # False for NaN
+            text = f"{where}: {row[name]} has no three numbers within {', '.join(f'{x:g}' for x in limits)}"
+            raise InputError(text, argument="align_to")
+        found[row[name]] = place
     if all(cartesian):
         return Known(found, {}, 1.0, None)
     origin = next(iter(found.values()))
@@ -324,23 +341,35 @@ def _geocentric(places: np.ndarray) -> np.ndarray:
 
 def _read(path: Path, argument: str) -> str:
     try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise MissingError(f"{argument} {path} cannot be read: {reason}", argument=argument) from error
+        return regular_file(path, argument).read_text(encoding="utf-8-sig")  # Excel's begin with a mark
+    except UnicodeDecodeError as error:
+        raise InputError(f"{argument} {path} cannot be read: it is no text", argument=argument) from error
+    except OSError as error:
+        if isinstance(error, Error):
+            raise
+        text = f"{argument} {path} cannot be read: {error.strerror}"
+        raise FileError(text, cause=error, argument=argument) from error
 
 
-def _images(path: Path, argument: str) -> list[dict[str, Any]]:
-    """Of a cameras.json, ours or one that is written like it."""
+def _images(path: Path, argument: str) -> tuple[list[dict[str, Any]], float | None]:
+    """Of a cameras.json, ours or one that is written like it; and its metric_scale."""
     text = f"{argument} {path} is no cameras.json"
+    content = read_json(path, argument)
     try:
-        images = json.loads(_read(path, argument))["images"]
+        images, scale = content["images"], content.get("metric_scale")
         for one in images:
-            _ = one["name"], one["K"], one["width"], one["height"], one["world_from_cam"]
-    except (ValueError, KeyError, TypeError) as error:
+            _ = one["K"], one["width"], one["height"], one["world_from_cam"]
+            if not isinstance(one["name"], str):
+                raise InputError(f"{text}: {one['name']!r} is no name", argument=argument)
+    except (AttributeError, KeyError, TypeError) as error:
         what = f": {error} is missing" if isinstance(error, KeyError) else ""
         raise InputError(text + what, argument=argument) from error
-    return images
+    names = [one["name"] for one in images]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"{argument} {path} names {twice[0]} twice", argument=argument)
+    if scale is not None and (type(scale) not in (int, float) or not 0 < scale < np.inf):
+        raise InputError(f"{argument} {path}: metric_scale={scale!r} must be above 0", argument=argument)
+    return images, scale
 
 
 def _key(name: str, known: Mapping[str, object]) -> str | None:

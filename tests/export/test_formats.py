@@ -1,7 +1,9 @@
 """Formats by name, a format of one's own, and a scene that is saved and comes back."""
 
 import dataclasses
+import io
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -88,10 +90,28 @@ def test_what_is_no_scene_is_said(scene, tmp_path):
         ({}, dict(names=[1, 2]), "names are"),
         ({}, dict(names="ab"), "names are"),
         ({}, dict(intrinsics=["predicted"]), "intrinsics are"),
-        ({}, dict(transforms=[{"x": 1}] * 2), "'model_height' is missing"),
+        ({}, dict(transforms=[{"x": 1}] * 2), "'original_width' is missing"),
         ({}, dict(conf_floor="x"), "conf_floor is 'x'"),
-        ({}, dict(metric_scale=[1]), r"metric_scale \[1\]"),
+        ({}, dict(metric_scale=[1]), r"metric_scale is \[1\]"),
         ({}, dict(K=1), ""),
+        (dict(K=np.full((F, 3, 3), np.nan, np.float32)), {}, "the K of photograph 0 is none"),
+        (dict(K=np.zeros((F, 3, 3), np.float32)), {}, "the K of photograph 0 is none"),
+        (dict(cam_from_world=np.zeros((F, 3, 4), np.float32)), {}, "the cam_from_world of photograph 0"),
+        (
+            dict(cam_from_world=np.full((F, 3, 4), np.inf, np.float32)),
+            {},
+            "the cam_from_world of photograph 0",
+        ),
+        (dict(cam_from_world=np.stack([-np.eye(3, 4, dtype=np.float32)] * F)), {}, "the cam_from_world of"),
+        (dict(points=np.full((F, H, W, 3), np.nan, np.float32)), {}, "not finite are called valid"),
+        (dict(points_conf=np.full((F, H, W), np.inf, np.float32)), {}, "not finite are called valid"),
+        (dict(valid=np.zeros((0, H, W), bool)), {}, r"valid is bool\[0, "),
+        (dict(valid=np.zeros((F, 0, W), bool)), {}, r"valid is bool\[2, 0, "),
+        ({}, dict(metric_scale=float("nan")), "metric_scale is nan"),
+        ({}, dict(metric_scale=float("inf")), "metric_scale is inf"),
+        ({}, dict(metric_scale=-1), "metric_scale is -1"),
+        ({}, dict(metric_scale=True), "metric_scale is True"),
+        ({}, dict(conf_floor=float("nan")), "conf_floor is nan"),
     ],
 )
 def test_a_scene_whose_parts_do_not_fit_together_is_refused(scene, tmp_path, arrays, fields, what):
@@ -106,7 +126,46 @@ def test_a_scene_whose_parts_do_not_fit_together_is_refused(scene, tmp_path, arr
 
 
 @pytest.mark.parametrize(
-    "header", [[1], {}, {"format_version": None}, {"fields": [1]}, {"fields": None}, {"format_version": "x"}]
+    "change",
+    [
+        dict(scale_x=0),
+        dict(scale_y=-1),
+        dict(scale_x=float("nan")),
+        dict(offset_x=float("inf")),
+        dict(original_width=0),
+        dict(original_width=-5),
+        dict(original_height=1.5),
+        dict(original_width=10**9),
+        dict(original_width=True),
+        dict(model_height=float(H)),
+    ],
+)
+def test_a_transform_that_is_none_is_refused(scene, tmp_path, change):
+    fields = {"transforms": [dataclasses.asdict(t) | change for t in scene.transforms]}
+    test_a_scene_whose_parts_do_not_fit_together_is_refused(scene, tmp_path, {}, fields, "a transform is ")
+
+
+def test_an_array_that_claims_terabytes_is_damaged(scene, tmp_path):
+    scene.save(tmp_path)
+    path = tmp_path / "scene.npz"
+    with np.load(path) as archive:
+        whole = dict(archive)
+    huge = io.BytesIO()
+    shape = {"descr": "<f4", "fortran_order": False, "shape": (F, 1 << 40)}
+    np.lib.format.write_array_header_1_0(huge, shape)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in whole.items():
+            plain = io.BytesIO()
+            np.save(plain, array)
+            archive.writestr(f"{name}.npy", (huge if name == "depth" else plain).getvalue())
+    with pytest.raises(errors.InputError, match="is damaged"):
+        Scene.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [[1], {}, {"format_version": None}, {"fields": [1]}, {"fields": None}, {"format_version": "x"}]
+    + [{"format_version": float("inf")}],
 )
 def test_a_header_that_is_none_is_refused(scene, tmp_path, header):
     scene.save(tmp_path)
