@@ -399,7 +399,7 @@ def _check_in_place(
             text = f"{argument} gives other cameras than the files in {folder} have: give a new output folder"
             raise InputError(text, argument=argument)
     warn_of_leftovers(folder)
-    if overwrite:
+    if overwrite or not os.path.isdir(folder):  # which reading it will say
         return
     for format in formats:
         present = [pattern for pattern in format.files if next(folder.glob(pattern), None) is not None]

@@ -62,6 +62,7 @@ class Scene:
       points (see intrinsics.py), or "guessed", since no camera could be fitted to them; "shared" where all
       photographs were given one, "adjusted" after bundle adjustment, "given" where it was known.
     paths: one per photograph, the file it is in, "" for what has none; or () where that is not known.
+    white: the number that is white in those of more than 8 bits, see `sources.pixels`.
     """
 
     names: tuple[str, ...]
@@ -78,6 +79,7 @@ class Scene:
     conf_floor: float = -np.inf
     metric_scale: float | None = None
     paths: tuple[str, ...] = ()
+    white: int | None = None
 
     @property
     def world_from_cam(self) -> np.ndarray:
@@ -208,6 +210,7 @@ def to_scene(
             "" if frame is None or frame.path is None else os.path.abspath(frame.path)
             for frame in images.frames
         ),
+        white=images.white,
     )
 
 

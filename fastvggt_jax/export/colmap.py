@@ -226,7 +226,7 @@ def _images_txt(model: Model) -> Iterator[str]:
     names = ["".join("_" if c.isspace() or not c.isprintable() else c for c in name) for name in model.names]
     changed = [old for old, new in zip(model.names, names, strict=True) if old != new]
     if changed:
-        text = "COLMAP's text has no spaces in names of photographs: _ stands for them"
+        text = "names in COLMAP's text hold no spaces, nor what cannot be printed: _ stands for them"
         warnings.warn(f"{text}, as in {changed[0]!r}", stacklevel=4)
     for i, (name, observations) in enumerate(zip(names, of_frame, strict=True)):
         pose = _numbers((*model.quat_wxyz[i], *model.translation[i]))

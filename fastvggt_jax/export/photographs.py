@@ -86,7 +86,7 @@ def _place(
         width, height = right - left, bottom - top
         seen = ImageTransform(width, height, t.model_width, t.model_height, 1.0, 1.0, left, top)
         return name, seen
-    if frame.path is not None and not frame.path.exists():
+    if frame.path is not None and not os.path.isfile(frame.path):
         text = f"{frame.path} is no longer there: give photos, the folder that holds the photographs now"
         raise MissingError(text, argument="photos")
     ending = (
@@ -101,7 +101,7 @@ def _place(
         now, then = ("{}x{}".format(*size) for size in (image.size, (t.original_width, t.original_height)))
         raise ImageError(f"{frame.path or scene.names[i]} has {now} pixels, but had {then}")
     if image.mode.startswith(("I", "F")):  # of 16 bits: as the loader scales them
-        image, _ = to_rgb(image, str(frame.path or scene.names[i]), on_white=False)
+        image, _ = to_rgb(image, str(frame.path or scene.names[i]), on_white=False, white=scene.white)
     ending = ".png" if image.has_transparency_data else ".jpg"
     name = _with_ending(stem, ending)
     _write(image.convert("RGBA" if ending == ".png" else "RGB"), folder / name)

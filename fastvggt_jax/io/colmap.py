@@ -43,7 +43,7 @@ def find_model(folder: str | os.PathLike) -> Path | None:
     for inside in FOLDERS:
         path = Path(folder) / inside
         for ending in (".bin", ".txt"):
-            if (path / f"cameras{ending}").is_file() and (path / f"images{ending}").is_file():
+            if all(os.path.isfile(path / f"{name}{ending}") for name in ("cameras", "images")):
                 return path
     return None
 

@@ -180,6 +180,9 @@ def _check(fields: dict[str, Any]) -> None:
         if (transform["model_height"], transform["model_width"]) != (height, width):
             raise ValueError(f"a transform is not of images of {width}x{height} pixels")
     floor, scale = fields["conf_floor"], fields["metric_scale"]
+    white = fields.get("white")  # absent in files of before
+    if white is not None and (type(white) is not int or not 0 < white < 2**32):
+        raise ValueError(f"white is {white!r}")
     if type(floor) not in (int, float) or np.isnan(floor):
         raise ValueError(f"conf_floor is {floor!r}")
     if scale is not None and (type(scale) not in (int, float) or not 0 < scale < np.inf):

@@ -55,12 +55,16 @@ def known_K(names: Sequence[str], sizes: Sequence[tuple[int, int]], given: str) 
     """f64[F, 3, 3] of photographs of these names and original sizes (width, height), see `with_intrinsics`,
     which raises the same.
     """
+    if not given.strip():
+        raise InputError(
+            "intrinsics must be fx,fy,cx,cy, a file or a folder, not empty", argument="intrinsics"
+        )
     path = Path(given)
     numbers = _numbers(given)
     if numbers is None and not os.path.exists(path):
         text = f"intrinsics {given}: no such file, and not fx,fy,cx,cy"
         raise MissingError(text, argument="intrinsics")
-    if numbers is None and path.is_file() and path.suffix.lower() != ".json":
+    if numbers is None and not os.path.isdir(path) and path.suffix.lower() != ".json":
         numbers = _numbers(_read(path, "intrinsics"))
         if numbers is None:
             text = f"intrinsics {given} must hold fx,fy,cx,cy, or be a cameras.json or a COLMAP folder"
@@ -71,7 +75,7 @@ def known_K(names: Sequence[str], sizes: Sequence[tuple[int, int]], given: str) 
             raise InputError(f"{text}: give a K for each, in a cameras.json", argument="intrinsics")
         fx, fy, cx, cy = numbers
         return np.tile(_checked_K([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], given), (len(sizes), 1, 1))
-    if path.is_dir():
+    if os.path.isdir(path):
         model = read_model(path)
         known = {one.name: (one.K, one.size) for one in model}
         bent = [one.name for one in model if one.distorted]

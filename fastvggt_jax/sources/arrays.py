@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.sources.base import DECODE_ERRORS, Frame
+from fastvggt_jax.sources.pixels import keep_numbers
 
 FORMS = "[H, W], [H, W, 3] or [H, W, 4], or [F, H, W, 3] or [F, H, W, 4]"
 
@@ -44,6 +45,7 @@ def _copied(image: Image.Image) -> Callable[[], Image.Image]:
     or close it. If it cannot be, opening says so.
     """
     try:
+        keep_numbers(image)
         upright = ImageOps.exif_transpose(image)
     except DECODE_ERRORS as error:
         return partial(_fail, error)

@@ -26,7 +26,7 @@ from fastvggt_jax.errors import ImageError, InputError, whole_number
 from fastvggt_jax.sources.base import DECODE_ERRORS, Frame, frames_of
 from fastvggt_jax.sources.masks import Masks
 from fastvggt_jax.sources.photographs import reason
-from fastvggt_jax.sources.pixels import opacity, resampled, to_rgb
+from fastvggt_jax.sources.pixels import LARGEST_WHITE, opacity, resampled, to_rgb
 from fastvggt_jax.sources.sizing import (
     AREA,
     FITS,
@@ -76,6 +76,8 @@ class Images:
     masks: bool[F, H, W], False where a photograph is wholly transparent or masked (padding is True); None if
       none is.
     frames: one per photograph, which opens it again, None where that is no file's; () of Images made by hand.
+    white: the number that was white in grey photographs of more than 8 bits; None is the largest of their
+      type.
     """
 
     pixels: UInt8[np.ndarray, "F H W 3"]
@@ -84,6 +86,7 @@ class Images:
     skipped: tuple[tuple[str, str], ...] = ()
     masks: Bool[np.ndarray, "F H W"] | None = None
     frames: tuple[Frame | None, ...] = ()
+    white: int | None = None
 
     def shown(self) -> Bool[np.ndarray, "F H W"]:
         """True where the model's pixels show the photograph: no padding, nothing transparent or masked."""
@@ -141,6 +144,8 @@ def load_images(
             raise InputError(f"size must be at least {policy.patch}, not {size}", argument="size")
     if white is not None:
         white = whole_number("white", white, least=1)
+        if white > LARGEST_WHITE:
+            raise InputError(f"white must be at most {LARGEST_WHITE}", argument="white")
     if paint_masks and masks is None:
         raise InputError("paint_masks needs masks, a folder", argument="paint_masks")
     found = None if masks is None else Masks(masks)
@@ -178,6 +183,7 @@ def load_images(
         tuple(skipped),
         _masks(loaded, transforms),
         tuple(again),
+        white,
     )
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastvggt_jax.errors import ImageError, MissingError
+from fastvggt_jax.errors import Error, ImageError, MissingError
 from fastvggt_jax.io.colmap import find_model, read_model
+from fastvggt_jax.io.files import regular_file
 from fastvggt_jax.sources.base import Frame, frames_of
 
 
@@ -23,9 +24,11 @@ class TextList:
     def frames(self, source: str | os.PathLike) -> Iterator[Frame]:
         path = Path(os.path.expanduser(source))
         try:
-            lines = [line.strip() for line in path.read_text().splitlines()]
-        except FileNotFoundError as error:
-            raise MissingError(f"{path} does not exist", argument="source") from error
+            # Some editors begin a file with a mark.
+            text = regular_file(path, "source").read_text(encoding="utf-8-sig")
+            lines = [line.strip() for line in text.splitlines()]
+        except Error:
+            raise
         except (OSError, UnicodeDecodeError) as error:
             raise ImageError(f"{path} cannot be read as a list of photographs ({error})") from error
         names = [line for line in lines if line and not line.startswith("#")]

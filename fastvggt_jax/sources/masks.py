@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from fastvggt_jax.errors import ImageError, InputError, MissingError
 from fastvggt_jax.sources.base import DECODE_ERRORS
-
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
+from fastvggt_jax.sources.photographs import opened
 
 
 class Masks:
@@ -27,7 +27,7 @@ class Masks:
             text = f"masks must be a folder, not a {type(folder).__name__}"
             raise InputError(text, argument="masks")
         self.folder = Path(folder)
-        if not self.folder.is_dir():
+        if not os.path.isdir(self.folder):
             raise MissingError(f"masks {self.folder}: no such folder", argument="masks")
 
     def of(self, path: Path | None, label: str, size: tuple[int, int]) -> np.ndarray:
@@ -41,16 +41,18 @@ class Masks:
             raise InputError(text, argument="masks")
         found = self._find(path)
         try:
-            with Image.open(found, formats=FORMATS) as image:
+            with open(found, "rb") as file, opened(found, file, _start(file)) as image:
                 if image.size != size:
                     theirs, ours = ("{}x{}".format(*s) for s in (image.size, size))
                     text = f"the mask {found} has {theirs} pixels, but {path} has {ours}"
                     text += ": masks are as large as the photographs, upright"
                     raise InputError(text, argument="masks")
                 mask = _shown(image)
+        except ImageError as error:
+            raise ImageError(f"the mask {error}") from error
         except InputError:
             raise
-        except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
+        except DECODE_ERRORS as error:
             raise ImageError(f"the mask {found} is damaged or not an image") from error
         return mask
 
@@ -58,10 +60,16 @@ class Masks:
         names = (f"{path.name}.png", f"{path.stem}.png")
         for folder in (self.folder / path.parent.name, self.folder):
             for name in names:
-                if (folder / name).is_file():
+                if os.path.isfile(folder / name):
                     return folder / name
         text = f"masks {self.folder} holds none of {path.name}"
         raise InputError(f"{text}: it would be {names[0]} or {names[1]}", argument="masks")
+
+
+def _start(file: BinaryIO) -> bytes:
+    start = file.read(64)
+    file.seek(0)
+    return start
 
 
 def _shown(image: Image.Image) -> np.ndarray:

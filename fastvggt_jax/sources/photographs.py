@@ -14,16 +14,16 @@ import re
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps
 
 from fastvggt_jax.errors import ImageError, MissingError
 from fastvggt_jax.sources.base import Frame
-from fastvggt_jax.sources.pixels import mark_depth
+from fastvggt_jax.sources.pixels import keep_numbers
 
 # Pillow's names of what is read, each of which its own decoder reads: no other program is ever started.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
@@ -65,19 +65,18 @@ def find_images(source: str | os.PathLike) -> tuple[list[Path], list[tuple[Path,
     """
     text = os.path.expanduser(source)
     path = Path(text)
-    if path.is_dir():
+    if os.path.isdir(path):  # which is no error of a name that is too long
         return _in_folder(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return [path], []
     if glob.has_magic(str(text)):
-        found = _matches(str(text))
-        images = [p for p in found if p.suffix.lower() in SUFFIXES and not _hidden(p) and p.is_file()]
+        images, others, _ = _sorted_out(_matches(str(text)))
         if not images:
             raise ImageError(f"the pattern {text} holds no images (looked for {' '.join(SUFFIXES)})")
-        return sorted(images, key=_natural), []
-    if path.exists():
+        return images, others
+    if os.path.exists(path):
         raise ImageError(f"{path} is no file, but a pipe or a device; copy the photograph to a file")
-    if path.is_symlink():
+    if os.path.islink(path):
         raise MissingError(
             f"{path} is a link to {os.readlink(path)}, which does not exist", argument="source"
         )
@@ -97,9 +96,10 @@ def _matches(pattern: str) -> list[Path]:
     )
 
 
-def _in_folder(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+def _sorted_out(paths: Iterable[Path]) -> tuple[list[Path], list[tuple[Path, str]], list[Path]]:
+    """Images, other files with why they are left out, and folders; in order."""
     images, others, inside = [], [], []
-    for path in sorted(folder.iterdir(), key=_natural):
+    for path in sorted(paths, key=_natural):
         if _hidden(path):
             continue
         if path.is_dir():
@@ -112,6 +112,11 @@ def _in_folder(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
             others.append((path, f"{path} is no file, but a pipe or a device"))
         else:
             images.append(path)
+    return images, others, inside
+
+
+def _in_folder(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    images, others, inside = _sorted_out(folder.iterdir())
     if images:
         return images, others
     text = f"the folder {folder} holds no images (looked for {' '.join(SUFFIXES)})"
@@ -142,7 +147,7 @@ def open_photograph(path: Path) -> Image.Image:
         with open(path, "rb") as file:
             start = file.read(64)
             file.seek(0)
-            with _open(path, file, start) as image:
+            with opened(path, file, start) as image:
                 return _decoded(path, image)
     except PermissionError as error:
         raise ImageError(f"{path}: no permission to read it") from error
@@ -154,7 +159,8 @@ def open_photograph(path: Path) -> Image.Image:
         raise ImageError(f"{path} is damaged or not an image ({reason(error)})") from error
 
 
-def _open(path: Path, file: Any, start: bytes) -> Image.Image:
+def opened(path: Path, file: BinaryIO, start: bytes) -> Image.Image:
+    """An image of one of FORMATS, not decoded yet, of a file and its first 64 bytes. Raises ImageError."""
     formats = _formats()
     if _is_heif(start):
         if not _heif_is_there():
@@ -181,7 +187,7 @@ def _decoded(path: Path, image: Image.Image) -> Image.Image:
     huge = image.width * image.height > HUGE
     with _one_huge if huge else threading.Lock(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd metadata
-        mark_depth(image)
+        keep_numbers(image)
         image.load()
         return ImageOps.exif_transpose(image)
 
@@ -216,6 +222,8 @@ def _kind(start: bytes) -> str:
         or (start[:4] == b"RIFF" and start[8:11] == b"AVI")
     ):
         return "it looks like a video: take photographs from it first"
+    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "a TIFF of a kind that is not read, or a damaged one"
     if start[:2] in (b"%!", b"%P"):
         return "PostScript and PDF are not read"
     return "unknown file format, or one that is not read" if start else "it is empty"

@@ -1,12 +1,14 @@
 """Kinds of pixels as 8-bit RGB, and which of them are opaque.
 
 Grey of more than 8 bits: black is 0 and white the largest number of the type, 65,535 of 16 bits,
-4,294,967,295 of unsigned and 2,147,483,647 of signed 32 bits, or what `white` says; what lies beyond is black
-or white. (Upstream lets Pillow clip at 255.) TIFF's "min is white" is turned round. 16-bit colour keeps its
-upper 8 bits, as Pillow reads it. Floating point has no white and is refused.
+4,294,967,295 of unsigned 32 bits, half of these of signed ones, or what `white` says; what lies beyond is
+black or white. (Upstream lets Pillow clip at 255.) TIFF's "min is white" is turned round. 16-bit colour keeps
+its upper 8 bits, as Pillow reads it, and has no other white. Floating point has no white and is refused.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -14,16 +16,41 @@ from PIL import Image
 from fastvggt_jax.errors import ImageError
 from fastvggt_jax.sources.sizing import WHITE, ImageTransform
 
-_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # tags of TIFF
-_NARROW = (255, 1023, 4095, 16383)  # white of 8, 10, 12 and 14 bits
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+# White of 8, 10, 12, 14, 15 and 16 bits: where no number is larger, it may be meant.
+_NARROW = (255, 1023, 4095, 16383, 32767, 65535)
+LARGEST_WHITE = 2**32 - 1
 
 
-def mark_depth(image: Image.Image) -> None:
-    """Keeps what only the opened file says of its numbers, before it is decoded and turned."""
+class Numbers(NamedTuple):
+    """What only the opened file says of its pixels' numbers.
+
+    bits of one, whether they are unsigned, whether 0 is white; deep_colour: they are colours of 16 bits, of
+    which Pillow keeps 8; pictures: how many the file holds.
+    """
+
+    bits: int = 16
+    unsigned: bool = True
+    inverted: bool = False
+    deep_colour: bool = False
+    pictures: int = 1
+
+
+_NUMBERS: Any = ("fastvggt_jax", "numbers")  # in an image's info; no file's key, which is a text
+
+
+def keep_numbers(image: Image.Image) -> None:
+    """Notes what an image just opened says of its numbers, before it is decoded and turned."""
+    if image.format is None:  # it was made, not opened
+        return
     tags = getattr(image, "tag_v2", {})
+    narrow = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")  # Pillow scales PPM's to 65,535
+    bits = 16 if narrow else max(np.atleast_1d(tags.get(_BITS, 32)))
     unsigned = tags.get(_SAMPLE_FORMAT, (1,)) in (1, (1,))
-    bits = 16 if image.mode.startswith("I;16") or image.format == "PNG" else 32
-    image.info["depth"] = (bits, unsigned, tags.get(_PHOTOMETRIC) == 0)
+    deep = not image.mode.startswith("I") and any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+    # A photograph's MPO holds previews of the same.
+    pictures = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    image.info[_NUMBERS] = Numbers(int(bits), unsigned, tags.get(_PHOTOMETRIC) == 0, deep, pictures)
 
 
 def to_rgb(
@@ -32,42 +59,68 @@ def to_rgb(
     """8-bit RGB, transparency on white or, without `on_white`, ignored; and what to warn of. Raises
     ImageError, which begins with `label`.
     """
-    said: tuple[str, ...] = ()
+    numbers = image.info.get(_NUMBERS, Numbers())
+    said = []
+    if numbers.pictures > 1:
+        said.append(f"{label} holds {numbers.pictures} pictures, of which the first is taken")
     if image.mode == "F":
         text = "floating-point images have no fixed white; save it with 8 bits a channel"
         raise ImageError(f"{label}: {text}")
     if image.mode.startswith("I"):
-        image, said = _grey(image, label, white)
+        image, dark = _grey(image, numbers, label, white)
+        said += [dark] if dark else []
+    elif numbers.deep_colour:
+        said += _too_dark(image, label)
     if on_white and image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (WHITE,) * 4), image)
-    return image.convert("RGB"), said
+    return image.convert("RGB"), tuple(said)
 
 
-def _grey(image: Image.Image, label: str, white: int | None) -> tuple[Image.Image, tuple[str, ...]]:
-    bits, unsigned, inverted = image.info.get("depth", (16, True, False))
+def _grey(
+    image: Image.Image, numbers: Numbers, label: str, white: int | None
+) -> tuple[Image.Image, str | None]:
+    """8-bit grey, with the transparency that one number stands for; and what to warn of."""
+    bits, unsigned, inverted = numbers[:3]
     values = np.asarray(image)
     if bits == 32 and unsigned:
         values = values.view(np.uint32)
     largest = 2**bits - 1 if unsigned else 2 ** (bits - 1) - 1
-    said: tuple[str, ...] = ()
+    said = None
     if white is None:
         top = int(values.max(initial=0))
         narrow = next((limit for limit in _NARROW if limit < largest and top <= limit), None)
-        if top > 0 and narrow is not None and not inverted:
-            text = f"{label} is almost black: its {bits}-bit values end at {top}"
-            said = (f"{text}; if {narrow} is meant to be white, say so with white={narrow}",)
+        if top > 0 and narrow is not None:
+            almost, meant = ("white", "black") if inverted else ("black", "white")
+            text = f"{label} is almost {almost}: its {bits}-bit values end at {top}"
+            said = f"{text}; if {narrow} is meant to be {meant}, say so with white={narrow}"
     scaled = np.clip(values.astype(np.float64) / (white or largest), 0, 1)
     if inverted:
         scaled = 1 - scaled
     # Whole numbers of 16 bits as before: 257 of them are one of 8.
-    return Image.fromarray(np.floor(scaled * 255 + 1e-9).astype(np.uint8)), said
+    grey = Image.fromarray(np.floor(scaled * 255 + 1e-9).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey, said
+
+
+def _too_dark(image: Image.Image, label: str) -> list[str]:
+    """What to warn of: colours of 10, 12 or 14 bits in 16, of whose upper 8 bits little is left."""
+    top = int(np.asarray(image.convert("RGB")).max())
+    meant = next((limit for limit in (1023, 4095, 16383) if top <= limit >> 8), None)
+    if not top or meant is None:
+        return []
+    text = f"{label} is almost black: its 16-bit colours end below {(top + 1) << 8}"
+    return [f"{text}; if {meant} is meant to be white, save it with 8 bits a channel"]
 
 
 def opacity(image: Image.Image) -> np.ndarray | None:
     """bool[height, width], False where an image is wholly transparent; None where it has no transparency."""
     if not image.has_transparency_data:
         return None
+    if image.mode.startswith("I"):  # whose conversion would cut its numbers off
+        return np.asarray(image) != image.info.get("transparency")
     return np.asarray(image.convert("RGBA").getchannel("A")) > 0
 
 

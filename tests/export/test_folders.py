@@ -136,6 +136,7 @@ def stub(images):
         depth_conf=nothing,
         intrinsics=("predicted",) * frames,
         paths=tuple("" if frame is None else str(frame.path) for frame in images.frames),
+        white=images.white,
     )
 
 
@@ -158,6 +159,27 @@ def test_what_has_no_file_is_written_from_what_opens_it_or_stood_in_for(tmp_path
     # Its camera is that of these pixels.
     np.testing.assert_allclose(placed.K_original(0), [[50, 0, 28], [0, 50, 21], [0, 0, 1]])
     assert (placed.transforms[0].original_width, placed.transforms[0].original_height) == shown.shape[1::-1]
+
+
+def test_what_was_said_to_be_white_is_white_here_too(tmp_path):
+    """Also for a scene that comes back from its file."""
+    grey = np.random.default_rng(0).integers(1000, 4096, (90, 120)).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    images = load_images(tmp_path / "a.png", ImagePolicy("square", 56, 14), white=4095)
+    scene = stub(images)
+    scene.save(tmp_path / "saved")
+    for name, one in (("now", scene), ("later", Scene.load(tmp_path / "saved"))):
+        place_photographs(one, tmp_path / name)
+        found = np.asarray(Image.open(tmp_path / name / "a.png.jpg").convert("L"), float)
+        assert abs(found.mean() - grey.mean() / 4095 * 255) < 2
+
+
+def test_a_photograph_that_became_a_pipe_is_not_waited_for(tmp_path):
+    scene = stub(load_images(np.zeros((1, 90, 120, 3), np.uint8), ImagePolicy("square", 56, 14)))
+    os.mkfifo(tmp_path / "a.png")
+    scene = dataclasses.replace(scene, paths=(str(tmp_path / "a.png"),))
+    with pytest.raises(errors.MissingError, match="a.png is no longer there"):
+        place_photographs(scene, tmp_path / "out")
 
 
 def test_a_photograph_on_its_head_is_turned_too(tmp_path):

@@ -212,6 +212,143 @@ def test_a_16_bit_png_of_12_bits(tmp_path):
         load_images(tmp_path / "a.png", white=0)
 
 
+def pgm(path, values, top):
+    path.write_bytes(
+        f"P5 {values.shape[1]} {values.shape[0]} {top}\n".encode() + values.astype(">u2").tobytes()
+    )
+    return path
+
+
+@pytest.mark.parametrize("top", [65535, 4095])
+def test_a_pgm_of_16_bits_says_what_is_white(tmp_path, recwarn, top):
+    values = np.round(GREY / 255 * top)
+    found = load_images(pgm(tmp_path / "a.pgm", values, top), size=28).pixels[0, ..., 0]
+    assert np.abs(found.astype(int) - GREY.astype(int)).max() <= 1 and not recwarn.list
+
+
+@pytest.mark.parametrize("kind, top", [(np.int16, 32767), (np.uint32, 65535), (np.int32, 32767)])
+def test_tiffs_whose_numbers_are_narrower_than_pillows(tmp_path, recwarn, kind, top):
+    """int16 says so in its tags; 16 of 32 bits look almost black, of which one is told."""
+    values = np.round(GREY / 255 * top).astype(kind)
+    sample_format = 1 if np.issubdtype(kind, np.unsignedinteger) else 2
+    path = tiff(tmp_path / "a.tif", values, sample_format=sample_format)
+    found = load_images(path, size=28).pixels[0, ..., 0]
+    if kind is np.int16:
+        assert not recwarn.list
+    else:
+        assert f"white={top}" in str(recwarn.pop(UserWarning).message)
+        found = load_images(path, size=28, white=top).pixels[0, ..., 0]
+    assert np.abs(found.astype(int) - GREY.astype(int)).max() <= 1
+
+
+def png16(path, values):
+    """A PNG of 16 bits a channel, u16[height, width, channels]."""
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunk = lambda kind, body: (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    )
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    return path
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("bits", [12, 16])
+def test_colour_of_12_bits_in_16_is_warned_of(tmp_path, recwarn, channels, bits):
+    values = np.repeat((GREY.astype(np.uint16) * 257 >> (16 - bits))[..., None], channels, -1)
+    if channels in (2, 4):
+        values[..., -1] = 65535
+    load_images(png16(tmp_path / "a.png", values), size=28)
+    texts = [str(one.message) for one in recwarn.list]
+    assert len(texts) == (bits == 12) and all("if 4095 is meant to be white, save it" in t for t in texts)
+
+
+def test_a_tiff_whose_white_is_0_may_look_almost_white(tmp_path):
+    path = tiff(tmp_path / "a.tif", (GREY.astype(np.uint16) * 16), white_is_zero=True)
+    with pytest.warns(UserWarning, match="a.tif is almost white: .* 4095 is meant to be black, .*white=4095"):
+        assert load_images(path, size=28).pixels.min() > 230
+    found = load_images(path, size=28, white=4095).pixels[0, ..., 0]
+    assert np.abs(255 - found.astype(int) - GREY.astype(int)).max() <= 1
+
+
+def test_a_picture_in_memory_is_as_its_file(tmp_path):
+    path = tiff(tmp_path / "a.tif", GREY.astype(np.uint32) << 24)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(load_images(image, size=28).pixels, load_images(path, size=28).pixels)
+
+
+def test_one_number_of_a_16_bit_grey_is_transparent(tmp_path):
+    values = GREY.astype(np.uint16) * 257
+    number = int(values[0, 0])
+    saved(tmp_path / "a.png", Image.fromarray(values), transparency=number)
+    images = load_images(tmp_path / "a.png", size=28)
+    where = (GREY[0, 0] == GREY)[: images.pixels.shape[1]]
+    assert (images.pixels[0][where] == 255).all() and not images.masks[0][where].any()
+    np.testing.assert_array_equal(images.pixels[0, ..., 0][~where], GREY[~where])
+
+
+@pytest.mark.parametrize("suffix", ["tif", "gif", "png"])
+def test_of_several_pictures_in_a_file_the_first_is_taken_and_that_is_said(tmp_path, suffix):
+    pages = [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS), Image.fromarray(PIXELS // 2)]
+    pages[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=pages[1:])
+    with pytest.warns(UserWarning, match=f"a.{suffix} holds 3 pictures, of which the first is taken"):
+        load_images(tmp_path / f"a.{suffix}", size=28)
+
+
+@pytest.mark.parametrize("text", ["abc", "hello"])
+def test_a_text_in_a_png_says_nothing_of_its_numbers(tmp_path, text):
+    path = saved(tmp_path / "a.png", Image.fromarray(GREY.astype(np.uint16) * 257))
+    body = b"tEXtdepth\0" + text.encode()
+    late = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    whole = path.read_bytes()
+    end = whole.index(b"IEND") - 4
+    path.write_bytes(whole[:end] + late + whole[end:])
+    found = load_images(tmp_path / "a.png", size=28).pixels[0, ..., 0]
+    np.testing.assert_array_equal(found, GREY)
+
+
+def test_a_white_beyond_32_bits_is_refused(tmp_path):
+    with pytest.raises(InputError, match="white must be at most 4294967295"):
+        load_images(PIXELS, white=10**400)
+
+
+def test_a_pattern_lists_what_it_leaves_out(tmp_path):
+    saved(tmp_path / "a.jpg")
+    saved(tmp_path / "b.CR2", format="JPEG")
+    (tmp_path / "c.jpg").symlink_to("gone.jpg")
+    (tmp_path / "d.jpg").mkdir()
+    images = load_images(str(tmp_path / "*"), size=28)
+    assert images.names == ("a.jpg",)
+    assert [os.path.basename(path) for path, _ in images.skipped] == ["b.CR2", "c.jpg"]
+
+
+def test_a_list_may_begin_with_a_mark_and_is_no_pipe(tmp_path):
+    saved(tmp_path / "a.jpg")
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.jpg\n")
+    assert load_images(tmp_path / "list.txt", size=28).names == ("a.jpg",)
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(InputError, match="pipe.txt is no regular file"):
+        load_images(tmp_path / "pipe.txt")
+
+
+def test_a_mask_may_be_as_large_as_a_photograph(tmp_path, monkeypatch):
+    """Pillow's own limit is lower than ours."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    saved(tmp_path / "a.jpg")
+    (tmp_path / "masks").mkdir()
+    saved(tmp_path / "masks" / "a.png", Image.fromarray(PIXELS[..., 0]))
+    images = load_images(tmp_path / "a.jpg", size=28, masks=tmp_path / "masks")
+    assert images.masks is not None and Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_a_tiff_that_is_not_read_is_called_that(tmp_path):
+    path = tiff(tmp_path / "a.tif", GREY.astype(np.uint32) << 24, white_is_zero=True)
+    with pytest.raises(ImageError, match="a TIFF of a kind that is not read, or a damaged one"):
+        load_images(path)
+
+
 # ---- memory and time
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,13 @@ from fastvggt_jax.export import ExportOptions
 from fastvggt_jax.geometry.alignment import Similarity
 from fastvggt_jax.io.colmap import read_model
 from fastvggt_jax.io.scenes import write_cameras
-from fastvggt_jax.refine.known import _moved, aligned_or_as_it_is, aligned_to, with_intrinsics
+from fastvggt_jax.refine.known import (
+    _moved,
+    aligned_or_as_it_is,
+    aligned_to,
+    known_positions,
+    with_intrinsics,
+)
 from fastvggt_jax.refine.sky import without_sky
 from tests.export.truth import true_scene
 
@@ -202,6 +209,70 @@ def test_cameras_that_contradict_the_positions_stay_with_a_warning(scene, tmp_pa
     with pytest.warns(UserWarning, match="was not aligned .* look another way"):
         same, done = aligned_or_as_it_is(two, str(tmp_path / "swapped.json"))
     assert same is two and "failed" in done
+
+
+@pytest.mark.parametrize(
+    "text, match",
+    [
+        ("name,x,y,z\n{0},1,2,3\n{0},1,2,4\n{1},1,2,3", "line 3: .* is there twice"),
+        ("name,x,y,z\n{0},1e300,2,3\n{1},1,2,3", "line 2: .* has no three numbers within 1e.09"),
+        ("name,lat,lon,alt\n{0},500,2,3\n{1},1,2,3", "line 2: .* within 90, 360, 1e.09"),
+        ("name,x,y,z\n" + "a" * 200_000 + ",1,2,3", "is no table"),
+    ],
+)
+def test_places_that_are_none_are_a_sentence(scene, text, match, tmp_path):
+    test_positions_that_tell_nothing_are_a_sentence(scene, text, match, tmp_path)
+
+
+def test_a_table_may_begin_with_a_mark(scene, tmp_path):
+    rows = [f"{n},{i},{i * i},{i % 3}" for i, n in enumerate(scene.names)]
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + "\n".join(["name,x,y,z", *rows]).encode())
+    assert known_positions(str(tmp_path / "a.csv"), scene.names)[1] == list(scene.names)
+
+
+@pytest.mark.parametrize(
+    "field, value, match",
+    [
+        ("world_from_cam", "x", "no 4x4 matrix of a rotation"),
+        ("world_from_cam", {"a": 1}, "no 4x4 matrix of a rotation"),
+        ("world_from_cam", [[1, 2], [3]], "no 4x4 matrix of a rotation"),
+        ("world_from_cam", (2 * np.eye(4)).tolist(), "no 4x4 matrix of a rotation"),
+        ("world_from_cam", (np.eye(4) + 1e300 * np.eye(4, k=3)).tolist(), "no 4x4 matrix of a rotation"),
+        ("name", ["a"], "is no name"),
+        ("name", 3, "is no name"),
+        ("metric_scale", -1, "metric_scale=-1 must be above 0"),
+        ("metric_scale", "x", "metric_scale='x' must be above 0"),
+    ],
+)
+@pytest.mark.parametrize("argument", ["align_to", "intrinsics"])
+def test_cameras_that_are_none_are_a_sentence(scene, cameras, tmp_path, field, value, match, argument):
+    content = json.loads(Path(cameras).read_text())
+    (content if field == "metric_scale" else content["images"][1])[field] = value
+    (tmp_path / "bad.json").write_text(json.dumps(content))
+    read = aligned_to if argument == "align_to" else with_intrinsics
+    if field == "world_from_cam" and argument == "intrinsics":
+        return  # which reads none
+    with pytest.raises(InputError, match=match) as raised:
+        read(scene, str(tmp_path / "bad.json"))
+    assert raised.value.argument == argument
+
+
+@pytest.mark.parametrize("argument", ["align_to", "intrinsics"])
+def test_a_photograph_that_is_named_twice_is_a_sentence(scene, cameras, tmp_path, argument):
+    content = json.loads(Path(cameras).read_text())
+    content["images"].append(content["images"][0])
+    (tmp_path / "twice.json").write_text(json.dumps(content))
+    read = aligned_to if argument == "align_to" else with_intrinsics
+    with pytest.raises(InputError, match="twice.json names 0.png twice"):
+        read(scene, str(tmp_path / "twice.json"))
+
+
+def test_pipes_and_nothing_are_no_intrinsics(scene, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe is no regular file"):
+        with_intrinsics(scene, str(tmp_path / "pipe"))
+    with pytest.raises(InputError, match="intrinsics must be fx,fy,cx,cy, a file or a folder, not empty"):
+        with_intrinsics(scene, " ")
 
 
 @pytest.mark.parametrize(
