@@ -13,7 +13,11 @@ from tests.parity.goldens import Goldens
 GOLDENS = Goldens()
 TINY = [name for name in GOLDENS.names() if not name.startswith("full")]
 FULL = [name for name in GOLDENS.names() if name.startswith("full")]
-MIXTURES = ("sparse_vggt_tiny_84x112_q32k16_r50c70", "sparse_vggt_tiny_hd64_70x84_q16k8_r60c50")  # of others
+COVERED = (  # by the other cases together
+    *("sparse_vggt_tiny_84x112_q32k16_r50c70", "sparse_vggt_tiny_hd64_70x84_q16k8_r60c50"),
+    *("sparse_vggt_tiny_84x112_q32k16_c90", "sparse_vggt_tiny_hd64_70x84_q16k8_r50_max"),
+    *("vggt_tiny_b1n3_56x84", "vggt_tiny_hd64_b1n3_70x70"),
+)
 # Golden tensors that nothing of ours computes on its own: activations that no VGGT head asks for, and a
 # zero-padded sampler whose behaviour the correlation cases cover.
 UNUSED = {
@@ -36,7 +40,7 @@ def check(name: str, workdir: Path | None = None) -> None:
 def marked(name):
     """Of whole models the dense cases and the simplest sparse ones are enough for every jax and every run."""
     whole_sparse = name.startswith("sparse_")
-    marks = [pytest.mark.slow] if name.startswith(MIXTURES) else []
+    marks = [pytest.mark.slow] if name.startswith(COVERED) else []
     return pytest.param(name, marks=marks if whole_sparse else [*marks, pytest.mark.every_jax])
 
 

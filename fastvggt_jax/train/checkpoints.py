@@ -38,6 +38,13 @@ class TrainingFailed(FailedError):
     """
 
 
+def check_folder(folder: Path) -> None:
+    """Raises TargetError for what can be no folder of a run."""
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise TargetError(f"{folder} is a file; give a folder to train in", argument="workdir")
+    check_name(folder, "workdir")
+
+
 class Checkpoints:
     """What one run keeps. Use as a context manager: leaving it waits until all is written."""
 
@@ -51,9 +58,6 @@ class Checkpoints:
         model = config.model
         identity = {"model": type(model).__name__, "config": model.config()}
         mark = folder / MARK
-        if os.path.exists(folder) and not os.path.isdir(folder):
-            raise TargetError(f"{folder} is a file; give a folder to train in", argument="workdir")
-        check_name(folder, "workdir")
         with contextlib.ExitStack() as stack:
             if mark.exists():
                 stack.enter_context(held(folder))

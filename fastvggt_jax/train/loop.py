@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from fastvggt_jax.errors import InputError, is_full
-from fastvggt_jax.train.checkpoints import BEST, MARK, WEIGHTS, Checkpoints, TrainingFailed
+from fastvggt_jax.train.checkpoints import BEST, MARK, WEIGHTS, Checkpoints, TrainingFailed, check_folder
 from fastvggt_jax.train.config import Shape, TrainConfig
 from fastvggt_jax.train.data import Batch, render
 from fastvggt_jax.train.metrics import Metrics, means
@@ -52,12 +52,13 @@ def train(
       TrainingFailed: the loss or its gradient is not finite, or there is no space for a file; the last good
         checkpoint stays.
       WeightsError: the folder or `init` is that of another model.
-      TargetError: another training is running in the folder.
+      TargetError: another training is running in the folder, or it can be none.
       InputError: a shape does not fit the number of devices, or `minutes` is no time.
     """
     if minutes is not None and not minutes > 0:
         raise InputError(f"minutes must be greater than 0, not {minutes:g}", argument="minutes")
     folder, deadline = Path(workdir), time.monotonic() + 60 * (math.inf if minutes is None else minutes)
+    check_folder(folder)
     if jax.process_count() > 1:
         raise InputError(f"training runs in one process, on all of its devices, not in {jax.process_count()}")
     mesh = make_mesh()
