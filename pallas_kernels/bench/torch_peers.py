@@ -133,7 +133,7 @@ def block_lists(kept: Tensor) -> tuple[Tensor, Tensor]:
     """bool[N, Tb, Sb] -> i32[1, N, Tb] counts, i32[1, N, Tb, Sb] numbers of the kept blocks in order, then of
     the others.
     """
-    order = kept.byte().argsort(-1, descending=True, stable=True)
+    order = kept.byte().argsort(dim=-1, descending=True, stable=True)
     return kept.sum(-1).int()[None], order.int()[None]
 
 

@@ -41,7 +41,8 @@ class TuningConfig:
     def why_not(self, head_dim: int, block: tuple[int, int]) -> str | None:
         """Why this config cannot run a mask of `block` at `head_dim`; None if it can."""
         if (self.streams, self.warpgroups) not in REGISTERS:
-            return f"warpgroups={self.warpgroups} must be 1, 2 or 3, and 1 with streams={self.streams} of two"
+            rule = "must be 1, 2 or 3, and streams"
+            return f"warpgroups={self.warpgroups} {rule}={self.streams} must be 1, or 2 with one warpgroup"
         if block[0] % (WARPGROUP_ROWS * self.warpgroups):
             rows = WARPGROUP_ROWS * self.warpgroups
             return f"{self.warpgroups} warpgroups take {rows} query rows, which do not divide {block=}'s"

@@ -112,7 +112,7 @@ def test_a_config_that_does_not_fit_says_why():
     assert "query rows" in TuningConfig(3, 128, 2).why_not(64, (128, 64))
     assert "multiple" in TuningConfig(2, 128, 2).why_not(64, (128, 96))
     assert "factor of 64" in TuningConfig(2, 256, 2).why_not(64, (128, 96))
-    assert "with streams=2" in TuningConfig(2, 64, 2, streams=2).why_not(64, (128, 64))
+    assert "streams=2 must be 1, or 2 with" in TuningConfig(2, 64, 2, streams=2).why_not(64, (128, 64))
     assert "shared memory" in TuningConfig(1, 192, 3, streams=2).why_not(64, (64, 64))
     assert "at least 2" in TuningConfig(2, 128, 1).why_not(64, (128, 64))
     assert "shared memory" in TuningConfig(2, 256, 4).why_not(64, (128, 64))
