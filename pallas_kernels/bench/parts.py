@@ -6,16 +6,24 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import metadata
 
+from pallas_kernels.bench.jax_peers import jax_rows
 from pallas_kernels.bench.ours import ours_rows
-from pallas_kernels.bench.peers import jax_rows, torch_rows
-from pallas_kernels.bench.table import DENSE, SPARSE, Row
+from pallas_kernels.bench.peers import PACKAGES, PEERS
+from pallas_kernels.bench.table import KERNEL, MASK, SUM, Row
+from pallas_kernels.bench.torch_peers import torch_rows
 from pallas_kernels.bench.workloads import Workload
 
 PART_LIMIT_S = 300  # for all rows of one process; a kernel that hangs ends there
-PACKAGES = ("jax", "jaxlib", "nvidia-cudnn-cu13", "torch", "triton")
-PARTS = {"ours": ours_rows, "jax": jax_rows, "torch": torch_rows}
+VERSIONS = ("jax", "jaxlib", "nvidia-cudnn-cu13", "torch", "triton", *PACKAGES.values())
+OF_JAX = ("jax", "tokamax")
+PARTS: dict[str, Callable[[argparse.Namespace, Workload], Iterator[Row]]] = {
+    "ours": ours_rows,
+    **{part: partial(jax_rows if part in OF_JAX else torch_rows, peers) for part, peers in PEERS.items()},
+}
 
 
 def run_part(part: str, args: argparse.Namespace, work: Workload) -> list[Row]:
@@ -69,9 +77,10 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
 
 def missing_rows(part: str, args: argparse.Namespace, work: Workload, reason: str) -> list[Row]:
     """Every row that a part should give, without a time."""
-    named = [(what, None) for what in DENSE.get(part, ())] + [
-        (what, asked) for asked in args.density for what in SPARSE.get(part, ())
-    ]
+    if part == "ours":
+        named = [(what, asked) for asked in args.density for what in (MASK, KERNEL, SUM)]
+    else:
+        named = [(peer.what(args), asked) for peer in PEERS[part] for asked in peer.asked(args)]
     return [Row(what, asked, work.patches, work.kv_len, note=reason) for what, asked in named]
 
 
@@ -91,6 +100,6 @@ def installed_versions() -> dict[str, str]:
     """Versions of what the rows depend on; a package that is not installed is left out."""
     return {
         package: metadata.version(package)
-        for package in PACKAGES
+        for package in dict.fromkeys(VERSIONS)
         if any(metadata.distributions(name=package))
     }

@@ -14,6 +14,7 @@ import re
 import jax
 
 PATCH = 14  # pixels
+SMALL_TOKENS, SMALL_HEADS = 2048, 2  # at which rows are compared with float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,12 @@ class Workload:
     def kv_runs(self) -> tuple[int, ...]:
         """`BlockMask.kv_runs`: the patch keys, then the special keys if there are any."""
         return (self.patches, self.specials) if self.specials else (self.patches,)
+
+    def reduced(self) -> Workload:
+        """The same kind of workload at about `SMALL_TOKENS` tokens, or as many as one view has."""
+        frames = max(1, SMALL_TOKENS // (self.patches // self.frames))
+        heads = min(self.num_heads, SMALL_HEADS)
+        return dataclasses.replace(self, frames=min(self.frames, frames), num_heads=heads)
 
 
 def _plain(name: str, tokens: int, num_heads: int, head_dim: int) -> Workload:

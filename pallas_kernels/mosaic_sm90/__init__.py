@@ -63,7 +63,8 @@ class MosaicSM90(Implementation):
         if isinstance(request.config, TuningConfig):
             return request.config.why_not(*key)
         if self.heuristic(*key) is None:
-            return f"no step of at most 256 keys holds key blocks of {keys} at head_dim {head_dim}"
+            blocks = f"key blocks of {keys} or parts of them"
+            return f"no step of at most 256 keys holds {blocks} at head_dim {head_dim}"
         return None
 
     def _mask_limit(self, request: Request) -> str | None:

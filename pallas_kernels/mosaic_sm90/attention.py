@@ -18,6 +18,12 @@ The shift m of the softmax is fixed where `shift` allows it: no running maximum 
 rescaled, and the consumers save about a seventh of their time. Other tiles, and float16, take the online
 softmax.
 
+Where a query block has the rows of one warpgroup, a thread block has two such *streams* of producer, consumer
+and stages: the consumers of two query tiles take turns as those of one do otherwise.
+
+A mask's key block that no step holds a whole number of is cut: a step of 192 keys, the fastest, takes one and
+a half of 128.
+
 Special cases cost little: from the step on that holds the last, partial block of a run of keys or is not
 full, scores are masked, in a loop of its own. The copy engine fills with zeros what lies past the end of an
 array, and every run of keys is an array of its own: so a NaN in a key that is not kept never enters a
@@ -35,11 +41,11 @@ import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from pallas_kernels.block_mask import WORD, BlockMask, cdiv
 from pallas_kernels.mosaic_sm90.config import (
-    CONSUMER_REGISTERS,
     WARPGROUP_ROWS,
     TuningConfig,
     kernel_block,
@@ -49,7 +55,6 @@ from pallas_kernels.shift import FIXED_SHIFT_RANGE, key_bound
 
 Array = jax.Array
 Ref = Any
-PRODUCER_REGISTERS = {1: 40, 2: 40, 3: 32}
 NEVER = 2**30
 
 
@@ -103,10 +108,24 @@ def _attend_padded(
         q = jnp.pad(q, ((0, 0), (0, Tb * block_q - T), (0, 0), (0, 0))).reshape(B, Tb, block_q, N, -1)
         q = jnp.pad(q, ((0, 0), (0, 0), (0, rows - block_q), (0, 0), (0, 0))).reshape(B, Tb * rows, N, -1)
         mask = BlockMask(mask.kv_num_blocks, mask.kv_bits, Tb * rows, mask.kv_runs, (rows, block_k))
+    keys = config.gathered_keys(mask.block)
+    if keys is not None and keys != block_k:
+        mask = _cut_blocks(mask, keys)
     out = _launch(q, k, v, mask, config, 1 / math.sqrt(H), num_blocks, interpret)
     if rows != block_q:
         out = out.reshape(B, Tb, rows, N, -1)[:, :, :block_q].reshape(B, Tb * block_q, N, -1)[:, :T]
     return out[..., :H]
+
+
+def _cut_blocks(mask: BlockMask, keys: int) -> BlockMask:
+    """The same mask in blocks of `keys` keys, a divisor of its own."""
+    dense, times = mask.to_dense(), mask.block[1] // keys
+    ends = np.cumsum([cdiv(run, mask.block[1]) for run in mask.kv_runs])
+    parts = [
+        jnp.repeat(blocks, times, -1)[..., : cdiv(run, keys)]  # fewer where the last block is partial
+        for blocks, run in zip(jnp.split(dense, ends[:-1], -1), mask.kv_runs, strict=True)
+    ]
+    return BlockMask.from_dense(jnp.concatenate(parts, -1), mask.q_len, mask.kv_runs, (mask.block[0], keys))
 
 
 def _device() -> jax.Device:
@@ -125,13 +144,15 @@ def _launch(
 ) -> Array:
     B, T, N, H = q.shape
     runs, block_k = tuple(run for run in mask.kv_runs if run), mask.block[1]  # an empty run has no block
-    C, keys, stages = config.warpgroups, config.step_keys, config.stages
+    C, G, keys, stages = config.warpgroups, config.streams, config.step_keys, config.stages
+    num_streams = num_blocks * G  # that share the tiles out
+    buffers = config.query_buffers
     group = keys // block_k  # key blocks a step
     rows = WARPGROUP_ROWS * C  # of a query tile
     tiles = cdiv(T, rows)
     tiles_per_row = mask.block[0] // rows  # query tiles that share a row of the mask
     total = B * N * tiles
-    rounds = cdiv(total, num_blocks)
+    rounds = cdiv(total, num_streams)
     run_blocks = [cdiv(run, block_k) for run in runs]
     run_first = [sum(run_blocks[:r]) for r in range(len(runs))]
     partial_runs = [r for r, run in enumerate(runs) if run % block_k]
@@ -149,20 +170,33 @@ def _launch(
     # For the fixed shift, which float16 has no range for: there it is computed and not read.
     k_norm = key_bound(k_runs, scale)  # f32[B, N]
 
-    def kernel(q_ref: Ref, order_ref: Ref, info_ref: Ref, bits_ref: Ref, k_norm_ref: Ref, *refs: Any) -> None:
+    def kernel(
+        my_stream: int,
+        q_ref: Ref,
+        order_ref: Ref,
+        info_ref: Ref,
+        bits_ref: Ref,
+        k_norm_ref: Ref,
+        *refs: Any,
+    ) -> None:
+        """What the warpgroups of one stream do."""
         k_refs, v_refs, out_ref = refs[: len(runs)], refs[len(runs) : 2 * len(runs)], refs[2 * len(runs)]
         (
             (q_smem, out_smem, k_smem, v_smem, bound_smem, column_smem, p_smem),
             (q_full, k_full, v_full),
             (q_free, k_free, v_free),
         ) = refs[2 * len(runs) + 1 :]
-        block, wg = lax.axis_index("block"), lax.axis_index("wg")
+        wg = lax.axis_index("wg")  # the consumers of all streams, then their producers
+        consumer, my_rows = (wg, wg) if C > 1 else (my_stream, 0)  # rows of the tile, in warpgroups
+        stream = lax.axis_index("block") * G + my_stream
+        stage_of = lambda i: lax.rem(i, stages) + my_stream * stages
+        buffer_of = lambda item: lax.rem(item, buffers) + my_stream * buffers
 
         def position(item: Array | int) -> Array:
-            """Of this block's n-th tile in the order of work. Rounds run to and fro: what one gives unevenly
+            """Of this stream's n-th tile in the order of work. Rounds run to and fro: what one gives unevenly
             the next evens.
             """
-            return item * num_blocks + jnp.where(lax.rem(item, 2) == 1, num_blocks - 1 - block, block)
+            return item * num_streams + jnp.where(lax.rem(item, 2) == 1, num_streams - 1 - stream, stream)
 
         num_items = rounds - jnp.where(position(jnp.int32(rounds - 1)) < total, 0, 1)
 
@@ -178,7 +212,7 @@ def _launch(
             return order_ref[head_of(item)]
 
         def consume() -> None:
-            plgpu.set_max_registers(CONSUMER_REGISTERS[C], action="increase")
+            plgpu.set_max_registers(config.consumer_registers, action="increase")
             columns, per_row = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1)
             spread = lambda x, like: lax.broadcast_in_dim(x, like.shape, [0])
 
@@ -196,12 +230,12 @@ def _launch(
                 b, n, _ = head_of(item)
                 next_info, second_next_tile = read_info(item + 1, next_tile), tile_of(item + 2)
                 steps = lax.div(count + (group - 1), group)
-                buffer = lax.rem(item, 2)
-                my_q = q_smem.at[buffer, wg]
-                stage = lambda i: lax.rem(done + i, stages)
+                buffer = buffer_of(item)
+                my_q = q_smem.at[buffer, my_rows]
+                stage = lambda i: stage_of(done + i)
 
                 def mask_scores(s: Array, i: Array, partial_slots: list[Array]) -> Array:
-                    column = plgpu.load(column_smem.at[wg], layout=columns.reduce(0))
+                    column = plgpu.load(column_smem.at[consumer], layout=columns.reduce(0))
                     valid = column < (count - i * group) * block_k
                     for slot, r in zip(partial_slots, partial_runs, strict=True):
                         start = (
@@ -223,9 +257,9 @@ def _launch(
                     p = p.astype(dtype)
                     if not simulated:
                         return p
-                    p_smem[wg] = p
+                    p_smem[consumer] = p
                     plgpu.commit_smem()
-                    return p_smem.at[wg]
+                    return p_smem.at[consumer]
 
                 def fixed_shift_softmax(bound: Array) -> tuple[Array, Array]:
                     """Unnormalised output and row sums, with the fixed shift `bound`."""
@@ -327,9 +361,9 @@ def _launch(
                     bound = lax.sqrt((q32 * q32).sum(1)) * k_norm_ref[b, n]
                     # Mosaic's own reduction to a scalar goes through memory that all warpgroups share, at one
                     # and the same time here.
-                    bound_smem[wg] = bound
+                    bound_smem[consumer] = bound
                     plgpu.commit_smem()
-                    largest = reduce(jnp.maximum, [bound_smem[wg, r] for r in range(WARPGROUP_ROWS)])
+                    largest = reduce(jnp.maximum, [bound_smem[consumer, r] for r in range(WARPGROUP_ROWS)])
                     in_range = 2 * largest <= FIXED_SHIFT_RANGE  # false for NaN
                     out, row_sum = lax.cond(in_range, lambda: fixed_shift_softmax(bound), online_softmax)
                 else:
@@ -338,16 +372,21 @@ def _launch(
                     1.0 / jnp.where(row_sum == 0, 1.0, row_sum), out
                 )  # a row that keeps nothing gives zeros
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                out_smem[wg] = out.astype(dtype)
+                my_out = my_q if out_smem is None else out_smem.at[consumer]
+                my_out[...] = out.astype(dtype)
                 plgpu.commit_smem()  # also orders the reads of q before the copy that overwrites it
-                plgpu.barrier_arrive(q_free.at[buffer])
-                first_row = tile * rows + wg * WARPGROUP_ROWS
-                plgpu.copy_smem_to_gmem(out_smem.at[wg], out_ref.at[b, pl.ds(first_row, WARPGROUP_ROWS), n])
+                if out_smem is not None:
+                    plgpu.barrier_arrive(q_free.at[buffer])
+                first_row = tile * rows + my_rows * WARPGROUP_ROWS
+                plgpu.copy_smem_to_gmem(my_out, out_ref.at[b, pl.ds(first_row, WARPGROUP_ROWS), n])
+                if out_smem is None:
+                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                    plgpu.barrier_arrive(q_free.at[buffer])
                 return done + steps, next_tile, second_next_tile, next_info
 
             # Column numbers, to be read where scores are masked: computed there, they would be hoisted and
             # take the loop's registers.
-            column_smem[wg] = plgpu.broadcasted_iota(jnp.int32, (keys,), 0, layout=columns.reduce(0))
+            column_smem[consumer] = plgpu.broadcasted_iota(jnp.int32, (keys,), 0, layout=columns.reduce(0))
             plgpu.commit_smem()
             first, second = tile_of(jnp.int32(0)), tile_of(jnp.int32(1))
             lax.fori_loop(
@@ -356,7 +395,7 @@ def _launch(
             plgpu.wait_smem_to_gmem(0)
 
         def produce() -> None:
-            plgpu.set_max_registers(PRODUCER_REGISTERS[C], action="decrease")
+            plgpu.set_max_registers(config.producer_registers, action="decrease")
 
             def gather(
                 sources: tuple[Ref, ...],
@@ -409,20 +448,28 @@ def _launch(
                 b, n, _ = head_of(item)
                 row = lax.div(tile, tiles_per_row)
 
-                @pl.when(item >= 2)
-                def _() -> None:
-                    plgpu.barrier_wait(q_free.at[lax.rem(item, 2)])
+                steps = lax.div(count + (group - 1), group)
 
-                for w in range(C):
-                    source = q_ref.at[b, pl.ds(tile * rows + w * WARPGROUP_ROWS, WARPGROUP_ROWS), n]
-                    plgpu.copy_gmem_to_smem(
-                        source, q_smem.at[lax.rem(item, 2), w], q_full.at[lax.rem(item, 2)]
-                    )
+                def load_queries() -> None:
+                    @pl.when(item >= buffers)
+                    def _() -> None:
+                        plgpu.barrier_wait(q_free.at[buffer_of(item)])
+
+                    for w in range(C):
+                        source = q_ref.at[b, pl.ds(tile * rows + w * WARPGROUP_ROWS, WARPGROUP_ROWS), n]
+                        buffer = buffer_of(item)
+                        plgpu.copy_gmem_to_smem(source, q_smem.at[buffer, w], q_full.at[buffer])
+
+                # A single buffer is free when the tile before is done, which leaves time to gather keys.
+                if buffers > 1:
+                    load_queries()
+                else:
+                    pl.when(steps == 0)(load_queries)
                 next_row, second_next_tile = read_row(item + 1, next_tile), tile_of(item + 2)
 
                 def step(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
                     index, word = carry  # the word that is being walked, and its bits not yet taken
-                    stage = lax.rem(done + i, stages)
+                    stage = stage_of(done + i)
                     blocks = []
                     for slot in range(group):
                         index, word = lax.while_loop(
@@ -444,9 +491,10 @@ def _launch(
                             plgpu.barrier_wait(free.at[stage])
 
                         gather(sources, smem, full, stage, blocks, b, n)
+                    if buffers == 1:
+                        pl.when(i + 1 == jnp.minimum(steps, stages))(load_queries)
                     return index, word
 
-                steps = lax.div(count + (group - 1), group)
                 lax.fori_loop(0, steps, step, (jnp.int32(0), first_word))
                 return done + steps, next_tile, second_next_tile, next_row
 
@@ -458,15 +506,16 @@ def _launch(
             # Every arrival has been waited for when the block ends.
             @pl.loop(jnp.maximum(done - stages, 0), done)
             def _(i: Array) -> None:
-                plgpu.barrier_wait(k_free.at[lax.rem(i, stages)])
-                plgpu.barrier_wait(v_free.at[lax.rem(i, stages)])
+                plgpu.barrier_wait(k_free.at[stage_of(i)])
+                plgpu.barrier_wait(v_free.at[stage_of(i)])
 
-            @pl.loop(jnp.maximum(num_items - 2, 0), num_items)
+            @pl.loop(jnp.maximum(num_items - buffers, 0), num_items)
             def _(item: Array) -> None:
-                plgpu.barrier_wait(q_free.at[lax.rem(item, 2)])
+                plgpu.barrier_wait(q_free.at[buffer_of(item)])
 
-        pl.when(wg < C)(consume)
-        pl.when(wg == C)(produce)
+        first = C * my_stream
+        pl.when((wg < first + C) & (wg >= first) if first else wg < C)(consume)
+        pl.when(wg == C * G + my_stream)(produce)
 
     def entry(*refs: Ref) -> None:
         # The layout that wgmma reads: rows of 64 elements (128 bytes), swizzled.
@@ -475,19 +524,24 @@ def _launch(
         transforms = (tiled((8, 64)), swizzled(128))
         smem = lambda *shape: plgpu.SMEM(shape, dtype, transforms=transforms)
         barriers = lambda arrivals, number: plgpu.Barrier(num_arrivals=arrivals, num_barriers=number)
+
+        def streams_of_block(*scratch: Any) -> None:
+            for my_stream in range(G):  # each in code of its own: indices that depend on it would cost time
+                kernel(my_stream, *refs, *scratch)
+
         pl.run_scoped(
-            lambda *scratch: kernel(*refs, *scratch),
+            streams_of_block,
             (
-                smem(2, C, WARPGROUP_ROWS, H),
-                smem(C, WARPGROUP_ROWS, H),
-                smem(stages, keys, H),
-                smem(stages, keys, H),
-                plgpu.SMEM((C, WARPGROUP_ROWS), jnp.float32),
-                plgpu.SMEM((C, keys), jnp.int32),
-                smem(C, WARPGROUP_ROWS, keys) if simulated else None,
+                smem(G * buffers, C, WARPGROUP_ROWS, H),
+                smem(G * C, WARPGROUP_ROWS, H) if buffers > 1 else None,
+                smem(G * stages, keys, H),
+                smem(G * stages, keys, H),
+                plgpu.SMEM((G * C, WARPGROUP_ROWS), jnp.float32),
+                plgpu.SMEM((G * C, keys), jnp.int32),
+                smem(G * C, WARPGROUP_ROWS, keys) if simulated else None,
             ),
-            (barriers(C, 2), barriers(group, stages), barriers(group, stages)),  # full
-            (barriers(C, 2), barriers(C, stages), barriers(C, stages)),  # free
+            (barriers(C, G * buffers), barriers(group, G * stages), barriers(group, G * stages)),  # full
+            (barriers(C, G * buffers), barriers(C, G * stages), barriers(C, G * stages)),  # free
             collective_axes="wg",
         )
 
@@ -497,7 +551,7 @@ def _launch(
         out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
         grid=(num_blocks,),
         grid_names=("block",),
-        num_threads=C + 1,
+        num_threads=(C + 1) * G,
         thread_name="wg",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         **({"interpret": interpret} if simulated else {}),

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from pallas_kernels import timing
+from pallas_kernels import BlockMask, reference, timing
 from pallas_kernels.bench import __main__ as command
-from pallas_kernels.bench import ours, parts, peers, table, workloads
+from pallas_kernels.bench import errors, jax_peers, ours, parts, peers, table, torch_peers, workloads
 from pallas_kernels.bench.table import KERNEL, MASK, SUM, Row
 
 pytestmark = pytest.mark.every_jax
@@ -88,8 +90,9 @@ def test_rows_of_a_tiny_shape_without_a_gpu():
             assert row["ratio_to_sum"] == pytest.approx(row["ms"] / both["ms"])
         assert kernel["tflops"] * 1e9 * kernel["ms"] == pytest.approx(4 * 256 * 256 * 2 * 16 * density)
         assert here[MASK]["tflops"] is None
-        peers = [row for row in here.values() if not row["what"].startswith("ours")]
-        assert len(peers) == 5 and all(row["ms"] is None and "no GPU" in row["missing"] for row in peers)
+        others = [row for row in here.values() if not row["what"].startswith("ours")]
+        assert len(others) == 10 and all(row["ms"] is None and "no GPU" in row["missing"] for row in others)
+        assert here[MASK]["error"] == 0 and kernel["error"] < 1e-2 and both["error"] < 1e-2
 
 
 def test_special_keys_are_measured_too():
@@ -112,7 +115,7 @@ def test_a_row_that_fails_says_why_and_spares_the_others():
     def fails() -> float:
         raise NotImplementedError("head_dim=16 must be 64,\n  and more")
 
-    row = table.attempt(Row("peer", None, 256, 256), fails)
+    row = table.attempt(Row("peer", None, 256, 256), fails, lambda: 0.0)
     assert row.ms is None and row.note == "NotImplementedError: head_dim=16 must be 64, and more"
     shown = table.table(work, 1.0, [table.entry(row, [row], 1.0, work)])
     assert "peer" in shown and "missing: NotImplementedError" in shown
@@ -135,7 +138,7 @@ def test_rows_before_a_crash_are_kept(monkeypatch):
 
 
 @NO_GPU
-@pytest.mark.parametrize("part, count", [("jax", 2), ("torch", 4)])
+@pytest.mark.parametrize("part, count", [("jax", 2), ("torch", 4), ("flash_attention_4", 4)])
 def test_peers_that_cannot_run_are_named(part, count):
     rows = parts.run_part(part, *arguments())
     assert len(rows) == count and all(row.ms is None and "Error" in row.note for row in rows)
@@ -145,7 +148,7 @@ def test_a_dense_peer_stands_beside_every_density():
     _, work = arguments()
     rows = [
         Row(KERNEL, 0.25, 256, 256, ms=2.0, density=0.25),
-        Row(table.JAX_CUDNN, None, 256, 256, ms=6.0),
+        Row("dense", None, 256, 256, ms=6.0),
     ]
     shown = table.entry(rows[1], rows, 0.25, work)
     assert (shown["density"], shown["ratio_to_kernel"], shown["ratio_to_sum"]) == (1.0, 3.0, None)
@@ -153,7 +156,7 @@ def test_a_dense_peer_stands_beside_every_density():
 
 
 def test_nearest_supported_length():
-    assert [peers.nearest_multiple(n, 128) for n in (1, 128, 10_360, 191, 192)] == [
+    assert [jax_peers.nearest_multiple(n, 128) for n in (1, 128, 10_360, 191, 192)] == [
         128,
         128,
         10_368,
@@ -241,6 +244,126 @@ def test_flex_mask_has_the_density_in_full_blocks():
     work = workloads.Workload(
         "views", 2, 280, 280, 5, 2, 16
     )  # 800 queries, 810 keys: 7 × 7 blocks, the last ones partial
-    mask, density = peers.flex_mask(work, 0.5, "cpu")
-    assert density == 4 / 7 and mask.to_dense().sum(-1).tolist() == [[[4] * 7] * 2]
+    kept = torch_peers.random_blocks(work, 0.5, (128, 128), "cpu")
+    mask = torch_peers.flex_mask(kept, (128, 128), 800, 810)
+    assert mask.to_dense()[0].bool().equal(kept) and kept.sum(-1).tolist() == 2 * [7 * [4]]
     assert not mask.kv_num_blocks.any() and mask.shape == (1, 2, 800, 810)
+
+
+# ---- correctness, which stands in every row
+
+
+def test_float32_attention_is_the_definition():
+    """With two runs of keys, whose last blocks are partial, and a mask that differs by head."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(1, n, 2, 8)).astype(np.float32) for n in (20, 24, 24))
+    kept = rng.random((1, 2, 3, 4)) < 0.5
+    kept[..., 0] = True
+    mask = BlockMask.from_dense(jnp.asarray(kept), 20, (15, 9), (8, 8))
+    keep = errors.of_tokens(kept[0], 20, (15, 9), (8, 8))
+    expected = reference.block_sparse_attention(q, k, v, mask)
+    assert errors.max_relative_error(expected, errors.exact(q, k, v, keep)) < 1e-6
+    assert errors.max_relative_error(expected, errors.exact(q, k, v)) > 0.1
+
+
+def test_an_error_is_over_the_largest_value():
+    exact = np.array([[1.0, -4.0], [2.0, 0.0]], np.float32)
+    assert errors.max_relative_error(exact + np.array([[0, 0.5], [0, 0]]), exact) == 0.125
+    assert np.isnan(errors.max_relative_error(exact * np.nan, exact))
+    with pytest.raises(ValueError, match="is .1, 2., not .2, 2."):
+        errors.max_relative_error(exact[:1], exact)
+
+
+def test_what_is_compared_is_small_and_of_the_same_kind():
+    small = workloads.find("vggt_100_518x518").reduced()
+    assert (small.patches, small.kv_runs, small.num_heads) == (1369, (1369, 5), 2)
+    plain = workloads.find("square_65536").reduced()
+    assert (plain.patches, plain.kv_runs, plain.head_dim) == (2048, (2048,), 64)
+    tiny = workloads.find("256x1x16")
+    assert tiny.reduced() == tiny
+
+
+@pytest.mark.parametrize("factor, wrong", [(1, False), (2, True)])
+def test_a_peer_of_jax_is_compared_with_float32(factor, wrong):
+    args, work = arguments()
+    attend = lambda q, k, v: jax.nn.dot_product_attention(factor * q, k, v)
+    peer = table.Peer("fake", lambda work, dtype: iter([jax_peers.Call(attend, dtype)]))
+    (row,) = jax_peers.jax_rows((peer,), args, work)
+    assert row.what == "fake, dense" and row.ms and table.is_wrong(row) == wrong
+    shown = table.table(work, 1.0, [table.entry(row, [row], 1.0, work)])
+    assert f"{row.error:8.1e}" in shown and ("wrong" in shown) == wrong and " error\n" in shown
+
+
+class Tensor(argparse.Namespace):
+    """As much of torch's as the comparison touches."""
+
+    float = cpu = lambda self: self
+
+    def numpy(self):
+        return self.array
+
+
+@pytest.mark.parametrize("obeys", [True, False])
+def test_a_peer_of_torch_is_compared_with_float32_under_its_mask(monkeypatch, obeys):
+    args, work = arguments()
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(1, 256, 2, 16)).astype(np.float32) for _ in range(3))
+    kept = rng.random((2, 8, 16)) < 0.3
+    kept[..., 0] = True
+    out = errors.exact(q, k, v, errors.of_tokens(kept, 256, (256,), (32, 16)) if obeys else None)
+    made = (lambda: Tensor(array=out)), [Tensor(array=x) for x in (q, k, v)], Tensor(array=kept)
+    monkeypatch.setattr(torch_peers, "prepare", lambda *_: made)
+    error = torch_peers.error(table.Peer("fake", lambda: None, ()), args, work, 0.3)
+    assert (error < 1e-6) == obeys and (error > errors.WRONG) != obeys
+
+
+def test_a_mask_of_ours_that_keeps_other_blocks_is_wrong(monkeypatch):
+    args, work = arguments("--implementation", "reference")
+    assert ours._error(MASK, args, work, 0.26) == 0
+    select = ours._select
+
+    def turned(*how):
+        chosen = select(*how)
+        swap = lambda q, k, **named: chosen(q, k if named else k[:, ::-1], **named)
+        return swap
+
+    monkeypatch.setattr(ours, "_select", turned)
+    assert ours._error(MASK, args, work, 0.26) > errors.WRONG
+
+
+@pytest.mark.parametrize("what", [KERNEL, SUM])
+def test_attention_of_ours_that_ignores_its_mask_is_wrong(monkeypatch, what):
+    args, work = arguments("--implementation", "reference")
+    assert ours._error(what, args, work, 0.26) < 1e-2
+    monkeypatch.setattr(
+        ours, "block_sparse_attention", lambda q, k, v, mask, **_: jax.nn.dot_product_attention(q, k, v)
+    )
+    assert ours._error(what, args, work, 0.26) > errors.WRONG
+
+
+def test_peers_that_are_not_installed_are_said_and_not_started(monkeypatch, capsys):
+    """And a row of ours that is wrong is a failure."""
+    started, error = [], 1e-3
+
+    def run_part(part, args, work):
+        started.append(part)
+        rows = parts.missing_rows(part, args, work, "")
+        return [table.attempt(row, lambda: 2.0, lambda: error) for row in rows]
+
+    found = {"jax", "torch", "flash-attn-4"}
+    monkeypatch.setattr(peers.metadata, "distributions", lambda name: [name] * (name in found))
+    monkeypatch.setattr(command, "find_device", lambda: ("gpu", "a card"))
+    monkeypatch.setattr(command, "installed_versions", dict)
+    monkeypatch.setattr(command, "run_part", run_part)
+    assert command.main([*TINY[:-5], "--density", "0.25"]) == 0
+    out = capsys.readouterr().out
+    for row, package in (
+        ("FlashAttention-3, dense", "fa3-fwd"),
+        ("FlashInfer, 32×16", "flashinfer-python"),
+        ("tokamax, Mosaic GPU, dense", "tokamax"),
+    ):
+        assert f"  {row:32} missing: {package} is not installed\n" in out
+    assert started == ["ours", "jax", "torch", "flash_attention_4"] and out.count("missing") == 3
+    assert "FlashAttention-4, 192×128" in out and "FlashAttention-4, 32×16" in out
+    error = 0.5
+    assert command.main([*TINY[:-5], "--density", "0.25"]) == 1

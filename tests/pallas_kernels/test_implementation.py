@@ -187,7 +187,8 @@ def test_the_default_device_is_where_traced_arrays_run(monkeypatch):
         ({"dtype": np.dtype(np.float32)}, "takes bfloat16 and float16, not float32"),
         ({"H": 129}, "head_dim of at most 128, not 129"),
         ({"block": (128, 60)}, "multiple of 8, not 60"),
-        ({"block": (128, 512)}, "no step of at most 256 keys holds key blocks of 512"),
+        ({"block": (128, 512)}, None),
+        ({"block": (128, 264)}, "no step of at most 256 keys holds key blocks of 264 or parts of them"),
         ({"sharded": True}, "call it inside jax.shard_map"),
         ({"device": Device("gpu", "NVIDIA A100-SXM4-40GB", "8.0")}, "a Hopper GPU"),
         ({"device": Device("gpu", "NVIDIA B200", "10.0")}, "a Hopper GPU"),
@@ -273,7 +274,9 @@ def test_hopper_keeps_its_own_kernels_and_other_cards_take_the_portable_ones():
         assert served_by(operation=operation, device=ADA) == "triton"
         assert served_by(operation=operation, device=Device("gpu", "Tesla T4", "7.5")) == "xla"
         assert served_by(operation=operation, device=ADA, dtype=np.dtype(np.float32)) == "xla"
-    assert served_by(block=(128, 512)) == "triton"
+    assert served_by(block=(128, 512)) == hoppers
+    assert served_by(block=(128, 264)) == "xla"
+    assert served_by(block=(128, 1024), H=128) == hoppers
 
 
 def test_a_jax_without_the_triton_backend_is_said(monkeypatch):

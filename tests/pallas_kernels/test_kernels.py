@@ -155,7 +155,23 @@ def simulate(name, arguments, config, num_blocks=2):
             (64, 128),
             {"H": 128, "B": 2, "N": 1},
             (Hopper(1, 128, 2), Portable(64, 32, 4, 2)),
-            id="steps that are parts of a block",
+            id="steps that are parts of a block",  # of the Triton kernel
+        ),
+        pytest.param(
+            200,
+            (330, 0, 65),
+            (128, 128),
+            {},
+            (Hopper(2, 192, 2), Portable(128, 128, 4, 2)),
+            id="steps of one and a half blocks",
+        ),
+        pytest.param(
+            200,
+            (300, 70),
+            (64, 64),
+            {},
+            (Hopper(1, 192, 2, 2), Portable(64, 64, 4, 2)),
+            id="two streams",
         ),
         pytest.param(
             150,
@@ -178,10 +194,11 @@ def test_simulated_tiles_one_after_another(name):
     """Rows that keep nothing among others, and parts of one tile in and out of the fixed shift's range."""
     q, k, v, mask = make(640, (200, 0, 30), (128, 64), N=1)
     arguments = half_out_of_range(q), k, v, without_rows(mask, jnp.array([1, 2]))
-    config = Portable(128, 64, 4, 2) if name == TRITON else Hopper(2, 64, 2)
-    out = simulate(name, arguments, config, num_blocks=1)
-    assert_close(out, exact_attention(*arguments))
-    assert not out[:, 128:384].any()
+    configs = [Portable(128, 64, 4, 2)] if name == TRITON else [Hopper(2, 64, 2), Hopper(1, 64, 2, 2)]
+    for config in configs:
+        out = simulate(name, arguments, config, num_blocks=1)
+        assert_close(out, exact_attention(*arguments))
+        assert not out[:, 128:384].any()
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -260,7 +277,9 @@ GRANULARITIES = [
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("H, block", [(64, (128, 64)), (64, (192, 64)), (64, (128, 128)), (128, (128, 64))])
+@pytest.mark.parametrize(
+    "H, block", [(64, (128, 64)), (64, (192, 64)), (64, (64, 64)), (64, (128, 128)), (128, (128, 64))]
+)
 @pytest.mark.parametrize("name", ON_THE_GPU)
 class TestConfigs:
     def test_every_config_of_the_search_space_computes_the_same(self, name, H, block, dtype):
@@ -349,7 +368,7 @@ class TestOnTheGpu:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(bool(find(MOSAIC).why_not_on(device_of())), reason="needs a Hopper GPU and jax >= 0.11")
-@pytest.mark.parametrize("H, block", [(64, (128, 64)), (128, (128, 64))])
+@pytest.mark.parametrize("H, block", [(64, (128, 64)), (64, (64, 64)), (64, (128, 128)), (128, (128, 64))])
 def test_the_hopper_kernel_spills_no_register(H, block, tmp_path, monkeypatch):
     """With two partial runs of keys, as models have them; spilling there once cost more than half of the
     speed, and no result.

@@ -91,7 +91,7 @@ def test_lookup_prefers_what_was_measured():
     assert tuning.lookup(MOSAIC, H100, 64, (128, 64)) == TuningConfig(warpgroups=2, step_keys=192, stages=3)
     assert tuning.lookup(MOSAIC, H100, 64, (192, 64)) == TuningConfig(warpgroups=3, step_keys=128, stages=3)
     assert tuning.lookup(MOSAIC, "another GPU", 64, (192, 64)) == MOSAIC.heuristic(64, (192, 64))
-    assert tuning.lookup(MOSAIC, H100, 128, (128, 256)) is None
+    assert tuning.lookup(MOSAIC, H100, 128, (128, 264)) is None
 
 
 def test_lookup_is_by_device_implementation_and_key(monkeypatch, tmp_path, tunable):
@@ -112,10 +112,26 @@ def test_a_config_that_does_not_fit_says_why():
     assert "1, 2 or 3" in TuningConfig(4, 128, 2).why_not(64, (256, 64))
     assert "query rows" in TuningConfig(3, 128, 2).why_not(64, (128, 64))
     assert "multiple" in TuningConfig(2, 128, 2).why_not(64, (128, 96))
+    assert "factor of 64" in TuningConfig(2, 256, 2).why_not(64, (128, 96))
+    assert "streams=2 must be 1, or 2 with" in TuningConfig(2, 64, 2, streams=2).why_not(64, (128, 64))
+    assert "shared memory" in TuningConfig(1, 192, 3, streams=2).why_not(64, (64, 64))
     assert "at least 2" in TuningConfig(2, 128, 1).why_not(64, (128, 64))
     assert "shared memory" in TuningConfig(2, 256, 4).why_not(64, (128, 64))
     assert "registers" in TuningConfig(3, 256, 2).why_not(64, (192, 64))
     assert TuningConfig(2, 192, 3).why_not(64, (128, 64)) is None
+
+
+def test_a_step_holds_parts_of_wide_blocks():
+    """So masks of 128 keys run in the steps that masks of 64 do."""
+    gathered = lambda keys, block_k: TuningConfig(2, keys, 2).gathered_keys((128, block_k))
+    assert [gathered(192, size) for size in (32, 64, 96, 128, 192, 512)] == [32, 64, 96, 64, 192, 64]
+    assert [gathered(128, size) for size in (128, 256, 96)] == [128, 128, None]
+    assert MOSAIC.heuristic(64, (128, 128)) == TuningConfig(2, 192, 3)
+
+
+def test_one_warpgroup_of_rows_runs_in_two_streams():
+    assert MOSAIC.heuristic(64, (64, 64)) == TuningConfig(1, 192, 2, streams=2)
+    assert MOSAIC.heuristic(64, (128, 64)).streams == MOSAIC.heuristic(128, (64, 64)).streams == 1
 
 
 def test_a_step_takes_the_registers_of_its_accumulators(monkeypatch):
@@ -125,23 +141,30 @@ def test_a_step_takes_the_registers_of_its_accumulators(monkeypatch):
         assert TuningConfig(1, keys, 2).accumulator_registers(head_dim) == bits / 32 / 128
     assert "fill 176 of 160 registers" in TuningConfig(3, 192, 2).why_not(64, (192, 64))
     # Eight of a consumer's registers are left to everything else.
-    assert TuningConfig(2, 256, 2).accumulator_registers(64) == 224 == configs.CONSUMER_REGISTERS[2] - 8
+    assert TuningConfig(2, 256, 2).accumulator_registers(64) == 224 == configs.REGISTERS[1, 2][0] - 8
     assert TuningConfig(2, 256, 2).why_not(64, (128, 64)) is None
-    monkeypatch.setitem(configs.CONSUMER_REGISTERS, 2, 231)
+    monkeypatch.setitem(configs.REGISTERS, (1, 2), (231, 40))
     assert "fill 224 of 231 registers" in TuningConfig(2, 256, 2).why_not(64, (128, 64))
 
 
 @pytest.mark.parametrize(
     "config, head_dim, size",
-    [((2, 192, 3), 64, 201_472), ((1, 128, 4), 128, 315_136), ((3, 64, 2), 64, 110_592)],
+    [
+        ((2, 192, 3), 64, 201_472),
+        ((1, 128, 4), 128, 315_136),
+        ((3, 64, 2), 64, 110_592),
+        ((1, 192, 2, 2), 64, 217_856),
+    ],
 )
 def test_a_config_takes_the_shared_memory_of_its_tiles(config, head_dim, size):
-    """As summed by hand: q twice, the output, K and V of every stage; column numbers; 3,328 bytes besides."""
+    """As summed by hand: q twice, the output, K and V of every stage; column numbers; 3,328 bytes besides.
+    Two streams: twice q, by which the output leaves, K, V and column numbers.
+    """
     assert TuningConfig(*config).shared_memory_bytes(head_dim) == size
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="Pallas Mosaic GPU needs jax >= 0.11")
-@pytest.mark.parametrize("config, H", [((2, 192, 3), 64), ((1, 128, 2), 128)])
+@pytest.mark.parametrize("config, H", [((2, 192, 3, 1), 64), ((1, 128, 2, 1), 128), ((1, 128, 3, 2), 64)])
 def test_the_kernel_allocates_what_its_config_counts(monkeypatch, config, H):
     from pallas_kernels.mosaic_sm90 import attention
 
@@ -157,7 +180,7 @@ def test_the_kernel_allocates_what_its_config_counts(monkeypatch, config, H):
     mask = BlockMask.full(1, 1, 256, (256,))
     run = lambda q: attention.block_sparse_attention(q, q, q, mask, TuningConfig(*config), num_blocks=1)
     jax.make_jaxpr(run)(q)
-    bounds = 4 * 64 * config[0]  # of the rows, among OTHER_BYTES
+    bounds = 4 * 64 * config[0] * config[3]  # of the rows, among OTHER_BYTES
     counts = TuningConfig(*config).shared_memory_bytes(H) - configs.OTHER_BYTES
     assert sum(sizes) == counts + bounds
 
@@ -165,8 +188,10 @@ def test_the_kernel_allocates_what_its_config_counts(monkeypatch, config, H):
 def test_the_search_space_is_what_fits():
     fields = [dataclasses.astuple(config) for config in MOSAIC.search_space(64, (128, 64))]
     steps = {(keys, stages) for keys in (64, 128, 192) for stages in (2, 3, 4)} - {(192, 4)}
-    assert {(keys, stages) for warpgroups, keys, stages in fields if warpgroups == 2} == steps | {(256, 2)}
-    assert {warpgroups for warpgroups, *_ in fields} == {1, 2}
+    assert {(keys, stages) for warpgroups, keys, stages, _ in fields if warpgroups == 2} == steps | {(256, 2)}
+    assert {(warpgroups, streams) for warpgroups, _, _, streams in fields} == {(1, 1), (2, 1)}
+    streams = {config.streams for config in MOSAIC.search_space(64, (64, 64))}
+    assert streams == {1, 2}  # where warpgroups cannot share what is gathered
 
 
 @pytest.mark.parametrize("implementation", [MOSAIC, TRITON], ids=lambda one: one.name)
