@@ -53,7 +53,8 @@ def alternate(
     rope = rope_tables(positions, D // global_blocks.num_heads)
     global_rope = Rope(*(jnp.tile(t, (F, 1, 1)) for t in rope))
     depth = taps[-1] + 1
-    layers = {"slot": jnp.array([sum(tap < layer for tap in taps) for layer in range(depth)])}
+    layers = {"tap": jnp.array([layer in taps for layer in range(depth)])}
+    layers |= {"slot": jnp.array([sum(tap < layer for tap in taps) for layer in range(depth)])}
     if sparsity is not None:
         layers |= _layer_sparsity(sparsity, depth, F * grid[0] * grid[1])
 
@@ -72,10 +73,14 @@ def alternate(
             return out
 
         x = global_block(frame_out.reshape(B, F * P, D), global_rope, attend).reshape(B, F, P, D)
-        both = jnp.concatenate([frame_out, x], -1)
-        # Every layer writes into the slot of the next tap; the tapped layer writes last.
-        tapped = jax.lax.dynamic_update_index_in_dim(tapped, both.astype(tapped.dtype), layer["slot"], 0)
-        return (x, tapped, both[:, :, 0]), densities[0] if densities else None
+
+        def write(tapped: Array, frame_out: Array, x: Array) -> Array:
+            both = jnp.concatenate([frame_out, x], -1).astype(tapped.dtype)
+            return jax.lax.dynamic_update_index_in_dim(tapped, both, layer["slot"], 0)
+
+        tapped = jax.lax.cond(layer["tap"], write, lambda tapped, *_: tapped, tapped, frame_out, x)
+        first = jnp.concatenate([frame_out[:, :, 0], x[:, :, 0]], -1)
+        return (x, tapped, first), densities[0] if densities else None
 
     scan = nn.scan(
         nn.remat(pair, prevent_cse=False) if remat else pair,

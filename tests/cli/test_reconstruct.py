@@ -377,8 +377,12 @@ def test_the_readmes_demo_finds_the_cameras(tmp_path):
     assert "is not empty" in run("reconstruct", "--demo", "-o", tmp_path / "demo").stderr
 
 
-def test_the_readmes_lines_of_python(tmp_path, monkeypatch):
-    shutil.copytree(BUNDLED["mini"].path.parent / "views", tmp_path / "photos")
+def test_the_readmes_lines_of_python(weights, tmp_path, monkeypatch):
+    """With a model that is smaller still."""
+    (tmp_path / "photos").mkdir()
+    for name in ("landscape_101x67.png", "rgba_97x55.png"):
+        shutil.copy(PHOTOS / name, tmp_path / "photos")
+    monkeypatch.setitem(BUNDLED, "mini", BUNDLED["mini"]._replace(path=weights))
     monkeypatch.chdir(tmp_path)
     exec(
         "".join(re.findall(r"```python\n(.*?)```", README, re.S)), {}
