@@ -38,10 +38,9 @@ def info(weights: Annotated[str, typer.Argument(help=WEIGHTS_HELP)], as_json: Js
         tensor = file.get_slice(name)
         parameters[part] = parameters.get(part, 0) + math.prod(tensor.get_shape())
         dtypes.add(tensor.get_dtype())
+    ours = {"file": str(path), "bytes": path.stat().st_size}
     report = {
-        **metadata,  # which may say anything, and not in the place of what follows
-        "file": str(path),
-        "bytes": path.stat().st_size,
+        **(ours | metadata | ours),  # a stranger's metadata may say anything, but not in the place of these
         "parameters": sum(parameters.values()),
         "parameters_by_part": parameters,
         "dtypes": sorted(dtypes),
