@@ -53,6 +53,13 @@ def test_a_saved_scene_comes_back_bit_for_bit(scene, tmp_path):
             assert before == after and type(before) is type(after), field.name
 
 
+@pytest.mark.parametrize("name", ["a\udcff.jpg", "a b.jpg", "a\nb.jpg"])
+def test_why_a_name_is_another_one_in_colmaps_text_is_true(scene, tmp_path, name):
+    scene = dataclasses.replace(scene, names=(name, "c.png"))
+    with pytest.warns(UserWarning, match="hold no spaces, nor what cannot be printed: _ stands for them"):
+        export.write(scene, tmp_path, ("colmap-text",), ExportOptions(track_points=10))
+
+
 def test_what_is_no_scene_is_said(scene, tmp_path):
     with pytest.raises(errors.MissingError, match="scene.npz: no such file"):
         Scene.load(tmp_path)

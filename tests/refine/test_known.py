@@ -280,6 +280,16 @@ def test_a_photograph_that_is_named_twice_is_a_sentence(scene, cameras, tmp_path
         read(scene, str(tmp_path / "twice.json"))
 
 
+@pytest.mark.parametrize("argument", ["align_to", "intrinsics"])
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "[]", "\udcff", "9" * 5000])
+def test_a_file_that_is_no_cameras_is_a_sentence(scene, tmp_path, argument, text):
+    (tmp_path / "bad.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    read = aligned_to if argument == "align_to" else with_intrinsics
+    with pytest.raises(InputError, match="bad.json is no ") as raised:
+        read(scene, str(tmp_path / "bad.json"))
+    assert raised.value.argument == argument
+
+
 def test_many_photographs_are_looked_through_once(scene, tmp_path):
     """In time that grows as their number."""
     one = {"K": np.eye(3).tolist(), "width": 1, "height": 1, "world_from_cam": np.eye(4).tolist()}
