@@ -20,13 +20,14 @@ from fastvggt_jax.export.depth import file_stems
 from fastvggt_jax.io.files import new_file, reason, temporary_sibling, write_file
 from fastvggt_jax.scene import Scene
 from fastvggt_jax.sources import Frame, ImageTransform
-from fastvggt_jax.sources.photographs import open_photograph
-from fastvggt_jax.sources.pixels import to_rgb
+from fastvggt_jax.sources.photographs import open_photograph, opened, without_pillows_warnings
+from fastvggt_jax.sources.pixels import to_8_bits
 
 ORIENTATION = 0x0112  # EXIF's tag
 ENDINGS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png"}  # what trainers read; Pillow's names
 MODES = ("L", "RGB", "RGBA")
 QUALITY = 95  # of a photograph that has to be written anew
+LONGEST_JPEG = 65_500  # pixels of a side, by its library
 
 
 def place_photographs(
@@ -47,7 +48,8 @@ def place_photographs(
     opened: Sequence[Frame | None] = frames or [_frame_of(Path(path)) if path else None for path in files]
     stems = file_stems(scene.names)
     jobs = zip(range(len(stems)), stems, opened, scene.transforms, strict=True)
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # Pillow works outside the GIL
+    # Pillow works outside the GIL.
+    with without_pillows_warnings(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         placed = list(pool.map(lambda job: _place(scene, folder, *job, copy=copy), jobs))
     stand_ins = [name for name, frame in zip(scene.names, opened, strict=True) if frame is None]
     if stand_ins:
@@ -67,7 +69,7 @@ def find_photographs(scene: Scene, folder: str | os.PathLike) -> tuple[Frame, ..
 def _find(folder: Path, name: str) -> Path:
     inside = PurePosixPath(name.replace("\\", "/"))
     for path in (folder / inside, folder / inside.name):
-        if path.is_file():
+        if os.path.isfile(path):  # which is no error of a name that is too long
             return path
     raise MissingError(f"photos {folder} holds no {name}", argument="photos")
 
@@ -81,6 +83,8 @@ def _place(
 ) -> tuple[str, ImageTransform]:
     if frame is None:
         left, top, right, bottom = t.valid
+        if left >= right or top >= bottom:
+            raise ImageError(f"{scene.names[i]} has no file, and the model has seen no whole pixel of it")
         name = _with_ending(stem, ".png")
         _write(Image.fromarray(scene.colors[i, top:bottom, left:right]), folder / name)
         width, height = right - left, bottom - top
@@ -100,11 +104,11 @@ def _place(
     if image.size != (t.original_width, t.original_height):
         now, then = ("{}x{}".format(*size) for size in (image.size, (t.original_width, t.original_height)))
         raise ImageError(f"{frame.path or scene.names[i]} has {now} pixels, but had {then}")
-    if image.mode.startswith(("I", "F")):  # of 16 bits: as the loader scales them
-        image, _ = to_rgb(image, str(frame.path or scene.names[i]), on_white=False, white=scene.white)
-    ending = ".png" if image.has_transparency_data else ".jpg"
+    # As the loader does, which has said what there is to say of them.
+    image, _ = to_8_bits(image, str(frame.path or scene.names[i]), white=scene.white)
+    ending = ".png" if image.has_transparency_data or max(image.size) > LONGEST_JPEG else ".jpg"
     name = _with_ending(stem, ending)
-    _write(image.convert("RGBA" if ending == ".png" else "RGB"), folder / name)
+    _write(image.convert("RGBA" if image.has_transparency_data else "RGB"), folder / name)
     return name, t
 
 
@@ -117,16 +121,11 @@ def _with_ending(name: str, ending: str) -> str:
 def _ending_as_it_is(path: Path, size: tuple[int, int]) -> str | None:
     """The ending of a file that can be used as it is, of this size; None if it has to be written anew."""
     try:
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
+        with opened(path) as image:
             upright = image.getexif().get(ORIENTATION, 1) == 1
             usable = upright and image.mode in MODES and image.size == size
-            return ENDINGS[image.format or ""] if usable else None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-    ):  # opening it whole says what it is
+            return ENDINGS.get(image.format or "") if usable else None
+    except ImageError:  # opening it whole says it again
         return None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections import Counter
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -48,15 +49,16 @@ def find_model(folder: str | os.PathLike) -> Path | None:
     return None
 
 
-def read_model(folder: str | os.PathLike) -> list[Photograph]:
+def read_model(folder: str | os.PathLike, argument: str | None = None) -> list[Photograph]:
     """The photographs of a model, in the order of their names.
 
     Raises MissingError if the folder holds none, InputError if it is damaged or has cameras of another kind,
-    FileError.
+    FileError, all of this argument.
     """
     path = find_model(folder)
     if path is None:
-        raise MissingError(f"{folder} holds no COLMAP model: cameras and images, .bin or .txt")
+        text = f"{folder} holds no COLMAP model: cameras and images, .bin or .txt"
+        raise MissingError(text, argument=argument)
     binary = (path / "cameras.bin").is_file() and (path / "images.bin").is_file()
     try:
         if binary:
@@ -68,13 +70,18 @@ def read_model(folder: str | os.PathLike) -> list[Photograph]:
             for name, camera, quaternion, translation in images
         ]
     except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}", cause=error) from error
-    except InputError:
-        raise
+        text = f"{path} cannot be read: {error.strerror}"
+        raise FileError(text, cause=error, argument=argument) from error
+    except InputError as error:
+        raise InputError(error.text, argument=argument) from error
     except (ValueError, KeyError, IndexError, struct.error, UnicodeDecodeError, MemoryError) as error:
-        raise InputError(f"{path} is damaged, or no COLMAP model ({error})") from error
+        text = f"{path} is damaged, or no COLMAP model ({error})"
+        raise InputError(text, argument=argument) from error
     if not found:
-        raise InputError(f"the COLMAP model {path} has no images")
+        raise InputError(f"the COLMAP model {path} has no images", argument=argument)
+    twice = [name for name, count in Counter(one.name for one in found).items() if count > 1]
+    if twice:
+        raise InputError(f"the COLMAP model {path} names {twice[0]} twice", argument=argument)
     return sorted(found, key=lambda one: one.name)
 
 
@@ -108,15 +115,22 @@ def _pose(quaternion: np.ndarray, translation: np.ndarray) -> np.ndarray:
     return pose
 
 
+def _add(cameras: dict[int, Camera], number: int, camera: Camera) -> None:
+    if number in cameras:
+        raise ValueError(f"camera {number} is there twice")
+    cameras[number] = camera
+
+
 def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if not line.startswith("#")]
 
 
 def _cameras_text(path: Path) -> dict[int, Camera]:
-    cameras = {}
+    cameras: dict[int, Camera] = {}
     for line in filter(str.strip, _lines(path / "cameras.txt")):
         number, model, width, height, *parameters = line.split()
-        cameras[int(number)] = _camera(path, model, int(width), int(height), np.array(parameters, float))
+        camera = _camera(path, model, int(width), int(height), np.array(parameters, float))
+        _add(cameras, int(number), camera)
     return cameras
 
 
@@ -137,14 +151,14 @@ def _read(file: BinaryIO, form: str) -> tuple:
 
 def _cameras_binary(path: Path) -> dict[int, Camera]:
     names = {number: name for name, (number, _, _) in MODELS.items()}
-    cameras = {}
+    cameras: dict[int, Camera] = {}
     with open(path / "cameras.bin", "rb") as file:
         for _ in range(_read(file, "Q")[0]):
             number, model, width, height = _read(file, "iiQQ")
             name = names.get(model, f"number {model}")
             count = MODELS[name][2] if name in MODELS else 0
             parameters = np.array(_read(file, f"{count}d"))
-            cameras[number] = _camera(path, name, width, height, parameters)
+            _add(cameras, number, _camera(path, name, width, height, parameters))
     return cameras
 
 

@@ -7,10 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import struct
-import tokenize
-import zipfile
-import zlib
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,13 +24,10 @@ if TYPE_CHECKING:
 
 CAMERAS, SCENE = "cameras.json", "scene.npz"
 FORMAT, FORMAT_VERSION = "fastvggt_jax scene", 1
-# What numpy, zipfile and json raise on a file that is damaged or no archive. Memory runs out where a damaged
-# header claims more than there is.
-_DAMAGED: tuple[type[Exception], ...] = (
-    *(ValueError, LookupError, TypeError, ArithmeticError, EOFError, RuntimeError, SyntaxError),
-    *(MemoryError, tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error),
-)
-LARGEST_SIDE = 1 << 20  # pixels of a photograph
+LARGEST_SIDE, LARGEST_AREA = 1 << 20, 1 << 29  # pixels of a photograph, see sources.photographs
+FARTHEST_CROP = 1 << 28  # model pixels, see sources.sizing
+SMALLEST_SCALE, LARGEST_SCALE = 1e-6, 1e6  # model pixels per pixel
+MOST_COMPRESSED = 100  # bytes of one, in a file that another program may have compressed
 CONVENTIONS = {
     "axes": "OpenCV: x right, y down, z into the scene",
     "world_from_cam": "4x4, row by row; x_world = world_from_cam @ [x_cam, 1]; its last column is the "
@@ -117,13 +111,16 @@ def read_scene(path: str | os.PathLike) -> dict[str, Any]:
     path = regular_file(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
+            if sum(part.file_size for part in archive.zip.infolist()) > MOST_COMPRESSED * path.stat().st_size:
+                raise ValueError("a little file claims to be a large one")
             arrays = {name: archive[name] for name in archive.files}
         header = parse_json(str(arrays.pop("header")))
-        kind, version = header["format"], int(header["format_version"])
-        fields = arrays | header["fields"]
+        kind, version, fields = header["format"], header["format_version"], arrays | header["fields"]
+        if type(version) is not int or version < 1:
+            raise ValueError(f"format_version is {version!r}")
     except OSError as error:
         raise FileError(f"{path}: {error.strerror or error}", cause=error) from error
-    except _DAMAGED as error:
+    except Exception as error:  # numpy, zipfile and what unpacks fail in any way on what is damaged
         raise InputError(f"{path} is damaged, or no scene of fastvggt_jax: write it again") from error
     if kind != FORMAT:
         raise InputError(f"{path} is no scene of fastvggt_jax")
@@ -160,9 +157,9 @@ def _check(fields: dict[str, Any]) -> None:
     if not isinstance(paths, list) or [type(path) for path in paths] not in ([], [str] * frames):
         raise ValueError(f"paths are not one str for each of {frames} photographs")
     K, pose = fields["K"], fields["cam_from_world"]
-    last = np.isclose(K[:, 2], (0, 0, 1)).all(-1)
+    below = np.isclose(K[:, (1, 2, 2, 2), (0, 0, 1, 2)], (0, 0, 0, 1)).all(-1)
     for name, fine in (
-        ("K", np.isfinite(K).all((1, 2)) & (K[:, 0, 0] > 0) & (K[:, 1, 1] > 0) & last),
+        ("K", np.isfinite(K).all((1, 2)) & (K[:, 0, 0] > 0) & (K[:, 1, 1] > 0) & below),
         ("cam_from_world", np.isfinite(pose).all((1, 2)) & is_rotation(pose[:, :, :3])),
     ):
         if not fine.all():
@@ -173,17 +170,28 @@ def _check(fields: dict[str, Any]) -> None:
     for transform in fields["transforms"]:
         sides = ("original_width", "original_height", "model_width", "model_height")
         if not all(type(transform[side]) is int and 0 < transform[side] <= LARGEST_SIDE for side in sides):
-            raise ValueError(f"a transform is {transform}")
-        rest = [transform[name] for name in ("scale_x", "scale_y", "offset_x", "offset_y")]
-        if not all(type(x) in (int, float) and np.isfinite(x) for x in rest) or min(rest[:2]) <= 0:
-            raise ValueError(f"a transform is {transform}")
+            raise ValueError(f"a transform is {transform!r:.300}")
+        if transform["original_width"] * transform["original_height"] > LARGEST_AREA:
+            raise ValueError(f"a transform is {transform!r:.300}")
+        for axis, original, model in (("x", *sides[::2]), ("y", *sides[1::2])):
+            scale, offset = transform[f"scale_{axis}"], transform[f"offset_{axis}"]
+            if not (_is_finite(scale) and SMALLEST_SCALE <= scale <= LARGEST_SCALE):
+                raise ValueError(f"a transform is {transform!r:.300}")
+            # It shows some of the photograph.
+            seen = _is_finite(offset) and offset < transform[model]
+            if not (seen and offset >= -FARTHEST_CROP and offset + scale * transform[original] > 0):
+                raise ValueError(f"a transform is {transform!r:.300}")
         if (transform["model_height"], transform["model_width"]) != (height, width):
             raise ValueError(f"a transform is not of images of {width}x{height} pixels")
     floor, scale = fields["conf_floor"], fields["metric_scale"]
     white = fields.get("white")  # absent in files of before
     if white is not None and (type(white) is not int or not 0 < white < 2**32):
         raise ValueError(f"white is {white!r}")
-    if type(floor) not in (int, float) or np.isnan(floor):
-        raise ValueError(f"conf_floor is {floor!r}")
-    if scale is not None and (type(scale) not in (int, float) or not 0 < scale < np.inf):
-        raise ValueError(f"metric_scale is {scale!r}")
+    if not (_is_finite(floor) or floor in (-np.inf, np.inf)):
+        raise ValueError(f"conf_floor is {floor!r:.30}")
+    if scale is not None and not (_is_finite(scale) and scale > 0):
+        raise ValueError(f"metric_scale is {scale!r:.30}")
+
+
+def _is_finite(x: Any) -> bool:
+    return type(x) in (int, float) and abs(x) <= sys.float_info.max  # False for NaN

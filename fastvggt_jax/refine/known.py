@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import os
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
@@ -24,6 +26,7 @@ T = TypeVar("T")
 EARTH_RADIUS, EARTH_FLATTENING = 6378137.0, 1 / 298.257223563  # WGS 84, metres
 ON_A_LINE = 1e-3  # of the positions' extent: what they leave it by, to count as a plane's or a body's
 ROUNDS = 50  # of reweighting
+SHORTEST_FOCAL, LONGEST_FOCAL = 1e-3, 1e9  # pixels
 FARTHEST = 1e9  # of a position, in whatever unit: what float32 still tells metres at is nearer
 
 
@@ -56,9 +59,8 @@ def known_K(names: Sequence[str], sizes: Sequence[tuple[int, int]], given: str) 
     which raises the same.
     """
     if not given.strip():
-        raise InputError(
-            "intrinsics must be fx,fy,cx,cy, a file or a folder, not empty", argument="intrinsics"
-        )
+        text = "intrinsics must be fx,fy,cx,cy, a file or a folder, not empty"
+        raise InputError(text, argument="intrinsics")
     path = Path(given)
     numbers = _numbers(given)
     if numbers is None and not os.path.exists(path):
@@ -76,7 +78,7 @@ def known_K(names: Sequence[str], sizes: Sequence[tuple[int, int]], given: str) 
         fx, fy, cx, cy = numbers
         return np.tile(_checked_K([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], given), (len(sizes), 1, 1))
     if os.path.isdir(path):
-        model = read_model(path)
+        model = read_model(path, "intrinsics")
         known = {one.name: (one.K, one.size) for one in model}
         bent = [one.name for one in model if one.distorted]
         if bent:
@@ -108,11 +110,12 @@ def _numbers(text: str) -> list[float] | None:
 def _checked_K(K: Any, given: str) -> np.ndarray:
     try:
         K = np.asarray(K, np.float64)
-        right = K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0
-    except (TypeError, ValueError):
-        right = False
-    if not right:
-        text = f"intrinsics {given}: a K must be 3x3 and finite, with focal lengths above 0"
+    except (TypeError, ValueError, OverflowError):
+        K = np.zeros(0)
+    right = K.shape == (3, 3) and (np.abs(K) <= LONGEST_FOCAL).all()  # False for NaN
+    if not right or K[[1, 2, 2], [0, 0, 1]].any() or K[2, 2] != 1 or min(K[0, 0], K[1, 1]) < SHORTEST_FOCAL:
+        text = f"intrinsics {given}: a K must be [[fx, s, cx], [0, fy, cy], [0, 0, 1]] in pixels, with focal"
+        text += f" lengths of {SHORTEST_FOCAL:g} to {LONGEST_FOCAL:g}"
         raise InputError(text, argument="intrinsics")
     return K
 
@@ -246,8 +249,12 @@ def known_positions(path: str, names: Sequence[str]) -> tuple[Known, list[str]]:
     """What a file says of photographs of these names, and those of them that it names. Raises as
     `aligned_to`.
     """
+    if not path.strip():
+        text = "align_to must be a cameras.json, or a table of positions, not empty"
+        raise InputError(text, argument="align_to")
     known = _known_positions(path)
-    found = [name for name in names if _key(name, known.centres) is not None]
+    keys = _keys(names, known.centres, f"align_to {path}", "align_to")
+    found = [name for name, key in zip(names, keys, strict=True) if key is not None]
     if len(found) < 2:
         text = f"align_to {path} names {len(found)} of the photographs, at least two are needed"
         theirs = ", ".join(list(known.centres)[:3]) or "none"
@@ -269,7 +276,7 @@ def _known_positions(path: str) -> Known:
     images, scale = _images(Path(path), "align_to")
     for one in images:
         pose = _matrix(one["world_from_cam"])
-        if pose is None or not is_rotation(pose[:3, :3]):
+        if pose is None or not is_rotation(pose[:3, :3]) or not np.allclose(pose[3], (0, 0, 0, 1)):
             text = f"align_to {path}: the world_from_cam of {one['name']} is no 4x4 matrix of a rotation"
             raise InputError(f"{text} and a position within {FARTHEST:.0e}", argument="align_to")
         centres[one["name"]], rotations[one["name"]] = pose[:3, 3], pose[:3, :3]
@@ -280,17 +287,19 @@ def _matrix(values: Any) -> np.ndarray | None:
     """f64[4, 4], if they are that and no larger than positions may be."""
     try:
         matrix = np.asarray(values, np.float64)
-    except (TypeError, ValueError):  # texts, rows of several lengths
+    except (TypeError, ValueError, OverflowError):  # texts, rows of several lengths, 400 digits
         return None
     return matrix if matrix.shape == (4, 4) and (np.abs(matrix) <= FARTHEST).all() else None
 
 
 def _of_table(path: str, text: str) -> Known:
     try:
-        rows = list(csv.DictReader(text.splitlines(), skipinitialspace=True))
+        table = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+        rows = [(table.line_num, row) for row in table]
     except csv.Error as error:
         raise InputError(f"align_to {path} is no table: {error}", argument="align_to") from error
-    columns = {name.strip().lower(): name for name in (rows[0] if rows else {}) if name}
+    titles = [title.strip().lower() for title in table.fieldnames or ()] if rows else []
+    columns = dict(zip(titles, table.fieldnames or (), strict=False))
     find = lambda *names: next((columns[name] for name in names if name in columns), None)
     name = find("name", "image", "file", "filename")
     cartesian = [find("x"), find("y"), find("z")]
@@ -299,10 +308,15 @@ def _of_table(path: str, text: str) -> Known:
     if name is None or not all(wanted):
         text = f"align_to {path} must be a cameras.json, or a table whose first line names its columns"
         raise InputError(f"{text}: name,x,y,z or name,latitude,longitude,altitude", argument="align_to")
+    twice = [title for title in titles if titles.count(title) > 1 and columns[title] in (name, *wanted)]
+    if twice:
+        raise InputError(f"align_to {path} has two columns {twice[0]}", argument="align_to")
     found: dict[str, np.ndarray] = {}
     limits = (FARTHEST,) * 3 if all(cartesian) else (90.0, 360.0, FARTHEST)
-    for number, row in enumerate(rows, 2):
+    for number, row in rows:
         where = f"align_to {path}, line {number}"
+        if not row[name]:
+            raise InputError(f"{where} names no photograph", argument="align_to")
         if row[name] in found:
             raise InputError(f"{where}: {row[name]} is there twice", argument="align_to")
         try:
@@ -368,11 +382,12 @@ def _images(path: Path, argument: str) -> tuple[list[dict[str, Any]], float | No
     except (AttributeError, KeyError, TypeError) as error:
         what = f": {error} is missing" if isinstance(error, KeyError) else ""
         raise InputError(text + what, argument=argument) from error
-    names = [one["name"] for one in images]
-    if twice := [name for name in names if names.count(name) > 1]:
+    count = Counter(one["name"] for one in images)
+    if twice := [name for name in count if count[name] > 1]:
         raise InputError(f"{argument} {path} names {twice[0]} twice", argument=argument)
-    if scale is not None and (type(scale) not in (int, float) or not 0 < scale < np.inf):
-        raise InputError(f"{argument} {path}: metric_scale={scale!r} must be above 0", argument=argument)
+    if scale is not None and not (type(scale) in (int, float) and 0 < scale <= FARTHEST):
+        text = f"{argument} {path}: metric_scale={scale!r:.30} must be above 0 and at most {FARTHEST:g}"
+        raise InputError(text, argument=argument)
     return images, scale
 
 
@@ -385,8 +400,19 @@ def _key(name: str, known: Mapping[str, object]) -> str | None:
     return same[0] if len(same) == 1 else None
 
 
-def _of_all(names: Sequence[str], known: Mapping[str, T], what: str, argument: str) -> list[T]:
+def _keys(names: Sequence[str], known: Mapping[str, object], what: str, argument: str) -> list[str | None]:
+    """`_key` of each. InputError where two photographs have the same."""
     keys = [_key(name, known) for name in names]
+    owner: dict[str, str] = {}
+    for name, key in zip(names, keys, strict=True):
+        if key is not None and owner.setdefault(key, name) != name:
+            text = f"{what} has one {key}, which may be {owner[key]} or {name}"
+            raise InputError(f"{text}: name them there with their folders", argument=argument)
+    return keys
+
+
+def _of_all(names: Sequence[str], known: Mapping[str, T], what: str, argument: str) -> list[T]:
+    keys = _keys(names, known, what, argument)
     missing = [name for name, key in zip(names, keys, strict=True) if key is None]
     if missing:
         more = f" and {len(missing) - 1} more" * (len(missing) > 1)

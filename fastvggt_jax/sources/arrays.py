@@ -8,11 +8,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.sources.base import DECODE_ERRORS, Frame
-from fastvggt_jax.sources.pixels import keep_numbers
+from fastvggt_jax.sources.pixels import upright as upright_copy
 
 FORMS = "[H, W], [H, W, 3] or [H, W, 4], or [F, H, W, 3] or [F, H, W, 4]"
 
@@ -45,8 +45,7 @@ def _copied(image: Image.Image) -> Callable[[], Image.Image]:
     or close it. If it cannot be, opening says so.
     """
     try:
-        keep_numbers(image)
-        upright = ImageOps.exif_transpose(image)
+        upright = upright_copy(image)
     except DECODE_ERRORS as error:
         return partial(_fail, error)
     return lambda: upright

@@ -25,7 +25,7 @@ from PIL import Image
 from fastvggt_jax.errors import ImageError, InputError, whole_number
 from fastvggt_jax.sources.base import DECODE_ERRORS, Frame, frames_of
 from fastvggt_jax.sources.masks import Masks
-from fastvggt_jax.sources.photographs import reason
+from fastvggt_jax.sources.photographs import check_pixels, reason, without_pillows_warnings
 from fastvggt_jax.sources.pixels import LARGEST_WHITE, opacity, resampled, to_rgb
 from fastvggt_jax.sources.sizing import (
     AREA,
@@ -76,8 +76,8 @@ class Images:
     masks: bool[F, H, W], False where a photograph is wholly transparent or masked (padding is True); None if
       none is.
     frames: one per photograph, which opens it again, None where that is no file's; () of Images made by hand.
-    white: the number that was white in grey photographs of more than 8 bits; None is the largest of their
-      type.
+    white: the number that was white in grey photographs of more than 8 bits; None is the largest that their
+      bits can hold.
     """
 
     pixels: UInt8[np.ndarray, "F H W 3"]
@@ -122,7 +122,7 @@ def load_images(
     size: pixels, a multiple of the policy's patch (but for "area"); without one, 518, what VGGT was trained
       with, and for "area" upstream's 255,000 pixels in all, a square of 505.
     white: the number that is white in grey images of more than 8 bits, see `sources.pixels`; by default the
-      largest of their type.
+      largest that their bits can hold.
     masks: a folder of masks, see `sources.masks`: what is black there makes no point and no depth, as what is
       transparent does not. paint_masks: it is also painted white before the model sees it.
     skip_bad: go on without unreadable photographs, and list them in `skipped`.
@@ -152,21 +152,22 @@ def load_images(
     prepare = partial(_prepared, on_white=mode != "area", white=white, masks=found, paint_masks=paint_masks)
     loaded, kept, skipped, again = [], [], [], []
     given: list[tuple[Path | None, str | None]] = []
-    for frame, result in _sized(_each_once(frames_of(source)), mode, size, policy, prepare):
-        position = len(given)
-        if frame.skip is not None:
-            skipped.append((_label(frame, position), frame.skip))
-            continue
-        given.append((frame.path, frame.name))  # not what opens it, which may hold the picture
-        if isinstance(result, Sized):
-            loaded.append(result)
-            kept.append(position)
-            again.append(frame if frame.path is not None or frame.reopens else None)
-        elif skip_bad:
-            skipped.append((_label(frame, position), str(result)))
-        else:
-            assert result is not None
-            raise result
+    with without_pillows_warnings():
+        for frame, result in _sized(_each_once(frames_of(source)), mode, size, policy, prepare):
+            position = len(given)
+            if frame.skip is not None:
+                skipped.append((_label(frame, position), frame.skip))
+                continue
+            given.append((frame.path, frame.name))  # not what opens it, which may hold the picture
+            if isinstance(result, Sized):
+                loaded.append(result)
+                kept.append(position)
+                again.append(frame if frame.path is not None or frame.reopens else None)
+            elif skip_bad:
+                skipped.append((_label(frame, position), str(result)))
+            else:
+                assert result is not None
+                raise result
     if not given:
         raise ImageError("no photographs were given")
     if not loaded:
@@ -285,6 +286,7 @@ def _prepared(
     label = _label(frame, position)
     try:
         image = frame.open()
+        check_pixels(label, image)
         rgb, said = to_rgb(image, label, on_white=on_white, white=white)
         opaque = opacity(image)
     except ImageError as error:

@@ -11,6 +11,7 @@ from fastvggt_jax.errors import Error, ImageError, MissingError
 from fastvggt_jax.io.colmap import find_model, read_model
 from fastvggt_jax.io.files import regular_file
 from fastvggt_jax.sources.base import Frame, frames_of
+from fastvggt_jax.sources.photographs import PHOTOGRAPHS
 
 
 class TextList:
@@ -42,7 +43,7 @@ class TextList:
 
 class ColmapFolder:
     """A folder that holds a COLMAP model: the photographs that it names, in images/ or in the folder, in the
-    order of their names. Its cameras are for `--intrinsics` and `--align-to`.
+    order of their names. Its cameras are for `--intrinsics`.
     """
 
     def recognises(self, source: Any) -> bool:
@@ -50,16 +51,20 @@ class ColmapFolder:
 
     def frames(self, source: str | os.PathLike) -> Iterator[Frame]:
         folder = Path(os.path.expanduser(source))
-        names = [one.name for one in read_model(folder)]
+        names = [one.name for one in read_model(folder, "source")]
         places = (folder / "images", folder, folder.parent / "images", folder.parent.parent / "images")
-        place = next((place for place in places if (place / names[0]).is_file()), None)
+        place = next((place for place in places if os.path.isfile(place / names[0])), None)
         if place is None:
             text = (
                 f"the COLMAP folder {folder} has no photographs: {names[0]} is neither in it nor in images/"
             )
             raise MissingError(text, argument="source")
         for name in names:
-            yield from frames_of(place / name)
+            # Whatever its name says, it is a photograph, not again a list or a model.
+            if not os.path.isfile(place / name):
+                text = f"the COLMAP folder {folder} names {name}, which is no file in {place}"
+                raise MissingError(text, argument="source")
+            yield from PHOTOGRAPHS.frames(place / name)
 
 
 TEXT_LIST, COLMAP_FOLDER = TextList(), ColmapFolder()

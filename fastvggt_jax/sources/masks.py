@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from fastvggt_jax.errors import ImageError, InputError, MissingError
-from fastvggt_jax.sources.base import DECODE_ERRORS
 from fastvggt_jax.sources.photographs import opened
 
 
@@ -41,20 +39,15 @@ class Masks:
             raise InputError(text, argument="masks")
         found = self._find(path)
         try:
-            with open(found, "rb") as file, opened(found, file, _start(file)) as image:
+            with opened(found) as image:
                 if image.size != size:
                     theirs, ours = ("{}x{}".format(*s) for s in (image.size, size))
                     text = f"the mask {found} has {theirs} pixels, but {path} has {ours}"
                     text += ": masks are as large as the photographs, upright"
                     raise InputError(text, argument="masks")
-                mask = _shown(image)
+                return _shown(image)
         except ImageError as error:
             raise ImageError(f"the mask {error}") from error
-        except InputError:
-            raise
-        except DECODE_ERRORS as error:
-            raise ImageError(f"the mask {found} is damaged or not an image") from error
-        return mask
 
     def _find(self, path: Path) -> Path:
         names = (f"{path.name}.png", f"{path.stem}.png")
@@ -64,12 +57,6 @@ class Masks:
                     return folder / name
         text = f"masks {self.folder} holds none of {path.name}"
         raise InputError(f"{text}: it would be {names[0]} or {names[1]}", argument="masks")
-
-
-def _start(file: BinaryIO) -> bytes:
-    start = file.read(64)
-    file.seek(0)
-    return start
 
 
 def _shown(image: Image.Image) -> np.ndarray:

@@ -7,6 +7,7 @@ upstream ignores it and feeds such photographs sideways.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import importlib.util
 import os
@@ -19,11 +20,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from fastvggt_jax.errors import ImageError, MissingError
+from fastvggt_jax.errors import Error, FileError, ImageError, MissingError
 from fastvggt_jax.sources.base import Frame
-from fastvggt_jax.sources.pixels import keep_numbers
+from fastvggt_jax.sources.pixels import upright
 
 # Pillow's names of what is read, each of which its own decoder reads: no other program is ever started.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
@@ -116,15 +117,25 @@ def _sorted_out(paths: Iterable[Path]) -> tuple[list[Path], list[tuple[Path, str
 
 
 def _in_folder(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
-    images, others, inside = _sorted_out(folder.iterdir())
+    try:
+        images, others, inside = _sorted_out(folder.iterdir())
+    except OSError as error:
+        text = f"the folder {folder} cannot be read: {error.strerror}"
+        raise FileError(text, cause=error, argument="source") from error
     if images:
         return images, others
     text = f"the folder {folder} holds no images (looked for {' '.join(SUFFIXES)})"
-    full = [path.name for path in inside if any(p.suffix.lower() in SUFFIXES for p in path.iterdir())]
+    full = [path.name for path in inside if _holds_images(path)]
     if full:
         text += f", but its folders {', '.join(full[:3])}{', ...' * (len(full) > 3)} do: give one of these"
         text += f", or '{folder}/*/*' for all"
     raise ImageError(text)
+
+
+def _holds_images(folder: Path) -> bool:
+    with contextlib.suppress(OSError):  # of others' folders, whose names alone can be seen
+        return any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
+    return False
 
 
 def _hidden(path: Path) -> bool:
@@ -139,19 +150,35 @@ def _natural(path: Path) -> tuple:
 
 
 def open_photograph(path: Path) -> Image.Image:
-    """The photograph upright (EXIF orientation applied), decoded.
+    """The photograph upright (EXIF orientation applied), decoded. Raises ImageError as `opened`."""
+    with opened(path) as image:
+        return upright(image, whole_file=True)
 
-    Raises ImageError naming the file if it is damaged or no image.
+
+@contextlib.contextmanager
+def without_pillows_warnings() -> Iterator[None]:
+    """For the one thread in whose charge photographs are opened: warnings' filters belong to all threads, and
+    two that set and restore them by turns leave those of the other. Pillow's are of odd metadata.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """An image of one of FORMATS, not decoded yet, whose turn it is if it is huge.
+
+    Raises ImageError naming the file if it is damaged or no image, also for what fails within the block.
     """
     try:
-        with open(path, "rb") as file:
-            start = file.read(64)
-            file.seek(0)
-            with opened(path, file, start) as image:
-                return _decoded(path, image)
+        if not os.path.isfile(path):
+            raise ImageError(f"{path} is no longer there, or no file")
+        with open(path, "rb") as file, _identified(path, file) as image, _turn_of(image):
+            yield image
     except PermissionError as error:
         raise ImageError(f"{path}: no permission to read it") from error
-    except ImageError:
+    except Error:
         raise
     except MemoryError as error:
         raise ImageError(f"{path} takes more memory than there is; make it smaller") from error
@@ -159,16 +186,27 @@ def open_photograph(path: Path) -> Image.Image:
         raise ImageError(f"{path} is damaged or not an image ({reason(error)})") from error
 
 
-def opened(path: Path, file: BinaryIO, start: bytes) -> Image.Image:
-    """An image of one of FORMATS, not decoded yet, of a file and its first 64 bytes. Raises ImageError."""
+def _turn_of(image: Image.Image) -> contextlib.AbstractContextManager[Any]:
+    return _one_huge if image.width * image.height > HUGE else contextlib.nullcontext()
+
+
+def check_pixels(label: object, image: Image.Image) -> None:
+    """Raises ImageError, which begins with the label, for an image that is too large."""
+    if image.width * image.height > MAX_PIXELS:
+        text = f"{label} has {image.width}x{image.height} pixels"
+        raise ImageError(f"{text}, which is more than {MAX_PIXELS / 1e6:.0f} megapixels; make it smaller")
+
+
+def _identified(path: Path, file: BinaryIO) -> Image.Image:
+    start = file.read(64)
+    file.seek(0)
     formats = _formats()
     if _is_heif(start):
         if not _heif_is_there():
             text = f"{path} is HEIC, which needs the extra 'heic': pip install 'fastvggt_jax[heic]'"
             raise ImageError(text)
         formats = (HEIF,)
-    with _opening, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with _opening:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours is below
         try:
             image = Image.open(file, formats=formats)
@@ -176,20 +214,8 @@ def opened(path: Path, file: BinaryIO, start: bytes) -> Image.Image:
             raise ImageError(f"{path} is damaged or not an image ({_kind(start)})") from error
         finally:
             Image.MAX_IMAGE_PIXELS = limit
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        text = f"{path} has {width}x{height} pixels, which is more than {MAX_PIXELS / 1e6:.0f} megapixels"
-        raise ImageError(f"{text}; make it smaller")
+    check_pixels(path, image)
     return image
-
-
-def _decoded(path: Path, image: Image.Image) -> Image.Image:
-    huge = image.width * image.height > HUGE
-    with _one_huge if huge else threading.Lock(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd metadata
-        keep_numbers(image)
-        image.load()
-        return ImageOps.exif_transpose(image)
 
 
 @cache

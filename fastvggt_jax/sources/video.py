@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fastvggt_jax.errors import ExtraError, ImageError, InputError, MissingError, whole_number
+from fastvggt_jax.errors import ExtraError, ImageError, InputError, whole_number
+from fastvggt_jax.io.files import regular_file
 from fastvggt_jax.sources.base import Frame
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi")
@@ -65,9 +66,7 @@ class Videos:
 
     def frames(self, source: Any) -> Iterator[Frame]:
         video = source if isinstance(source, Video) else Video(source)
-        path = Path(os.path.expanduser(video.path))
-        if not path.is_file():
-            raise MissingError(f"{path} does not exist", argument="source")
+        path = regular_file(os.path.expanduser(video.path), "source")
         for number, shot in enumerate(_chosen(path, video)):
             yield Frame(shot, name=f"{path.stem}_{number:05}", reopens=True)
 

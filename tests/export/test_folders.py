@@ -182,6 +182,41 @@ def test_a_photograph_that_became_a_pipe_is_not_waited_for(tmp_path):
         place_photographs(scene, tmp_path / "out")
 
 
+def test_what_is_transparent_in_grey_of_16_bits_is_so_here(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 65536, (90, 120)).astype(np.uint16)
+    grey[:40] = 7
+    Image.fromarray(grey).save(tmp_path / "a.png", transparency=7)
+    place_photographs(stub(load_images(tmp_path / "a.png", ImagePolicy("square", 56, 14))), tmp_path / "out")
+    found = np.asarray(Image.open(tmp_path / "out" / "a.png"))
+    np.testing.assert_array_equal(found[..., 3], np.where(grey == 7, 0, 255))
+    np.testing.assert_array_equal(found[..., 0], grey // 257)
+
+
+def test_what_is_too_wide_for_a_jpeg_becomes_a_png(tmp_path):
+    Image.fromarray(np.zeros((20, 66000), np.uint16)).save(tmp_path / "a.png")
+    place_photographs(stub(load_images(tmp_path / "a.png", ImagePolicy("crop", 56, 14))), tmp_path / "out")
+    assert Image.open(tmp_path / "out" / "a.png").mode == "RGB"
+
+
+def test_pillows_own_limit_is_not_ours(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("RGB", (120, 90)).save(tmp_path / "a.jpg")
+    place_photographs(stub(load_images(tmp_path / "a.jpg", ImagePolicy("square", 56, 14))), tmp_path / "out")
+    assert (tmp_path / "out" / "a.jpg").is_symlink() and not recwarn.list
+
+
+def test_a_stand_in_of_which_the_model_saw_no_pixel_is_a_sentence(tmp_path):
+    scene = stub(load_images(np.zeros((5000, 1, 3), np.uint8), ImagePolicy("square", 56, 14)))
+    with pytest.raises(errors.ImageError, match="0000 has no file, and the model has seen no whole pixel"):
+        place_photographs(scene, tmp_path / "out")
+
+
+def test_names_that_are_too_long_for_files_are_in_no_folder(tmp_path):
+    scene = stub(load_images(np.zeros((1, 90, 120, 3), np.uint8), ImagePolicy("square", 56, 14)))
+    with pytest.raises(errors.MissingError, match="holds no zzz"):
+        find_photographs(dataclasses.replace(scene, names=("z" * 300 + ".jpg",)), tmp_path)
+
+
 def test_a_photograph_on_its_head_is_turned_too(tmp_path):
     pixels = np.zeros((48, 64, 3), np.uint8)
     pixels[:24] = 255  # in the file above, seen below

@@ -53,6 +53,13 @@ def test_a_saved_scene_comes_back_bit_for_bit(scene, tmp_path):
             assert before == after and type(before) is type(after), field.name
 
 
+@pytest.mark.parametrize("name", ["a\udcff.jpg", "a b.jpg", "a\nb.jpg"])
+def test_why_a_name_is_another_one_in_colmaps_text_is_true(scene, tmp_path, name):
+    scene = dataclasses.replace(scene, names=(name, "c.png"))
+    with pytest.warns(UserWarning, match="hold no spaces, nor what cannot be printed: _ stands for them"):
+        export.write(scene, tmp_path, ("colmap-text",), ExportOptions(track_points=10))
+
+
 def test_what_is_no_scene_is_said(scene, tmp_path):
     with pytest.raises(errors.MissingError, match="scene.npz: no such file"):
         Scene.load(tmp_path)
@@ -112,6 +119,10 @@ def test_what_is_no_scene_is_said(scene, tmp_path):
         ({}, dict(metric_scale=-1), "metric_scale is -1"),
         ({}, dict(metric_scale=True), "metric_scale is True"),
         ({}, dict(conf_floor=float("nan")), "conf_floor is nan"),
+        ({}, dict(conf_floor=10**400), "conf_floor is 1000"),
+        ({}, dict(metric_scale=10**400), "metric_scale is 1000"),
+        (dict(K=np.tile(np.array([[5, 0, 6], [1, 5, 4], [0, 0, 1]], np.float32), (F, 1, 1))), {}, "the K of"),
+        (dict(K=np.tile(np.array([[5, 0, 6], [0, 5, 4], [0, 0, 0]], np.float32), (F, 1, 1))), {}, "the K of"),
     ],
 )
 def test_a_scene_whose_parts_do_not_fit_together_is_refused(scene, tmp_path, arrays, fields, what):
@@ -136,6 +147,14 @@ def test_a_scene_whose_parts_do_not_fit_together_is_refused(scene, tmp_path, arr
         dict(original_width=-5),
         dict(original_height=1.5),
         dict(original_width=10**9),
+        dict(original_width=1 << 20, original_height=1 << 20),
+        dict(scale_x=1e300),
+        dict(scale_y=1e-300),
+        dict(scale_y=10**400),
+        dict(offset_x=1e30),
+        dict(offset_x=float(W)),
+        dict(offset_y=-1e5),
+        dict(offset_y=-1e300),
         dict(original_width=True),
         dict(model_height=float(H)),
     ],
@@ -165,7 +184,12 @@ def test_an_array_that_claims_terabytes_is_damaged(scene, tmp_path):
 @pytest.mark.parametrize(
     "header",
     [[1], {}, {"format_version": None}, {"fields": [1]}, {"fields": None}, {"format_version": "x"}]
-    + [{"format_version": float("inf")}],
+    + [
+        {"format_version": float("inf")},
+        {"format_version": -1},
+        {"format_version": 1.5},
+        {"format_version": True},
+    ],
 )
 def test_a_header_that_is_none_is_refused(scene, tmp_path, header):
     scene.save(tmp_path)

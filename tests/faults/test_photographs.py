@@ -4,14 +4,19 @@ import io
 import os
 import random
 import struct
+import threading
+import time
+import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fastvggt_jax.errors import Error, ImageError, InputError, MissingError
 from fastvggt_jax.sources import load_images, photographs
+from fastvggt_jax.sources.masks import Masks
 from fastvggt_jax.sparsity import parse_layers
 
 RNG = np.random.default_rng(0)
@@ -153,11 +158,11 @@ def test_other_kinds_of_transparency(tmp_path):
 # ---- grey of many bits
 
 
-def tiff(path, values, *, white_is_zero=False, sample_format=1):
+def tiff(path, values, *, white_is_zero=False, sample_format=1, width=None, bits=None):
     """A grey TIFF as scanners and cameras write it; Pillow writes no unsigned 32-bit ones."""
-    height, width = values.shape
+    height, columns = values.shape
     data = values.tobytes()
-    tags = [(256, 3, width), (257, 3, height), (258, 3, 8 * values.itemsize), (259, 3, 1)]
+    tags = [(256, 3, width or columns), (257, 3, height), (258, 3, bits or 8 * values.itemsize), (259, 3, 1)]
     tags += [
         (262, 3, 0 if white_is_zero else 1),
         (273, 4, 8),
@@ -198,10 +203,27 @@ def test_numbers_that_use_a_part_of_their_bits_are_warned_of_and_have_a_white(tm
     values = (GREY * white // 255).astype(kind)
     values[0, 0] = white
     path = tiff(tmp_path / "a.tif", values)
-    with pytest.warns(UserWarning, match=rf"a\.tif is almost black: .* end at {white}; .*white={white}"):
+    with pytest.warns(UserWarning, match=rf"a\.tif is almost black: .* end at {white} of .*white={white}"):
         assert load_images(path, size=28).pixels.max() < 70
     found = load_images(path, size=28, white=white).pixels[0, ..., 0]
     assert np.abs(found[1:].astype(int) - GREY[1:].astype(int)).max() <= 1
+
+
+def test_a_tiff_of_12_bits_says_so(tmp_path, recwarn):
+    """Two numbers in three bytes, as it may be written."""
+    one, other = (GREY.ravel()[i::2] * 4095 // 255 for i in range(2))
+    packed = np.stack([one >> 4, (one & 15) << 4 | other >> 8, other & 255], -1).astype(np.uint8)
+    path = tiff(tmp_path / "a.tif", packed.reshape(28, 42), width=28, bits=12)
+    for source in (path, Image.open(path)):
+        found = load_images(source, size=28).pixels[0, ..., 0]
+        assert np.abs(found.astype(int) - GREY.astype(int)).max() <= 1 and not recwarn.list
+
+
+def test_a_tiff_of_signed_bytes(tmp_path):
+    values = (GREY.astype(int) - 128).astype(np.int8)
+    found = load_images(tiff(tmp_path / "a.tif", values, sample_format=2), size=28).pixels[0, ..., 0]
+    expected = np.clip(values.astype(float), 0, 127) / 127 * 255
+    assert np.abs(found - expected).max() <= 1
 
 
 def test_a_16_bit_png_of_12_bits(tmp_path):
@@ -224,6 +246,24 @@ def test_a_pgm_of_16_bits_says_what_is_white(tmp_path, recwarn, top):
     values = np.round(GREY / 255 * top)
     found = load_images(pgm(tmp_path / "a.pgm", values, top), size=28).pixels[0, ..., 0]
     assert np.abs(found.astype(int) - GREY.astype(int)).max() <= 1 and not recwarn.list
+
+
+def test_what_is_white_in_a_pgm_is_said_in_its_own_numbers(tmp_path, recwarn):
+    path = pgm(tmp_path / "a.pgm", np.round(GREY / 255 * 1023), 4095)
+    with pytest.warns(UserWarning, match="end at 1023 of 4095; .*white=1023"):
+        load_images(path, size=28)
+    found = load_images(path, size=28, white=1023).pixels[0, ..., 0]
+    assert np.abs(found.astype(int) - GREY.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+def test_a_colour_ppm_of_12_bits_in_16_is_warned_of(tmp_path, recwarn, bits):
+    values = np.repeat(np.round(GREY / 255 * (2**bits - 1))[..., None], 3, -1).astype(">u2")
+    (tmp_path / "a.ppm").write_bytes(b"P6 28 28 65535\n" + values.tobytes())
+    load_images(tmp_path / "a.ppm", size=28)
+    assert ["if 4095 is meant to be white" in str(one.message) for one in recwarn.list] == [True] * (
+        bits < 16
+    )
 
 
 @pytest.mark.parametrize("kind, top", [(np.int16, 32767), (np.uint32, 65535), (np.int32, 32767)])
@@ -289,6 +329,17 @@ def test_one_number_of_a_16_bit_grey_is_transparent(tmp_path):
     np.testing.assert_array_equal(images.pixels[0, ..., 0][~where], GREY[~where])
 
 
+def test_a_picture_in_memory_is_the_one_that_its_owner_chose_and_stays_as_it_is(tmp_path, recwarn):
+    pages = [Image.fromarray(GREY.astype(np.uint8) // part) for part in (4, 2, 1)]
+    pages[0].save(tmp_path / "a.gif", save_all=True, append_images=pages[1:])
+    with Image.open(tmp_path / "a.gif") as image:
+        image.seek(2)
+        before = dict(image.info)
+        np.testing.assert_array_equal(load_images(image, size=28).pixels[0, ..., 0], GREY)
+        assert image.info == before
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("suffix", ["tif", "gif", "png"])
 def test_of_several_pictures_in_a_file_the_first_is_taken_and_that_is_said(tmp_path, suffix):
     pages = [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS), Image.fromarray(PIXELS // 2)]
@@ -341,6 +392,79 @@ def test_a_mask_may_be_as_large_as_a_photograph(tmp_path, monkeypatch):
     saved(tmp_path / "masks" / "a.png", Image.fromarray(PIXELS[..., 0]))
     images = load_images(tmp_path / "a.jpg", size=28, masks=tmp_path / "masks")
     assert images.masks is not None and Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_huge_masks_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    """As photographs are."""
+    taken = []
+
+    class Turn:
+        def __enter__(self):
+            taken.append(1)
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(photographs, "HUGE", 100)
+    monkeypatch.setattr(photographs, "_one_huge", Turn())
+    saved(tmp_path / "a.jpg")
+    (tmp_path / "masks").mkdir()
+    saved(tmp_path / "masks" / "a.png", Image.fromarray(PIXELS[..., 0]))
+    load_images(tmp_path / "a.jpg", size=28, masks=tmp_path / "masks")
+    assert len(taken) == 2
+
+
+def test_pictures_in_memory_are_bounded_too(monkeypatch):
+    monkeypatch.setattr(photographs, "MAX_PIXELS", 1000)
+    for source in (PIXELS, Image.fromarray(PIXELS)):
+        with pytest.raises(ImageError, match="photograph 0000 has 60x40 pixels, which is more than"):
+            load_images(source, size=28)
+
+
+def test_threads_leave_the_filters_of_warnings_as_they_were(tmp_path, monkeypatch):
+    """Of two that open photographs, the one that came in last goes out last."""
+    saved(tmp_path / "a.jpg")
+    saved(tmp_path / "b.jpg")
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    formats, decode = photographs._formats, ImageOps.exif_transpose
+    came: list[int] = []
+    one_is_in, both_are_in = threading.Event(), threading.Event()
+
+    def formats_in_turn():
+        came.append(threading.get_ident())
+        assert came[0] == threading.get_ident() or one_is_in.wait(10)
+        return formats()
+
+    def decode_in_turn(image):
+        if came[0] == threading.get_ident():
+            one_is_in.set()
+            assert both_are_in.wait(10)
+        else:
+            both_are_in.set()
+            time.sleep(0.3)
+        return decode(image)
+
+    monkeypatch.setattr(photographs, "_formats", formats_in_turn)
+    monkeypatch.setattr(ImageOps, "exif_transpose", decode_in_turn)
+    before = list(warnings.filters)
+    load_images(tmp_path, size=28)
+    assert len(set(came)) == 2 and warnings.filters == before
+
+
+@pytest.mark.parametrize("locked", ["photos", "photos/inside"])
+def test_a_folder_of_others_that_cannot_be_looked_into(tmp_path, monkeypatch, locked):
+    (tmp_path / "photos" / "inside").mkdir(parents=True)
+    look = Path.iterdir
+
+    def refused(path):
+        if path == tmp_path / locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    match = "photos cannot be read: Permission denied" if locked == "photos" else "photos holds no images"
+    with pytest.raises(Error, match=match):
+        load_images(tmp_path / "photos")
 
 
 def test_a_tiff_that_is_not_read_is_called_that(tmp_path):
@@ -448,3 +572,29 @@ def test_damaged_images_are_a_sentence_or_a_picture(tmp_path, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_many_damaged_images(tmp_path, form):
     fuzz(tmp_path, form, range(1000, 3000))
+
+
+def fuzz_masks(folder, form, seeds):
+    if form not in photographs._formats():
+        pytest.skip(f"this Pillow has no {form}")
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS[..., 0] // 128 * 255).save(buffer, form)
+    masks = Masks(folder)
+    for seed in seeds:
+        (folder / "a.png").write_bytes(damaged(buffer.getvalue(), seed))
+        try:
+            mask = masks.of(folder / "a.jpg", "a", (60, 40))
+            assert mask.shape == (40, 60) and mask.dtype == bool
+        except Error as error:
+            assert "a.png" in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_damaged_masks_are_a_sentence_or_a_mask(tmp_path, form):
+    fuzz_masks(tmp_path, form, range(40))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("form", FORMS)
+def test_many_damaged_masks(tmp_path, form):
+    fuzz_masks(tmp_path, form, range(1000, 3000))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -111,8 +112,14 @@ def test_one_K_in_numbers_is_for_photographs_of_one_size(scene, tmp_path):
     [
         (lambda images: images.pop(), r"has no .*; it has "),
         (lambda images: images[0].update(width=9), "has 9x.* pixels there, and .* here"),
-        (lambda images: images[0].update(K=[[0, 0, 1], [0, 5, 1], [0, 0, 1]]), "focal lengths above 0"),
-        (lambda images: images[0].update(K=[1, 2]), "a K must be 3x3"),
+        (lambda images: images[0].update(K=[[0, 0, 1], [0, 5, 1], [0, 0, 1]]), "focal lengths of 0.001 to"),
+        (lambda images: images[0].update(K=[1, 2]), r"a K must be \[\[fx, s, cx\]"),
+        (lambda images: images[0].update(K=[[5, 0, 1], [0, 5, 1], [0, 0, 0]]), "a K must be"),
+        (lambda images: images[0].update(K=[[5, 0, 1], [2, 5, 1], [0, 0, 1]]), "a K must be"),
+        (lambda images: images[0].update(K=[[10**400, 0, 1], [0, 5, 1], [0, 0, 1]]), "a K must be"),
+        (lambda images: images[0].update(K=[[1e300, 0, 1], [0, 5, 1], [0, 0, 1]]), "a K must be"),
+        (lambda images: images[0].update(K=[[1e-300, 0, 1], [0, 5, 1], [0, 0, 1]]), "a K must be"),
+        (lambda images: images[0].update(K=[[5, 0, 1e300], [0, 5, 1], [0, 0, 1]]), "a K must be"),
         (lambda images: images[0].pop("K"), "is no cameras.json: 'K' is missing"),
     ],
 )
@@ -217,6 +224,9 @@ def test_cameras_that_contradict_the_positions_stay_with_a_warning(scene, tmp_pa
         ("name,x,y,z\n{0},1,2,3\n{0},1,2,4\n{1},1,2,3", "line 3: .* is there twice"),
         ("name,x,y,z\n{0},1e300,2,3\n{1},1,2,3", "line 2: .* has no three numbers within 1e.09"),
         ("name,lat,lon,alt\n{0},500,2,3\n{1},1,2,3", "line 2: .* within 90, 360, 1e.09"),
+        ("name,x,y,z,X\n{0},1,2,3,4\n{1},1,2,3,5", "has two columns x"),
+        ("x,y,z,name\n1,2,3\n4,5,6,{0}\n7,8,9,{1}", "line 2 names no photograph"),
+        ("name,x,y,z\n\n{0},1,2,3\n\n{1},1,2,high", "line 5: .* has no three numbers"),
         ("name,x,y,z\n" + "a" * 200_000 + ",1,2,3", "is no table"),
     ],
 )
@@ -242,6 +252,9 @@ def test_a_table_may_begin_with_a_mark(scene, tmp_path):
         ("name", 3, "is no name"),
         ("metric_scale", -1, "metric_scale=-1 must be above 0"),
         ("metric_scale", "x", "metric_scale='x' must be above 0"),
+        ("metric_scale", 10**400, "metric_scale=1000.* must be above 0 and at most 1e.09"),
+        ("world_from_cam", [[10**400, 0, 0, 0], *np.eye(4)[1:].tolist()], "no 4x4 matrix of a rotation"),
+        ("world_from_cam", [*np.eye(4)[:3].tolist(), [1, 2, 3, 1]], "no 4x4 matrix of a rotation"),
     ],
 )
 @pytest.mark.parametrize("argument", ["align_to", "intrinsics"])
@@ -265,6 +278,44 @@ def test_a_photograph_that_is_named_twice_is_a_sentence(scene, cameras, tmp_path
     read = aligned_to if argument == "align_to" else with_intrinsics
     with pytest.raises(InputError, match="twice.json names 0.png twice"):
         read(scene, str(tmp_path / "twice.json"))
+
+
+@pytest.mark.parametrize("argument", ["align_to", "intrinsics"])
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "[]", "\udcff", "9" * 5000])
+def test_a_file_that_is_no_cameras_is_a_sentence(scene, tmp_path, argument, text):
+    (tmp_path / "bad.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    read = aligned_to if argument == "align_to" else with_intrinsics
+    with pytest.raises(InputError, match="bad.json is no ") as raised:
+        read(scene, str(tmp_path / "bad.json"))
+    assert raised.value.argument == argument
+
+
+def test_many_photographs_are_looked_through_once(scene, tmp_path):
+    """In time that grows as their number."""
+    one = {"K": np.eye(3).tolist(), "width": 1, "height": 1, "world_from_cam": np.eye(4).tolist()}
+    many = [one | {"name": f"no {i}.jpg"} for i in range(30_000)]
+    (tmp_path / "many.json").write_text(json.dumps({"images": many}))
+    start = time.process_time()
+    with pytest.raises(InputError, match="names 0 of the photographs"):
+        aligned_to(scene, str(tmp_path / "many.json"))
+    assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("argument", ["align_to", "intrinsics"])
+def test_two_photographs_are_not_one(scene, cameras, tmp_path, argument):
+    """Which of them is meant, by its name without folders?"""
+    other = dataclasses.replace(scene, names=("a/0.png", "b/0.png", *scene.names[2:]))
+    read = aligned_to if argument == "align_to" else with_intrinsics
+    with pytest.raises(InputError, match="has one 0.png, which may be a/0.png or b/0.png") as raised:
+        read(other, cameras)
+    assert raised.value.argument == argument
+
+
+def test_nothing_is_no_place_to_align_to(scene):
+    with pytest.raises(
+        InputError, match="align_to must be a cameras.json, or a table of positions, not empty"
+    ):
+        aligned_to(scene, "")
 
 
 def test_pipes_and_nothing_are_no_intrinsics(scene, tmp_path):

@@ -1,6 +1,7 @@
 """Photographs that a text file or a COLMAP model names."""
 
 import pytest
+from PIL import Image
 
 from fastvggt_jax import export
 from fastvggt_jax.errors import ImageError, MissingError
@@ -42,3 +43,17 @@ def test_a_colmap_folder_gives_its_photographs(scene, tmp_path):
     (tmp_path / "splat" / "sparse" / "0" / "images.bin").write_bytes(b"\0" * 20)
     with pytest.raises(ValueError, match="is damaged, or no COLMAP model|has no images"):
         load_images(tmp_path / "splat", POLICY)
+
+
+@pytest.mark.parametrize("name", [".", "..", "list.txt", "a.mp4", "z" * 300 + ".jpg"])
+def test_what_a_model_names_is_a_photograph_and_nothing_else(tmp_path, name):
+    """Above all not the model again, without end."""
+    (tmp_path / "cameras.txt").write_text("1 PINHOLE 60 40 50 50 30 20\n")
+    (tmp_path / "images.txt").write_text(f"1 1 0 0 0 0 0 0 1 !.jpg\n\n2 1 0 0 0 0 0 0 1 {name}\n\n")
+    Image.new("RGB", (60, 40)).save(tmp_path / "!.jpg")
+    with pytest.raises(MissingError, match=rf"names {name}, which is no file in") as raised:
+        load_images(tmp_path, POLICY)
+    assert raised.value.argument == "source"
+    (tmp_path / "images.txt").write_text(f"1 1 0 0 0 0 0 0 1 {'z' * 300}.jpg\n\n")
+    with pytest.raises(MissingError, match="has no photographs"):
+        load_images(tmp_path, POLICY)

@@ -1,5 +1,6 @@
 """Videos: the frames that were asked for, by their times, upright, sharp and different; what is no video."""
 
+import os
 import warnings
 from fractions import Fraction
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastvggt_jax.errors import ExtraError, ImageError, InputError, MissingError
+from fastvggt_jax.errors import Error, ExtraError, ImageError, InputError, MissingError
 from fastvggt_jax.export.photographs import place_photographs
 from fastvggt_jax.sources import ImagePolicy, load_images
 from fastvggt_jax.sources import video as videos
@@ -188,9 +189,17 @@ def test_wrong_numbers_and_no_file(tmp_path, monkeypatch):
         Video("a.mp4", fps=0)
     with pytest.raises(InputError, match="max_frames must be a whole number, at least 1, not 0"):
         Video("a.mp4", max_frames=0)
-    with pytest.raises(MissingError, match="gone.mp4 does not exist"):
+    with pytest.raises(MissingError, match="gone.mp4: no such file"):
         load_images(tmp_path / "gone.mp4", POLICY)
     (tmp_path / "here.mp4").touch()
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(ExtraError, match=r"needs PyAV: pip install 'fastvggt_jax\[video\]'"):
         load_images(tmp_path / "here.mp4", POLICY)
+
+
+def test_what_is_no_file_is_said_to_be_that(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    for name, what in (("pipe", "no regular file"), ("folder", "a folder"), ("z" * 300, "no such file")):
+        with pytest.raises(Error, match=what):
+            load_images(tmp_path / f"{name}.mp4")
