@@ -126,7 +126,7 @@ def reconstruct(
         int | None,
         typer.Option(
             help="The number that is white in grey photographs of more than 8 bits, such as 4095. "
-            "Default: the largest of their type."
+            "Default: the largest that their bits can hold."
         ),
     ] = None,
     fps: Annotated[

@@ -26,7 +26,8 @@ def files_of_photographs(export: Export, folder: Path) -> list[dict[str, str]]:
         for kind, paths in kinds.items():
             for of_one, path in zip(files, paths, strict=True):
                 found = next(
-                    (path + ending for ending in ("", *ENDINGS) if (folder / (path + ending)).exists()), ""
+                    (path + ending for ending in ("", *ENDINGS) if os.path.exists(folder / (path + ending))),
+                    "",
                 )
                 if found:
                     of_one[kind] = found
