@@ -9,6 +9,7 @@ import functools
 import inspect
 import io
 import json
+import os
 import re
 import signal
 import sys
@@ -113,11 +114,39 @@ def _ended_by_signals() -> Iterator[None]:
             if number is not None and signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, end)
                 changed.append(number)
+    with _lost_ones_come_again():
+        try:
+            yield
+        finally:
+            for number in changed:
+                signal.signal(number, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _lost_ones_come_again() -> Iterator[None]:
+    """What a signal raises while Python collects garbage, as in a callback of JAX, is ignored: it is sent
+    once more.
+    """
+    before = sys.unraisablehook
+
+    def again(unraisable: Any) -> None:
+        raised = unraisable.exc_value
+        if isinstance(raised, KeyboardInterrupt):
+            number = int(signal.SIGINT)
+        elif isinstance(raised, SystemExit) and isinstance(raised.code, int) and raised.code > 128:
+            number = raised.code - 128
+        else:
+            before(unraisable)
+            return
+        later = threading.Timer(0.01, os.kill, (os.getpid(), number))  # when the collection is over
+        later.daemon = True
+        later.start()
+
+    sys.unraisablehook = again
     try:
         yield
     finally:
-        for number in changed:
-            signal.signal(number, signal.SIG_DFL)
+        sys.unraisablehook = before
 
 
 def _options(signature: inspect.Signature) -> Any:

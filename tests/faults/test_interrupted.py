@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,31 @@ def test_ctrl_c_around_the_command_is_no_traceback(when, tmp_path):
     code += "from fastvggt_jax.__main__ import main; main()"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert not ended.stderr and ended.returncode == (-signal.SIGINT if when == "before" else 0), ended
+
+
+LOST = """
+import gc, os, signal, sys, time
+from fastvggt_jax import __main__, pretrained
+def collected(*_):
+    gc.callbacks.clear()
+    os.kill(os.getpid(), {number})
+def slow(*_):
+    gc.callbacks.append(collected)
+    gc.collect()
+    time.sleep(20)
+pretrained.weight_file = slow
+sys.argv = ["fastvggt", "info", "mini"]
+__main__.main()
+"""
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_that_comes_while_garbage_is_collected_is_not_lost(number):
+    """Python ignores what a callback of the collector raises."""
+    code, started = LOST.format(number=int(number)), time.monotonic()
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 128 + number and time.monotonic() - started < 15
+    assert "Traceback" not in ended.stderr and "ignored" not in ended.stderr
 
 
 @pytest.mark.faults
