@@ -9,7 +9,6 @@ import functools
 import inspect
 import io
 import json
-import os
 import re
 import signal
 import sys
@@ -138,7 +137,7 @@ def _lost_ones_come_again() -> Iterator[None]:
         else:
             before(unraisable)
             return
-        later = threading.Timer(0.01, os.kill, (os.getpid(), number))  # when the collection is over
+        later = threading.Timer(0.01, signal.raise_signal, (number,))  # when the collection is over
         later.daemon = True
         later.start()
 
