@@ -89,7 +89,7 @@ class Shot:
             container.seek(self.time, stream=stream, backward=True)
             for frame in _decoded(container, stream, self.path):
                 if frame.pts is not None and frame.pts >= self.time:
-                    return _upright(frame)
+                    return _upright(frame, stream)
         raise ImageError(f"{self.path} has no frame any more where there was one")
 
 
@@ -106,7 +106,7 @@ def _chosen(path: Path, video: Video) -> Iterator[Shot]:
             time = frame.pts * stream.time_base - start
             here = min(int(time / length * count), count - 1) if length else 0
             if best is not None and here > interval:
-                shot, last = _unless_same(path, best[1], last)
+                shot, last = _unless_same(path, best[1], stream, last)
                 if shot is not None:
                     found += 1
                     yield shot
@@ -116,7 +116,7 @@ def _chosen(path: Path, video: Video) -> Iterator[Shot]:
             if best is None or sharpness > best[0]:
                 best = sharpness, frame
         if best is not None:
-            shot, last = _unless_same(path, best[1], last)
+            shot, last = _unless_same(path, best[1], stream, last)
             if shot is not None:
                 found += 1
                 yield shot
@@ -124,11 +124,13 @@ def _chosen(path: Path, video: Video) -> Iterator[Shot]:
         raise ImageError(f"{path} holds no frames")
 
 
-def _unless_same(path: Path, frame: Any, last: np.ndarray | None) -> tuple[Shot | None, np.ndarray]:
+def _unless_same(
+    path: Path, frame: Any, stream: Any, last: np.ndarray | None
+) -> tuple[Shot | None, np.ndarray]:
     small = _grey(frame)
     if last is not None and np.abs(small - last).mean() < SAME:
         return None, last
-    return Shot(path, frame.pts, _upright(frame)), small
+    return Shot(path, frame.pts, _upright(frame, stream)), small
 
 
 def _times(path: Path) -> tuple[Fraction, Fraction]:
@@ -204,9 +206,15 @@ def _damaged(path: Path, error: Exception) -> ImageError:
     return ImageError(f"{path} is a damaged video, or none ({getattr(error, 'strerror', None) or error})")
 
 
-def _upright(frame: Any) -> Image.Image:
-    """As it is to be seen, by the rotation that the file says (counterclockwise)."""
+def _upright(frame: Any, stream: Any) -> Image.Image:
+    """As it is to be seen: with square pixels, by the longer side of those that the file has, and by the
+    rotation that it says (counterclockwise).
+    """
     image = frame.to_image()
+    aspect = float(stream.sample_aspect_ratio or 1)
+    if abs(aspect - 1) > 1e-3:
+        width, height = image.width * max(1, aspect), image.height * max(1, 1 / aspect)
+        image = image.resize((round(width), round(height)), Image.Resampling.BICUBIC)
     turns = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
     turn = turns.get(round(frame.rotation) % 360)
     return image if turn is None else image.transpose(turn)

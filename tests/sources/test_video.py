@@ -40,7 +40,7 @@ def told(image) -> float:
     return (values.mean() - 20) / 10
 
 
-def write(path, times=TIMES, codec="libx264", audio=False, of=picture, options=None, last=None):
+def write(path, times=TIMES, codec="libx264", audio=False, of=picture, options=None, last=None, aspect=None):
     """last: seconds that the last frame stays."""
     with av.open(str(path), "w", options=options or {}) as out:
         if audio:
@@ -53,6 +53,8 @@ def write(path, times=TIMES, codec="libx264", audio=False, of=picture, options=N
             return path
         stream = out.add_stream(codec, rate=20)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
         stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
         stream.options = {"crf": "10"}
         packets = []
@@ -126,6 +128,14 @@ def test_turned_as_the_file_says(tmp_path):
     top, bottom = values[: WIDTH // 2], values[WIDTH // 2 :]
     # Clockwise: what was left is above now.
     assert top.std() < 10 < bottom.std()
+
+
+@pytest.mark.parametrize("aspect, size", [("2", (2 * WIDTH, HEIGHT)), ("1/2", (WIDTH, 2 * HEIGHT))])
+def test_pixels_that_are_not_square_become_so(tmp_path, aspect, size):
+    path = write(tmp_path / "wide.mp4", np.arange(0, 1, 0.1), aspect=Fraction(aspect))
+    assert shots(Video(path, fps=1))[0].size == size
+    again = load_images([path], POLICY).frames[0].open()
+    assert again.size == size  # also when it is opened later
 
 
 def test_the_loader_takes_it_and_frames_open_again(clip, tmp_path):
