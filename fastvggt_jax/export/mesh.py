@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +13,7 @@ from fastvggt_jax.errors import ExtraError
 from fastvggt_jax.scene import Scene
 
 DEPTH_JUMP = 0.05  # of the nearest depth: corners that differ by more are of two things
+FINER = 4  # vertices that the decimator has to choose from, for each that is wanted
 LEAST_FACES = 100  # of a photograph that has so many, whatever its share
 # The decimator's thresholds are lengths; so long, the diagonal of what it gets makes it end where it should.
 DIAGONAL = 100.0
@@ -45,29 +47,37 @@ def surfaces(
     A vertex is the model's point of a pixel that `Scene.point_cloud` takes for the same conf_percentile.
     Three that are neighbours make a triangle unless their depths differ by more than `edge_filter` of the
     nearest, by default DEPTH_JUMP. Photographs are decimated in proportion to their triangles; one surface at
-    a time is held. Raises ExtraError without fast_simplification.
+    a time is held. Where there are far more pixels than vertices wanted, only every second, third, ... of a
+    row and of a column becomes one, before the decimator chooses. Raises ExtraError without
+    fast_simplification.
     """
     require()
     kept = np.zeros(scene.valid.shape, bool)
     kept.reshape(-1)[scene.point_indices(conf_percentile=conf_percentile)] = True
     jump = DEPTH_JUMP if edge_filter is None else edge_filter
     # A surface has about two triangles for each vertex. They are counted first, to be made one at a time.
-    counts = [len(_triangles(z, k, jump)) for z, k in zip(scene.depth, kept, strict=True)]
+    step = max(1, int(math.sqrt(kept.sum() / (FINER * max_points))))
+    counts = [len(_triangles(z, k, jump, step)) for z, k in zip(scene.depth, kept, strict=True)]
     share = min(1.0, 2 * max_points / max(1, sum(counts)))
     for frame, count in enumerate(counts):
-        whole = _whole(scene, frame, _triangles(scene.depth[frame], kept[frame], jump))
+        whole = _whole(scene, frame, _triangles(scene.depth[frame], kept[frame], jump, step))
         few = max(LEAST_FACES, int(share * count))
         yield _decimated(scene, frame, whole, few) if few < count else whole
 
 
-def _triangles(depth: np.ndarray, kept: np.ndarray, jump: float) -> np.ndarray:
-    """i64[T, 3], indices of pixels. Four neighbours are two triangles that meet where their depths differ
-    least; so three of them are one if the fourth is not kept.
+def _triangles(depth: np.ndarray, kept: np.ndarray, jump: float, step: int = 1) -> np.ndarray:
+    """i64[T, 3], indices of pixels, every `step` of which are corners. Four neighbours are two triangles that
+    meet where their depths differ least; so three of them are one if the fourth is not kept. None spans a
+    jump between two of its pixels.
     """
     depth = np.where(kept & (depth > 0), depth.astype(np.float64), np.inf)
-    index = np.arange(depth.size).reshape(depth.shape)
+    index = np.arange(depth.size).reshape(depth.shape)[::step, ::step]
     # Corners [h, w]: a b above c d.
-    a, b, c, d = (index[y, x].ravel() for y in (_FIRST, _SECOND) for x in (_FIRST, _SECOND))
+    corners = [index[y, x] for y in (_FIRST, _SECOND) for x in (_FIRST, _SECOND)]
+    if step > 1:
+        cells = ~_jumps(depth, jump, step)
+        corners = [corner[cells] for corner in corners]
+    a, b, c, d = (corner.ravel() for corner in corners)
     z = depth.ravel()
     with np.errstate(invalid="ignore"):  # inf - inf: fewer than three are kept, or the other diagonal's are
         falling = np.abs(z[a] - z[d]) <= np.abs(z[b] - z[c])
@@ -81,6 +91,19 @@ def _triangles(depth: np.ndarray, kept: np.ndarray, jump: float) -> np.ndarray:
 
 
 _FIRST, _SECOND = slice(None, -1), slice(1, None)
+
+
+def _jumps(depth: np.ndarray, jump: float, step: int) -> np.ndarray:
+    """bool[h, w] of the cells of step x step pixels: whether the depth jumps between two neighbours in it."""
+    height, width = ((side - 1) // step for side in depth.shape)
+
+    def between(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        near, far = np.minimum(one, other), np.maximum(one, other)
+        found = np.isfinite(far) & (far > (1 + jump) * near)
+        blocks = found[: height * step, : width * step].reshape(height, step, width, step)
+        return blocks.any((1, 3))
+
+    return between(depth[:, :-1], depth[:, 1:]) | between(depth[:-1], depth[1:])
 
 
 def _whole(scene: Scene, frame: int, faces: np.ndarray) -> Surface:

@@ -15,7 +15,7 @@ from fastvggt_jax import errors, export
 from fastvggt_jax.cli.app import app
 from fastvggt_jax.export import ExportOptions, base
 from fastvggt_jax.export import mesh as meshes
-from fastvggt_jax.export.mesh import surfaces
+from fastvggt_jax.export.mesh import _triangles, surfaces
 from tests.export.truth import VIEWS, _colors, true_scene
 
 pytest.importorskip("fast_simplification")
@@ -130,8 +130,24 @@ def test_surfaces_are_cut_where_the_depth_jumps(scene, max_points):
     (cut,) = surfaces(two_things(scene), max_points)
     z = cut.xyz[cut.faces][..., 2]
     assert np.ptp(z, axis=1).max() < 1e-3 and {2, 4} == set(np.rint(z.ravel()))
+    a, b, c = cut.pixel[cut.faces.T]
+    areas = np.abs(np.cross(np.pad(b - a, ((0, 0), (0, 1))), np.pad(c - a, ((0, 0), (0, 1))))[:, 2]) / 2
+    assert 0.85 < areas.sum() / np.prod(scene.valid.shape[1:]) <= 1  # all but the edges is covered
     (uncut,) = surfaces(two_things(scene), 10**6, edge_filter=3.0)
     assert np.ptp(uncut.xyz[uncut.faces][..., 2], axis=1).max() == 2
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_coarser_grid_leaves_out_no_thin_thing(step):
+    """A pole one pixel wide between corners: behind it nothing is spanned."""
+    depth = np.full((33, 41), 4.0)
+    depth[:, 19] = 2
+    pixels = _triangles(depth, np.ones_like(depth, bool), 0.05, step)
+    x = pixels % 41
+    assert len(pixels) and (x % step == 0).all()
+    assert not ((x.min(1) <= 19) & (x.max(1) >= 19)).any()
+    everywhere = _triangles(np.full((33, 41), 4.0), np.ones((33, 41), bool), 0.05, step)
+    assert len(everywhere) == 2 * (32 // step) * (40 // step)
 
 
 def test_what_is_masked_unsure_or_no_depth_is_in_no_surface(scene):
