@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.every_jax
 ROOT = Path(__file__).parents[1]
 ROLES = {  # path prefix -> role; the longest prefix wins
     "pallas_kernels": "kernels",

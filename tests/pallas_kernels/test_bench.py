@@ -17,7 +17,6 @@ from pallas_kernels.bench import __main__ as command
 from pallas_kernels.bench import errors, jax_peers, ours, parts, peers, table, torch_peers, workloads
 from pallas_kernels.bench.table import KERNEL, MASK, SUM, Row
 
-pytestmark = pytest.mark.every_jax
 ROOT = Path(__file__).parents[2]
 TINY = ["--shapes", "256x2x16", "--block", "32", "16", "--density", "1", "0.26", "--repeats", "1"]
 NO_GPU = pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="where there is no GPU")
