@@ -57,25 +57,28 @@ def surfaces(
     jump = DEPTH_JUMP if edge_filter is None else edge_filter
     # A surface has about two triangles for each vertex. They are counted first, to be made one at a time.
     step = max(1, int(math.sqrt(kept.sum() / (FINER * max_points))))
-    counts = [len(_triangles(z, k, jump, step)) for z, k in zip(scene.depth, kept, strict=True)]
+    grid = lambda frame: _triangles(scene.depth[frame], kept[frame], jump, step, scene.valid[frame])
+    counts = [len(grid(frame)) for frame in range(len(scene.names))]
     share = min(1.0, 2 * max_points / max(1, sum(counts)))
     for frame, count in enumerate(counts):
-        whole = _whole(scene, frame, _triangles(scene.depth[frame], kept[frame], jump, step))
+        whole = _whole(scene, frame, grid(frame))
         few = max(LEAST_FACES, int(share * count))
         yield _decimated(scene, frame, whole, few) if few < count else whole
 
 
-def _triangles(depth: np.ndarray, kept: np.ndarray, jump: float, step: int = 1) -> np.ndarray:
+def _triangles(
+    depth: np.ndarray, kept: np.ndarray, jump: float, step: int = 1, shown: np.ndarray | None = None
+) -> np.ndarray:
     """i64[T, 3], indices of pixels, every `step` of which are corners. Four neighbours are two triangles that
     meet where their depths differ least; so three of them are one if the fourth is not kept. None spans a
-    jump between two of its pixels.
+    jump between two of its pixels, or one that is not `shown`, as a masked one.
     """
     depth = np.where(kept & (depth > 0), depth.astype(np.float64), np.inf)
     index = np.arange(depth.size).reshape(depth.shape)[::step, ::step]
     # Corners [h, w]: a b above c d.
     corners = [index[y, x] for y in (_FIRST, _SECOND) for x in (_FIRST, _SECOND)]
     if step > 1:
-        cells = ~_jumps(depth, jump, step)
+        cells = ~_jumps(depth, jump, step, shown)
         corners = [corner[cells] for corner in corners]
     a, b, c, d = (corner.ravel() for corner in corners)
     z = depth.ravel()
@@ -93,17 +96,22 @@ def _triangles(depth: np.ndarray, kept: np.ndarray, jump: float, step: int = 1) 
 _FIRST, _SECOND = slice(None, -1), slice(1, None)
 
 
-def _jumps(depth: np.ndarray, jump: float, step: int) -> np.ndarray:
-    """bool[h, w] of the cells of step x step pixels: whether the depth jumps between two neighbours in it."""
+def _jumps(depth: np.ndarray, jump: float, step: int, shown: np.ndarray | None) -> np.ndarray:
+    """bool[h, w] of the cells of step x step pixels: whether the depth jumps between two neighbours in it, or
+    one is not shown.
+    """
     height, width = ((side - 1) // step for side in depth.shape)
+
+    def somewhere(found: np.ndarray) -> np.ndarray:
+        cells = found[: height * step, : width * step].reshape(height, step, width, step)
+        return np.asarray(cells.any((1, 3)))
 
     def between(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         near, far = np.minimum(one, other), np.maximum(one, other)
-        found = np.isfinite(far) & (far > (1 + jump) * near)
-        blocks = found[: height * step, : width * step].reshape(height, step, width, step)
-        return blocks.any((1, 3))
+        return somewhere(np.isfinite(far) & (far > (1 + jump) * near))
 
-    return between(depth[:, :-1], depth[:, 1:]) | between(depth[:-1], depth[1:])
+    jumps = between(depth[:, :-1], depth[:, 1:]) | between(depth[:-1], depth[1:])
+    return jumps if shown is None else jumps | somewhere(~shown)
 
 
 def _whole(scene: Scene, frame: int, faces: np.ndarray) -> Surface:

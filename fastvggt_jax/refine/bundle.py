@@ -195,16 +195,41 @@ def _distances(tracks: Tracks, model: Any, scene: Scene) -> tuple[np.ndarray, np
     return np.linalg.norm(away * scale, axis=-1), np.linalg.norm(away, axis=-1)
 
 
+def _in_the_old_unit(
+    cam_from_world: np.ndarray, xyz: np.ndarray, moved: np.ndarray, scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cameras f64[F, 3, 4] and points f64[M, 3], larger by a factor, about the first camera. What fixes the
+    solver's unit is one coordinate of one camera, which the model may have quite wrong. A camera that was not
+    moved is in the old unit already.
+    """
+    rotation, translation = cam_from_world[:, :, :3], cam_from_world[:, :, 3]
+    centres = -np.einsum("fji,fj->fi", rotation, translation)
+    first = centres[0]
+    centres = np.where(moved[:, None], first + scale * (centres - first), centres)
+    translation = -np.einsum("fij,fj->fi", rotation, centres)
+    return np.concatenate([rotation, translation[..., None]], -1), first + scale * (xyz - first)
+
+
 def _followed(scene: Scene, tracks: Tracks, model: Any) -> Scene:
-    """The scene with the model's cameras."""
+    """The scene with the model's cameras, in the unit in which the median of its depths stays."""
     frames = range(len(scene.names))
     cam_from_world, original = _cameras(model, len(scene.names))
     K = np.stack([model_from_original(t) @ k for t, k in zip(scene.transforms, original, strict=True)])
     xyz = _points(model, len(tracks))
     source = tracks.pixel // scene.valid[0].size
-    now = np.einsum("ni,ni->n", xyz, cam_from_world[source, 2, :3]) + cam_from_world[source, 2, 3]
     then = np.einsum("ni,ni->n", tracks.xyz, scene.cam_from_world[source, 2, :3].astype(np.float64))
-    ratio = now / (then + scene.cam_from_world[source, 2, 3])
+    then += scene.cam_from_world[source, 2, 3]
+
+    def ratios() -> np.ndarray:
+        now = np.einsum("ni,ni->n", xyz, cam_from_world[source, 2, :3]) + cam_from_world[source, 2, 3]
+        return now / then
+
+    moved = np.bincount(tracks.frame, minlength=len(scene.names)) >= LEAST_SEEN
+    unit = np.median(ratios()[moved[source]])
+    if not 0 < unit < np.inf:
+        raise FailedError("bundle_adjust has failed: its points are behind cameras", argument="bundle_adjust")
+    cam_from_world, xyz = _in_the_old_unit(cam_from_world, xyz, moved, 1 / unit)
+    ratio = ratios()
     points, depth = np.empty_like(scene.points), np.empty_like(scene.depth)
     for i in frames:
         own = ratio[source == i]

@@ -27,7 +27,8 @@ EARTH_RADIUS, EARTH_FLATTENING = 6378137.0, 1 / 298.257223563  # WGS 84, metres
 ON_A_LINE = 1e-3  # of the positions' extent: what they leave it by, to count as a plane's or a body's
 ROUNDS = 50  # of reweighting
 SHORTEST_FOCAL, LONGEST_FOCAL = 1e-3, 1e9  # pixels
-FARTHEST = 1e9  # of a position, in whatever unit: what float32 still tells metres at is nearer
+FAR = 100  # times the extent of positions, from where on they are taken nearer
+FARTHEST = 1e9  # of a position, in whatever unit; what lies beyond is a mistake
 
 
 # ---- K
@@ -113,8 +114,14 @@ def _checked_K(K: Any, given: str) -> np.ndarray:
     except (TypeError, ValueError, OverflowError):
         K = np.zeros(0)
     right = K.shape == (3, 3) and (np.abs(K) <= LONGEST_FOCAL).all()  # False for NaN
-    if not right or K[[1, 2, 2], [0, 0, 1]].any() or K[2, 2] != 1 or min(K[0, 0], K[1, 1]) < SHORTEST_FOCAL:
-        text = f"intrinsics {given}: a K must be [[fx, s, cx], [0, fy, cy], [0, 0, 1]] in pixels, with focal"
+    # COLMAP's PINHOLE and nerfstudio have no skew.
+    if (
+        not right
+        or K[[0, 1, 2, 2], [1, 0, 0, 1]].any()
+        or K[2, 2] != 1
+        or min(K[0, 0], K[1, 1]) < SHORTEST_FOCAL
+    ):
+        text = f"intrinsics {given}: a K must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels, with focal"
         text += f" lengths of {SHORTEST_FOCAL:g} to {LONGEST_FOCAL:g}"
         raise InputError(text, argument="intrinsics")
     return K
@@ -129,7 +136,8 @@ class Alignment(NamedTuple):
     photographs: how many positions were known. residual: their median distance from where the cameras are
       now, in the given unit; largest: the largest of these. scale: of the given unit per unit of before.
     origin: latitude, longitude (degrees) and altitude (metres) of the world's origin, whose axes point east,
-      north and up; None where positions were Cartesian.
+      north and up; None where positions were Cartesian. offset: what was taken off these, (0, 0, 0) but for
+      large ones: a position in the scene is that much less than the given one.
     """
 
     photographs: int
@@ -137,6 +145,7 @@ class Alignment(NamedTuple):
     largest: float
     scale: float
     origin: tuple[float, float, float] | None
+    offset: tuple[float, ...] = (0.0, 0.0, 0.0)
 
 
 class Known(NamedTuple):
@@ -154,9 +163,10 @@ def aligned_to(scene: Scene, path: str) -> tuple[Scene, Alignment]:
     """The scene in given coordinates, by the similarity that brings its cameras nearest to where they are
     said to have stood; positions that do not fit the others weigh little.
 
-    path: a cameras.json; or a CSV file whose first line names its columns: name, and x, y, z in metres, or
-      latitude, longitude (degrees, WGS 84) and altitude (metres), which become metres east, north and up of
-      the first photograph that it names. It may name some of the photographs only.
+    path: a cameras.json; the folder of a COLMAP model; or a CSV file whose first line names its columns:
+      name, and x, y, z in metres, or latitude, longitude (degrees, WGS 84) and altitude (metres), which
+      become metres east, north and up of the first photograph that it names. It may name some of the
+      photographs only.
 
     Raises MissingError, or InputError if the file is none of these, or what it knows does not determine a
       similarity: three positions that are not on a line, or two and the cameras' rotations. FailedError if
@@ -169,12 +179,28 @@ def aligned_to(scene: Scene, path: str) -> tuple[Scene, Alignment]:
     rotations = None
     if known.rotations:
         rotations = np.stack([known.rotations[_key(name, known.rotations)] for name in names])  # type: ignore[index]
+    offset = _offset(truth)
+    truth = truth - offset
     found = _fitted(pose, truth, rotations, path)
-    residuals = np.linalg.norm(found(pose[:, :3, 3]) - truth, axis=-1)
-    done = Alignment(
-        len(names), float(np.median(residuals)), float(residuals.max()), found.scale, known.origin
-    )
-    return dataclasses.replace(_moved(scene, found), metric_scale=known.metric_scale), done
+    moved = dataclasses.replace(_moved(scene, found), metric_scale=known.metric_scale)
+    residuals = np.linalg.norm(moved.world_from_cam[here, :3, 3] - truth, axis=-1)
+    middle, largest = float(np.median(residuals)), float(residuals.max())
+    done = Alignment(len(names), middle, largest, found.scale, known.origin, tuple(offset.tolist()))
+    if offset.any():
+        numbers = ", ".join(f"{x:.0f}" for x in offset)
+        text = f"the positions of {path} lie so far from 0 that float32 is too coarse there"
+        warnings.warn(f"{text}: the scene's are less by {numbers}", stacklevel=2)
+    return moved, done
+
+
+def _offset(positions: np.ndarray) -> np.ndarray:
+    """f64[3], whole numbers to be taken off positions f64[M, 3] that lie further from 0 than float32 tells
+    apart well, as those of UTM; else 0.
+    """
+    extent = np.ptp(positions, axis=0).max()
+    if np.abs(positions).max() <= FAR * extent:
+        return np.zeros(3)
+    return np.rint(positions.mean(0))
 
 
 def aligned_or_as_it_is(scene: Scene, path: str) -> tuple[Scene, dict[str, Any]]:
@@ -270,6 +296,10 @@ def known_positions(path: str, names: Sequence[str]) -> tuple[Known, list[str]]:
 
 
 def _known_positions(path: str) -> Known:
+    if os.path.isdir(path):
+        known = {one.name: one.cam_from_world for one in read_model(path, "align_to")}
+        centres = {name: -pose[:, :3].T @ pose[:, 3] for name, pose in known.items()}
+        return Known(centres, {name: pose[:, :3].T for name, pose in known.items()}, None, None)
     if Path(path).suffix.lower() != ".json":
         return _of_table(path, _read(Path(path), "align_to"))
     centres, rotations = {}, {}

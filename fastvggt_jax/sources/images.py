@@ -315,7 +315,16 @@ def _names(frames: Sequence[tuple[Path | None, str | None]]) -> list[str]:
         full = {path: os.path.abspath(path) for path in paths}
         top = os.path.commonpath(list(full.values()))
         named = {path: Path(os.path.relpath(full[path], top)).as_posix() for path in paths}
-    return [
+    names = [
         named[path] if path is not None else name or f"{position:04}"
         for position, (path, name) in enumerate(frames)
     ]
+    taken: set[str] = set()
+    for position, name in enumerate(names):  # two videos of one name, for which a number stands
+        one, number = name, 1
+        while one in taken:
+            number += 1
+            one = f"{name}-{number}"
+        taken.add(one)
+        names[position] = one
+    return names

@@ -247,7 +247,7 @@ def _kind(start: bytes) -> str:
         or start[:4] == b"\x1aE\xdf\xa3"
         or (start[:4] == b"RIFF" and start[8:11] == b"AVI")
     ):
-        return "it looks like a video: take photographs from it first"
+        return "it looks like a video: name it with an ending of one, such as .mp4"
     if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "a TIFF of a kind that is not read, or a damaged one"
     if start[:2] in (b"%!", b"%P"):

@@ -146,6 +146,10 @@ def test_a_coarser_grid_leaves_out_no_thin_thing(step):
     x = pixels % 41
     assert len(pixels) and (x % step == 0).all()
     assert not ((x.min(1) <= 19) & (x.max(1) >= 19)).any()
+    shown = np.ones_like(depth, bool)
+    shown[:, 19] = False
+    masked = _triangles(np.full_like(depth, 4.0), shown, 0.05, step, shown)
+    assert not ((masked % 41).min(1) <= 19)[(masked % 41).max(1) >= 20].any()
     everywhere = _triangles(np.full((33, 41), 4.0), np.ones((33, 41), bool), 0.05, step)
     assert len(everywhere) == 2 * (32 // step) * (40 // step)
 

@@ -113,7 +113,7 @@ def test_one_K_in_numbers_is_for_photographs_of_one_size(scene, tmp_path):
         (lambda images: images.pop(), r"has no .*; it has "),
         (lambda images: images[0].update(width=9), "has 9x.* pixels there, and .* here"),
         (lambda images: images[0].update(K=[[0, 0, 1], [0, 5, 1], [0, 0, 1]]), "focal lengths of 0.001 to"),
-        (lambda images: images[0].update(K=[1, 2]), r"a K must be \[\[fx, s, cx\]"),
+        (lambda images: images[0].update(K=[1, 2]), r"a K must be \[\[fx, 0, cx\]"),
         (lambda images: images[0].update(K=[[5, 0, 1], [0, 5, 1], [0, 0, 0]]), "a K must be"),
         (lambda images: images[0].update(K=[[5, 0, 1], [2, 5, 1], [0, 0, 1]]), "a K must be"),
         (lambda images: images[0].update(K=[[10**400, 0, 1], [0, 5, 1], [0, 0, 1]]), "a K must be"),
@@ -232,6 +232,30 @@ def test_cameras_that_contradict_the_positions_stay_with_a_warning(scene, tmp_pa
 )
 def test_places_that_are_none_are_a_sentence(scene, text, match, tmp_path):
     test_positions_that_tell_nothing_are_a_sentence(scene, text, match, tmp_path)
+
+
+def test_positions_far_from_0_are_taken_nearer_and_that_is_said(scene, tmp_path):
+    """As those of UTM: float32 tells half a metre apart there."""
+    offset = np.array([500_000.0, 5_400_000.0, 120.0])
+    centres = scene.world_from_cam[:, :3, 3].astype(np.float64)
+    rows = [f"{n},{x},{y},{z}" for n, (x, y, z) in zip(scene.names, centres + offset, strict=True)]
+    (tmp_path / "utm.csv").write_text("\n".join(["name,x,y,z", *rows]))
+    away = _moved(scene, AWAY)
+    with pytest.warns(
+        UserWarning, match="so far from 0 that float32 is too coarse there: the scene's are less by"
+    ):
+        found, done = aligned_to(away, str(tmp_path / "utm.csv"))
+    np.testing.assert_allclose(
+        found.world_from_cam[:, :3, 3].astype(np.float64) + done.offset, centres + offset, atol=1e-3
+    )
+    assert done.largest < 1e-3
+
+
+def test_a_colmap_model_says_where_cameras_stood(scene, tmp_path):
+    export.write(scene, tmp_path, ("colmap",), ExportOptions(track_points=100))
+    found, done = aligned_to(_moved(scene, AWAY), str(tmp_path))
+    assert_same(found, scene, atol=2e-3)
+    assert done.photographs == len(scene.names) and done.offset == (0, 0, 0)
 
 
 def test_a_table_may_begin_with_a_mark(scene, tmp_path):

@@ -147,6 +147,18 @@ def test_cameras_depth_and_points_come_back(pycolmap, scene, shared):
         np.testing.assert_allclose(local[..., 2], found.depth[i], rtol=1e-3)
     scale = np.median(found.depth / scene.depth)
     assert np.abs(found.depth / scene.depth / scale - 1).max() < 0.02
+    assert abs(np.median(found.depth / off.depth) - 1) < 0.02  # and the unit stays
+
+
+def test_the_unit_stays_where_the_model_has_a_camera_wrong(pycolmap, scene):
+    """The second camera, of which one coordinate fixes the solver's unit, stands at 85 % of its way."""
+    pose, centres = scene.cam_from_world.copy(), scene.world_from_cam[:, :3, 3]
+    pose[1, :, 3] = -pose[1, :, :3] @ (0.15 * centres[0] + 0.85 * centres[1])
+    off = dataclasses.replace(scene, cam_from_world=pose)
+    found, _ = bundle_adjust(off)
+    assert abs(np.median(found.depth / off.depth) - 1) < 0.02
+    away = np.linalg.norm(found.world_from_cam[:, :3, 3] - centres, axis=-1)
+    assert away.max() < 0.05 * np.ptp(centres, axis=0).max()
 
 
 def test_a_photograph_that_sees_too_little_keeps_its_camera(pycolmap, scene):

@@ -138,6 +138,14 @@ def test_pixels_that_are_not_square_become_so(tmp_path, aspect, size):
     assert again.size == size  # also when it is opened later
 
 
+def test_two_videos_of_one_name_have_names_of_their_own(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "clip.mp4", np.arange(0, 1, 0.1))
+    names = load_images([tmp_path / "a" / "clip.mp4", tmp_path / "b" / "clip.mp4"], POLICY).names
+    assert len(set(names)) == len(names) == 4 and names[2] == "clip_00000-2"
+
+
 def test_the_loader_takes_it_and_frames_open_again(clip, tmp_path):
     images = load_images([clip], POLICY)
     assert len(images.names) == 40 and images.names[3] == "clip_00003"
