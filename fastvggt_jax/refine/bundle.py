@@ -31,7 +31,7 @@ class Adjustment(NamedTuple):
     """What was done.
 
     before, after: median distance between where photographs show points and where cameras see them, in the
-      photographs' pixels.
+      photographs' pixels; before of the model's points, after of points that were adjusted with the cameras.
     points, observations: that were used. moved: names of the photographs whose cameras were.
     zoomed: whether focal lengths were refined too.
     """
