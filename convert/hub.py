@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from convert.sources import SUFFIXES, require_torch
-from convert.table import UNKNOWN_LICENCE, published
+from convert.table import published
 from fastvggt_jax.errors import ExtraError, FailedError, FileError, MissingError
+from fastvggt_jax.io.weights import UNKNOWN as UNKNOWN_LICENCE
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from fastvggt_jax.errors import ExtraError, FileError, InputError, MissingError, WeightsError
 from fastvggt_jax.io.json_files import read_json
-from fastvggt_jax.io.tensors import is_safetensors, listed, open_safetensors
+from fastvggt_jax.io.tensors import is_safetensors, is_torch, listed, open_safetensors
 
 # Under which training scripts keep the weights, in the order in which they are looked for.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "ema", "ema_state_dict", "model_ema")
@@ -81,7 +81,7 @@ def open_source(path: str | Path) -> Source:
         return _open_shards(path)
     if is_safetensors(start):
         return _open_safetensors(path)
-    if start[:2] == b"PK" or start[:1] == b"\x80" or path.suffix in (".pt", ".pth"):  # a zip file, a pickle
+    if is_torch(start) or path.suffix in (".pt", ".pth"):
         return _open_torch(path)
     if path.suffix == ".safetensors":  # damaged, which it says
         return _open_safetensors(path)

@@ -13,6 +13,7 @@ from typing import Any
 from convert.official import Official
 from convert.rules import Rule
 from fastvggt_jax.errors import InputError
+from fastvggt_jax.io.weights import UNKNOWN as UNKNOWN_LICENCE
 from fastvggt_jax.models import registry
 from fastvggt_jax.models.base import Model
 
@@ -32,9 +33,6 @@ class Variant:
     word: str | None
     effect: str
     head: str
-
-
-UNKNOWN_LICENCE = "unknown, see the source"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -124,7 +124,7 @@ def regular_file(path: str | os.PathLike, argument: str | None = None) -> Path:
         return path
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder; give a file", argument=argument)
-    if os.path.lexists(path) and os.path.exists(path):
+    if os.path.exists(path):
         raise InputError(f"{path} is no regular file, but a pipe or a device; give a file", argument=argument)
     raise MissingError(f"{path}: no such file", argument=argument)
 

@@ -55,6 +55,11 @@ def is_safetensors(start: bytes) -> bool:
     return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < 2**40
 
 
+def is_torch(start: bytes) -> bool:
+    """Whether a file that starts so may be PyTorch's: a zip file, or a pickle."""
+    return start[:2] == b"PK" or start[:1] == b"\x80"
+
+
 def write_safetensors(
     path: str | Path,
     tensors: Mapping[str, jax.ShapeDtypeStruct],

@@ -19,7 +19,13 @@ import numpy as np
 
 from fastvggt_jax.errors import WeightsError
 from fastvggt_jax.io.json_files import parse_json
-from fastvggt_jax.io.tensors import compare_shapes, is_safetensors, open_safetensors, write_safetensors
+from fastvggt_jax.io.tensors import (
+    compare_shapes,
+    is_safetensors,
+    is_torch,
+    open_safetensors,
+    write_safetensors,
+)
 
 if TYPE_CHECKING:
     from safetensors import safe_open
@@ -86,8 +92,7 @@ def is_native(path: str | Path) -> bool:
     path = Path(path)
     with contextlib.suppress(OSError), open(path, "rb") as file:
         start = file.read(9)
-        pickled = start[:2] == b"PK" or start[:1] == b"\x80"  # PyTorch's, whatever its name
-        if not is_safetensors(start) and (pickled or path.suffix != ".safetensors"):
+        if not is_safetensors(start) and (is_torch(start) or path.suffix != ".safetensors"):
             return False
     return (open_safetensors(path).metadata() or {}).get("format") == FORMAT
 

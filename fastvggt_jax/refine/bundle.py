@@ -224,7 +224,7 @@ def _followed(scene: Scene, tracks: Tracks, model: Any) -> Scene:
         now = np.einsum("ni,ni->n", xyz, cam_from_world[source, 2, :3]) + cam_from_world[source, 2, 3]
         return now / then
 
-    moved = np.bincount(tracks.frame, minlength=len(scene.names)) >= LEAST_SEEN
+    moved = _enough(tracks, scene)
     unit = np.median(ratios()[moved[source]])
     if not 0 < unit < np.inf:
         raise FailedError("bundle_adjust has failed: its points are behind cameras", argument="bundle_adjust")

@@ -281,13 +281,15 @@ def test_tiffs_whose_numbers_are_narrower_than_pillows(tmp_path, recwarn, kind, 
     assert np.abs(found.astype(int) - GREY.astype(int)).max() <= 1
 
 
+def chunk(kind, body):
+    """Of a PNG."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
 def png16(path, values):
     """A PNG of 16 bits a channel, u16[height, width, channels]."""
     height, width, channels = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    chunk = lambda kind, body: (
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-    )
     header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
@@ -351,8 +353,7 @@ def test_of_several_pictures_in_a_file_the_first_is_taken_and_that_is_said(tmp_p
 @pytest.mark.parametrize("text", ["abc", "hello"])
 def test_a_text_in_a_png_says_nothing_of_its_numbers(tmp_path, text):
     path = saved(tmp_path / "a.png", Image.fromarray(GREY.astype(np.uint16) * 257))
-    body = b"tEXtdepth\0" + text.encode()
-    late = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    late = chunk(b"tEXt", b"depth\0" + text.encode())
     whole = path.read_bytes()
     end = whole.index(b"IEND") - 4
     path.write_bytes(whole[:end] + late + whole[end:])
@@ -481,9 +482,6 @@ def blank_png(path, width, height):
     row = b"\0" * (1 + (width + 7) // 8)
     packer = zlib.compressobj(9)
     data = b"".join([packer.compress(row * min(4096, height - y)) for y in range(0, height, 4096)])
-    chunk = lambda kind, body: (
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-    )
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n"
