@@ -11,9 +11,9 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +37,9 @@ from fastvggt_jax.export.base import (
     write_formats,
 )
 from fastvggt_jax.export.cameras import written_in
+from fastvggt_jax.export.lenses import as_asked, check_given
 from fastvggt_jax.export.photographs import find_photographs
-from fastvggt_jax.export.tracks import Followed
+from fastvggt_jax.export.tracks import Followed, Tracks
 from fastvggt_jax.io.files import (
     being_written,
     check_output_folder,
@@ -52,11 +53,18 @@ from fastvggt_jax.models.base import Model
 from fastvggt_jax.models.prediction import Reconstruction
 from fastvggt_jax.pretrained import from_pretrained, read_model
 from fastvggt_jax.refine.bundle import adjusted_or_as_it_is, require
-from fastvggt_jax.refine.known import aligned_or_as_it_is, known_K, known_positions, with_intrinsics
+from fastvggt_jax.refine.known import (
+    Positions,
+    aligned_or_as_it_is,
+    known_K,
+    known_positions,
+    original_sizes,
+    with_known_K,
+)
 from fastvggt_jax.refine.queries import Queries, choose_queries
 from fastvggt_jax.refine.sky import without_sky
 from fastvggt_jax.scene import Scene, to_scene
-from fastvggt_jax.sources import Images, load_images
+from fastvggt_jax.sources import Images, ImageTransform, load_images
 from fastvggt_jax.sources.video import Video, is_video
 from fastvggt_jax.sparsity import Sparsity
 
@@ -125,11 +133,8 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
                 skip_bad=s.skip_bad,
             )
         _check_not_in(s.output, (frame and frame.path for frame in images.frames))
-        if s.intrinsics is not None:  # what is wrong with these is said before the model runs
-            sizes = [(t.original_width, t.original_height) for t in images.transforms]
-            known_K(images.names, sizes, s.intrinsics)
-        if s.align_to is not None:
-            known_positions(s.align_to, images.names)
+        # What is wrong with these is said before the model runs.
+        known = _known(images.names, images.transforms, s.export, s.intrinsics, s.align_to)
         check_space(s.output, images.pixels[..., 0].size * sum(format.pixel_bytes for format in formats))
         with step("load weights"), memory_errors(images):
             model, params = from_pretrained(s.weights, heads=heads, sparsity=s.sparsity)
@@ -141,11 +146,13 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
         found, density = predict(model, params, images, step, s.points_from, queries)
         parameters = sum(x.size for x in jax.tree.leaves(params))
         del params
-        wanted = s.bundle or s.mask_sky or s.intrinsics is not None or s.align_to is not None
+        wanted = s.bundle or s.mask_sky or known.K is not None or known.positions is not None
         with step("refine") if wanted else contextlib.nullcontext():
-            scene, adjustment, alignment = _refined(to_scene(found, images), s)
+            scene, measured, adjustment, alignment = _refined(
+                to_scene(found, images), s.export, s.bundle, known, sky=s.mask_sky
+            )
         with step("write"):
-            export = Export.of(scene, s.export, images.frames, _followed(queries, found))
+            export = Export.of(scene, s.export, images.frames, _followed(queries, found), measured)
             scene = export.scene
             if not len(export.cloud):
                 warnings.warn("no point is left: lower conf_percentile or raise edge_filter", stacklevel=2)
@@ -191,18 +198,59 @@ def _with_video_options(settings: Settings) -> list[str | Video]:
     return [Video(one, **given) if is_video(one) else one for one in settings.photos]  # type: ignore[arg-type]
 
 
-def _refined(scene: Scene, settings: Settings) -> tuple[Scene, dict[str, Any] | None, dict[str, Any] | None]:
-    """The scene after what is to be done to it, and accounts of bundle adjustment and of alignment."""
-    adjustment = alignment = None
-    if settings.mask_sky:
+class _Known(NamedTuple):
+    """K f64[F, 3, 3] in pixels of the photographs, and where cameras stood, if any is known."""
+
+    K: np.ndarray | None
+    positions: Positions | None
+
+
+def _known(
+    names: Sequence[str],
+    transforms: Sequence[ImageTransform],
+    options: ExportOptions,
+    intrinsics: str | None,
+    align_to: str | None,
+) -> _Known:
+    """What is known of these photographs. Raises what `known_K` and `known_positions` raise."""
+    K = None
+    if intrinsics is not None:
+        sizes = original_sizes(transforms)
+        K = known_K(names, sizes, intrinsics)
+        check_given(K, sizes, shared_camera=options.shared_camera, camera_model=options.camera_model)
+    return _Known(K, None if align_to is None else known_positions(align_to, names))
+
+
+class _Refined(NamedTuple):
+    """A scene after what was to be done to it, tracks that were measured for it, and accounts of bundle
+    adjustment and of alignment.
+    """
+
+    scene: Scene
+    tracks: Tracks | None
+    adjustment: dict[str, Any] | None
+    alignment: dict[str, Any] | None
+
+
+def _refined(
+    scene: Scene, options: ExportOptions, bundle: bool, known: _Known, *, sky: bool = False
+) -> _Refined:
+    tracks = adjustment = alignment = None
+    if sky:
         scene = without_sky(scene)
-    if settings.intrinsics is not None:
-        scene = with_intrinsics(scene, settings.intrinsics)
-    if settings.bundle:
-        scene, adjustment = _adjusted(scene, settings.export)
-    if settings.align_to is not None:
-        scene, alignment = aligned_or_as_it_is(scene, settings.align_to)
-    return scene, adjustment, alignment
+    if known.K is not None:
+        scene = with_known_K(scene, known.K)
+    scene = as_asked(scene, shared_camera=options.shared_camera, camera_model=options.camera_model)
+    if bundle:
+        scene, tracks, adjustment = adjusted_or_as_it_is(
+            scene,
+            conf_percentile=options.conf_percentile,
+            shared_camera=options.shared_camera,
+            camera_model=options.camera_model,
+        )
+    if known.positions is not None:
+        scene, tracks, alignment = aligned_or_as_it_is(scene, known.positions, tracks)
+    return _Refined(scene, tracks, adjustment, alignment)
 
 
 def _track_head(model: Model, weights: str, formats: list[Format]) -> str:
@@ -361,13 +409,9 @@ def export_saved(
         if output is not None:
             named = [frame.path for frame in frames if frame is not None] if frames else scene.paths
             _check_not_in(output, named)
-        if intrinsics is not None:
-            scene = with_intrinsics(scene, intrinsics)
-        scene, adjustment = _adjusted(scene, options) if bundle else (scene, None)
-        alignment = None
-        if align_to is not None:
-            scene, alignment = aligned_or_as_it_is(scene, align_to)
-        export = Export.of(scene, options, frames)
+        known = _known(scene.names, scene.transforms, options, intrinsics, align_to)
+        scene, measured, adjustment, alignment = _refined(scene, options, bundle, known)
+        export = Export.of(scene, options, frames, measured=measured)
         if output is None:
             files = _write_into(folder, export, chosen)
         else:
@@ -452,12 +496,3 @@ def _check_free(folder: Path, target: Path) -> None:
             raise TargetError(
                 f"{path} is in the way of what is written there: move it, or give another output"
             )
-
-
-def _adjusted(scene: Scene, options: ExportOptions) -> tuple[Scene, dict[str, Any]]:
-    """The scene after bundle adjustment, of the cameras that the options ask for."""
-    return adjusted_or_as_it_is(
-        Export.of(scene, options).scene,
-        conf_percentile=options.conf_percentile,
-        shared_camera=options.shared_camera,
-    )

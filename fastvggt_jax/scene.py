@@ -61,6 +61,9 @@ class Scene:
     intrinsics: one per photograph, where its K comes from: "predicted" by the model, "recovered" from its
       points (see intrinsics.py), or "guessed", since no camera could be fitted to them; "shared" where all
       photographs were given one, "adjusted" after bundle adjustment, "given" where it was known.
+    origin: latitude, longitude (degrees, WGS 84) and altitude (metres) of the world's origin, whose axes then
+      point east, north and up; None where nobody knows. offset: what the world's coordinates are less by than
+      those that the scene was aligned to.
     paths: one per photograph, the file it is in, "" for what has none; or () where that is not known.
     white: the number that is white in those of more than 8 bits, see `sources.pixels`.
     """
@@ -78,6 +81,8 @@ class Scene:
     intrinsics: tuple[str, ...]
     conf_floor: float = -np.inf
     metric_scale: float | None = None
+    origin: tuple[float, float, float] | None = None
+    offset: tuple[float, ...] = (0.0, 0.0, 0.0)
     paths: tuple[str, ...] = ()
     white: int | None = None
 
@@ -157,6 +162,9 @@ class Scene:
             fields["transforms"] = tuple(ImageTransform(**t) for t in fields["transforms"])
             for name in ("names", "intrinsics", "paths"):
                 fields[name] = tuple(fields.get(name, ()))
+            for name in ("offset", "origin"):  # lists in JSON
+                if fields.get(name) is not None:
+                    fields[name] = tuple(fields[name])
             return cls(**fields)
         except TypeError as error:  # a field that is missing, or of a name that is none
             raise InputError(f"{path} is damaged: its parts are not those of a scene") from error

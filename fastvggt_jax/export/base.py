@@ -17,8 +17,8 @@ from pathlib import Path
 
 from fastvggt_jax.errors import ExtraError, InputError, whole_number
 from fastvggt_jax.export import mesh
-from fastvggt_jax.export.lenses import with_shared_camera, with_square_pixels
-from fastvggt_jax.export.tracks import Followed, Tracks, find_tracks, followed_tracks
+from fastvggt_jax.export.lenses import as_asked
+from fastvggt_jax.export.tracks import Followed, Tracks, find_tracks, followed_tracks, thinned
 from fastvggt_jax.registry import Registry
 from fastvggt_jax.scene import PointCloud, Scene, check_cloud_options
 from fastvggt_jax.sources import Frame
@@ -82,13 +82,15 @@ class Export:
     """A scene that is being written; what several formats want of it is made once.
 
     photographs: one Frame per photograph, which opens it, or None; by default the files that the scene names.
-    followed: what tracks are made of; None makes them of the scene's depth.
+    followed: what tracks are made of; None makes them of the scene's depth. measured: the tracks themselves,
+      where bundle adjustment has made them.
     """
 
     scene: Scene
     options: ExportOptions = ExportOptions()  # noqa: RUF009  immutable
     photographs: Sequence[Frame | None] = ()
     followed: Followed | None = None
+    measured: Tracks | None = None
 
     @classmethod
     def of(
@@ -97,13 +99,13 @@ class Export:
         options: ExportOptions,
         photographs: Sequence[Frame | None] = (),
         followed: Followed | None = None,
+        measured: Tracks | None = None,
     ) -> Export:
-        """With the cameras that the options ask for, which then are the same in all formats."""
-        if options.shared_camera:
-            scene = with_shared_camera(scene)
-        elif options.camera_model == "SIMPLE_RADIAL":
-            scene = with_square_pixels(scene)
-        return cls(scene, options, photographs, followed)
+        """With the cameras that the options ask for, which then are the same in all formats. InputError where
+        a K that was given forbids it.
+        """
+        scene = as_asked(scene, shared_camera=options.shared_camera, camera_model=options.camera_model)
+        return cls(scene, options, photographs, followed, measured)
 
     @cached_property
     def cloud(self) -> PointCloud:
@@ -113,7 +115,9 @@ class Export:
     def tracks(self) -> Tracks:
         o = self.options
         filters = dict(conf_percentile=o.conf_percentile, edge_filter=o.edge_filter)
-        if self.followed is None:
+        if self.measured is not None:
+            tracks = thinned(self.measured, o.track_points)
+        elif self.followed is None:
             tracks = find_tracks(self.scene, o.track_points, **filters, voxel=o.voxel)
         else:
             tracks = followed_tracks(self.scene, self.followed, o.track_points, **filters)

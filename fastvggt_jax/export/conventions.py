@@ -9,6 +9,7 @@ from typing import Any
 from fastvggt_jax.export.base import Export, Format, all_formats
 from fastvggt_jax.io.files import write_file
 from fastvggt_jax.io.scenes import CONVENTIONS as OF_CAMERAS
+from fastvggt_jax.io.scenes import world
 
 FILE = "scene.json"
 
@@ -24,7 +25,7 @@ def write_conventions(export: Export, folder: Path) -> None:
         "format": "fastvggt_jax files",
         "format_version": 1,
         "world": OF_CAMERAS["world"],
-        "metric_scale": export.scene.metric_scale,
+        **world(export.scene),
         "photographs": len(export.scene.names),
         "formats": formats,
     }

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from fastvggt_jax.errors import InputError
 from fastvggt_jax.scene import Scene
 from fastvggt_jax.sources import ImageTransform
 
@@ -19,25 +20,64 @@ def with_shared_camera(scene: Scene) -> Scene:
 
     Photographs whose longer and shorter sides are those of others, turned or not, have their focal length in
     common; those of another size were scaled or cropped, and have one of their own. A K that was a guess has
-    no voice where another has one.
+    no voice where another has one. Equal K that were given, or adjusted together, stay as they are.
     """
-    K, sizes = _K_original(scene), [(t.original_width, t.original_height) for t in scene.transforms]
+    K, sizes = _K_original(scene), _sizes(scene)
     sure = np.array([kind != "guessed" for kind in scene.intrinsics])
-    shared = np.tile(np.eye(3), (len(K), 1, 1))
+    settled = np.array([kind in ("given", "adjusted") for kind in scene.intrinsics])
+    shared = K.copy()
     for group in _groups([tuple(sorted(size)) for size in sizes]):
         voices = K[group & sure] if (group & sure).any() else K[group]
-        shared[group, 0, 0] = shared[group, 1, 1] = np.median(voices[:, [0, 1], [0, 1]])
+        if not (settled[group].all() and _equal(K[group][:, [0, 1], [0, 1]])):
+            shared[group, 0, 0] = shared[group, 1, 1] = np.median(voices[:, [0, 1], [0, 1]])
     for group in _groups(sizes):
         voices = K[group & sure] if (group & sure).any() else K[group]
-        shared[group, :2, 2] = np.median(voices[:, :2, 2], axis=0)
-    return with_K(scene, shared, ("shared",) * len(K))
+        if not _equal(K[group][:, :2, 2]):
+            shared[group, :2, 2] = np.median(voices[:, :2, 2], axis=0)
+    stays = settled & (shared == K).all((1, 2))
+    if stays.all():
+        return scene
+    kinds = [kind if same else "shared" for kind, same in zip(scene.intrinsics, stays, strict=True)]
+    return with_K(scene, shared, tuple(kinds))
 
 
 def with_square_pixels(scene: Scene) -> Scene:
     """The scene with fx = fy in original pixels, their geometric mean, for each photograph."""
     K = _K_original(scene)
+    if _equal(K[:, [0, 1], [0, 1]].T):
+        return scene
     K[:, 0, 0] = K[:, 1, 1] = np.sqrt(K[:, 0, 0] * K[:, 1, 1])
     return with_K(scene, K, scene.intrinsics)
+
+
+def as_asked(scene: Scene, *, shared_camera: bool, camera_model: str) -> Scene:
+    """The scene with the cameras that `ExportOptions` ask for. InputError where a K that was given forbids
+    it.
+    """
+    given = np.array([kind == "given" for kind in scene.intrinsics])
+    sizes = [size for size, is_given in zip(_sizes(scene), given, strict=True) if is_given]
+    check_given(_K_original(scene)[given], sizes, shared_camera=shared_camera, camera_model=camera_model)
+    if shared_camera:
+        return with_shared_camera(scene)
+    return with_square_pixels(scene) if camera_model == "SIMPLE_RADIAL" else scene
+
+
+def check_given(
+    K: np.ndarray, sizes: Sequence[tuple[int, int]], *, shared_camera: bool, camera_model: str
+) -> None:
+    """Raises InputError where known K f64[F, 3, 3] of photographs of these original sizes (width, height)
+    would have to become others.
+    """
+    focal = K[:, [0, 1], [0, 1]]
+    if camera_model == "SIMPLE_RADIAL" and not _equal(focal.T):
+        text = (
+            "camera_model SIMPLE_RADIAL has one focal length, but the intrinsics that were given have an fx"
+        )
+        raise InputError(f"{text} and an fy: take PINHOLE", argument="camera_model")
+    same = all(_equal(focal[group]) for group in _groups([tuple(sorted(size)) for size in sizes]))
+    if shared_camera and not (same and all(_equal(K[group]) for group in _groups(sizes))):
+        text = "shared_camera is one camera, but the intrinsics that were given are of several"
+        raise InputError(f"{text}: leave one of the two out", argument="shared_camera")
 
 
 def with_K(scene: Scene, K_original: np.ndarray, intrinsics: tuple[str, ...]) -> Scene:
@@ -52,6 +92,15 @@ def with_K(scene: Scene, K_original: np.ndarray, intrinsics: tuple[str, ...]) ->
         local = local @ (np.linalg.inv(K[i]) @ scene.K[i]).T
         points[i] = local @ back[:3, :3].T + back[:3, 3]
     return dataclasses.replace(scene, K=K.astype(np.float32), points=points, intrinsics=intrinsics)
+
+
+def _sizes(scene: Scene) -> list[tuple[int, int]]:
+    return [(t.original_width, t.original_height) for t in scene.transforms]
+
+
+def _equal(values: np.ndarray) -> bool:
+    """Whether all rows of [F, ...] are the first one, as far as float32 tells."""
+    return bool(np.allclose(values, values[:1], rtol=1e-5, atol=0))
 
 
 def _K_original(scene: Scene) -> np.ndarray:

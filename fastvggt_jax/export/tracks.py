@@ -86,6 +86,23 @@ def select(tracks: Tracks, kept: np.ndarray) -> Tracks:
     )
 
 
+def placed(tracks: Tracks, scene: Scene, xyz: np.ndarray) -> Tracks:
+    """The same observations of points that are at xyz f64[M, 3] in the world of a scene now."""
+    at = np.einsum("nij,nj->ni", _pixel_from_world(scene)[tracks.frame, :, :3], xyz[tracks.point])
+    at += _pixel_from_world(scene)[tracks.frame, :, 3]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        residual = tracks.xy - at[:, :2] / at[:, 2:]
+    return dataclasses.replace(tracks, xyz=xyz, residual=residual)
+
+
+def thinned(tracks: Tracks, max_points: int) -> Tracks:
+    """At most so many points of these, evenly spread."""
+    if len(tracks) <= max_points:
+        return tracks
+    chosen = np.isin(np.arange(len(tracks)), spread(len(tracks), max_points))
+    return select(tracks, chosen[tracks.point])
+
+
 def find_tracks(
     scene: Scene,
     max_points: int,

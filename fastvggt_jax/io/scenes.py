@@ -33,7 +33,8 @@ CONVENTIONS = {
     "world_from_cam": "4x4, row by row; x_world = world_from_cam @ [x_cam, 1]; its last column is the "
     "camera's centre",
     "world": "the first camera's frame, about (VGGT) or exactly (π³), or what the scene was aligned to; the "
-    "unit is arbitrary unless metric_scale, metres per unit, is given",
+    "unit is arbitrary unless metric_scale, metres per unit, is given; coordinates are those that it was "
+    "aligned to less offset, or metres east, north and up of origin (latitude, longitude, altitude)",
     "K": "3x3 in pixels of width x height, the photograph as it is seen (EXIF orientation applied); the "
     "outer corner of the first pixel is (0, 0), its centre (0.5, 0.5); no distortion. A point is seen at the "
     "centre of the model's pixel that it is of",
@@ -44,6 +45,11 @@ CONVENTIONS = {
     "model": "the image that the model saw: x_model = scale[0] * x + offset[0], and the same in y; "
     "valid = [left, top, right, bottom] of it is photograph, the rest padding",
 }
+
+
+def world(scene: Scene) -> dict[str, Any]:
+    """What is known of a scene's world, JSON-able."""
+    return {name: getattr(scene, name) for name in ("metric_scale", "offset", "origin")}
 
 
 def write_cameras(
@@ -82,7 +88,7 @@ def write_cameras(
         "format": "fastvggt_jax cameras",
         "format_version": 1,
         "conventions": CONVENTIONS,
-        "metric_scale": scene.metric_scale,
+        **world(scene),
         "images": images,
     }
     write_file(path, json.dumps(content, indent=1, allow_nan=False).encode())
@@ -187,6 +193,12 @@ def _check(fields: dict[str, Any]) -> None:
     white = fields.get("white")  # absent in files of before
     if white is not None and (type(white) is not int or not 0 < white < 2**32):
         raise ValueError(f"white is {white!r}")
+    for name, whole in (("offset", False), ("origin", True)):  # absent in files of before
+        place = fields.get(name)
+        if place is None and (whole or name not in fields):
+            continue
+        if not isinstance(place, list) or len(place) != 3 or not all(map(_is_finite, place)):
+            raise ValueError(f"{name} is {place!r:.300}")
     if not (_is_finite(floor) or floor in (-np.inf, np.inf)):
         raise ValueError(f"conf_floor is {floor!r:.30}")
     if scale is not None and not (_is_finite(scale) and scale > 0):

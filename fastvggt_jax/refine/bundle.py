@@ -12,12 +12,13 @@ import numpy as np
 
 from fastvggt_jax.errors import ExtraError, FailedError
 from fastvggt_jax.export.colmap import write_colmap
-from fastvggt_jax.export.lenses import model_from_original
-from fastvggt_jax.export.tracks import Tracks, select
+from fastvggt_jax.export.lenses import as_asked, model_from_original, with_shared_camera
+from fastvggt_jax.export.tracks import Tracks, placed, select
 from fastvggt_jax.refine.matching import measure_tracks
 from fastvggt_jax.scene import Scene
 
-ROUNDS = 3  # each measures from where the one before has moved the cameras; the first keeps focal lengths
+# Whether each round refines focal lengths; each measures from where the one before has moved the cameras.
+ZOOMS = (False, True, True)
 OUTLIER = 2.0  # model pixels from where adjusted cameras see a point: another thing that looks alike
 LEAST_POINTS = 50  # with tracks, of a scene
 LEAST_SEEN = 20  # of them, by a photograph whose camera is moved
@@ -31,7 +32,8 @@ class Adjustment(NamedTuple):
     """What was done.
 
     before, after: median distance between where photographs show points and where cameras see them, in the
-      photographs' pixels; before of the model's points, after of points that were adjusted with the cameras.
+      photographs' pixels; of the same points and observations, each point where the cameras, those of before
+      and of after, agree best about it.
     points, observations: that were used. moved: names of the photographs whose cameras were.
     zoomed: whether focal lengths were refined too.
     """
@@ -52,52 +54,79 @@ def require() -> None:
 
 
 def bundle_adjust(
-    scene: Scene, *, conf_percentile: float | None = None, shared_camera: bool = False
-) -> tuple[Scene, Adjustment]:
-    """The scene with refined cameras, whose depth and points follow them.
+    scene: Scene,
+    *,
+    conf_percentile: float | None = None,
+    shared_camera: bool = False,
+    camera_model: str = "PINHOLE",
+) -> tuple[Scene, Tracks, Adjustment]:
+    """The scene with refined cameras, whose depth and points follow them; the tracks that they were refined
+    by, with their points where these came to be; and what was done.
 
-    Poses and focal lengths are refined, with `shared_camera` one for all photographs of a size; the first
-    camera stays, and the unit. A photograph's depth is scaled by the median of what its own points' depths
-    have changed by. A photograph that sees too few tracks keeps its camera.
+    Poses and focal lengths are refined, with `shared_camera` one for all photographs of a size, with the
+    `camera_model` SIMPLE_RADIAL one for x and y; a K that was given stays. The first camera stays, and the
+    unit. A photograph's depth is scaled by the median of what its own points' depths have changed by. A
+    photograph that sees too few tracks keeps its camera.
 
     Raises ExtraError without pycolmap; FailedError if there is too little to go by, or if the error does not
     fall or a camera runs away, so that the scene is better left as it is.
     """
     require()
-    tracks = measure_tracks(scene, conf_percentile=conf_percentile)
-    before, adjusted, done = _error(scene, tracks), scene, None
-    for number in range(ROUNDS):
+    scene = as_asked(scene, shared_camera=shared_camera, camera_model=camera_model)
+    one_focal = shared_camera or camera_model == "SIMPLE_RADIAL"
+    adjusted, used, done = scene, None, None
+    for zoom in ZOOMS:
         try:
-            if number:
-                tracks = measure_tracks(adjusted, conf_percentile=conf_percentile)
-            found, used, after = _adjust(adjusted, tracks, shared_camera=shared_camera, zoom=number > 0)
+            tracks = measure_tracks(adjusted, conf_percentile=conf_percentile)
+            _enough(tracks, scene)
+            found, kept = _adjusted(adjusted, tracks, shared_camera, one_focal, zoom)
+            if (
+                shared_camera
+            ):  # photographs that are turned have a camera of their own, of the same focal length
+                level = with_shared_camera(found)
+                if not np.allclose(level.K, found.K, rtol=1e-5):
+                    found, kept = _adjusted(level, tracks, shared_camera, one_focal, zoom=False)
+            before, after = _error(scene, tracks), _error(found, tracks)
             _check_better(scene, found, before, after)
+            if done is not None and after.cost >= _error(adjusted, tracks).cost:
+                break
         except FailedError:
             if done is None:
                 raise
             break
-        moved = tuple(name for name, is_in in zip(scene.names, _enough(used, scene), strict=True) if is_in)
-        adjusted = found
-        done = Adjustment(before, after, len(used), len(used.point), moved, number > 0)
-    assert done is not None  # there is at least one round
-    return adjusted, done
+        moved = tuple(name for name, is_in in zip(scene.names, _enough(kept, scene), strict=True) if is_in)
+        zoomed = not np.allclose(found.K, scene.K, rtol=1e-6)
+        adjusted, used = found, kept
+        done = Adjustment(before.median, after.median, len(kept), len(kept.point), moved, zoomed)
+    assert used is not None and done is not None  # there is at least one round
+    return adjusted, used, done
 
 
-def adjusted_or_as_it_is(
-    scene: Scene, *, conf_percentile: float | None = None, shared_camera: bool = False
-) -> tuple[Scene, dict[str, Any]]:
-    """(the adjusted scene, or with a warning this one where that fails; a JSON-able account)."""
+def adjusted_or_as_it_is(scene: Scene, **how: Any) -> tuple[Scene, Tracks | None, dict[str, Any]]:
+    """(the adjusted scene and its tracks, or with a warning this one and None where that fails; a JSON-able
+    account). `how` as `bundle_adjust` takes it.
+    """
     try:
-        scene, done = bundle_adjust(scene, conf_percentile=conf_percentile, shared_camera=shared_camera)
+        scene, tracks, done = bundle_adjust(scene, **how)
     except FailedError as error:
         warnings.warn(f"{error}; the cameras are left as the model has them", stacklevel=2)
-        return scene, {"failed": str(error)}
-    return scene, done._asdict() | {"moved": list(done.moved)}
+        return scene, None, {"failed": str(error)}
+    return scene, tracks, done._asdict() | {"moved": list(done.moved)}
 
 
-def _error(scene: Scene, tracks: Tracks) -> float:
-    """The median distance in original pixels of where photographs show points from where cameras see them."""
-    return float(np.median(tracks.in_pixels(scene)[1])) if len(tracks) else float("inf")
+class _Error(NamedTuple):
+    """Of the distances between where photographs show points and where cameras see them: the median, in
+    original pixels, and the mean of what the solver minimises.
+    """
+
+    median: float
+    cost: float
+
+
+def _error(scene: Scene, tracks: Tracks) -> _Error:
+    """Of these cameras, if the points alone are adjusted to them."""
+    off, original = _distances(tracks, _solved(scene, tracks, points_alone=True), scene)
+    return _Error(float(np.median(original)), float(np.log1p((off / ROBUST) ** 2).mean()))
 
 
 def _enough(tracks: Tracks, scene: Scene) -> np.ndarray:
@@ -110,8 +139,15 @@ def _enough(tracks: Tracks, scene: Scene) -> np.ndarray:
     return seen
 
 
-def _check_better(scene: Scene, adjusted: Scene, before: float, after: float) -> None:
-    finite = all(np.isfinite(x).all() for x in (adjusted.K, adjusted.cam_from_world)) and np.isfinite(after)
+def _of_enough(tracks: Tracks, scene: Scene) -> Tracks:
+    """Without the observations of photographs whose cameras cannot be moved. Raises as `_enough`."""
+    while not (seen := _enough(tracks, scene))[tracks.frame].all():
+        tracks = select(tracks, seen[tracks.frame])
+    return tracks
+
+
+def _check_better(scene: Scene, adjusted: Scene, before: _Error, after: _Error) -> None:
+    finite = all(np.isfinite(x).all() for x in (adjusted.K, adjusted.cam_from_world, after))
     wrong = "its numbers are not finite" if not finite else None
     if finite:
         turned = np.einsum("fij,fij->f", scene.cam_from_world[..., :3], adjusted.cam_from_world[..., :3])
@@ -120,38 +156,56 @@ def _check_better(scene: Scene, adjusted: Scene, before: float, after: float) ->
         for name, angle, factor in zip(scene.names, degrees, zoom, strict=True):
             if angle > LARGEST_TURN or factor > LARGEST_ZOOM:
                 wrong = f"it turns the camera of {name} by {angle:.0f} degrees and zooms by {factor:.2f}"
-        if after >= before:
-            wrong = f"the reprojection error does not fall ({before:.2f} to {after:.2f} pixels)"
+        if after.median >= before.median or after.cost >= before.cost:
+            fall = f"{before.median:.2f} to {after.median:.2f} pixels"
+            wrong = f"the reprojection error does not fall ({fall})"
     if wrong:
         raise FailedError(f"bundle_adjust has failed: {wrong}", argument="bundle_adjust")
 
 
-def _adjust(scene: Scene, tracks: Tracks, *, shared_camera: bool, zoom: bool) -> tuple[Scene, Tracks, float]:
-    """The scene adjusted to these tracks, twice, the second time without what the first has left far off; the
-    tracks that were kept; and the median distance, in original pixels, of all from where they are seen now.
+def _adjusted(
+    scene: Scene, tracks: Tracks, shared_camera: bool, one_focal: bool, zoom: bool
+) -> tuple[Scene, Tracks]:
+    """The scene adjusted to these tracks, twice, the second time without what the first has left far off; and
+    the tracks that were kept, in its world.
 
-    zoom: whether focal lengths are refined.
+    zoom: whether focal lengths are refined; one_focal: of a camera they are one.
     """
-    model = _solved(scene, tracks, shared_camera, zoom)
-    kept = select(tracks, _distances(tracks, model, scene)[0] <= OUTLIER)
-    model = _solved(scene, kept, shared_camera, zoom)
-    _, off = _distances(kept, model, scene)
-    left_out = len(tracks.point) - len(kept.point)
-    after = float(np.median(np.concatenate([off, np.full(left_out, np.inf)])))
-    return _followed(scene, kept, model), kept, after
+    how = dict(shared_camera=shared_camera, one_focal=one_focal, zoom=zoom)
+    tracks = _of_enough(tracks, scene)
+    model = _solved(scene, tracks, **how)
+    kept = _of_enough(select(tracks, _distances(tracks, model, scene)[0] <= OUTLIER), scene)
+    return _followed(scene, kept, _solved(scene, kept, **how))
 
 
-def _solved(scene: Scene, tracks: Tracks, shared_camera: bool, zoom: bool) -> Any:
-    """pycolmap's Reconstruction of the scene and these tracks, adjusted."""
+def _solved(
+    scene: Scene,
+    tracks: Tracks,
+    *,
+    shared_camera: bool = False,
+    one_focal: bool = False,
+    zoom: bool = False,
+    points_alone: bool = False,
+) -> Any:
+    """pycolmap's Reconstruction of the scene and these tracks, adjusted: the cameras of photographs that have
+    observations, or `points_alone`.
+    """
     import pycolmap
 
     with tempfile.TemporaryDirectory() as folder:
-        write_colmap(scene, tracks, folder, shared_camera=shared_camera)
+        kind = "SIMPLE_RADIAL" if one_focal else "PINHOLE"  # without distortion, which is not refined
+        write_colmap(scene, tracks, folder, shared_camera=shared_camera, camera_model=kind)
         model = pycolmap.Reconstruction(folder)
     config = pycolmap.BundleAdjustmentConfig()
-    for frame in np.flatnonzero(_enough(tracks, scene)):
-        config.add_image(int(frame) + 1)
-    config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    for frame in np.unique(tracks.frame):
+        image = model.images[int(frame) + 1]
+        config.add_image(image.image_id)
+        if points_alone:
+            config.set_constant_rig_from_world_pose(image.frame_id)
+        if scene.intrinsics[frame] == "given":
+            config.set_constant_cam_intrinsics(image.camera_id)
+    if not points_alone:
+        config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     options = pycolmap.BundleAdjustmentOptions()
     options.refine_focal_length = zoom
     options.refine_extra_params = False
@@ -210,8 +264,10 @@ def _in_the_old_unit(
     return np.concatenate([rotation, translation[..., None]], -1), first + scale * (xyz - first)
 
 
-def _followed(scene: Scene, tracks: Tracks, model: Any) -> Scene:
-    """The scene with the model's cameras, in the unit in which the median of its depths stays."""
+def _followed(scene: Scene, tracks: Tracks, model: Any) -> tuple[Scene, Tracks]:
+    """The scene with the model's cameras, in the unit in which the median of its depths stays, and the tracks
+    with the model's points.
+    """
     frames = range(len(scene.names))
     cam_from_world, original = _cameras(model, len(scene.names))
     K = np.stack([model_from_original(t) @ k for t, k in zip(scene.transforms, original, strict=True)])
@@ -239,11 +295,15 @@ def _followed(scene: Scene, tracks: Tracks, model: Any) -> Scene:
         local = scale * local @ (np.linalg.inv(K[i]) @ scene.K[i]).T  # seen in the same pixel
         points[i] = (local - cam_from_world[i, :, 3]) @ cam_from_world[i, :, :3]
         depth[i] = scale * scene.depth[i]
-    return dataclasses.replace(
+    stays = np.isclose(K, scene.K, rtol=1e-6).all((1, 2))
+    found = dataclasses.replace(
         scene,
         K=K.astype(np.float32),
         cam_from_world=cam_from_world.astype(np.float32),
         points=points,
         depth=depth,
-        intrinsics=("adjusted",) * len(scene.names),
+        intrinsics=tuple(
+            old if same else "adjusted" for old, same in zip(scene.intrinsics, stays, strict=True)
+        ),
     )
+    return found, placed(tracks, found, xyz)

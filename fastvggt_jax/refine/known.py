@@ -16,11 +16,13 @@ import numpy as np
 
 from fastvggt_jax.errors import Error, FailedError, FileError, InputError, MissingError
 from fastvggt_jax.export.lenses import with_K
+from fastvggt_jax.export.tracks import Tracks, placed
 from fastvggt_jax.geometry.alignment import Similarity, align, best_rotation, is_rotation
 from fastvggt_jax.io.colmap import read_model
 from fastvggt_jax.io.files import regular_file
 from fastvggt_jax.io.json_files import read_json
 from fastvggt_jax.scene import Scene
+from fastvggt_jax.sources import ImageTransform
 
 T = TypeVar("T")
 EARTH_RADIUS, EARTH_FLATTENING = 6378137.0, 1 / 298.257223563  # WGS 84, metres
@@ -44,7 +46,11 @@ def with_intrinsics(scene: Scene, given: str) -> Scene:
 
     Raises MissingError, or InputError if `given` is none of these, or of other photographs.
     """
-    K = known_K(scene.names, [(t.original_width, t.original_height) for t in scene.transforms], given)
+    return with_known_K(scene, known_K(scene.names, original_sizes(scene.transforms), given))
+
+
+def with_known_K(scene: Scene, K: np.ndarray) -> Scene:
+    """The same for K f64[F, 3, 3] in pixels of the photographs."""
     old = np.stack([scene.K_original(i) for i in range(len(K))])
     focal = lambda k: np.sqrt(k[:, 0, 0] * k[:, 1, 1])
     ratio = focal(K) / focal(old)
@@ -53,6 +59,11 @@ def with_intrinsics(scene: Scene, given: str) -> Scene:
     scale = ratio.astype(np.float32)[:, None, None]
     points = centres + scale[..., None] * (scene.points - centres)
     return dataclasses.replace(scene, depth=scene.depth * scale, points=points.astype(np.float32))
+
+
+def original_sizes(transforms: Sequence[ImageTransform]) -> list[tuple[int, int]]:
+    """(width, height) of photographs."""
+    return [(t.original_width, t.original_height) for t in transforms]
 
 
 def known_K(names: Sequence[str], sizes: Sequence[tuple[int, int]], given: str) -> np.ndarray:
@@ -134,7 +145,9 @@ class Alignment(NamedTuple):
     """What was done.
 
     photographs: how many positions were known. residual: their median distance from where the cameras are
-      now, in the given unit; largest: the largest of these. scale: of the given unit per unit of before.
+      now, in the given unit; largest: the largest of these.
+    scale, rotation, translation: what brings a point x of before to where it is now, scale·rotation·x +
+      translation; scale is of the given unit per unit of before.
     origin: latitude, longitude (degrees) and altitude (metres) of the world's origin, whose axes point east,
       north and up; None where positions were Cartesian. offset: what was taken off these, (0, 0, 0) but for
       large ones: a position in the scene is that much less than the given one.
@@ -144,8 +157,13 @@ class Alignment(NamedTuple):
     residual: float
     largest: float
     scale: float
+    rotation: tuple[tuple[float, ...], ...]
+    translation: tuple[float, ...]
     origin: tuple[float, float, float] | None
     offset: tuple[float, ...] = (0.0, 0.0, 0.0)
+
+    def similarity(self) -> Similarity:
+        return Similarity(self.scale, np.array(self.rotation), np.array(self.translation))
 
 
 class Known(NamedTuple):
@@ -157,6 +175,14 @@ class Known(NamedTuple):
     rotations: dict[str, np.ndarray]
     metric_scale: float | None
     origin: tuple[float, float, float] | None
+
+
+class Positions(NamedTuple):
+    """What a file says of some photographs, by their names."""
+
+    path: str
+    known: Known
+    names: list[str]
 
 
 def aligned_to(scene: Scene, path: str) -> tuple[Scene, Alignment]:
@@ -172,7 +198,12 @@ def aligned_to(scene: Scene, path: str) -> tuple[Scene, Alignment]:
       similarity: three positions that are not on a line, or two and the cameras' rotations. FailedError if
       the model's cameras do not.
     """
-    known, names = known_positions(path, scene.names)
+    return aligned(scene, known_positions(path, scene.names))
+
+
+def aligned(scene: Scene, positions: Positions) -> tuple[Scene, Alignment]:
+    """The same for positions that were read already. Raises FailedError."""
+    path, known, names = positions
     here = [scene.names.index(name) for name in names]
     pose = scene.world_from_cam.astype(np.float64)[here]
     truth = np.stack([known.centres[_key(name, known.centres)] for name in names])  # type: ignore[index]
@@ -182,10 +213,24 @@ def aligned_to(scene: Scene, path: str) -> tuple[Scene, Alignment]:
     offset = _offset(truth)
     truth = truth - offset
     found = _fitted(pose, truth, rotations, path)
-    moved = dataclasses.replace(_moved(scene, found), metric_scale=known.metric_scale)
+    moved = dataclasses.replace(
+        _moved(scene, found),
+        metric_scale=known.metric_scale,
+        origin=known.origin,
+        offset=tuple(offset.tolist()),
+    )
     residuals = np.linalg.norm(moved.world_from_cam[here, :3, 3] - truth, axis=-1)
     middle, largest = float(np.median(residuals)), float(residuals.max())
-    done = Alignment(len(names), middle, largest, found.scale, known.origin, tuple(offset.tolist()))
+    done = Alignment(
+        len(names),
+        middle,
+        largest,
+        found.scale,
+        tuple(map(tuple, found.rotation.tolist())),
+        tuple(found.translation.tolist()),
+        known.origin,
+        tuple(offset.tolist()),
+    )
     if offset.any():
         numbers = ", ".join(f"{x:.0f}" for x in offset)
         text = f"the positions of {path} lie so far from 0 that float32 is too coarse there"
@@ -203,14 +248,20 @@ def _offset(positions: np.ndarray) -> np.ndarray:
     return np.rint(positions.mean(0))
 
 
-def aligned_or_as_it_is(scene: Scene, path: str) -> tuple[Scene, dict[str, Any]]:
-    """(the aligned scene, or with a warning this one where that fails; a JSON-able account)."""
+def aligned_or_as_it_is(
+    scene: Scene, positions: Positions, tracks: Tracks | None = None
+) -> tuple[Scene, Tracks | None, dict[str, Any]]:
+    """(the aligned scene, or with a warning this one where that fails; its tracks, which go with it; a
+    JSON-able account).
+    """
     try:
-        scene, done = aligned_to(scene, path)
+        scene, done = aligned(scene, positions)
     except FailedError as error:
         warnings.warn(str(error), stacklevel=2)
-        return scene, {"failed": str(error)}
-    return scene, done._asdict()
+        return scene, tracks, {"failed": str(error)}
+    if tracks is not None:
+        tracks = placed(tracks, scene, done.similarity()(tracks.xyz))
+    return scene, tracks, done._asdict()
 
 
 def _fitted(pose: np.ndarray, truth: np.ndarray, rotations: np.ndarray | None, path: str) -> Similarity:
@@ -271,7 +322,7 @@ def _moved(scene: Scene, by: Similarity) -> Scene:
     )
 
 
-def known_positions(path: str, names: Sequence[str]) -> tuple[Known, list[str]]:
+def known_positions(path: str, names: Sequence[str]) -> Positions:
     """What a file says of photographs of these names, and those of them that it names. Raises as
     `aligned_to`.
     """
@@ -292,7 +343,7 @@ def known_positions(path: str, names: Sequence[str]) -> tuple[Known, list[str]]:
     if not known.rotations and _leaves_a_line(truth) < ON_A_LINE:
         text = f"align_to {path}: the positions are on a line, which leaves the turn about it open"
         raise InputError(f"{text}; a cameras.json has rotations too", argument="align_to")
-    return known, found
+    return Positions(path, known, found)
 
 
 def _known_positions(path: str) -> Known:

@@ -214,7 +214,7 @@ def test_cameras_that_contradict_the_positions_stay_with_a_warning(scene, tmp_pa
         row[3], other[3] = other[3], row[3]
     (tmp_path / "swapped.json").write_text(json.dumps(content))
     with pytest.warns(UserWarning, match="was not aligned .* look another way"):
-        same, done = aligned_or_as_it_is(two, str(tmp_path / "swapped.json"))
+        same, _, done = aligned_or_as_it_is(two, known_positions(str(tmp_path / "swapped.json"), two.names))
     assert same is two and "failed" in done
 
 
@@ -261,7 +261,7 @@ def test_a_colmap_model_says_where_cameras_stood(scene, tmp_path):
 def test_a_table_may_begin_with_a_mark(scene, tmp_path):
     rows = [f"{n},{i},{i * i},{i % 3}" for i, n in enumerate(scene.names)]
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + "\n".join(["name,x,y,z", *rows]).encode())
-    assert known_positions(str(tmp_path / "a.csv"), scene.names)[1] == list(scene.names)
+    assert known_positions(str(tmp_path / "a.csv"), scene.names).names == list(scene.names)
 
 
 @pytest.mark.parametrize(
