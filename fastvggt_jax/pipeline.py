@@ -27,6 +27,7 @@ from fastvggt_jax.errors import (
     TargetError,
     out_of_memory,
 )
+from fastvggt_jax.evaluate.metrics import auc, pair_errors
 from fastvggt_jax.export.base import (
     Export,
     ExportOptions,
@@ -59,12 +60,14 @@ from fastvggt_jax.refine.known import (
     known_K,
     known_positions,
     original_sizes,
+    poses_in,
     with_known_K,
 )
 from fastvggt_jax.refine.queries import Queries, choose_queries
 from fastvggt_jax.refine.sky import without_sky
 from fastvggt_jax.scene import Scene, to_scene
 from fastvggt_jax.sources import Images, ImageTransform, load_images
+from fastvggt_jax.sources.lists import COLMAP_FOLDER, is_list, listed
 from fastvggt_jax.sources.video import Video, is_video
 from fastvggt_jax.sparsity import Sparsity
 
@@ -172,6 +175,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
         "tracks": export.tracks_report(),
         "bundle_adjustment": adjustment,
         "alignment": alignment,
+        "comparison": _comparison(scene, s.photos),
         "intrinsics": list(scene.intrinsics),
         "model": {
             "class": type(model).__name__,
@@ -188,14 +192,37 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
     }
 
 
-def _with_video_options(settings: Settings) -> list[str | Video]:
+def _with_video_options(settings: Settings) -> list[str | Path | Video]:
     """What to load, videos with how many frames of them. Raises InputError where there is no video."""
-    chosen = {"fps": settings.fps, "max_frames": settings.max_frames}
+    chosen: dict[str, Any] = {"fps": settings.fps, "max_frames": settings.max_frames}
     given = {name: value for name, value in chosen.items() if value is not None}
-    if given and not any(map(is_video, settings.photos)):
+    if not given:
+        return list(settings.photos)
+    photos = [path for one in settings.photos for path in (listed(one) if is_list(one) else (one,))]
+    if not any(map(is_video, photos)):
         name = next(iter(given))
         raise InputError(f"{name} is for a video, and none was given", argument=name)
-    return [Video(one, **given) if is_video(one) else one for one in settings.photos]  # type: ignore[arg-type]
+    return [Video(one, **given) if is_video(one) else one for one in photos]
+
+
+def _comparison(scene: Scene, photos: Sequence[str]) -> dict[str, Any] | None:
+    """How far the scene's cameras are from those of the COLMAP folder that its photographs were named by, of
+    all pairs of photographs; None for other photographs.
+    """
+    if len(photos) != 1 or not COLMAP_FOLDER.recognises(photos[0]):
+        return None
+    known = poses_in(os.path.expanduser(photos[0]), scene.names)
+    if len(known) < 2:
+        return None
+    errors = pair_errors(scene.cam_from_world[list(known)], np.stack(list(known.values())))
+    rotation, translation = (round(float(np.median(one)), 3) for one in errors)
+    return {
+        "folder": photos[0],
+        "photographs": len(known),
+        "rotation_degrees": rotation,
+        "translation_degrees": translation,
+        "auc30": round(auc(*errors, 30), 2),
+    }
 
 
 class _Known(NamedTuple):
@@ -424,6 +451,7 @@ def export_saved(
         "tracks": export.tracks_report(),
         "bundle_adjustment": adjustment,
         "alignment": alignment,
+        "comparison": None,
         "warnings": [str(w.message) for w in caught if issubclass(w.category, UserWarning)],
     }
 

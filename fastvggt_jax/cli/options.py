@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fastvggt_jax.errors import MissingError
+from fastvggt_jax.errors import MissingError, printable
 from fastvggt_jax.io.cache import cache_folder
 
 if TYPE_CHECKING:
@@ -120,7 +120,14 @@ AlignTo = Annotated[
 
 
 def say_tracks(report: dict[str, Any]) -> None:
-    """A line each about bundle adjustment, alignment and tracks, where a report tells of them."""
+    """A line each about alignment, other cameras, bundle adjustment and tracks, where a report has them."""
+    others = report["comparison"]
+    if others:
+        typer.echo(
+            f"from the cameras in {printable(others['folder'])}: rotations {others['rotation_degrees']:.2f} "
+            f"and directions {others['translation_degrees']:.2f} degrees, medians of all pairs of "
+            f"{others['photographs']} photographs; AUC@30 {others['auc30']:.1f}"
+        )
     aligned = report["alignment"]
     if aligned and "failed" not in aligned:
         residuals = f"median residual {aligned['residual']:.3g}, largest {aligned['largest']:.3g}"

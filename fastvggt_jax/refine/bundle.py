@@ -25,7 +25,9 @@ LEAST_SEEN = 20  # of them, by a photograph whose camera is moved
 ROBUST = 0.5  # model pixels beyond which an observation counts less and less (Cauchy)
 ITERATIONS = 100
 LARGEST_TURN = 30.0  # degrees that a camera may turn; more is no refinement
-LARGEST_ZOOM = 2.0  # and the factor of its focal length
+# And the factor of its focal length. Of few views and little to see focal lengths drift, and the cameras'
+# distances with them, for next to no gain.
+LARGEST_ZOOM = 1.5
 
 
 class Adjustment(NamedTuple):

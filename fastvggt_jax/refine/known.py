@@ -177,6 +177,15 @@ class Known(NamedTuple):
     origin: tuple[float, float, float] | None
 
 
+def poses_in(folder: str | os.PathLike, names: Sequence[str]) -> dict[int, np.ndarray]:
+    """cam_from_world f64[3, 4] in the folder of a COLMAP model, by the positions of these photographs, as
+    far as it has them. Raises as `read_model`.
+    """
+    known = {one.name: one.cam_from_world for one in read_model(folder)}
+    keys = _keys(names, known, f"the COLMAP folder {folder}", "source")
+    return {i: known[key] for i, key in enumerate(keys) if key is not None}
+
+
 class Positions(NamedTuple):
     """What a file says of some photographs, by their names."""
 

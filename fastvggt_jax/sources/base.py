@@ -56,7 +56,7 @@ SOURCES: Registry[Source] = Registry(
     "source",
     {
         "arrays": "fastvggt_jax.sources.arrays:ARRAYS",
-        "video": "fastvggt_jax.sources.video:VIDEOS",
+        "video": "fastvggt_jax.sources.video:SOURCE",
         "text list": "fastvggt_jax.sources.lists:TEXT_LIST",
         "COLMAP folder": "fastvggt_jax.sources.lists:COLMAP_FOLDER",
         "photographs": "fastvggt_jax.sources.photographs:PHOTOGRAPHS",

@@ -20,30 +20,41 @@ class TextList:
     """
 
     def recognises(self, source: Any) -> bool:
-        return isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == ".txt"
+        return is_list(source)
 
     def frames(self, source: str | os.PathLike) -> Iterator[Frame]:
-        path = Path(os.path.expanduser(source))
-        try:
-            # Some editors begin a file with a mark.
-            text = regular_file(path, "source").read_text(encoding="utf-8-sig")
-            lines = [line.strip() for line in text.splitlines()]
-        except Error:
-            raise
-        except (OSError, UnicodeDecodeError) as error:
-            raise ImageError(f"{path} cannot be read as a list of photographs ({error})") from error
-        names = [line for line in lines if line and not line.startswith("#")]
-        if not names:
-            raise ImageError(f"the list {path} names no photographs")
-        for name in names:
-            if Path(name).suffix.lower() == ".txt":
-                raise ImageError(f"the list {path} names another list, {name}: name its photographs")
-            yield from frames_of(path.parent / os.path.expanduser(name))
+        for path in listed(source):
+            yield from frames_of(path)
+
+
+def is_list(source: Any) -> bool:
+    """Whether it is a text file by its name."""
+    return isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == ".txt"
+
+
+def listed(source: str | os.PathLike) -> list[Path]:
+    """What a text file names, in its order. Raises MissingError, or ImageError for one that names nothing."""
+    path = Path(os.path.expanduser(source))
+    try:
+        # Some editors begin a file with a mark.
+        text = regular_file(path, "source").read_text(encoding="utf-8-sig")
+        lines = [line.strip() for line in text.splitlines()]
+    except Error:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImageError(f"{path} cannot be read as a list of photographs ({error})") from error
+    names = [line for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise ImageError(f"the list {path} names no photographs")
+    for name in names:
+        if is_list(name):
+            raise ImageError(f"the list {path} names another list, {name}: name its photographs")
+    return [path.parent / os.path.expanduser(name) for name in names]
 
 
 class ColmapFolder:
     """A folder that holds a COLMAP model: the photographs that it names, in images/ or in the folder, in the
-    order of their names. Its cameras are for `--intrinsics`.
+    order of their names. Its cameras are for comparison, and for `--intrinsics` and `--align-to`.
     """
 
     def recognises(self, source: Any) -> bool:

@@ -28,6 +28,7 @@ from fastvggt_jax.sources.pixels import upright
 
 # Pillow's names of what is read, each of which its own decoder reads: no other program is ever started.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
+VIDEOS = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi")  # which are read from elsewhere, by name
 HEIF = "HEIF"  # by pillow-heif
 # Of a folder these are taken, by name; what is named itself may have any.
 SUFFIXES = (
@@ -71,7 +72,7 @@ def find_images(source: str | os.PathLike) -> tuple[list[Path], list[tuple[Path,
     if os.path.isfile(path):
         return [path], []
     if glob.has_magic(str(text)):
-        images, others, _ = _sorted_out(_matches(str(text)))
+        images, others, _ = _sorted_out(matches(str(text)))
         if not images:
             raise ImageError(f"the pattern {text} holds no images (looked for {' '.join(SUFFIXES)})")
         return images, others
@@ -85,7 +86,8 @@ def find_images(source: str | os.PathLike) -> tuple[list[Path], list[tuple[Path,
     raise MissingError(f"{path} does not exist; {hint}", argument="source")
 
 
-def _matches(pattern: str) -> list[Path]:
+def matches(pattern: str) -> list[Path]:
+    """What lies where a pattern says."""
     if "**" not in Path(pattern).parts:
         return [Path(name) for name in glob.glob(pattern)]
     # pathlib's `**` does not follow links to folders, of which there may be circles.
@@ -100,7 +102,7 @@ def _matches(pattern: str) -> list[Path]:
 def _sorted_out(paths: Iterable[Path]) -> tuple[list[Path], list[tuple[Path, str]], list[Path]]:
     """Images, other files with why they are left out, and folders; in order."""
     images, others, inside = [], [], []
-    for path in sorted(paths, key=_natural):
+    for path in sorted(paths, key=natural):
         if _hidden(path):
             continue
         if path.is_dir():
@@ -129,6 +131,9 @@ def _in_folder(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     if full:
         text += f", but its folders {', '.join(full[:3])}{', ...' * (len(full) > 3)} do: give one of these"
         text += f", or '{folder}/*/*' for all"
+    videos = [path.name for path, _ in others if path.suffix.lower() in VIDEOS]
+    if videos:
+        text += f"; of its videos, such as {videos[0]}, give the path"
     raise ImageError(text)
 
 
@@ -143,7 +148,7 @@ def _hidden(path: Path) -> bool:
     return path.name.startswith(".")
 
 
-def _natural(path: Path) -> tuple:
+def natural(path: Path) -> tuple:
     """Sort key: runs of digits by value."""
     parts = re.split(r"(\d+)", str(path).casefold())
     return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts], str(path)

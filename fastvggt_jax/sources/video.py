@@ -7,8 +7,10 @@ each the sharpest frame is taken, and dropped again where it shows the same as t
 from __future__ import annotations
 
 import dataclasses
+import glob
 import math
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from fractions import Fraction
@@ -19,23 +21,24 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fastvggt_jax.errors import ExtraError, ImageError, InputError, whole_number
+from fastvggt_jax.errors import ExtraError, ImageError, InputError, MissingError, whole_number
 from fastvggt_jax.io.files import regular_file
 from fastvggt_jax.sources.base import Frame
+from fastvggt_jax.sources.photographs import VIDEOS, matches, natural
 
-SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi")
 FPS, MAX_FRAMES = 2.0, 300  # where nothing is said
 # No playlists, which would make FFmpeg open other files, and nothing from elsewhere.
 OPTIONS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi", "protocol_whitelist": "file"}
 SMALL = 256  # pixels of the longer side on which frames are compared
 CUT_SHORT, CUT_SHORT_SECONDS = 0.05, 1.0  # what is missing at a video's end, by its own word, to be said
 MICROSECONDS = 1_000_000  # of a second: in these FFmpeg counts a file's length
+PASSED = 8  # frames that are kept on the way to a later one
 SAME = 1.0  # of 255: the mean difference below which two frames show the same
 
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """Frames of a video file for `load_images`.
+    """Frames of a video file, or of those of a pattern ("*.mp4"), for `load_images`.
 
     fps: frames per second, at most. max_frames: in all, at most; a longer video gets fewer per second.
 
@@ -57,7 +60,7 @@ def is_video(source: Any) -> bool:
     """Whether it is a Video, or a path that is one by its name."""
     if isinstance(source, Video):
         return True
-    return isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in SUFFIXES
+    return isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in VIDEOS
 
 
 class Videos:
@@ -66,47 +69,90 @@ class Videos:
 
     def frames(self, source: Any) -> Iterator[Frame]:
         video = source if isinstance(source, Video) else Video(source)
-        path = regular_file(os.path.expanduser(video.path), "source")
-        for number, shot in enumerate(_chosen(path, video)):
-            yield Frame(shot, name=f"{path.stem}_{number:05}", reopens=True)
+        for path in _files(os.path.expanduser(video.path)):
+            for number, shot in enumerate(_chosen(path, video)):
+                yield Frame(shot, name=f"{path.stem}_{number:05}", reopens=True)
 
 
-VIDEOS = Videos()
+SOURCE = Videos()
+
+
+def _files(name: str | os.PathLike) -> list[Path]:
+    if glob.has_magic(str(name)) and not os.path.lexists(name):
+        found = sorted(matches(str(name)), key=natural)
+        if not found:
+            raise MissingError(f"the pattern {name} holds no videos", argument="source")
+        return [regular_file(path, "source") for path in found]
+    return [regular_file(name, "source")]
 
 
 class Shot:
-    """A frame, which is decoded already; opened once more, it is looked for in the file again."""
+    """A frame, which is decoded already; opened once more, it is decoded again."""
 
-    def __init__(self, path: Path, time: int, image: Image.Image | None) -> None:
-        """time: in the stream's own unit."""
-        self.path, self.time, self.image = path, time, image
+    def __init__(self, again: Again, number: int, image: Image.Image) -> None:
+        """number: of the frame, in the order of decoding."""
+        self.again, self.number = again, number
+        self.image: Image.Image | None = image
+        again.chosen.add(number)
 
     def __call__(self) -> Image.Image:
         image, self.image = self.image, None
-        if image is not None:
-            return image
+        return self.again(self.number) if image is None else image
+
+
+class Again:
+    """Opens chosen frames of a video again. The file is decoded from its start on, once for all that are
+    asked for in about their order: where one seeks, some containers give other frames than before.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.chosen = path, set[int]()
+        self._lock = threading.Lock()
+        self._kept: dict[int, Image.Image] = {}  # chosen ones that were passed on the way to a later one
+        self._start()
+
+    def _start(self) -> None:
+        self._coming, self._next = self._all(), 0
+        self._kept.clear()
+
+    def _all(self) -> Iterator[tuple[Any, Any]]:
         with _opened(self.path) as (container, stream):
-            container.seek(self.time, stream=stream, backward=True)
+            stream.thread_type = "AUTO"
             for frame in _decoded(container, stream, self.path):
-                if frame.pts is not None and frame.pts >= self.time:
+                yield frame, stream
+
+    def __call__(self, number: int) -> Image.Image:
+        with self._lock:  # of threads that ask at the same time one decodes
+            if number in self._kept:
+                return self._kept.pop(number)
+            if number < self._next:
+                self._start()
+            for frame, stream in self._coming:
+                here, self._next = self._next, self._next + 1
+                if here == number:
                     return _upright(frame, stream)
+                if here in self.chosen:
+                    self._kept[here] = _upright(frame, stream)
+                    while len(self._kept) > PASSED:
+                        del self._kept[next(iter(self._kept))]
+            self._start()
         raise ImageError(f"{self.path} has no frame any more where there was one")
 
 
 def _chosen(path: Path, video: Video) -> Iterator[Shot]:
     start, length = _times(path)
     count = min(max(1, round(float(length) * video.fps)), video.max_frames)
-    best: tuple[float, Any] | None = None
-    interval, last, found = 0, None, 0
+    best: tuple[float, int, Any] | None = None
+    interval, last, found, again = 0, None, 0, Again(path)
     with _opened(path) as (container, stream):
         stream.thread_type = "AUTO"
-        for frame in _decoded(container, stream, path):
+        for number, frame in enumerate(_decoded(container, stream, path)):
             if frame.pts is None:
                 continue
             time = frame.pts * stream.time_base - start
             here = min(int(time / length * count), count - 1) if length else 0
             if best is not None and here > interval:
-                shot, last = _unless_same(path, best[1], stream, last)
+                shot, last = _unless_same(again, *best[1:], stream, last)
                 if shot is not None:
                     found += 1
                     yield shot
@@ -114,9 +160,9 @@ def _chosen(path: Path, video: Video) -> Iterator[Shot]:
             interval = max(interval, here)
             sharpness = _sharpness(_grey(frame))
             if best is None or sharpness > best[0]:
-                best = sharpness, frame
+                best = sharpness, number, frame
         if best is not None:
-            shot, last = _unless_same(path, best[1], stream, last)
+            shot, last = _unless_same(again, *best[1:], stream, last)
             if shot is not None:
                 found += 1
                 yield shot
@@ -125,12 +171,12 @@ def _chosen(path: Path, video: Video) -> Iterator[Shot]:
 
 
 def _unless_same(
-    path: Path, frame: Any, stream: Any, last: np.ndarray | None
+    again: Again, number: int, frame: Any, stream: Any, last: np.ndarray | None
 ) -> tuple[Shot | None, np.ndarray]:
     small = _grey(frame)
     if last is not None and np.abs(small - last).mean() < SAME:
         return None, last
-    return Shot(path, frame.pts, _upright(frame, stream)), small
+    return Shot(again, number, _upright(frame, stream)), small
 
 
 def _times(path: Path) -> tuple[Fraction, Fraction]:

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from fastvggt_jax import Scene, export
 from fastvggt_jax.cli.app import app
+from fastvggt_jax.export import write_cameras
+from fastvggt_jax.export.lenses import with_K
 from tests.export.colmap_reader import read_colmap
 from tests.export.truth import VIEWS, true_scene
 
@@ -223,6 +225,38 @@ def test_bundle_adjustment(saved, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     refused(run(*args, "-o", tmp_path / "none"), "--bundle-adjust needs pycolmap: pip install", "[colmap]")
     assert not (tmp_path / "none").exists()
+
+
+def test_adjusted_tracks_go_where_the_scene_goes(tmp_path):
+    pytest.importorskip("pycolmap")
+    true = true_scene(tmp_path / "photos", "area", 140)
+    write_cameras(true.scene, tmp_path / "there.json")
+    K = np.stack([true.scene.K_original(i) for i in range(VIEWS)])
+    K[:, [0, 1], [0, 1]] *= 1.05
+    off = with_K(true.scene, K, true.scene.intrinsics)
+    away = dataclasses.replace(
+        off,
+        points=0.5 * off.points,
+        depth=0.5 * off.depth,
+        cam_from_world=np.concatenate([off.cam_from_world[..., :3], 0.5 * off.cam_from_world[..., 3:]], -1),
+    )
+    export.write(away, tmp_path / "out", ("cameras", "scene"))
+    more = ("--bundle-adjust", "--align-to", tmp_path / "there.json", "-o", tmp_path / "new", "--json")
+    result = run("export", tmp_path / "out", "--format", "colmap,scene", *more)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["bundle_adjustment"]["after"] < report["bundle_adjustment"]["before"]
+    assert report["alignment"]["scale"] == pytest.approx(2, rel=0.03)
+    model = read_colmap(tmp_path / "new" / "sparse" / "0")
+    assert len(model.points) == report["bundle_adjustment"]["points"] == report["tracks"]["points"]
+    off = []
+    for image in model.images.values():
+        xyz = np.array([model.points[number].xyz for number in image.points])
+        pose, (_, _, _, (fx, fy, cx, cy)) = image.cam_from_world(), model.cameras[image.camera]
+        cam = xyz @ pose[:, :3].T + pose[:, 3]
+        seen = cam[:, :2] / cam[:, 2:] * (fx, fy) + (cx, cy)
+        off.append(np.linalg.norm(seen - image.xy, axis=-1))
+    assert 1e-4 < np.median(np.concatenate(off)) < 0.2
 
 
 def test_the_loaded_scene_is_written_as_the_first_one_would_be(true, saved, tmp_path):

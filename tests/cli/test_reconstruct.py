@@ -210,6 +210,63 @@ def test_masks_known_K_and_known_positions(weights, tmp_path):
     assert wrong.exit_code == 2 and "gone.csv: no such file" in wrong.stderr
 
 
+@pytest.mark.parametrize(
+    "other, words",
+    [
+        ("--camera-model SIMPLE_RADIAL", "--camera-model SIMPLE_RADIAL has one focal length"),
+        (
+            "--shared-camera",
+            "--shared-camera is one camera, but the intrinsics that were given are of several",
+        ),
+    ],
+)
+def test_a_known_K_does_not_become_another_unsaid(weights, tmp_path, monkeypatch, other, words):
+    photos = [PHOTOS / "landscape_101x67.png", tmp_path / "a.png"]
+    shutil.copy(*photos)
+    width, height = Image.open(photos[0]).size
+    images = []
+    for photo, focal in zip(photos, (90, 95), strict=True):
+        K = [[focal, 0, 40], [0, 91, 30], [0, 0, 1]]
+        one = {"name": photo.name, "width": width, "height": height, "K": K}
+        images.append(one | {"world_from_cam": np.eye(4).tolist()})
+    (tmp_path / "K.json").write_text(json.dumps({"images": images}))
+    monkeypatch.setattr(pipeline, "predict", None)  # it is said before the model runs
+    more = ["--intrinsics", tmp_path / "K.json", *other.split()]
+    result = run(*reconstruct_args(weights, tmp_path / "out", *more, photos=photos))
+    assert result.exit_code == 2 and words in result.stderr
+
+
+def test_a_video(weights, tmp_path, monkeypatch):
+    pytest.importorskip("av")
+    from tests.sources.test_video import write
+
+    monkeypatch.setattr(pipeline, "predict", fake_predict)
+    write(tmp_path / "clip.mp4", np.arange(0, 4, 0.1))
+    more = ["--fps", 1, "--format", "cameras,splat"]
+    result = run(*reconstruct_args(weights, tmp_path / "out", *more, photos=[tmp_path / "clip.mp4"]))
+    assert result.exit_code == 0, result.output
+    assert sorted(p.name for p in (tmp_path / "out" / "splat" / "images").iterdir()) == [
+        f"clip_0000{i}.jpg" for i in range(4)
+    ]
+    (tmp_path / "list.txt").write_text("clip.mp4\n")  # where it is named does not matter
+    more = ["--max-frames", 2, "--format", "cameras"]
+    result = run(*reconstruct_args(weights, tmp_path / "b", *more, "--json", photos=[tmp_path / "list.txt"]))
+    assert json.loads(result.stdout)["photographs"] == ["clip_00000", "clip_00001"]
+    photo = PHOTOS / "landscape_101x67.png"
+    result = run(*reconstruct_args(weights, tmp_path / "c", "--fps", 1, photos=[photo]))
+    assert result.exit_code == 2 and "--fps is for a video, and none was given" in result.stderr
+
+
+def test_the_cameras_of_a_colmap_folder_are_compared_with(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "predict", fake_predict)
+    photos = (PHOTOS / "landscape_101x67.png", PHOTOS / "rgba_97x55.png")
+    more = ["--format", "splat,cameras", "--copy"]
+    assert run(*reconstruct_args(weights, tmp_path / "out", *more, photos=photos)).exit_code == 0
+    colmap = tmp_path / "out" / "splat"
+    report = run(*reconstruct_args(weights, tmp_path / "b", "--format", "cameras", photos=[colmap]))
+    assert "rotations 0.00 and directions" in report.stdout and "pairs of 2 photographs" in report.stdout
+
+
 def test_too_little_space_is_said_before_the_model_runs(weights, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=50_000)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage)

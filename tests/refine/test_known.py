@@ -249,6 +249,13 @@ def test_positions_far_from_0_are_taken_nearer_and_that_is_said(scene, tmp_path)
         found.world_from_cam[:, :3, 3].astype(np.float64) + done.offset, centres + offset, atol=1e-3
     )
     assert done.largest < 1e-3
+    # What was taken off, and what brought the scene there, stand beside it.
+    export.write(found, tmp_path / "out", ("cameras", "conventions", "scene"))
+    for name in ("cameras.json", "scene.json"):
+        assert json.loads((tmp_path / "out" / name).read_text())["offset"] == list(done.offset)
+    assert Scene.load(tmp_path / "out").offset == done.offset == found.offset
+    before, after = (s.points[s.valid][::997] for s in (away, found))
+    np.testing.assert_allclose(done.similarity()(before), after, atol=1e-3)
 
 
 def test_a_colmap_model_says_where_cameras_stood(scene, tmp_path):

@@ -40,8 +40,18 @@ def told(image) -> float:
     return (values.mean() - 20) / 10
 
 
-def write(path, times=TIMES, codec="libx264", audio=False, of=picture, options=None, last=None, aspect=None):
-    """last: seconds that the last frame stays."""
+def write(
+    path,
+    times=TIMES,
+    codec="libx264",
+    audio=False,
+    of=picture,
+    options=None,
+    last=None,
+    aspect=None,
+    between=None,
+):
+    """last: seconds that the last frame stays. between: B-frames between two others."""
     with av.open(str(path), "w", options=options or {}) as out:
         if audio:
             stream = out.add_stream("aac", rate=8000, layout="mono")
@@ -53,6 +63,8 @@ def write(path, times=TIMES, codec="libx264", audio=False, of=picture, options=N
             return path
         stream = out.add_stream(codec, rate=20)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        if between is not None:
+            stream.codec_context.max_b_frames = between
         if aspect is not None:
             stream.codec_context.sample_aspect_ratio = aspect
         stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
@@ -85,7 +97,7 @@ def clip(tmp_path_factory):
 
 
 def shots(source):
-    return [frame.open() for frame in videos.VIDEOS.frames(source)]
+    return [frame.open() for frame in videos.SOURCE.frames(source)]
 
 
 @pytest.mark.parametrize("fps, expected", [(1.0, 20), (2.0, 40), (0.25, 5)])
@@ -155,6 +167,55 @@ def test_the_loader_takes_it_and_frames_open_again(clip, tmp_path):
     placed = place_photographs(stub(some), tmp_path / "images", some.frames)
     assert placed.names[2] == "clip_00002.jpg"
     assert Image.open(tmp_path / "images" / "clip_00002.jpg").size == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize(
+    "name, codec, between",
+    [
+        ("a.avi", "mpeg4", 2),  # of which seeking gives other frames, since it has no times of its own
+        ("a.mp4", "libx264", 2),
+        ("a.webm", "libvpx", 0),
+    ],
+)
+def test_a_frame_opened_again_is_the_same_one_in_any_order(tmp_path, name, codec, between):
+    path = write(tmp_path / name, np.arange(0, 6, 0.05), codec, between=between)
+    frames = list(videos.SOURCE.frames(Video(path, fps=5)))
+    first = [np.asarray(frame.open()) for frame in frames]
+    assert len(frames) == 30
+    for number in (29, 3, 4, 17, *range(30)):
+        np.testing.assert_array_equal(np.asarray(frames[number].open()), first[number])
+
+
+def test_opening_all_frames_again_decodes_the_video_once(clip, tmp_path, monkeypatch):
+    images = load_images([Video(clip, fps=1)], POLICY)
+    decoded, one = [], videos._decoded
+    monkeypatch.setattr(videos, "_decoded", lambda *a: decoded.append(1) or one(*a))
+    place_photographs(stub(images), tmp_path / "images", images.frames)
+    assert len(images.names) == 20 and len(decoded) == 1
+    images.frames[3].open()  # what lies before is decoded from the start again
+    assert len(decoded) == 2
+
+
+def test_a_video_that_has_changed_meanwhile_is_a_sentence(tmp_path):
+    path = write(tmp_path / "a.mp4", np.arange(0, 4, 0.1))
+    images = load_images([path], POLICY)
+    write(path, np.arange(0, 1, 0.1))
+    with pytest.raises(ImageError, match="has no frame any more where there was one"):
+        images.frames[-1].open()
+
+
+def test_a_pattern_and_a_folder_of_videos(tmp_path):
+    for name in ("clip10.mp4", "clip9.mp4"):
+        write(tmp_path / name, np.arange(0, 1, 0.1))
+    assert load_images(str(tmp_path / "*.mp4"), POLICY).names == (
+        *("clip9_00000", "clip9_00001", "clip10_00000", "clip10_00001"),
+    )
+    with pytest.raises(MissingError, match=r"the pattern .*\*.mov holds no videos"):
+        load_images(str(tmp_path / "*.mov"), POLICY)
+    with pytest.raises(
+        ImageError, match="holds no images .*; of its videos, such as clip9.mp4, give the path"
+    ):
+        load_images(tmp_path, POLICY)
 
 
 @pytest.mark.parametrize(
