@@ -11,17 +11,18 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from fastvggt_jax.export.base import Format
-from fastvggt_jax.export.depth import depth_on_photo, surfaces
+from fastvggt_jax.export.depth import depth_colors, depth_on_photo, surface
 from fastvggt_jax.export.glb import STROKES, extent, frusta
-from fastvggt_jax.io.colors import DepthColors, colorize
+from fastvggt_jax.io.colors import colorize
 from fastvggt_jax.io.files import write_file
-from fastvggt_jax.scene import PointCloud, Scene
+from fastvggt_jax.scene import PointCloud, Scene, spread
 
 WIDTH, HEIGHT = 1280, 720  # of the view of the cloud
 COLUMNS = 4  # photographs in a row, at most; evenly chosen
 BACKGROUND = (24, 24, 28)
 ELEVATION = np.deg2rad(28)
 FOCAL = 0.9 * WIDTH
+MOST_POINTS = 500_000  # that are painted
 SPLAT = 3  # pixels a side that a point covers
 
 
@@ -30,11 +31,15 @@ def write_overview(scene: Scene, path: str | os.PathLike, *, cloud: PointCloud |
     writing fails.
     """
     cloud = scene.point_cloud() if cloud is None else cloud
+    if len(cloud) > MOST_POINTS:
+        some = spread(len(cloud), MOST_POINTS)
+        cloud = PointCloud(cloud.xyz[some], cloud.rgb[some], cloud.conf[some])
     chosen = np.unique(np.linspace(0, len(scene.names) - 1, COLUMNS).round().astype(int))
     tile = WIDTH // COLUMNS
     height = round(tile * scene.colors.shape[1] / scene.colors.shape[2])
-    depths = surfaces(depth_on_photo(scene), scene.depth_conf, scene)
-    rows = [[scene.colors[i] for i in chosen], list(DepthColors(depths)(depths[chosen]))]
+    colors = depth_colors(scene)
+    depths = [colors(surface(depth_on_photo(scene, i), scene.depth_conf[i], scene)) for i in chosen]
+    rows = [[scene.colors[i] for i in chosen], depths]
     page = Image.new("RGB", (WIDTH, len(rows) * height + HEIGHT), BACKGROUND)
     for y, row in enumerate(rows):
         for x, pixels in enumerate(row):

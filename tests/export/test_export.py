@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,13 +15,16 @@ from PIL import Image
 
 from fastvggt_jax import export, geometry
 from fastvggt_jax.errors import FileError, TargetError
-from fastvggt_jax.export import overview
+from fastvggt_jax.export import Export, ExportOptions, overview
+from fastvggt_jax.export.base import check_formats, write_formats
 from fastvggt_jax.export.depth import file_stems
 from fastvggt_jax.export.glb import frusta
+from fastvggt_jax.export.tracks import CHUNK
 from fastvggt_jax.io import files
 from fastvggt_jax.io.colors import colorize
 from fastvggt_jax.scene import PointCloud, Scene
 from fastvggt_jax.sources import ImageTransform
+from tests.export.truth import true_scene
 
 F, H, W = 3, 28, 42
 OLD = "old, by fastvggt_jax"
@@ -391,3 +395,31 @@ def test_the_overview_draws_the_cameras_that_are_before_the_eye(scene, tmp_path,
     eye = overview.viewpoint(scene, nothing, frusta(scene, 0.05))
     monkeypatch.setattr(overview, "viewpoint", lambda *_: np.diag([1.0, -1, -1]) @ eye)  # half a turn about x
     assert drawn() == 0
+
+
+@pytest.mark.parametrize("name", ["depth", "ply", "overview", "glb", "scene", "colmap"])
+def test_an_export_takes_no_more_memory_than_the_scene_has(name, tmp_path):
+    """Nothing that grows with the square of the photographs, and no copies of all of them."""
+    if name == "glb":
+        pytest.importorskip("trimesh")
+    true = true_scene(tmp_path / "photos", "area", 140).scene
+    many = 20
+    arrays = {
+        field.name: np.concatenate([getattr(true, field.name)] * many)
+        for field in dataclasses.fields(true)
+        if isinstance(getattr(true, field.name), np.ndarray)
+    }
+    names = tuple(f"{i}.png" for i in range(many * len(true.names)))
+    rest = {"transforms": true.transforms * many, "intrinsics": true.intrinsics * many, "paths": ()}
+    scene = dataclasses.replace(true, names=names, **arrays, **rest)
+    made = Export.of(scene, ExportOptions(conf_percentile=25, max_points=100_000, track_points=10_000))
+    write_formats(made, tmp_path / "warm", check_formats(name))
+    made = dataclasses.replace(made)  # without what it has kept
+    tracemalloc.start()
+    try:
+        write_formats(made, tmp_path / "out", check_formats(name))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    chunk = len(names) * CHUNK * 16 if name == "colmap" else 0  # points of all views at a time
+    assert peak < sum(array.nbytes for array in arrays.values()) + chunk
