@@ -86,6 +86,7 @@ _kernel_attention.defvjp(
 )
 
 
+@jax.named_scope("split_tokens")
 def split_tokens(x: Array, frames: int, num_special: int) -> tuple[Array, Array]:
     """[B, F·P, N, H] -> special tokens [B, F·S, N, H] and patch tokens [B, F·(P-S), N, H], frame after
     frame.
@@ -95,6 +96,7 @@ def split_tokens(x: Array, frames: int, num_special: int) -> tuple[Array, Array]
     return x[:, :, :num_special].reshape(B, -1, N, H), x[:, :, num_special:].reshape(B, -1, N, H)
 
 
+@jax.named_scope("merge_tokens")
 def merge_tokens(special: Array, patch: Array, frames: int) -> Array:
     """The inverse of `split_tokens`."""
     B, _, N, H = patch.shape
@@ -140,7 +142,8 @@ def sparse_global_attention(
         q_patch, k_patch, keep_count=keep_count, cdf_threshold=cdf_threshold, kv_runs=kv_runs
     )
     out_patch = block_sparse_attention(q_patch, k_all, v_all, mask)
-    out_special = dense_attention(q_special, k_all, v_all)
+    with jax.named_scope("special_queries"):
+        out_special = dense_attention(q_special, k_all, v_all)
     return merge_tokens(out_special, out_patch, frames), mask.density
 
 

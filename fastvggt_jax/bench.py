@@ -29,7 +29,8 @@ from fastvggt_jax.attention import dense_attention
 from fastvggt_jax.errors import Error, FailedError, InputError, out_of_memory
 from fastvggt_jax.io.json_files import read_json
 from fastvggt_jax.models import registry
-from fastvggt_jax.models.base import Model
+from fastvggt_jax.models.base import COMPUTE, Model
+from fastvggt_jax.profile import profile
 from fastvggt_jax.sources.sizing import check_sides
 from fastvggt_jax.sparsity import parse_block, parse_sparsity
 from fastvggt_jax.testing.random_weights import random_params
@@ -52,9 +53,11 @@ class Case:
       heads: None for all but the tracker, which needs points to track.
       sparsity, block: as the command line spells them. dtype: of the backbone's matrix products, None for the
         model's.
-      param_dtype: of the parameters. repeats: of which the median counts.
+      param_dtype: of the parameters; "compute" as `from_pretrained` knows it.
+      repeats: of which the median counts.
       memory_limit: GiB that JAX may allocate, or None.
       kernels: names of the implementations of pallas_kernels that may serve, None for all.
+      profile: also says where the time goes, see `fastvggt_jax.profile`.
     """
 
     model: str = "vggt"
@@ -64,11 +67,12 @@ class Case:
     block: str = "128x64"
     heads: tuple[str, ...] | None = None
     dtype: str | None = None
-    param_dtype: str = "float32"
+    param_dtype: str = COMPUTE
     config: str | None = None
     repeats: int = 3
     memory_limit: float | None = None
     kernels: tuple[str, ...] | None = None
+    profile: bool = False
 
     def __post_init__(self) -> None:
         if self.heads is not None:
@@ -79,10 +83,11 @@ class Case:
             if unknown:
                 text = f"kernels has no {', '.join(unknown)}; there are {', '.join(names())}"
                 raise InputError(text, argument="kernels")
-        for name in ("dtype", "param_dtype"):
+        for name, known in (("dtype", (*DTYPES, None)), ("param_dtype", (*DTYPES, COMPUTE))):
             value = getattr(self, name)
-            if value not in (*DTYPES, None):
-                raise InputError(f"{name} must be {' or '.join(DTYPES)}, not {value!r}", argument=name)
+            if value not in known:
+                right = " or ".join(one for one in known if one)
+                raise InputError(f"{name} must be {right}, not {value!r}", argument=name)
         for name in ("frames", "repeats"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}", argument=name)
@@ -122,8 +127,9 @@ class Case:
 def measure(case: Case) -> dict[str, Any]:
     """Compiles and runs the model."""
     model = case.build()
+    stored = model.storage if case.param_dtype == COMPUTE else lambda _: jnp.dtype(case.param_dtype)
     with jax.default_prng_impl("rbg"):  # compiles in a tenth of the time
-        params = random_params(model, dtype=jnp.dtype(case.param_dtype))
+        params = random_params(model, stored=stored)
     images = jax.random.uniform(jax.random.key(1), (1, case.frames, case.side, case.side, 3))
     points = None
     if "track" in model.heads:
@@ -144,7 +150,8 @@ def measure(case: Case) -> dict[str, Any]:
     stats = jax.devices()[0].memory_stats() or {}
     program: Any = step.memory_analysis()
     needs = program.argument_size_in_bytes + program.output_size_in_bytes + program.temp_size_in_bytes
-    return {
+    details = profile(model, params, images, step) if case.profile else {}
+    return details | {
         "model": case.model,
         "frames": case.frames,
         "size": [case.side, case.side],
@@ -199,6 +206,8 @@ def run(what: str, case: Case) -> dict[str, Any]:
     RuntimeError with the traceback of a bug.
     """
     environment = dict(os.environ)
+    if case.profile:  # kernels that are launched as one graph have no names
+        environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer="
     if case.memory_limit is not None:
         environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{case.memory_limit / _gpu_memory_gib():.4f}"
     # The new process has no models but the package's own and those of entry points.

@@ -140,9 +140,14 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
         known = _known(images.names, images.transforms, s.export, s.intrinsics, s.align_to)
         check_space(s.output, images.pixels[..., 0].size * sum(format.pixel_bytes for format in formats))
         with step("load weights"), memory_errors(images):
-            model, params = from_pretrained(s.weights, heads=heads, sparsity=s.sparsity)
-            # The dtype of the matrix products; parameters stay as they are stored.
-            model = _with_fast_attention(model.clone(dtype=compute_dtype(s.dtype)))
+            model, params = from_pretrained(
+                s.weights,
+                heads=heads,
+                sparsity=s.sparsity,
+                dtype=compute_dtype(s.dtype),
+                param_dtype="compute",
+            )
+            model = _with_fast_attention(model)
         queries = None
         if s.tracks:
             queries = choose_queries(images.pixels, images.shown(), s.export.track_points)

@@ -124,15 +124,16 @@ class Sparsity:
         What a subclass changes to choose otherwise, as the baseline of random blocks in evaluate/ablations.py
         does.
         """
-        return pooled_block_mask(
-            q,
-            k,
-            keep_count=keep_count,
-            cdf_threshold=cdf_threshold,
-            block=self.block,
-            kv_runs=kv_runs,
-            pool=self.pool,
-        )
+        with jax.named_scope("block_mask"):
+            return pooled_block_mask(
+                q,
+                k,
+                keep_count=keep_count,
+                cdf_threshold=cdf_threshold,
+                block=self.block,
+                kv_runs=kv_runs,
+                pool=self.pool,
+            )
 
 
 def _are_ints(values: object) -> bool:

@@ -28,6 +28,7 @@ ROLES = {  # path prefix -> role; the longest prefix wins
     "fastvggt_jax/evaluate": "evaluate",
     "fastvggt_jax/pipeline": "pipeline",
     "fastvggt_jax/bench": "bench",
+    "fastvggt_jax/profile": "profile",
     "fastvggt_jax/cli": "cli",
     "fastvggt_jax/__main__": "cli",
     "fastvggt_jax": "package",
@@ -64,10 +65,11 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
         "io",
         "evaluate",
     },
-    "bench": {"kernels", "attention", "sparsity", "sources", "models", "testing", "io"},
+    "profile": {"models"},
+    "bench": {"profile", "kernels", "attention", "sparsity", "sources", "models", "testing", "io"},
     "cli": {
         *("kernels", "sparsity", "datasets", "export", "pretrained", "convert"),
-        *("train", "evaluate", "pipeline", "bench", "io", "package"),
+        *("train", "evaluate", "pipeline", "bench", "profile", "io", "package"),
     },
 }
 

@@ -28,7 +28,10 @@ def bench(
     dtype: Annotated[
         str | None, typer.Option(help="Of the backbone's matrix products. Default: the model's.")
     ] = None,
-    param_dtype: Annotated[str, typer.Option(help="Of the parameters.")] = "float32",
+    param_dtype: Annotated[
+        str,
+        typer.Option(help="Of the parameters; compute: of those that products of matrices read, their own."),
+    ] = "compute",
     config: Annotated[
         str | None, typer.Option(help="A JSON file of other sizes than the released model's.")
     ] = None,
@@ -44,11 +47,16 @@ def bench(
             help="The whole model, or one global layer's dense attention beside PyTorch's. Default: both."
         ),
     ] = None,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Also where the time goes: each part's time, arithmetic, traffic."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Whole-model time and peak memory over frames and sparsity, with random weights."""
     from fastvggt_jax.bench import Case, run
     from fastvggt_jax.errors import FailedError
+    from fastvggt_jax.profile import table
 
     cases = [
         Case(
@@ -64,6 +72,7 @@ def bench(
             repeats=repeats,
             memory_limit=memory_limit,
             kernels=tuple(kernels.split(",")) if kernels else None,
+            profile=profile,
         )
         for count in frames or (1, 10, 50, 100)
         for text in sparsity or ("dense", "0.75")
@@ -82,6 +91,8 @@ def bench(
         except FailedError as error:  # the other rows are still wanted
             failed, row = True, {"frames": case.frames, "sparsity": case.sparsity, "error": str(error)}
         typer.echo(json.dumps(row) if as_json or "error" in row else _line(what, row))
+        if "parts" in row and not as_json:
+            typer.echo(f"\n{table(row)}\n")
     if failed:
         raise typer.Exit(FAILED)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -139,12 +139,15 @@ def save_params(
 
 
 def read_tensors(
-    file: safe_open, names: Iterable[str], dtype: jax.typing.DTypeLike | None = None
+    file: safe_open, names: Iterable[str], stored: Callable[[str], Any] = lambda _: None
 ) -> dict[str, Any]:
-    """The named tensors as a tree of arrays on the default device, each moved before the next is read."""
+    """The named tensors as a tree of arrays on the default device, each moved before the next is read.
+
+    stored: the dtype to have a tensor in, by its name; None as it is.
+    """
     arrays = {}
     for name in names:
-        tensor = file.get_tensor(name)
+        tensor, dtype = file.get_tensor(name), stored(name)
         # Waiting keeps the host from reading ahead of the transfer and so from holding many tensors at once.
         arrays[name] = jax.block_until_ready(
             jax.device_put(tensor if dtype is None else tensor.astype(dtype))

@@ -78,7 +78,8 @@ def alternate(
             both = jnp.concatenate([frame_out, x], -1).astype(tapped.dtype)
             return jax.lax.dynamic_update_index_in_dim(tapped, both, layer["slot"], 0)
 
-        tapped = jax.lax.cond(layer["tap"], write, lambda tapped, *_: tapped, tapped, frame_out, x)
+        with jax.named_scope("taps"):
+            tapped = jax.lax.cond(layer["tap"], write, lambda tapped, *_: tapped, tapped, frame_out, x)
         first = jnp.concatenate([frame_out[:, :, 0], x[:, :, 0]], -1)
         return (x, tapped, first), densities[0] if densities else None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -61,6 +62,9 @@ class Model(nn.Module):
     widths: ClassVar[tuple[tuple[str, str, int, int], ...]] = ()
     # The options of `loss`, weights of terms that the published loss does not have, with what they are there.
     loss_weights: ClassVar[Mapping[str, float]] = {}
+    # Names of the parameters that are read in `dtype` alone, as products of matrices have them: stored in it,
+    # they give the same numbers.
+    read_in_dtype: ClassVar[str | None] = None
     # The module that converts its official weights, if they can be.
     conversion: ClassVar[str | None] = None
     # Fields of a tiny one, for tests and for whoever tries a program without weights.
@@ -146,6 +150,11 @@ class Model(nn.Module):
         half = jnp.dtype(self.dtype).itemsize == 2 and jax.default_backend() == "gpu"
         return jnp.dtype(jnp.float16 if half else jnp.float32)
 
+    def storage(self, name: str) -> Any:
+        """The dtype in which a parameter is computed with, of the least size: `dtype` or float32."""
+        read = self.read_in_dtype is not None and re.fullmatch(self.read_in_dtype, name)
+        return jnp.dtype(self.dtype if read else jnp.float32)
+
     def why_slower_sparse(self) -> str | None:
         """Why its block-sparse attention is slower than dense attention on the default device; None if not,
         or if it is dense.
@@ -189,6 +198,10 @@ class Model(nn.Module):
             text = f"points_from must be {known} for a {cls.__name__}, not {points_from!r}"
             raise InputError(text, argument="points_from")
 
+
+COMPUTE = "compute"  # in place of a dtype of parameters: that of `Model.storage`
+# Of a transformer block the parameters of its four products.
+PRODUCTS = r"/(attn/(qkv|proj)|mlp/fc[12])/(kernel|bias)"
 
 # How a model is run, which its parameters do not depend on.
 RUN: dict[str, Any] = {

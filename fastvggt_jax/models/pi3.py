@@ -20,7 +20,7 @@ from jaxtyping import Num
 from fastvggt_jax import geometry
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.models.alternating import alternate
-from fastvggt_jax.models.base import Model, check_images, to_unit
+from fastvggt_jax.models.base import PRODUCTS, Model, check_images, to_unit
 from fastvggt_jax.models.dinov2 import DinoV2
 from fastvggt_jax.models.fields import Heads, Layers, Pixels, Ratio, Tokens, Width
 from fastvggt_jax.models.heads.dpt import over_frame_chunks
@@ -71,6 +71,9 @@ class Pi3(Model):
     """
 
     conversion: ClassVar[str | None] = "convert.pi3"
+    read_in_dtype: ClassVar[str | None] = (
+        r"(encoder/blocks|decoder/(frame|global)_blocks|\w+_decoder/blocks)" + PRODUCTS
+    )
     tiny: ClassVar[Mapping[str, Any]] = dict(
         img_size=98,
         embed_dim=64,

@@ -22,7 +22,7 @@ from jaxtyping import Float, Num
 from fastvggt_jax import geometry
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.models.alternating import alternate
-from fastvggt_jax.models.base import Model, check_images, to_unit
+from fastvggt_jax.models.base import PRODUCTS, Model, check_images, to_unit
 from fastvggt_jax.models.dinov2 import DinoV2
 from fastvggt_jax.models.fields import (
     Four,
@@ -145,6 +145,9 @@ class VGGT(Model):
     """
 
     conversion: ClassVar[str | None] = "convert.vggt"
+    read_in_dtype: ClassVar[str | None] = (
+        r"aggregator/(patch_embed/blocks|frame_blocks|global_blocks)" + PRODUCTS
+    )
     tiny: ClassVar[Mapping[str, Any]] = dict(
         img_size=98,
         embed_dim=64,
@@ -408,11 +411,12 @@ class VGGT(Model):
         channels: int,
     ) -> tuple[Array, ...]:
         """A dense head's values [B, F, H, W, channels] and confidence [B, F, H, W]."""
-        return over_frame_chunks(
-            head,
-            lambda head, taps: activate(self.logits(head, taps, image_size)),
-            taps,
-            ((*image_size, channels), image_size),
-            self.frames_chunk,
-            self.remat,
-        )
+        with jax.named_scope(head.name or ""):
+            return over_frame_chunks(
+                head,
+                lambda head, taps: activate(self.logits(head, taps, image_size)),
+                taps,
+                ((*image_size, channels), image_size),
+                self.frames_chunk,
+                self.remat,
+            )

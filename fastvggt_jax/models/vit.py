@@ -110,7 +110,8 @@ class Attention(nn.Module):
             q, k = HeadNorm(name="q_norm")(q, rope), HeadNorm(name="k_norm")(k, rope)
         elif rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
-        out = attend(q.astype(self.dtype), k.astype(self.dtype), v)
+        with jax.named_scope("attend"):
+            out = attend(q.astype(self.dtype), k.astype(self.dtype), v)
         return nn.Dense(D, dtype=self.dtype, name="proj")(out.reshape(B, T, D))
 
 

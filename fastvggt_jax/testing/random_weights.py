@@ -1,6 +1,7 @@
 """Random weights that keep activations alive, for benchmarks and tests."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.traverse_util
@@ -13,20 +14,27 @@ from fastvggt_jax.models.base import Model
 CAMERA_OUT = "camera_head/pose_branch/fc2"  # the last layer of a camera head that refines a pose encoding
 
 
-def random_params(model: Model, seed: int = 0, dtype: DTypeLike = jnp.float32) -> dict[str, Any]:
+def random_params(
+    model: Model, seed: int = 0, dtype: DTypeLike = jnp.float32, stored: Callable[[str], Any] | None = None
+) -> dict[str, Any]:
     """{"params": tree of arrays}, drawn so that activations neither die nor grow; `model.init` starts the
     tokens and the layer scales so near 0 that all cameras and depths would come out alike.
+
+    dtype: of all; `stored` instead of each, by its name.
     """
+    dtype_of = stored or (lambda _: dtype)
     specs = flax.traverse_util.flatten_dict(model.abstract_params()["params"], sep="/")
     keys = jax.random.split(jax.random.key(seed), len(specs))
     out = {
-        name: _draw(name, spec.shape, key, dtype)
+        name: _draw(name, spec.shape, key, dtype_of(name))
         for (name, spec), key in zip(specs.items(), keys, strict=True)
     }
     if CAMERA_OUT + "/bias" in out:
         # Upright cameras that differ little: iterations add up the last layer's output.
         out[CAMERA_OUT + "/kernel"] *= 0.02
-        out[CAMERA_OUT + "/bias"] = jnp.array([0, 0, 0, 0, 0, 0, 0.25, 0.2, 0.25], dtype)
+        out[CAMERA_OUT + "/bias"] = jnp.array(
+            [0, 0, 0, 0, 0, 0, 0.25, 0.2, 0.25], dtype_of(CAMERA_OUT + "/bias")
+        )
     return {"params": flax.traverse_util.unflatten_dict(out, sep="/")}
 
 

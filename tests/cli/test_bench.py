@@ -32,7 +32,10 @@ def run(*arguments):
         (["--heads", "nose"], "VGGT has no nose; it has camera, depth, point, track"),
         (["--model", "maxi"], "there is no --model 'maxi'; there are vggt, pi3"),
         (["--dtype", "nonsense"], "--dtype must be float32 or bfloat16 or float16, not 'nonsense'"),
-        (["--param-dtype", "int8"], "--param-dtype must be float32 or bfloat16 or float16, not 'int8'"),
+        (
+            ["--param-dtype", "int8"],
+            "--param-dtype must be float32 or bfloat16 or float16 or compute, not 'int8'",
+        ),
         (["--kernels", "cuda"], "--kernels has no cuda; there are mosaic_sm90, triton, xla, reference"),
         (["--memory-limit", 15], "--memory-limit needs an NVIDIA GPU"),
     ],

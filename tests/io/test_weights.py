@@ -204,6 +204,10 @@ def test_param_dtype_casts_on_load_and_bfloat16_survives_a_round_trip(model, par
     wide, full = from_pretrained(tmp_path / "half.safetensors", param_dtype="float32", dtype="float16")
     assert jnp.dtype(wide.dtype) == jnp.float16
     assert {a.dtype for a in flat(full).values()} == {jnp.dtype("float32")}
+    half_model, read = from_pretrained(saved, param_dtype="compute", dtype="bfloat16")
+    for key, array in flat(read).items():
+        assert array.dtype == half_model.storage(key)
+    assert {a.dtype for a in flat(read).values()} == {jnp.dtype("float32"), jnp.dtype("bfloat16")}
 
 
 @pytest.mark.parametrize(

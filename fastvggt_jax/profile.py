@@ -1,0 +1,278 @@
+"""Where a whole model's time goes: each part's time, arithmetic and traffic, and the share of what the device
+can do.
+
+What `fastvggt bench --profile` runs. Times are those of the device's own kernels, as JAX's profiler records
+them in one run, each named by the operation it stands for in the compiled program; kernels that do two parts'
+work count for the one that their result is of. What the device does not do, gaps between kernels, is a part
+of its own, so that all of them add up. Arithmetic and traffic are those of matrix products, convolutions and
+attention, counted in the program before it is compiled.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import math
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fastvggt_jax.models.base import Model
+
+# Of the names that operations bear, the first that fits says which part it is of.
+PARTS: dict[str, str] = {
+    "encoder": r"patch_embed|/encoder",
+    # The scan over pairs of blocks is a method of the frame blocks.
+    "frame blocks: attention": r"/frame_blocks/(?!.*global_blocks).*/attend",
+    "frame blocks: the rest": r"/frame_blocks/(?!.*(global_blocks|/taps))",
+    "global blocks: block mask": r"/block_mask",
+    "global blocks: special queries": r"/special_queries",
+    "global blocks: tokens split and merged": r"/(split|merge)_tokens",
+    "global blocks: attention": r"global_blocks.*/attend",
+    "global blocks: the rest": r"global_blocks",
+    "taps": r"/taps",
+    "camera head": r"camera_(decoder|head)",
+    "depth head": r"depth_head",
+    "point head": r"point_(decoder|head)",
+    "confidence head": r"conf_(decoder|head)",
+    "track head": r"track_head",
+}
+OTHER, IDLE = "other", "between kernels"
+CONTAINERS = re.compile(r"(while|call|conditional)(\.\d+)?$")  # operations that stand for those inside them
+
+
+@dataclasses.dataclass
+class Work:
+    """flop: operations of multiply and add, each one. bytes: operands and results, read and written once."""
+
+    flop: float = 0.0
+    bytes: float = 0.0
+
+    def add(self, flop: float, size: float) -> None:
+        self.flop, self.bytes = self.flop + flop, self.bytes + size
+
+
+@dataclasses.dataclass(frozen=True)
+class Ceiling:
+    """What the device can do: operations per second of a large matrix product, bytes per second of a copy."""
+
+    flop: float
+    bytes: float
+
+
+def part_of(name: str) -> str:
+    return next((part for part, pattern in PARTS.items() if re.search(pattern, name)), OTHER)
+
+
+# ---- time
+
+
+def kernel_times(trace: Path) -> dict[str, float]:
+    """Seconds of each operation of a compiled program in the last trace that a folder holds."""
+    path = max(trace.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    found: dict[str, float] = collections.defaultdict(float)
+    planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
+    devices = [plane for plane in planes if plane.name.startswith("/device:")]
+    for plane in devices or planes:
+        for line in plane.lines:
+            for event in line.events:
+                op = dict(event.stats).get("hlo_op")
+                if op is not None and not CONTAINERS.match(str(op)):
+                    found[str(op)] += event.duration_ns / 1e9
+    return dict(found)
+
+
+def operation_names(program: str) -> dict[str, str]:
+    """Of a compiled program's text: what each operation is called in the code that it comes from."""
+    return dict(re.findall(r'%?([\w.\-]+) = [^\n]*metadata=\{[^}]*op_name="([^"]*)"', program))
+
+
+def times_of_parts(kernels: dict[str, float], names: dict[str, str]) -> dict[str, float]:
+    found: dict[str, float] = collections.defaultdict(float)
+    for op, seconds in kernels.items():
+        found[part_of(names.get(op, ""))] += seconds
+    return dict(found)
+
+
+# ---- work
+
+
+def work_of_parts(model: Model, params: Any, images: Any) -> dict[str, Work]:
+    """Of matrix products and convolutions by part; attention apart, see `work_of_attention`."""
+    found: dict[str, Work] = collections.defaultdict(Work)
+    jaxpr = jax.make_jaxpr(model.apply)(params, images)
+    for name, times, equation in _equations(jaxpr.jaxpr, "", 1):
+        flop = _flop(equation)
+        if flop and "/attend" not in name:
+            found[part_of(name)].add(times * flop, times * _bytes(equation))
+    return dict(found)
+
+
+def _equations(jaxpr: Any, prefix: str, times: int) -> Iterator[tuple[str, int, Any]]:
+    """(name, how often it runs, equation) of all, within loops too; of branches the first."""
+    for equation in jaxpr.eqns:
+        name = f"{prefix}/{equation.source_info.name_stack}/{equation.primitive.name}"
+        yield name, times, equation
+        again = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        inner = list(_inner(equation.params))
+        if equation.primitive.name == "cond":
+            inner = inner[-1:]  # of a condition on a layer what it does; of a finite head, no second time
+            if "isfinite" in name:
+                inner = []
+        for one in inner:
+            yield from _equations(one, name, times * again)
+
+
+def _inner(parameters: Mapping[str, Any]) -> Iterator[Any]:
+    """The programs among an equation's parameters."""
+    for value in parameters.values():
+        for one in value if isinstance(value, tuple | list) else (value,):
+            one = getattr(one, "jaxpr", one)
+            if hasattr(one, "eqns"):
+                yield one
+
+
+def _flop(equation: Any) -> float:
+    kind = equation.primitive.name
+    if kind == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        depth = math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+        return 2.0 * math.prod(equation.outvars[0].aval.shape) * depth
+    if kind == "conv_general_dilated":
+        kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
+        out_channels = kernel[numbers.rhs_spec[0]]
+        return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / out_channels
+    return 0.0
+
+
+def _bytes(equation: Any) -> float:
+    values = (*equation.invars, *equation.outvars)
+    return float(sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in values))
+
+
+def work_of_attention(
+    model: Any, frames: int, grid: tuple[int, int], density: Iterable[float] | None
+) -> dict[str, Work]:
+    """Of the alternating blocks' attention of one scene, of the kept blocks alone; density by layer."""
+    patches, D = grid[0] * grid[1], model.embed_dim
+    tokens, size = patches + model.num_special, jnp.dtype(model.dtype).itemsize
+    total, layers = frames * tokens, [1.0] * model.depth if density is None else list(density)
+    special = frames * model.num_special
+    frame, everywhere, few = Work(), Work(), Work()
+    # A pair of VGGT's, a layer of π³'s: half of these are of frames.
+    pairs = len(layers)
+    frame.add(pairs * 4.0 * frames * tokens**2 * D, pairs * 4.0 * total * D * size)
+    for share in layers:
+        queries = total if density is None else total - special
+        everywhere.add(4.0 * queries * total * D * share, 2.0 * (queries + total) * D * size)
+        if density is not None:
+            few.add(4.0 * special * total * D, 2.0 * (special + total) * D * size)
+    found = {"frame blocks: attention": frame, "global blocks: attention": everywhere}
+    return found | ({} if density is None else {"global blocks: special queries": few})
+
+
+# ---- both
+
+
+def measure_ceiling() -> Ceiling:
+    """Of bfloat16 on a GPU, of float32 elsewhere."""
+    gpu = jax.default_backend() == "gpu"
+    side, dtype = (8192, jnp.bfloat16) if gpu else (1024, jnp.float32)
+    a = jax.random.normal(jax.random.key(0), (side, side), dtype)
+    product, copy = jax.jit(lambda a: a @ a), jax.jit(lambda a: a + 1)
+    flop = 2.0 * side**3 / _fastest(product, a)
+    wide = jnp.zeros((1 << (29 if gpu else 24),), jnp.float32)
+    return Ceiling(flop, 2.0 * wide.nbytes / _fastest(copy, wide))
+
+
+def _fastest(function: Any, argument: Any, repeats: int = 5) -> float:
+    jax.block_until_ready(function(argument))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function(argument))
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def profile(model: Any, params: Any, images: jax.Array, step: Any) -> dict[str, Any]:
+    """A table of parts, JSON-able. step: the compiled `model.apply` of these, which has run once.
+
+    seconds: of one whole run; parts: by name seconds, flop, bytes, and share, of the time that the device's
+    ceilings would need for them. They and "between kernels" add up to the whole.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            start = time.perf_counter()
+            prediction = jax.block_until_ready(step(params, images, None))
+            seconds = time.perf_counter() - start
+        kernels = kernel_times(Path(folder))
+    times = times_of_parts(kernels, operation_names(step.as_text()))
+    density = None if prediction.density is None else np.asarray(prediction.density).tolist()
+    patch = model.image_policy.patch
+    grid = (images.shape[2] // patch, images.shape[3] // patch)
+    work = work_of_parts(model, params, images)
+    for part, more in work_of_attention(model, images.shape[1], grid, density).items():
+        work.setdefault(part, Work()).add(more.flop, more.bytes)
+    ceiling = measure_ceiling()
+    parts = {}
+    for part in (*PARTS, OTHER):
+        if part in times or part in work:
+            took, done = times.get(part, 0.0), work.get(part, Work())
+            least = max(done.flop / ceiling.flop, done.bytes / ceiling.bytes)
+            share = least / took if took else None
+            parts[part] = {"seconds": took, "flop": done.flop, "bytes": done.bytes, "share": share}
+    if jax.default_backend() == "gpu":  # a CPU's threads overlap
+        parts[IDLE] = {"seconds": seconds - sum(times.values()), "flop": 0.0, "bytes": 0.0, "share": None}
+    return {
+        "seconds": seconds,
+        "density": density,
+        "ceiling": dataclasses.asdict(ceiling),
+        "parts": parts,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # installed without its repository
+        return None
+    return done.stdout.strip()
+
+
+def table(row: dict[str, Any]) -> str:
+    """A row of `fastvggt bench --profile` in Markdown."""
+    frames, ceiling = row["frames"], row["ceiling"]
+    lines = [
+        "| part | ms per view | GFLOP per view | MB per view | of the ceiling |",
+        "|---|---|---|---|---|",
+    ]
+    for part, one in row["parts"].items():
+        numbers = [f"{1e3 * one['seconds'] / frames:.2f}"]
+        numbers += [
+            f"{one[key] / scale / frames:.0f}" if one[key] else ""
+            for key, scale in (("flop", 1e9), ("bytes", 1e6))
+        ]
+        numbers += [f"{one['share']:.0%}" if one["share"] and one["flop"] else ""]
+        lines.append(f"| {part} | {' | '.join(numbers)} |")
+    lines.append(f"| **all** | **{1e3 * row['seconds'] / frames:.2f}** | | | |")
+    about = f"{row['model']}, {frames} views of {'×'.join(map(str, row['size']))}, {row['sparsity']}"
+    peaks = f"{ceiling['flop'] / 1e12:.0f} TFLOP/s and {ceiling['bytes'] / 1e12:.2f} TB/s"
+    return "\n".join([*lines, "", f"{about}; {row['device']}, jax {row['jax']}; the ceilings are {peaks}."])
+
+
+if __name__ == "__main__":  # python -m fastvggt_jax.profile FILE: the tables of a file of such rows
+    for line in Path(sys.argv[1]).read_text().splitlines():
+        print(table(json.loads(line)), end="\n\n")
