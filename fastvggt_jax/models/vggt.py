@@ -246,7 +246,10 @@ class VGGT(Model):
         self.aggregator = Aggregator(**{name: getattr(self, name) for name in shared})
         if "camera" in self.heads:
             self.camera_head = CameraHead(
-                self.camera_trunk_depth, self.camera_num_heads, num_iterations=self.camera_iterations
+                2 * self.embed_dim,
+                self.camera_trunk_depth,
+                self.camera_num_heads,
+                num_iterations=self.camera_iterations,
             )
         if "depth" in self.heads:
             self.depth_head = DPTHead(self.dpt_features, self.dpt_level_channels, out_channels=2)

@@ -90,7 +90,7 @@ def test_an_iteration_of_the_tracker_sends_no_gradient_to_where_the_last_one_has
 @pytest.fixture(scope="module")
 def camera_head():
     """(CameraHead of three iterations, params as training starts, tokens f32[2, 3, 16])."""
-    head, tokens = CameraHead(1, 2, num_iterations=3), jax.random.normal(jax.random.key(0), (2, 3, 16))
+    head, tokens = CameraHead(16, 1, 2, num_iterations=3), jax.random.normal(jax.random.key(0), (2, 3, 16))
     return head, jax.jit(head.init)(jax.random.key(1), tokens), tokens
 
 

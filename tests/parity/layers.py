@@ -129,7 +129,7 @@ def camera_head(goldens: Goldens, name: str, golden: Golden) -> Golden:
 
     _, params = load_model("vggt_tiny", 0, goldens.folder)
     params = params["params"]["camera_head"]
-    head, mine = CameraHead(trunk_depth=2, num_heads=8), {}
+    head, mine = CameraHead(golden["in.tokens"].shape[-1], trunk_depth=2, num_heads=8), {}
     for suffix, bias in (("", None), ("_neg", golden["w_neg.pose_branch.fc2.bias"])):
         if bias is not None:
             fc2 = params["pose_branch"]["fc2"] | {"bias": bias}
@@ -139,10 +139,15 @@ def camera_head(goldens: Goldens, name: str, golden: Golden) -> Golden:
         mine |= {f"pose_enc{suffix}.{k}": pose for k, pose in enumerate(poses)}
         mine |= {f"pose_raw{suffix}.{k}": pose for k, pose in enumerate(state["pose_raw"])}
         if bias is None:
-            mine["token_norm"] = state["token_norm"]["__call__"][0]
-            modulation = state["poseLN_modulation_1"]["__call__"]
-            mine |= {f"modulation.{k}": modulation[k] for k in (0, 1)}
-            mine["trunk.0"] = state["trunk"]["__call__"][0][-1]  # after the last trunk block of iteration 0
+            mine["token_norm"], normed = (state[one]["__call__"][0] for one in ("token_norm", "adaln_norm"))
+            first = jnp.broadcast_to(params["empty_pose_tokens"], state["pose_raw"][0].shape)
+            for k, seen in enumerate((first, state["pose_raw"][0])):  # iterations, which the head scans
+                arguments = (seen, mine["token_norm"], normed)
+                _, state_k = captured(head, {"params": params}, *arguments, method="change")
+                inside = state_k["intermediates"]
+                mine[f"modulation.{k}"] = inside["poseLN_modulation_1"]["__call__"][0]
+                if k == 0:
+                    mine["trunk.0"] = inside["trunk"]["__call__"][0][-1]  # after the last trunk block
     return mine
 
 

@@ -22,8 +22,9 @@ def activate_pose(raw: Array) -> Array:
 
 
 class CameraHead(nn.Module):
-    """Float32 throughout; norms have eps 1e-5, but the adaptive one 1e-6."""
+    """Float32 throughout; norms have eps 1e-5, but the adaptive one 1e-6. `width` is that of the tokens."""
 
+    width: int
     trunk_depth: int = 4
     num_heads: int = 16
     mlp_ratio: float = 4.0
@@ -35,40 +36,50 @@ class CameraHead(nn.Module):
         """
         return jnp.array(FIRST_POSE, dtype) / self.num_iterations
 
-    @nn.compact
+    def setup(self) -> None:
+        D = self.width
+        self.token_norm = layer_norm(1e-5)
+        self.adaln_norm = nn.LayerNorm(
+            epsilon=1e-6, use_scale=False, use_bias=False, use_fast_variance=False, dtype=jnp.float32
+        )
+        self.empty_pose_tokens = self.param(
+            "empty_pose_tokens", nn.initializers.zeros, (1, 1, POSE_DIM), jnp.float32
+        )
+        self.embed_pose = nn.Dense(D)
+        self.poseLN_modulation_1 = nn.Dense(3 * D)
+        self.trunk = Block(self.num_heads, 1e-5, self.mlp_ratio)
+        self.trunk_norm = layer_norm(1e-5)
+        self.pose_branch = Mlp(D // 2, POSE_DIM, out_bias=self.first_bias)
+
     def __call__(self, tokens: Array) -> tuple[Array, ...]:
         """f32[B, F, D], the camera tokens of the last layer -> the pose encoding f32[B, F, 9] after each
         iteration.
         """
-        D = tokens.shape[-1]
-        tokens = layer_norm(1e-5, "token_norm")(tokens)
-        normed = nn.LayerNorm(
-            epsilon=1e-6,
-            use_scale=False,
-            use_bias=False,
-            use_fast_variance=False,
-            dtype=jnp.float32,
-            name="adaln_norm",
-        )(tokens)
-        embed_pose = nn.Dense(D, name="embed_pose")
-        modulation = nn.Dense(3 * D, name="poseLN_modulation_1")
-        trunk = Block(self.num_heads, 1e-5, self.mlp_ratio, name="trunk")
-        trunk_norm = layer_norm(1e-5, "trunk_norm")
-        pose_branch = Mlp(D // 2, POSE_DIM, out_bias=self.first_bias, name="pose_branch")
+        tokens = self.token_norm(tokens)
+        normed = self.adaln_norm(tokens)
+        seen = jnp.broadcast_to(self.empty_pose_tokens, (*tokens.shape[:2], POSE_DIM))
 
-        empty_pose = self.param("empty_pose_tokens", nn.initializers.zeros, (1, 1, POSE_DIM), jnp.float32)
-        raw, poses = None, []
-        for _ in range(self.num_iterations):
+        def refine(
+            head: CameraHead, poses: tuple[Array, Array], _: None
+        ) -> tuple[tuple[Array, Array], Array]:
+            raw, seen = poses
+            raw = raw + head.change(seen, tokens, normed)
             # The next iteration sees the raw pose (the relu of the fields of view is not fed back) and sends
             # no gradient through it.
-            raw = None if raw is None else jax.lax.stop_gradient(raw)
-            condition = embed_pose(
-                jnp.broadcast_to(empty_pose, (*tokens.shape[:2], POSE_DIM)) if raw is None else raw
-            )
-            shift, scale, gate = jnp.split(modulation(jax.nn.silu(condition)), 3, -1)
-            x = gate * (normed * (1 + scale) + shift) + tokens
-            delta = pose_branch(trunk_norm(scan_blocks(trunk, self.trunk_depth, x)))
-            raw = delta if raw is None else raw + delta
-            self.sow("intermediates", "pose_raw", raw)
-            poses.append(activate_pose(raw))
-        return tuple(poses)
+            stopped = jax.lax.stop_gradient(raw)
+            return (stopped, stopped), raw
+
+        # One iteration is compiled, not all of them.
+        scan = nn.scan(
+            refine, variable_broadcast="params", split_rngs={"params": False}, length=self.num_iterations
+        )
+        _, raw = scan(self, (jnp.zeros_like(seen), seen), None)
+        for one in raw:
+            self.sow("intermediates", "pose_raw", one)
+        return tuple(activate_pose(one) for one in raw)
+
+    def change(self, seen: Array, tokens: Array, normed: Array) -> Array:
+        """What an iteration adds to the raw poses f32[B, F, 9] that it sees."""
+        shift, scale, gate = jnp.split(self.poseLN_modulation_1(jax.nn.silu(self.embed_pose(seen))), 3, -1)
+        x = gate * (normed * (1 + scale) + shift) + tokens
+        return self.pose_branch(self.trunk_norm(scan_blocks(self.trunk, self.trunk_depth, x)))
