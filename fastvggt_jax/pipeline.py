@@ -12,6 +12,8 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -117,6 +119,10 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
     ours = written_in(s.output)  # what --overwrite may replace
     if s.bundle:
         require()
+    if s.bundle and s.tracks:
+        text = "tracks follows points by the model, and bundle adjustment by what photographs show"
+        text += ": leave one of the two out"
+        raise InputError(text, argument="tracks")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         check_output_folder(s.output, overwrite=s.overwrite, ours=ours)
@@ -331,18 +337,81 @@ def predict(
     to).
     """
 
-    def run(params: Any, pixels: jax.Array) -> tuple[Reconstruction, jax.Array | None]:
+    one_confidence = False
+
+    def run(model: Model, params: Any, pixels: jax.Array) -> tuple[Reconstruction, jax.Array | None]:
+        nonlocal one_confidence
         asked = () if queries is None else (jnp.asarray(queries.xy)[None], queries.frames)
         prediction = model.apply(params, pixels, *asked)
-        return model.reconstruction(prediction, points_from), prediction.density
+        found = model.reconstruction(prediction, points_from)
+        one_confidence = found.conf is found.depth_conf  # which would leave the device twice
+        if one_confidence:
+            found = dataclasses.replace(found, conf=None)  # type: ignore[arg-type]
+        return found, prediction.density
 
     pixels = images.pixels[None]
     compiled = None
     with step("compile"), memory_errors(images, params):
-        compiled = jax.jit(run).lower(params, jax.ShapeDtypeStruct(pixels.shape, pixels.dtype)).compile()
+        host = _host_memory()
+        program = partial(_compiled, run, params, pixels, host)
+        compiled = program(model)
+        if not _fits(compiled):
+            text = (
+                "memory is scarce: what is computed waits in the host's memory, which takes a little longer"
+            )
+            warnings.warn(text, stacklevel=2)
+            model = model.clone(low_memory=True)
+            compiled = program(model)
+    if not _fits(compiled):
+        raise OutOfMemoryError(_memory_sentence(images, params, compiled, ""))
     with step("run"), memory_errors(images, params, compiled):
         found, density = jax.block_until_ready(compiled(params, jnp.asarray(pixels)))
+    if one_confidence:
+        found = dataclasses.replace(found, conf=found.depth_conf)
     return found, None if density is None else [round(float(d), 4) for d in density]
+
+
+def _compiled(run: Callable, params: Any, pixels: np.ndarray, host: Any, model: Model) -> jax.stages.Compiled:
+    """run(model, params, pixels), whose results come to be in the memory `host`."""
+    jitted = jax.jit(partial(run, model), out_shardings=host)
+    lowered = jitted.lower(params, jax.ShapeDtypeStruct(pixels.shape, pixels.dtype))
+    with ThreadPoolExecutor(1) as pool:
+        reserved = pool.submit(_reserve, lowered, host) if host is not None else None
+        compiled = lowered.compile()
+        if reserved is not None:
+            reserved.result()
+    return compiled
+
+
+def _host_memory() -> jax.sharding.Sharding | None:
+    """Of a GPU's host what the GPU itself writes to, forty times as fast as JAX copies to other memory, and
+    numpy reads as it lies there; None for a CPU.
+    """
+    device = jax.devices()[0]
+    kinds = {memory.kind for memory in device.addressable_memories()}
+    if jax.default_backend() == "cpu" or "pinned_host" not in kinds:
+        return None
+    return jax.sharding.SingleDeviceSharding(device, memory_kind="pinned_host")
+
+
+def _reserve(lowered: jax.stages.Lowered, host: jax.sharding.Sharding) -> None:
+    """Makes JAX own as much of the host's memory as the results take, which is slow the first time."""
+    held = []
+    for one in jax.tree.leaves(lowered.out_info):
+        zeros = jax.jit(partial(jnp.zeros, one.shape, one.dtype), out_shardings=host)
+        held.append(jax.block_until_ready(zeros()))
+
+
+def _fits(compiled: jax.stages.Compiled) -> bool:
+    """Whether the device's memory holds what a program needs; True where nobody knows."""
+    sizes = compiled.memory_analysis()
+    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    return sizes is None or not limit or _needed(sizes) <= limit
+
+
+def _needed(sizes: Any) -> int:
+    """Bytes on the device, of parameters, inputs, results and what lies between."""
+    return sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
 
 
 @contextlib.contextmanager
@@ -372,8 +441,7 @@ def _memory_sentence(images: Images, params: Any, compiled: jax.stages.Compiled 
         sizes = compiled.memory_analysis() if compiled is not None else None
         failed = re.search(r"allocat\w+ (\d+) bytes", error)
         if sizes is not None:
-            needed = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
-            text += f"about {_gib(needed)}, of which {_gib(weights)} are weights"
+            text += f"about {_gib(_needed(sizes))}, of which {_gib(weights)} are weights"
         elif failed:
             text += f"more than {_gib(weights + int(failed[1]))}, of which {_gib(weights)} are weights"
         else:
@@ -431,12 +499,14 @@ def export_saved(
         warnings.simplefilter("always", UserWarning)
         if output is None:
             other = {"bundle_adjust": bundle, "intrinsics": intrinsics, "align_to": align_to}
-            _check_in_place(folder, options, chosen, other, overwrite)
+            _check_in_place(folder, chosen, other, overwrite)
         else:
             _check_not_in(output, [folder])
             ours = written_in(output)
             check_output_folder(output, overwrite=overwrite, ours=ours)
         scene = Scene.load(folder)
+        if output is None:
+            _check_same_cameras(folder, scene, options)
         frames = () if photos is None else find_photographs(scene, photos)
         if output is not None:
             named = [frame.path for frame in frames if frame is not None] if frames else scene.paths
@@ -457,24 +527,17 @@ def export_saved(
         "bundle_adjustment": adjustment,
         "alignment": alignment,
         "comparison": None,
-        "warnings": [str(w.message) for w in caught if issubclass(w.category, UserWarning)],
+        "warnings": list(
+            dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
+        ),
     }
 
 
-def _check_in_place(
-    folder: Path,
-    options: ExportOptions,
-    formats: list[Format],
-    other: dict[str, Any],
-    overwrite: bool,
-) -> None:
+def _check_in_place(folder: Path, formats: list[Format], other: dict[str, Any], overwrite: bool) -> None:
     """Raises InputError, or TargetError, where a folder's own files do not let these be written into it."""
-    square = options.camera_model == "SIMPLE_RADIAL"
-    other = other | {"shared_camera": options.shared_camera, "camera_model": square}
     for argument, changes in other.items():
         if changes:
-            text = f"{argument} gives other cameras than the files in {folder} have: give a new output folder"
-            raise InputError(text, argument=argument)
+            raise _other_cameras(argument, folder)
     warn_of_leftovers(folder)
     if overwrite or not os.path.isdir(folder):  # which reading it will say
         return
@@ -483,6 +546,21 @@ def _check_in_place(
         if present and not format.describes:
             text = f"{folder} holds {present[0]} already; give another folder, or overwrite to replace it"
             raise TargetError(text, argument="overwrite")
+
+
+def _check_same_cameras(folder: Path, scene: Scene, options: ExportOptions) -> None:
+    """Raises InputError where options ask for other cameras than the folder's files have."""
+    for argument, how in (
+        ("shared_camera", dict(shared_camera=options.shared_camera, camera_model="PINHOLE")),
+        ("camera_model", dict(shared_camera=False, camera_model=options.camera_model)),
+    ):
+        if not np.allclose(as_asked(scene, **how).K, scene.K, rtol=1e-5):  # type: ignore[arg-type]
+            raise _other_cameras(argument, folder)
+
+
+def _other_cameras(argument: str, folder: Path) -> InputError:
+    text = f"{argument} gives other cameras than the files in {folder} have: give a new output folder"
+    return InputError(text, argument=argument)
 
 
 def _check_not_in(output: str | os.PathLike, paths: Iterable[str | os.PathLike | None]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fastvggt_jax import VGGT, Pi3, Sparsity, attention
+from fastvggt_jax.models.heads.camera import CameraHead
 from fastvggt_jax.models.rope import apply_rope, patch_positions, rope_tables
 from fastvggt_jax.models.vggt import Aggregator
 from fastvggt_jax.models.vit import Attention, HeadNorm, gelu
@@ -162,9 +163,21 @@ def test_bfloat16_is_for_matrix_products_only(tiny, views):
         max_error(head["token_norm"]["__call__"][0], tokens * norm["scale"] + norm["bias"])
         < TOLERANCE["float32"]
     )
-    assert (
-        products | {"norm1", "q_norm", "ls1", "frame_blocks", "global_blocks", "trunk", "token_norm"} <= seen
+    assert products | {"norm1", "q_norm", "ls1", "frame_blocks", "global_blocks", "token_norm"} <= seen
+    # An iteration of the camera head, which scans them.
+    module = CameraHead(2 * model.embed_dim, model.camera_trunk_depth, model.camera_num_heads)
+    normed, pose = (head[name][where][0] for name, where in (("adaln_norm", "__call__"), ("pose_raw", 0)))
+    arguments = (jnp.asarray(pose), head["token_norm"]["__call__"][0], normed)
+    _, inside = module.apply(
+        {"params": params["params"]["camera_head"]},
+        *arguments,
+        method="change",
+        capture_intermediates=True,
+        mutable=["intermediates"],
     )
+    assert "trunk" in inside["intermediates"]
+    for x in jax.tree.leaves(inside["intermediates"]):
+        assert x.dtype == jnp.float32 and rounds_to_itself(x) < 0.5
 
 
 def test_queries_and_keys_are_rounded_only_after_rope():

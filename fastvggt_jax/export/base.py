@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from fastvggt_jax.errors import ExtraError, InputError, whole_number
 from fastvggt_jax.export import mesh
 from fastvggt_jax.export.lenses import as_asked
-from fastvggt_jax.export.tracks import Followed, Tracks, find_tracks, followed_tracks, thinned
+from fastvggt_jax.export.tracks import Followed, Tracks, find_tracks, followed_tracks, select, thinned
 from fastvggt_jax.registry import Registry
 from fastvggt_jax.scene import PointCloud, Scene, check_cloud_options
 from fastvggt_jax.sources import Frame
@@ -105,6 +107,8 @@ class Export:
         a K that was given forbids it.
         """
         scene = as_asked(scene, shared_camera=options.shared_camera, camera_model=options.camera_model)
+        if set(scene.intrinsics) == {"shared"}:  # before this scene was saved
+            options = dataclasses.replace(options, shared_camera=True)
         return cls(scene, options, photographs, followed, measured)
 
     @cached_property
@@ -116,11 +120,14 @@ class Export:
         o = self.options
         filters = dict(conf_percentile=o.conf_percentile, edge_filter=o.edge_filter)
         if self.measured is not None:
-            tracks = thinned(self.measured, o.track_points)
+            taken = self.scene.point_indices(conf_percentile=o.conf_percentile, edge_filter=o.edge_filter)
+            tracks = select(self.measured, np.isin(self.measured.pixel, taken)[self.measured.point])
+            tracks = thinned(tracks, o.track_points, o.voxel)
         elif self.followed is None:
             tracks = find_tracks(self.scene, o.track_points, **filters, voxel=o.voxel)
         else:
             tracks = followed_tracks(self.scene, self.followed, o.track_points, **filters)
+            tracks = thinned(tracks, o.track_points, o.voxel)
         if not len(tracks):
             text = "no point is seen by two photographs or more: the files with tracks hold cameras alone"
             warnings.warn(text, stacklevel=2)
@@ -232,11 +239,18 @@ def check_formats(formats: Iterable[str], options: ExportOptions | None = None) 
     found = [find(name) for name in dict.fromkeys(names)]
     for format in found:
         format.require()
-    if options is not None and options.glb_mesh and "glb" not in (format.name for format in found):
-        find("glb").require()  # then it is not among the defaults
-        text = "glb_mesh is about scene.glb, which is not written: add glb to the formats"
-        raise InputError(text, argument="glb_mesh")
+    chosen = {format.name for format in found}
+    for option, about in ABOUT.items():
+        if options is not None and getattr(options, option) and not chosen & set(about):
+            find(about[0]).require()  # then it is not among the defaults
+            files = " and ".join(find(name).files[0] for name in about)
+            text = f"{option} is about {files}, which is not written: add {' or '.join(about)} to the formats"
+            raise InputError(text, argument=option)
     return found
+
+
+# The formats that options are about.
+ABOUT = {"glb_mesh": ("glb",), "depth_original": ("depth",), "copy_photographs": ("splat", "nerfstudio")}
 
 
 def always_written(formats: Iterable[str]) -> tuple[str, ...]:

@@ -80,19 +80,19 @@ def colmap_model(
 ) -> Model:
     """The COLMAP model of a scene: a camera for each photograph.
 
-    shared_camera: one for all photographs of a size; `fastvggt_jax.export.lenses` makes their K equal.
+    shared_camera: one for all photographs of a size and a K; `fastvggt_jax.export.lenses` makes these equal.
     camera_model: PINHOLE, or SIMPLE_RADIAL, without distortion, whose one focal length stands for two, which
     `lenses` makes equal too.
     """
-    cameras: dict[object, int] = {}
     found: list[Camera] = []
     camera_of = []
     for frame, t in enumerate(scene.transforms):
-        key = (t.original_width, t.original_height) if shared_camera else frame
-        if key not in cameras:
-            cameras[key] = len(found)
-            found.append(_camera(camera_model, t.original_width, t.original_height, scene.K_original(frame)))
-        camera_of.append(cameras[key])
+        camera = _camera(camera_model, t.original_width, t.original_height, scene.K_original(frame))
+        same = [i for i, other in enumerate(found) if shared_camera and _alike(camera, other)]
+        if not same:
+            same = [len(found)]
+            found.append(camera)
+        camera_of.append(same[0])
     pose = scene.cam_from_world.astype(np.float64)
     quat = np.asarray(geometry.rotation_to_quat_xyzw(jnp.asarray(pose[:, :, :3])), np.float64)[
         :, [3, 0, 1, 2]
@@ -114,6 +114,12 @@ def _camera(model: str, width: int, height: int, K: np.ndarray) -> Camera:
     fx, fy, cx, cy = (float(x) for x in (K[0, 0], K[1, 1], K[0, 2], K[1, 2]))
     params = (fx, fy, cx, cy) if model == "PINHOLE" else ((fx + fy) / 2, cx, cy, 0.0)
     return Camera(model, width, height, params)
+
+
+def _alike(camera: Camera, other: Camera) -> bool:
+    """Whether they are one, as far as float32 tells."""
+    sizes = (camera.width, camera.height) == (other.width, other.height)
+    return sizes and bool(np.allclose(camera.params, other.params, rtol=1e-5, atol=1e-6))
 
 
 # ---- binary

@@ -68,7 +68,10 @@ def find_photographs(scene: Scene, folder: str | os.PathLike) -> tuple[Frame, ..
 
 def _find(folder: Path, name: str) -> Path:
     inside = PurePosixPath(name.replace("\\", "/"))
-    for path in (folder / inside, folder / inside.name):
+    # Also as it was written anew, see `_with_ending`.
+    stem = file_stems((name,))[0]
+    others = [_with_ending(one, ending) for one in (stem, inside.name) for ending in (".jpg", ".png")]
+    for path in (folder / inside, folder / inside.name, *(folder / other for other in others)):
         if os.path.isfile(path):  # which is no error of a name that is too long
             return path
     raise MissingError(f"photos {folder} holds no {name}", argument="photos")

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from fastvggt_jax.scene import Scene, spread
+from fastvggt_jax.scene import Scene, best_in_voxel, spread
 
 DEPTH_TOLERANCE = 0.04  # of the depth: a view whose own depth differs by more sees another surface
 COLOR_TOLERANCE = 64  # of 255, mean over the channels: exposures differ, another thing differs by more
@@ -95,8 +95,11 @@ def placed(tracks: Tracks, scene: Scene, xyz: np.ndarray) -> Tracks:
     return dataclasses.replace(tracks, xyz=xyz, residual=residual)
 
 
-def thinned(tracks: Tracks, max_points: int) -> Tracks:
-    """At most so many points of these, evenly spread."""
+def thinned(tracks: Tracks, max_points: int, voxel: float | None = None) -> Tracks:
+    """At most so many points of these, evenly spread, and of every cube of this side one."""
+    if voxel is not None:
+        best = best_in_voxel(tracks.xyz, tracks.conf, voxel)
+        tracks = select(tracks, np.isin(np.arange(len(tracks)), best)[tracks.point])
     if len(tracks) <= max_points:
         return tracks
     chosen = np.isin(np.arange(len(tracks)), spread(len(tracks), max_points))

@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from fastvggt_jax.attention import dense_attention, hilbert_order, sparse_global_attention, varying_as
+from fastvggt_jax.models.memory import on_host
 from fastvggt_jax.models.rope import Rope, patch_positions, rope_tables
 from fastvggt_jax.models.vit import Block
 from fastvggt_jax.sparsity import Sparsity
@@ -29,6 +30,7 @@ def alternate(
     sparsity: Sparsity | None,
     dtype: DTypeLike,
     remat: bool = False,
+    low_memory: bool = False,
 ) -> tuple[Array, Array, Array | None]:
     """Applies `taps[-1] + 1` pairs of a frame and a global block, whose parameters get a leading layer axis.
 
@@ -39,6 +41,7 @@ def alternate(
       sparsity: of the global blocks; None = dense.
       dtype: of the taps.
       remat: whether a derivative keeps each pair's input alone and computes the rest again.
+      low_memory: the taps are in the host's memory.
 
     Returns:
       dtype[taps, B, F, P, 2D], the frame block's output beside the global block's; f32[B, F, 2D], the same of
@@ -76,6 +79,10 @@ def alternate(
 
         def write(tapped: Array, frame_out: Array, x: Array) -> Array:
             both = jnp.concatenate([frame_out, x], -1).astype(tapped.dtype)
+            if order is not None:
+                both = both[:, :, np.argsort(order)]
+            if low_memory:  # where the taps are: flax's scan looks at the loop once with all on the device
+                both = jax.device_put(both, jax.typeof(tapped).memory_space)
             return jax.lax.dynamic_update_index_in_dim(tapped, both, layer["slot"], 0)
 
         with jax.named_scope("taps"):
@@ -91,10 +98,10 @@ def alternate(
         length=depth,
     )
     tapped = jnp.zeros((len(taps), B, F, P, 2 * D), dtype)
+    if low_memory:
+        tapped = on_host(tapped)
     carry = (x, *varying_as((tapped, jnp.zeros((B, F, 2 * D), jnp.float32)), x))
     (_, tapped, first), density = scan(frame_blocks, carry, layers, global_blocks)
-    if order is not None:
-        tapped = tapped[:, :, :, np.argsort(order)]
     return tapped, first, density
 
 

@@ -46,6 +46,8 @@ class Model(nn.Module):
         taken by itself.
       sparsity: block-sparse global attention; None = dense.
       frames_chunk: how many frames the dense heads take at a time, at least one of each scene.
+      low_memory: taps wait in the host's memory, and MLPs take a part of the tokens at a time: hundreds of
+        views more on one GPU, a little slower. The same numbers.
       remat: whether derivatives recompute what blocks and chunks of frames hold instead of keeping it.
     """
 
@@ -53,6 +55,7 @@ class Model(nn.Module):
     heads_dtype: Any = None
     sparsity: Sparsity | None = None
     frames_chunk: int = 8
+    low_memory: bool = False
     remat: bool = False
 
     # What `reconstruction` can take the points from, the default first.
@@ -155,6 +158,11 @@ class Model(nn.Module):
         read = self.read_in_dtype is not None and re.fullmatch(self.read_in_dtype, name)
         return jnp.dtype(self.dtype if read else jnp.float32)
 
+    @property
+    def rows(self) -> int | None:
+        """Tokens that an MLP takes at a time; None: all."""
+        return ROWS if self.low_memory else None
+
     def why_slower_sparse(self) -> str | None:
         """Why its block-sparse attention is slower than dense attention on the default device; None if not,
         or if it is dense.
@@ -199,6 +207,7 @@ class Model(nn.Module):
             raise InputError(text, argument="points_from")
 
 
+ROWS = 1 << 17  # tokens of an MLP at a time where memory is scarce
 COMPUTE = "compute"  # in place of a dtype of parameters: that of `Model.storage`
 # Of a transformer block the parameters of its four products.
 PRODUCTS = r"/(attn/(qkv|proj)|mlp/fc[12])/(kernel|bias)"

@@ -74,6 +74,7 @@ class DinoV2(nn.Module):
     num_register_tokens: int = 4
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    rows: int | None = None
 
     def setup(self) -> None:
         D, normal = self.embed_dim, nn.initializers.normal(0.02)
@@ -85,7 +86,7 @@ class DinoV2(nn.Module):
             "register_tokens", normal, (1, self.num_register_tokens, D), jnp.float32
         )
         self.patch_embed = PatchEmbed(self.patch_size, D, self.dtype)
-        self.blocks = Block(self.num_heads, NORM_EPS, self.mlp_ratio, dtype=self.dtype)
+        self.blocks = Block(self.num_heads, NORM_EPS, self.mlp_ratio, dtype=self.dtype, rows=self.rows)
         self.norm = layer_norm(NORM_EPS)
 
     def embed(self, images: Array) -> Array:

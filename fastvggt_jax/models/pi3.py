@@ -52,17 +52,19 @@ class Decoder(nn.Module):
     num_heads: int
     mlp_ratio: float
     dtype: DTypeLike
+    rows: int | None = None
 
     def setup(self) -> None:
-        self.frame_blocks = Block(self.num_heads, 1e-6, self.mlp_ratio, qk_norm=True, dtype=self.dtype)
-        self.global_blocks = Block(self.num_heads, 1e-6, self.mlp_ratio, qk_norm=True, dtype=self.dtype)
+        how: dict[str, Any] = dict(qk_norm=True, dtype=self.dtype, rows=self.rows)
+        self.frame_blocks = Block(self.num_heads, 1e-6, self.mlp_ratio, **how)
+        self.global_blocks = Block(self.num_heads, 1e-6, self.mlp_ratio, **how)
 
     def __call__(self, x: Array, **how: Any) -> tuple[Array, Array | None]:
-        """f32[B, F, P, D] -> dtype[B, F, P, 2D], the last frame block's output beside the last global
+        """f32[B, F, P, D] -> dtype[1, B, F, P, 2D], the last frame block's output beside the last global
         block's, and the density f32[depth] of sparse global attention.
         """
         taps, _, density = alternate(self.frame_blocks, self.global_blocks, x, dtype=self.dtype, **how)
-        return taps[0], density
+        return taps, density
 
 
 class Pi3(Model):
@@ -144,11 +146,12 @@ class Pi3(Model):
             self.encoder_num_heads,
             dtype=self.dtype,
             remat=self.remat,
+            rows=self.rows,
         )
         self.register_token = self.param(
             "register_token", nn.initializers.normal(1e-6), (1, 1, self.num_register_tokens, D), jnp.float32
         )
-        self.decoder = Decoder(self.num_heads, self.mlp_ratio, self.dtype)
+        self.decoder = Decoder(self.num_heads, self.mlp_ratio, self.dtype, self.rows)
         shape = (self.head_embed_dim, self.head_depth, self.head_num_heads)
         if "point" in self.heads:
             self.point_decoder = FrameDecoder(*shape, self.head_out_dim, self.dtype, self.remat)
@@ -192,15 +195,17 @@ class Pi3(Model):
             taps=(self.depth - 1,),
             sparsity=self.sparsity,
             remat=self.remat,
+            low_memory=self.low_memory,
         )
         shapes = {"point": ((H, W, 3),), "conf": ((H, W, 1),), "camera": ((3,), (9,))}
         found = over_frame_chunks(
             self,
             lambda self, tokens: self.decode(tokens[0], grid),
-            tokens[None],
+            tokens,
             tuple(shape for head in HEADS if head in self.heads for shape in shapes[head]),
             self.frames_chunk,
             self.remat,
+            self.low_memory,
         )
         raw = iter(found)
         out: dict[str, Any] = {"density": density, "made_by": type(self)}

@@ -82,6 +82,8 @@ class Aggregator(nn.Module):
     sparsity: Sparsity | None
     dtype: DTypeLike
     remat: bool = False
+    low_memory: bool = False
+    rows: int | None = None
 
     def setup(self) -> None:
         D, normal = self.embed_dim, nn.initializers.normal(1e-6)
@@ -93,14 +95,16 @@ class Aggregator(nn.Module):
             self.encoder_num_heads,
             dtype=self.dtype,
             remat=self.remat,
+            rows=self.rows,
         )
         # Index 0 is for the first frame, which fixes the coordinates; index 1 for all others.
         self.camera_token = self.param("camera_token", normal, (1, 2, 1, D), jnp.float32)
         self.register_token = self.param(
             "register_token", normal, (1, 2, self.num_register_tokens, D), jnp.float32
         )
-        self.frame_blocks = Block(self.num_heads, 1e-5, self.mlp_ratio, qk_norm=True, dtype=self.dtype)
-        self.global_blocks = Block(self.num_heads, 1e-5, self.mlp_ratio, qk_norm=True, dtype=self.dtype)
+        how: dict[str, Any] = dict(qk_norm=True, dtype=self.dtype, rows=self.rows)
+        self.frame_blocks = Block(self.num_heads, 1e-5, self.mlp_ratio, **how)
+        self.global_blocks = Block(self.num_heads, 1e-5, self.mlp_ratio, **how)
 
     def embed(self, images: Array) -> Array:
         """[B, F, H, W, 3] -> f32[B, F, P, D]."""
@@ -125,6 +129,7 @@ class Aggregator(nn.Module):
             sparsity=self.sparsity,
             dtype=self.dtype,
             remat=self.remat,
+            low_memory=self.low_memory,
         )
 
 
@@ -322,6 +327,7 @@ class VGGT(Model):
                 (shape,),
                 self.frames_chunk,
                 self.remat,
+                self.low_memory,
             )
             tracks, out["vis"], out["conf"] = self.track_head.tracker(
                 query_points.astype(jnp.float32), maps, query_frames
@@ -422,4 +428,5 @@ class VGGT(Model):
                 ((*image_size, channels), image_size),
                 self.frames_chunk,
                 self.remat,
+                self.low_memory,
             )

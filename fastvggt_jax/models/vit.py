@@ -43,6 +43,23 @@ class LayerScale(nn.Module):
         )
 
 
+def over_rows(mlp: Mlp, x: Array, rows: int | None) -> Array:
+    """mlp(x) of [B, T, D], of so many tokens at a time: what lies between its products is larger than x."""
+    B, T, D = x.shape
+    if rows is None or rows >= B * T:
+        return mlp(x)
+    x = x.astype(mlp.dtype).reshape(B * T, D)  # as its first product has it
+    # The last ones overlap those before where they do not come out even.
+    starts = [min(start, B * T - rows) for start in range(0, B * T, rows)]
+
+    def step(mlp: Mlp, out: Array, start: Array) -> tuple[Array, None]:
+        some = mlp(jax.lax.dynamic_slice_in_dim(x, start, rows, 0))
+        return jax.lax.dynamic_update_slice_in_dim(out, some, start, 0), None
+
+    scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
+    return scan(mlp, jnp.zeros_like(x), jnp.array(starts))[0].reshape(B, T, D)
+
+
 class Mlp(nn.Module):
     """Linear, exact (erf) GELU, Linear; `out_bias` is where the last bias starts."""
 
@@ -126,6 +143,7 @@ class Block(nn.Module):
     qk_norm: bool = False
     layer_scale: bool = True
     dtype: DTypeLike = jnp.float32
+    rows: int | None = None  # tokens that the MLP takes at a time; None: all
 
     @nn.compact
     def __call__(self, x: Array, rope: Rope | None = None, attend: Attend = dense_attention) -> Array:
@@ -136,7 +154,8 @@ class Block(nn.Module):
             layer_norm(self.norm_eps, "norm1")(x), rope, attend
         )
         x = x + scaled("ls1", y)
-        y = Mlp(int(D * self.mlp_ratio), D, self.dtype, name="mlp")(layer_norm(self.norm_eps, "norm2")(x))
+        mlp = Mlp(int(D * self.mlp_ratio), D, self.dtype, name="mlp")
+        y = over_rows(mlp, layer_norm(self.norm_eps, "norm2")(x), self.rows)
         return x + scaled("ls2", y)
 
 

@@ -20,8 +20,10 @@ from fastvggt_jax.scene import Scene
 # Whether each round refines focal lengths; each measures from where the one before has moved the cameras.
 ZOOMS = (False, True, True)
 OUTLIER = 2.0  # model pixels from where adjusted cameras see a point: another thing that looks alike
+FAR_OFF = 100.0  # model pixels; what is farther off counts as that
 LEAST_POINTS = 50  # with tracks, of a scene
 LEAST_SEEN = 20  # of them, by a photograph whose camera is moved
+MOST_DEPTH_OFF = 0.05  # that goes unsaid
 ROBUST = 0.5  # model pixels beyond which an observation counts less and less (Cauchy)
 ITERATIONS = 100
 LARGEST_TURN = 30.0  # degrees that a camera may turn; more is no refinement
@@ -38,6 +40,8 @@ class Adjustment(NamedTuple):
       and of after, agree best about it.
     points, observations: that were used. moved: names of the photographs whose cameras were.
     zoomed: whether focal lengths were refined too.
+    depth_off: the median share by which the depth maps, which follow by a scale and a shift for each
+      photograph, differ from the adjusted points.
     """
 
     before: float
@@ -46,6 +50,7 @@ class Adjustment(NamedTuple):
     observations: int
     moved: tuple[str, ...]
     zoomed: bool
+    depth_off: float
 
 
 def require() -> None:
@@ -67,8 +72,8 @@ def bundle_adjust(
 
     Poses and focal lengths are refined, with `shared_camera` one for all photographs of a size, with the
     `camera_model` SIMPLE_RADIAL one for x and y; a K that was given stays. The first camera stays, and the
-    unit. A photograph's depth is scaled by the median of what its own points' depths have changed by. A
-    photograph that sees too few tracks keeps its camera.
+    unit. A photograph's depth follows by the scale and the shift that bring it nearest to the adjusted points
+    that it sees. A photograph that sees too few tracks keeps its camera.
 
     Raises ExtraError without pycolmap; FailedError if there is too little to go by, or if the error does not
     fall or a camera runs away, so that the scene is better left as it is.
@@ -99,7 +104,9 @@ def bundle_adjust(
         moved = tuple(name for name, is_in in zip(scene.names, _enough(kept, scene), strict=True) if is_in)
         zoomed = not np.allclose(found.K, scene.K, rtol=1e-6)
         adjusted, used = found, kept
-        done = Adjustment(before.median, after.median, len(kept), len(kept.point), moved, zoomed)
+        done = Adjustment(
+            before.median, after.median, len(kept), len(kept.point), moved, zoomed, depth_off(found, kept)
+        )
     assert used is not None and done is not None  # there is at least one round
     return adjusted, used, done
 
@@ -113,6 +120,11 @@ def adjusted_or_as_it_is(scene: Scene, **how: Any) -> tuple[Scene, Tracks | None
     except FailedError as error:
         warnings.warn(f"{error}; the cameras are left as the model has them", stacklevel=2)
         return scene, None, {"failed": str(error)}
+    if done.depth_off > MOST_DEPTH_OFF:
+        text = (
+            f"depth, and points made of it, follow the adjusted cameras to within {done.depth_off:.0%} only"
+        )
+        warnings.warn(f"{text}: the points with tracks are surer", stacklevel=2)
     return scene, tracks, done._asdict() | {"moved": list(done.moved)}
 
 
@@ -128,6 +140,7 @@ class _Error(NamedTuple):
 def _error(scene: Scene, tracks: Tracks) -> _Error:
     """Of these cameras, if the points alone are adjusted to them."""
     off, original = _distances(tracks, _solved(scene, tracks, points_alone=True), scene)
+    off = np.minimum(off, FAR_OFF)  # some points come to be behind a camera
     return _Error(float(np.median(original)), float(np.log1p((off / ROBUST) ** 2).mean()))
 
 
@@ -161,6 +174,8 @@ def _check_better(scene: Scene, adjusted: Scene, before: _Error, after: _Error) 
         if after.median >= before.median or after.cost >= before.cost:
             fall = f"{before.median:.2f} to {after.median:.2f} pixels"
             wrong = f"the reprojection error does not fall ({fall})"
+            if after.median < before.median:
+                wrong = f"the reprojection error falls for some points ({fall}), and rises more for others"
     if wrong:
         raise FailedError(f"bundle_adjust has failed: {wrong}", argument="bundle_adjust")
 
@@ -266,6 +281,36 @@ def _in_the_old_unit(
     return np.concatenate([rotation, translation[..., None]], -1), first + scale * (xyz - first)
 
 
+def _depth_fit(depth: np.ndarray, valid: np.ndarray, seen: np.ndarray, z: np.ndarray) -> tuple[float, float]:
+    """(scale, shift) that bring a photograph's depths f[n] at its observations nearest to those of the points
+    f[n], relative to these, and keep all of its valid depth f32[H, W] well above 0; (1, 0) of too few.
+    """
+    known = np.isfinite(seen) & (seen > 0) & (z > 0)
+    seen, z = seen[known].astype(np.float64), z[known]
+    if len(z) < LEAST_SEEN:
+        return 1.0, 0.0
+    only = float(np.median(z / seen))
+    weight = np.ones(len(z))
+    for _ in range(20):  # reweighted, so that depths that are wrong count little
+        rows = np.stack([seen, np.ones(len(z))], -1) / z[:, None] * weight[:, None]
+        scale, shift = np.linalg.lstsq(rows, weight, rcond=None)[0]
+        off = np.abs(scale * seen + shift - z) / z
+        weight = 1 / np.sqrt(1 + (off / max(1.5 * float(np.median(off)), 1e-6)) ** 2)
+    nearest = np.percentile(depth[valid & np.isfinite(depth)], 0.1)
+    if scale <= 0 or not 0.5 < (scale * nearest + shift) / (only * nearest) < 2:
+        return only, 0.0
+    return float(scale), float(shift)
+
+
+def depth_off(scene: Scene, tracks: Tracks) -> float:
+    """The median share by which the depth maps differ from the points that tracks observe there."""
+    pose = scene.cam_from_world.astype(np.float64)[tracks.frame, 2]
+    z = np.einsum("ni,ni->n", tracks.xyz[tracks.point], pose[:, :3]) + pose[:, 3]
+    u, v = tracks.xy.astype(np.int64).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.median(np.abs(scene.depth[tracks.frame, v, u] / z - 1)))
+
+
 def _followed(scene: Scene, tracks: Tracks, model: Any) -> tuple[Scene, Tracks]:
     """The scene with the model's cameras, in the unit in which the median of its depths stays, and the tracks
     with the model's points.
@@ -287,16 +332,19 @@ def _followed(scene: Scene, tracks: Tracks, model: Any) -> tuple[Scene, Tracks]:
     if not 0 < unit < np.inf:
         raise FailedError("bundle_adjust has failed: its points are behind cameras", argument="bundle_adjust")
     cam_from_world, xyz = _in_the_old_unit(cam_from_world, xyz, moved, 1 / unit)
-    ratio = ratios()
     points, depth = np.empty_like(scene.points), np.empty_like(scene.depth)
     for i in frames:
-        own = ratio[source == i]
-        scale = np.median(own if len(own) >= LEAST_SEEN else ratio)
+        seen = tracks.frame == i
+        z = xyz[tracks.point[seen]] @ cam_from_world[i, 2, :3] + cam_from_world[i, 2, 3]
+        u, v = tracks.xy[seen].astype(np.int64).T
+        scale, shift = _depth_fit(scene.depth[i], scene.valid[i], scene.depth[i, v, u], z)
         pose = scene.cam_from_world[i].astype(np.float64)
         local = scene.points[i] @ pose[:, :3].T + pose[:, 3]
-        local = scale * local @ (np.linalg.inv(K[i]) @ scene.K[i]).T  # seen in the same pixel
+        local = local @ (np.linalg.inv(K[i]) @ scene.K[i]).T  # seen in the same pixel
+        with np.errstate(divide="ignore", invalid="ignore"):
+            local = local * (scale + shift / local[..., 2:])
         points[i] = (local - cam_from_world[i, :, 3]) @ cam_from_world[i, :, :3]
-        depth[i] = scale * scene.depth[i]
+        depth[i] = scale * scene.depth[i] + shift
     stays = np.isclose(K, scene.K, rtol=1e-6).all((1, 2))
     found = dataclasses.replace(
         scene,

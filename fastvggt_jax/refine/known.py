@@ -97,7 +97,7 @@ def known_K(names: Sequence[str], sizes: Sequence[tuple[int, int]], given: str) 
             text = f"intrinsics {given}: the lens of {bent[0]} and {len(bent) - 1} more has distortion"
             warnings.warn(f"{text}, which is left out: undistort the photographs", stacklevel=4)
     else:
-        images, _ = _images(path, "intrinsics")
+        images, *_ = _images(path, "intrinsics")
         known = {one["name"]: (one["K"], (one["width"], one["height"])) for one in images}
     found = []
     for name, size, (K, theirs) in zip(
@@ -363,14 +363,15 @@ def _known_positions(path: str) -> Known:
     if Path(path).suffix.lower() != ".json":
         return _of_table(path, _read(Path(path), "align_to"))
     centres, rotations = {}, {}
-    images, scale = _images(Path(path), "align_to")
+    images, scale, world = _images(Path(path), "align_to")
+    offset, origin = world
     for one in images:
         pose = _matrix(one["world_from_cam"])
         if pose is None or not is_rotation(pose[:3, :3]) or not np.allclose(pose[3], (0, 0, 0, 1)):
             text = f"align_to {path}: the world_from_cam of {one['name']} is no 4x4 matrix of a rotation"
             raise InputError(f"{text} and a position within {FARTHEST:.0e}", argument="align_to")
-        centres[one["name"]], rotations[one["name"]] = pose[:3, 3], pose[:3, :3]
-    return Known(centres, rotations, scale, None)
+        centres[one["name"]], rotations[one["name"]] = pose[:3, 3] + offset, pose[:3, :3]
+    return Known(centres, rotations, scale, origin)
 
 
 def _matrix(values: Any) -> np.ndarray | None:
@@ -459,8 +460,13 @@ def _read(path: Path, argument: str) -> str:
         raise FileError(text, cause=error, argument=argument) from error
 
 
-def _images(path: Path, argument: str) -> tuple[list[dict[str, Any]], float | None]:
-    """Of a cameras.json, ours or one that is written like it; and its metric_scale."""
+World = tuple[np.ndarray, tuple[float, float, float] | None]
+
+
+def _images(path: Path, argument: str) -> tuple[list[dict[str, Any]], float | None, World]:
+    """Of a cameras.json, ours or one that is written like it; its metric_scale; and what its coordinates are
+    less by, and its origin, see `Scene`.
+    """
     text = f"{argument} {path} is no cameras.json"
     content = read_json(path, argument)
     try:
@@ -478,7 +484,16 @@ def _images(path: Path, argument: str) -> tuple[list[dict[str, Any]], float | No
     if scale is not None and not (type(scale) in (int, float) and 0 < scale <= FARTHEST):
         text = f"{argument} {path}: metric_scale={scale!r:.30} must be above 0 and at most {FARTHEST:g}"
         raise InputError(text, argument=argument)
-    return images, scale
+    places: dict[str, tuple[float, ...] | None] = {}
+    for name in ("offset", "origin"):
+        place = content.get(name)
+        numbers = isinstance(place, list) and len(place) == 3 and all(type(x) in (int, float) for x in place)
+        if place is not None and not (numbers and all(abs(x) <= FARTHEST for x in place)):
+            text = f"{argument} {path}: {name}={place!r:.60} must be three numbers within {FARTHEST:g}"
+            raise InputError(text, argument=argument)
+        places[name] = None if place is None else tuple(map(float, place))
+    origin: Any = places["origin"]
+    return images, scale, (np.array(places["offset"] or (0.0, 0.0, 0.0)), origin)
 
 
 def _key(name: str, known: Mapping[str, object]) -> str | None:

@@ -35,9 +35,11 @@ def measure_tracks(scene: Scene, max_points: int = 20_000, *, conf_percentile: f
     where the cameras expect it each view shows it. The same scene gives the same tracks.
     """
     grey = [to_grey(colors) for colors in scene.colors]
-    usable = np.zeros(scene.valid.size, bool)
+    usable: np.ndarray = np.zeros(scene.valid.size, bool)
     usable[scene.point_indices(conf_percentile=conf_percentile)] = True
     usable = usable.reshape(scene.valid.shape) & ~depth_edges(scene.depth, scene.valid, EDGE)
+    whole = np.stack([_whole_patches(valid) for valid in scene.valid])
+    usable = usable & whole
     chosen = [corners(g, u) + i * u.size for i, (g, u) in enumerate(zip(grey, usable, strict=True))]
     tracks = tracks_of_pixels(scene, np.concatenate(chosen), max_points)
     shift, found = np.zeros_like(tracks.xy), np.zeros(len(tracks.point), bool)
@@ -48,8 +50,19 @@ def measure_tracks(scene: Scene, max_points: int = 20_000, *, conf_percentile: f
         found[here[own]] = True
         others = here[~own]
         shift[others], found[others] = patches.follow(tracks.point[others], frame, tracks.xy[others])
+        u, v = (tracks.xy[others] + shift[others]).astype(np.int64).T
+        found[others] &= whole[frame, v, u]
     moved = dataclasses.replace(tracks, xy=tracks.xy + shift, residual=tracks.residual + shift)
     return select(moved, found)
+
+
+def _whole_patches(valid: np.ndarray) -> np.ndarray:
+    """bool[H, W]: around which pixels a whole patch is valid, as far as it lies within the image."""
+    outside = np.pad(~valid, RADIUS)
+    for axis in (0, 1):
+        windows = np.lib.stride_tricks.sliding_window_view(outside, 2 * RADIUS + 1, axis)
+        outside = windows.any(-1)
+    return ~outside
 
 
 def to_grey(colors: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,13 @@ def listed(source: str | os.PathLike) -> list[Path]:
     for name in names:
         if is_list(name):
             raise ImageError(f"the list {path} names another list, {name}: name its photographs")
-    return [path.parent / os.path.expanduser(name) for name in names]
+    # The folder's own name is no pattern.
+    folder = Path(glob.escape(str(path.parent)))
+    return [
+        (folder if glob.has_magic(name) and not os.path.lexists(path.parent / name) else path.parent)
+        / os.path.expanduser(name)
+        for name in names
+    ]
 
 
 class ColmapFolder:

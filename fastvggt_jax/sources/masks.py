@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from fastvggt_jax.sources.photographs import opened
 
 class Masks:
     """The masks of a folder, by the photographs' names: NAME.JPG.png, as COLMAP has them, or NAME.png; where
-    photographs come from several folders, in folders of these names, or all together.
+    photographs come from several folders, in folders of these names, or all together. A mask is of one
+    photograph.
 
     What is 0 is masked; of colours the brightest channel counts, and what is transparent is masked too.
     """
@@ -27,6 +29,8 @@ class Masks:
         self.folder = Path(folder)
         if not os.path.isdir(self.folder):
             raise MissingError(f"masks {self.folder}: no such folder", argument="masks")
+        self._owner: dict[Path, Path] = {}
+        self._lock = threading.Lock()
 
     def of(self, path: Path | None, label: str, size: tuple[int, int]) -> np.ndarray:
         """bool[height, width] of the photograph at `path` of this size (width, height), as it stands upright.
@@ -51,12 +55,24 @@ class Masks:
 
     def _find(self, path: Path) -> Path:
         names = (f"{path.name}.png", f"{path.stem}.png")
-        for folder in (self.folder / path.parent.name, self.folder):
+        above = Path(os.path.abspath(path)).parent.parts[1:]
+        # In as many of its own folders as it lies in.
+        for depth in range(len(above), -1, -1):
+            folder = self.folder.joinpath(*above[len(above) - depth :])
             for name in names:
-                if os.path.isfile(folder / name):
-                    return folder / name
+                found = folder / name
+                if os.path.isfile(found) and not os.path.samefile(found, path):
+                    return self._of_one(found, path)
         text = f"masks {self.folder} holds none of {path.name}"
         raise InputError(f"{text}: it would be {names[0]} or {names[1]}", argument="masks")
+
+    def _of_one(self, mask: Path, path: Path) -> Path:
+        with self._lock:  # photographs are opened in several threads
+            owner = self._owner.setdefault(mask, path)
+        if owner != path:
+            text = f"the mask {mask} may be of {owner} or of {path}"
+            raise InputError(f"{text}: put masks into folders as the photographs are", argument="masks")
+        return mask
 
 
 def _shown(image: Image.Image) -> np.ndarray:

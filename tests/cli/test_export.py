@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from fastvggt_jax import Scene, export
 from fastvggt_jax.cli.app import app
 from fastvggt_jax.export import write_cameras
+from fastvggt_jax.export.base import check_formats, write_formats
 from fastvggt_jax.export.lenses import with_K
 from tests.export.colmap_reader import read_colmap
 from tests.export.truth import VIEWS, true_scene
@@ -121,9 +122,29 @@ def test_a_new_folder(saved, tmp_path):
 def test_what_is_wrong_is_one_sentence_and_changes_nothing(saved, options, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
+    scene = Scene.load(saved)
+    K = np.stack([scene.K_original(i) for i in range(VIEWS)])
+    K[2, 0, 0] *= 1.1  # of one camera, and of one focal length, they are not
+    with_K(scene, K, scene.intrinsics).save(saved)
     before = tree(tmp_path)
     refused(run("export", saved, *options), *words)
     assert tree(tmp_path) == before
+
+
+def test_a_shared_camera_stays_one_in_the_folders_other_files(true, tmp_path):
+    K = np.stack([true.scene.K_original(i) for i in range(VIEWS)])
+    K[2, [0, 1], [0, 1]] *= 1.1
+    scene = with_K(true.scene, K, true.scene.intrinsics)
+    options = export.ExportOptions(shared_camera=True, track_points=50)
+    made = export.Export.of(scene, options)
+    write_formats(made, tmp_path, check_formats(("cameras", "colmap", "scene")))
+    assert run("export", tmp_path, "--format", "splat", "--shared-camera").exit_code == 0
+    models = [read_colmap(tmp_path / inside / "sparse" / "0").cameras for inside in (".", "splat")]
+    assert models[0] == models[1] and len(models[0]) < VIEWS
+    assert (
+        run("export", tmp_path, "--format", "splat", "--overwrite").exit_code == 0
+    )  # it is one all the same
+    assert read_colmap(tmp_path / "splat" / "sparse" / "0").cameras == models[0]
 
 
 @pytest.mark.parametrize("where", [".", "sub", "link"])
@@ -257,6 +278,9 @@ def test_adjusted_tracks_go_where_the_scene_goes(tmp_path):
         seen = cam[:, :2] / cam[:, 2:] * (fx, fy) + (cx, cy)
         off.append(np.linalg.norm(seen - image.xy, axis=-1))
     assert 1e-4 < np.median(np.concatenate(off)) < 0.2
+    options = ("--bundle-adjust", "-o", tmp_path / "b", "--max-points", 50)
+    fewer = run("export", tmp_path / "out", "--format", "colmap", *options)
+    assert fewer.exit_code == 0 and len(read_colmap(tmp_path / "b" / "sparse" / "0").points) == 50
 
 
 def test_the_loaded_scene_is_written_as_the_first_one_would_be(true, saved, tmp_path):

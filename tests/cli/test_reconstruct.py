@@ -236,6 +236,20 @@ def test_a_known_K_does_not_become_another_unsaid(weights, tmp_path, monkeypatch
     assert result.exit_code == 2 and words in result.stderr
 
 
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ("--depth-original --format ply", "--depth-original is about depth/*.npz, which is not written"),
+        ("--copy --format ply", "--copy is about splat/images/* and nerfstudio/"),
+        ("--tracks --bundle-adjust", "--tracks follows points by the model, and bundle adjustment by"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(weights, tmp_path, monkeypatch, options, words):
+    monkeypatch.setattr(pipeline, "require", lambda: None)
+    result = run(*reconstruct_args(weights, tmp_path / "out", *options.split()))
+    assert result.exit_code == 2 and words in result.stderr, result.stderr
+
+
 def test_a_video(weights, tmp_path, monkeypatch):
     pytest.importorskip("av")
     from tests.sources.test_video import write

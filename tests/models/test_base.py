@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fastvggt_jax import Sparsity
+from fastvggt_jax.models import base
 from fastvggt_jax.testing.random_weights import random_params
 from fastvggt_jax.testing.tiny import tiny_model
 
@@ -26,3 +28,18 @@ def test_parameters_stored_as_they_are_read_give_the_same_numbers(name):
         np.testing.assert_array_equal(one, other)
     # In float32 all of them stay.
     assert {model.clone(dtype=jnp.float32).storage(key) for key in flat} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("name", ["vggt", "pi3"])
+@pytest.mark.parametrize("sparsity", [None, Sparsity(sparse_ratio=0.5, block=(16, 16), order="hilbert")])
+def test_less_memory_gives_the_same_numbers(name, sparsity, monkeypatch):
+    monkeypatch.setattr(base, "ROWS", 7)  # tokens, of 12 and 36 and more
+    model = tiny_model(name).clone(dtype=jnp.float32, sparsity=sparsity, frames_chunk=2)
+    params = random_params(model)
+    images = np.random.default_rng(0).integers(0, 256, (1, 3, 56, 42, 3), np.uint8)
+    expected = jax.jit(model.apply)(params, images)
+    less = model.clone(low_memory=True)
+    assert less.rows == 7 and model.rows is None
+    found = jax.jit(less.apply)(params, images)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())

@@ -258,6 +258,20 @@ def test_positions_far_from_0_are_taken_nearer_and_that_is_said(scene, tmp_path)
     np.testing.assert_allclose(done.similarity()(before), after, atol=1e-3)
 
 
+def test_a_cameras_json_of_an_aligned_scene_has_its_offset_and_its_origin(scene, tmp_path):
+    there = dataclasses.replace(scene, offset=(500_000.0, 5_400_000.0, 0.0), origin=(48.0, 11.0, 500.0))
+    write_cameras(there, tmp_path / "cameras.json")
+    with pytest.warns(UserWarning, match="so far from 0"):
+        found, done = aligned_to(_moved(scene, AWAY), str(tmp_path / "cameras.json"))
+    assert found.origin == there.origin and max(np.abs(np.subtract(found.offset, there.offset))) < 100
+    absolute = found.world_from_cam[:, :3, 3].astype(np.float64) + found.offset
+    np.testing.assert_allclose(absolute, scene.world_from_cam[:, :3, 3] + np.array(there.offset), atol=1e-2)
+    content = json.loads((tmp_path / "cameras.json").read_text())
+    (tmp_path / "wrong.json").write_text(json.dumps(content | {"offset": [1, "2", 3]}))
+    with pytest.raises(InputError, match="offset=.* must be three numbers"):
+        aligned_to(scene, str(tmp_path / "wrong.json"))
+
+
 def test_a_colmap_model_says_where_cameras_stood(scene, tmp_path):
     export.write(scene, tmp_path, ("colmap",), ExportOptions(track_points=100))
     found, done = aligned_to(_moved(scene, AWAY), str(tmp_path))

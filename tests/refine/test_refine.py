@@ -112,7 +112,11 @@ def test_masked_pixels_are_not_followed(scene):
     valid[:, :, :60] = False
     tracks = measure_tracks(dataclasses.replace(scene, valid=valid))
     assert len(tracks) and (tracks.pixel % scene.valid.shape[2] >= 60).all()
-    assert tracks.xy[others(tracks, scene), 0].min() > 55
+    assert tracks.xy[:, 0].min() > 60
+    chequer = np.add.outer(*(np.arange(side) // 16 for side in scene.valid.shape[1:])) % 2 == 0
+    tracks = measure_tracks(dataclasses.replace(scene, valid=scene.valid & chequer))
+    u, v = tracks.xy.astype(int).T
+    assert len(tracks) and chequer[v, u].all()
 
 
 # ---- bundle adjustment
@@ -136,7 +140,8 @@ def test_cameras_depth_and_points_come_back(pycolmap, scene, shared):
     assert np.median(after, axis=1)[0] < np.median(before, axis=1)[0] / 2
     assert np.median(after, axis=1)[1] < np.median(before, axis=1)[1] / 2
     zoom = found.K[:, [0, 1], [0, 1]] / scene.K[:, [0, 1], [0, 1]]
-    assert np.abs(zoom - 1).max() < 0.02
+    assert np.abs(zoom - 1).max() < 0.03  # no more do six small views tell of fx and fy by themselves
+    assert np.abs(np.log(zoom).mean()) < 0.02
     np.testing.assert_allclose(found.cam_from_world[0], off.cam_from_world[0], atol=1e-6)  # the world stays
     assert found.intrinsics == ("adjusted",) * VIEWS
     if shared:
@@ -228,6 +233,30 @@ def test_the_tracks_are_where_photographs_show_things_and_points_where_adjusted_
     pycolmap.bundle_adjustment(model, pycolmap.BundleAdjustmentOptions(print_summary=False))
     model.update_point_3d_errors()
     assert model.compute_mean_reprojection_error() < worse / 2
+
+
+@pytest.mark.parametrize("scale, shift", [(1.03, 0.0), (0.9, 0.5)])
+def test_depth_follows_the_points_by_a_scale_and_a_shift(pycolmap, scene, scale, shift):
+    depth, points = scene.depth.copy(), scene.points.copy()
+    for i in (2, 4):
+        depth[i] = scale * depth[i] + shift
+        centre = scene.world_from_cam[i, :3, 3]
+        points[i] = centre + (points[i] - centre) * (depth[i] / scene.depth[i])[..., None]
+    off = disturbed(dataclasses.replace(scene, depth=depth, points=points))
+    found, tracks, done = bundle_adjust(off)
+    ratio = found.depth / scene.depth
+    away = np.abs(ratio / np.median(ratio) - 1)
+    assert np.median(away[2]) < 0.012 and np.median(away[4]) < 0.012 and done.depth_off < 0.03
+    local = found.points[2] @ found.cam_from_world[2, :, :3].T + found.cam_from_world[2, :, 3]
+    np.testing.assert_allclose(local[..., 2], found.depth[2], rtol=1e-3)
+
+
+def test_a_point_that_comes_to_be_behind_a_camera_counts_as_far_off(pycolmap, scene):
+    tracks = measure_tracks(scene)
+    behind = scene.cam_from_world.copy()
+    behind[3, :, :] = np.diag([-1, 1, -1]) @ behind[3]  # looks the other way
+    error = bundle._error(dataclasses.replace(scene, cam_from_world=behind), tracks)
+    assert np.isfinite(error.cost) and error.cost > bundle._error(scene, tracks).cost
 
 
 def test_a_given_K_stays(pycolmap, scene):

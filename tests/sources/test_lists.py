@@ -31,6 +31,15 @@ def test_a_list_keeps_its_order_and_is_relative_to_itself(scene, tmp_path):
         load_images(tmp_path / "gone.txt", POLICY)
 
 
+def test_the_folder_of_a_list_is_no_pattern(scene, tmp_path):
+    folder, _ = scene
+    (tmp_path / "a[1]").mkdir()
+    for name in ("0.png", "1.png"):
+        (tmp_path / "a[1]" / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "a[1]" / "list.txt").write_text("1.png\n*0.png\n")
+    assert load_images(tmp_path / "a[1]" / "list.txt", POLICY).names == ("1.png", "0.png")
+
+
 def test_a_colmap_folder_gives_its_photographs(scene, tmp_path):
     _, true = scene
     export.write(true, tmp_path, ("splat",), ExportOptions(track_points=100, copy_photographs=True))

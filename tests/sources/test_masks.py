@@ -86,3 +86,24 @@ def test_what_is_wrong_with_masks_is_a_sentence(photos):
     (masks / "b.png").unlink()
     with pytest.raises(InputError, match="holds none of b.jpg: it would be b.jpg.png or b.png"):
         load(photos)
+
+
+def test_a_mask_is_of_one_photograph_and_no_photograph_its_own(photos):
+    for camera in ("cam1", "cam2"):
+        (photos / camera / "left").mkdir(parents=True)
+        (photos / "masks" / camera / "left").mkdir(parents=True)
+        image = Image.open(photos / "photos" / "a.jpg")
+        image.putpixel((0, 0), (int(camera[-1]),) * 3)
+        image.save(photos / camera / "left" / "0.png")
+    names = [photos / camera / "left" / "0.png" for camera in ("cam1", "cam2")]
+    (photos / "masks" / "left").mkdir()
+    mask = np.full((28, 56), 255, np.uint8)
+    Image.fromarray(mask).save(photos / "masks" / "left" / "0.png")
+    with pytest.raises(InputError, match=r"may be of .*cam[12].* or of .*cam[12].*: put masks into folders"):
+        load_images(names, POLICY, masks=photos / "masks")
+    mask[:14] = 0
+    for camera in ("cam1", "cam2"):  # as COLMAP has them
+        Image.fromarray(mask).save(photos / "masks" / camera / "left" / "0.png.png")
+    assert load_images(names, POLICY, masks=photos / "masks").shown().mean() == 0.5
+    with pytest.raises(InputError, match="holds none of 0.png"):
+        load_images(names[:1], POLICY, masks=names[0].parent)

@@ -57,7 +57,8 @@ class CameraHead(nn.Module):
         """
         tokens = self.token_norm(tokens)
         normed = self.adaln_norm(tokens)
-        seen = jnp.broadcast_to(self.empty_pose_tokens, (*tokens.shape[:2], POSE_DIM))
+        empty = self.empty_pose_tokens.astype(jnp.float32)  # parameters may be bfloat16
+        seen = jnp.broadcast_to(empty, (*tokens.shape[:2], POSE_DIM))
 
         def refine(
             head: CameraHead, poses: tuple[Array, Array], _: None

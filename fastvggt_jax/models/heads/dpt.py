@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from fastvggt_jax.models.memory import on_device
 from fastvggt_jax.models.vit import layer_norm
 
 Array = jax.Array
@@ -250,6 +251,7 @@ def over_frame_chunks(
     shapes: tuple[tuple[int, ...], ...],
     chunk: int,
     remat: bool = False,
+    from_host: bool = False,
 ) -> tuple[Array, ...]:
     """`apply(head, some frames)` of all frames of taps [taps, B, F, P, C], `chunk` at most at a time, so that
     memory does not grow with F.
@@ -257,12 +259,14 @@ def over_frame_chunks(
     `apply` takes [taps, N, P, C] and returns float32 arrays [N, *shape] of `shapes`; here they are [B, F,
     *shape]. Scenes stay on the devices on which they are: each chunk has as many frames, at least one, of
     every scene. The last one overlaps the one before where F is no multiple. With `remat` a derivative
-    computes each chunk again instead of keeping it.
+    computes each chunk again instead of keeping it. `from_host`: the taps
+    are in the host's memory.
     """
     _, B, F, *token = taps.shape
 
     def of_frames(head: nn.Module, start: Array | int, size: int) -> tuple[Array, ...]:
         some = jax.lax.dynamic_slice_in_dim(taps, start, size, 2) if size < F else taps
+        some = on_device(some) if from_host else some
         outs = apply(head, some.reshape(-1, B * size, *token))
         return tuple(out.reshape(B, size, *out.shape[1:]) for out in outs)
 
