@@ -38,6 +38,7 @@ class MosaicSM90(Implementation):
     name = "mosaic_sm90"
     dtypes = ("bfloat16", "float16")
     partitioned = False
+    takes_runs = True
     compiles_in_threads = False  # Mosaic GPU's compiler takes one program at a time
     config_type = TuningConfig
 
@@ -74,7 +75,7 @@ class MosaicSM90(Implementation):
         return None
 
     def beats_dense(self, request: Request) -> bool:
-        long = min(request.T, request.S) >= DENSE_TOKENS
+        long = request.S >= DENSE_TOKENS
         return request.dtype.name == "bfloat16" and request.H == 64 and long
 
     def mask(self, q: Array, k: Array, **how: Any) -> BlockMask:
@@ -90,8 +91,12 @@ class MosaicSM90(Implementation):
     def tuning_key(self, head_dim: int, block: tuple[int, int]) -> tuple[int, tuple[int, int]]:
         return configs.kernel_head_dim(head_dim), configs.kernel_block(block)
 
-    def search_space(self, head_dim: int, block: tuple[int, int]) -> list[TuningConfig]:
+    def search_space(
+        self, head_dim: int, block: tuple[int, int], device: Device | None = None
+    ) -> list[TuningConfig]:
         return configs.search_space(head_dim, block)
 
-    def heuristic(self, head_dim: int, block: tuple[int, int]) -> TuningConfig | None:
+    def heuristic(
+        self, head_dim: int, block: tuple[int, int], device: Device | None = None
+    ) -> TuningConfig | None:
         return configs.heuristic(head_dim, block)

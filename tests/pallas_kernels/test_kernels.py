@@ -201,6 +201,26 @@ def test_simulated_tiles_one_after_another(name):
         assert not out[:, 128:384].any()
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="Pallas Mosaic GPU needs jax >= 0.11")
+@pytest.mark.parametrize("config", [Hopper(2, 64, 2), Hopper(1, 64, 2, 2)])
+def test_simulated_keys_of_few_tiles_are_shared_out(monkeypatch, config):
+    """Five times as many thread blocks as tiles: parts of rows of which some keep one key block or none, in
+    and out of the fixed shift's range.
+    """
+    from pallas_kernels.mosaic_sm90 import attention
+
+    monkeypatch.setattr(attention, "PART_STEPS", 1)
+    monkeypatch.setattr(attention, "MERGE_STEPS", 0)
+    parts, share_out = [], attention._attend_in_parts
+    monkeypatch.setattr(attention, "_attend_in_parts", lambda *a: parts.append(a[1]) or share_out(*a))
+    q, k, v, mask = make(200, (330, 0, 65), (128, 64), N=1, B=2)
+    arguments = half_out_of_range(q), k, v, without_rows(mask, jnp.array([1]))
+    out = simulate(MOSAIC, arguments, config, num_blocks=20)
+    assert parts == [5]
+    assert_close(out, exact_attention(*arguments))
+    assert not out[:, 128:].any()
+
+
 @pytest.mark.parametrize("name", KERNELS)
 def test_simulated_nan_of_a_dropped_block_is_never_seen(name):
     """Also where the partial last block of the first run is followed by a second run that is dropped."""
@@ -251,9 +271,7 @@ def run_all(name, cases):
 
     def compiled(case):
         arguments, config = case
-        config = config or tuning.lookup(
-            find(name), device_of().kind, arguments[0].shape[-1], arguments[3].block
-        )
+        config = config or tuning.lookup(find(name), device_of(), arguments[0].shape[-1], arguments[3].block)
         run = partial(attention.block_sparse_attention, config=config, **few)
         return jax.jit(run).lower(*arguments).compile()
 
@@ -286,7 +304,9 @@ class TestConfigs:
         q, k, v, mask = make(1999, (1999, 70), block, H=H, dtype=dtype, B=2)
         arguments = half_out_of_range(q), k, v, without_rows(mask, 3)
         exact = exact_attention(*arguments)
-        for out in run_all(name, [(arguments, config) for config in find(name).search_space(H, block)]):
+        for out in run_all(
+            name, [(arguments, config) for config in find(name).search_space(H, block, device_of())]
+        ):
             assert_close(out, exact)
 
 
