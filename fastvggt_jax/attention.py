@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fastvggt_jax.sparsity import Sparsity
-from pallas_kernels import BlockMask, block_sparse_attention, cudnn_serves, faster_dense
+from pallas_kernels import BlockMask, aligned, block_sparse_attention, cudnn_serves, faster_dense, joined
 from pallas_kernels import slower_sparse as slower_sparse  # for models
 from pallas_kernels.varying import varying_as as varying_as  # for loops over layers
 
@@ -98,10 +98,14 @@ def split_tokens(x: Array, frames: int, num_special: int) -> tuple[Array, Array]
 
 @jax.named_scope("merge_tokens")
 def merge_tokens(special: Array, patch: Array, frames: int) -> Array:
-    """The inverse of `split_tokens`."""
+    """The inverse of `split_tokens`. A concatenation would be clearer; XLA's takes three times as long."""
     B, _, N, H = patch.shape
-    parts = (special.reshape(B, frames, -1, N, H), patch.reshape(B, frames, -1, N, H))
-    return jnp.concatenate(parts, 2).reshape(B, -1, N, H)
+    special, patch = (x.reshape(B, frames, -1, N, H) for x in (special, patch))
+    S, P = special.shape[2], special.shape[2] + patch.shape[2]
+    special = jnp.pad(special, ((0, 0), (0, 0), (0, P - S), (0, 0), (0, 0)))
+    patch = jnp.pad(patch, ((0, 0), (0, 0), (S, 0), (0, 0), (0, 0)))
+    is_special = (jnp.arange(P) < S)[:, None, None]
+    return jnp.where(is_special, special, patch).reshape(B, -1, N, H)
 
 
 def sparse_global_attention(
@@ -129,21 +133,36 @@ def sparse_global_attention(
       [B, F·P, N, H], and the density f32[]: the mean of the block mask, the forced special columns included,
       special queries not.
     """
-    q_special, q_patch = split_tokens(q, frames, num_special)
-    k_special, k_patch = split_tokens(k, frames, num_special)
-    v_special, v_patch = split_tokens(v, frames, num_special)
-    k_all = jnp.concatenate([k_patch, k_special], 1)
-    v_all = jnp.concatenate([v_patch, v_special], 1)
-    patches, specials = k_patch.shape[1], k_special.shape[1]
-    # "official": the special keys follow the patch keys without a gap, so the first of them share the last,
-    # partial patch block.
-    kv_runs = (patches, specials) if sparsity.special_keys == "dense" else (patches + specials,)
+    B, _, N, _ = q.shape
+    specials = frames * num_special
+    patches = q.shape[1] - specials
+    # Behind a barrier: so XLA writes them once, as the kernel takes them, and nothing in the model's order.
+    with jax.named_scope("split_tokens"):
+        split = [tuple(map(aligned, split_tokens(x, frames, num_special))) for x in (q, k, v)]
+    (q_special, q_patch), (k_special, k_patch), (v_special, v_patch) = jax.lax.optimization_barrier(split)
+    k_runs: tuple[Array, ...] = (k_patch, k_special)
+    v_runs: tuple[Array, ...] = (v_patch, v_special)
+    kv_runs: tuple[int, ...] = (patches, specials)
+    if sparsity.special_keys == "official":
+        # The special keys follow the patch keys without a gap, so the first of them share the last, partial
+        # patch block.
+        k_runs, v_runs = (joined(k_runs, kv_runs),), (joined(v_runs, kv_runs),)
+        kv_runs = (patches + specials,)
     mask = sparsity.block_mask(
-        q_patch, k_patch, keep_count=keep_count, cdf_threshold=cdf_threshold, kv_runs=kv_runs
+        q_patch[:, :patches],
+        k_patch[:, :patches],
+        keep_count=keep_count,
+        cdf_threshold=cdf_threshold,
+        kv_runs=kv_runs,
     )
-    out_patch = block_sparse_attention(q_patch, k_all, v_all, mask)
+    out_patch = block_sparse_attention(q_patch, k_runs, v_runs, mask)
+    k_all, v_all = joined(k_runs, kv_runs), joined(v_runs, kv_runs)
     with jax.named_scope("special_queries"):
-        out_special = dense_attention(q_special, k_all, v_all)
+        if kernel := faster_dense(q_special, k_all):
+            full = BlockMask.full(B, N, specials, kv_runs)
+            out_special = block_sparse_attention(q_special, k_runs, v_runs, full, implementation=kernel)
+        else:
+            out_special = dense_attention(q_special[:, :specials], k_all, v_all)
     return merge_tokens(out_special, out_patch, frames), mask.density
 
 

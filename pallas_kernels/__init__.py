@@ -4,7 +4,7 @@ definitions, and `implementation` for what computes them and how another is adde
 
 from pallas_kernels import mosaic_sm90, reference, triton, xla
 from pallas_kernels.api import block_sparse_attention, pooled_block_mask
-from pallas_kernels.block_mask import BlockMask
+from pallas_kernels.block_mask import BlockMask, aligned, joined
 from pallas_kernels.implementation import (
     Implementation,
     Request,
@@ -31,10 +31,12 @@ __all__ = [
     "Implementation",
     "Request",
     "TuningConfig",
+    "aligned",
     "block_sparse_attention",
     "compiles_in_threads",
     "cudnn_serves",
     "faster_dense",
+    "joined",
     "only",
     "pooled_block_mask",
     "register",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from pallas_kernels import tuning
-from pallas_kernels.block_mask import DEFAULT_BLOCK, WORD, BlockMask, cdiv
+from pallas_kernels.block_mask import DEFAULT_BLOCK, WORD, BlockMask, cdiv, joined
 from pallas_kernels.implementation import ATTENTION, MASK, Implementation, Request, choose
 
 Array = jax.Array
@@ -111,8 +111,8 @@ def pooled_block_mask(
 
 def block_sparse_attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S N H"],
-    v: Float[Array, "B S N H"],
+    k: Float[Array, "B S N H"] | tuple[Array, ...],
+    v: Float[Array, "B S N H"] | tuple[Array, ...],
     block_mask: BlockMask,
     *,
     implementation: str | None = None,
@@ -122,7 +122,8 @@ def block_sparse_attention(
 
     Args:
       q: [B, T, N, H]. k, v: [B, S, N, H], same dtype as q (float32, bfloat16 or float16). Scale is 1 /
-        sqrt(H).
+        sqrt(H). Or k and v a tuple each, an array for every run of the mask's keys; then these and q may be
+        longer than the mask says, by rows of finite numbers that mean nothing: a kernel spares the copies.
       block_mask: for T queries and S keys.
       implementation: None takes the first that can serve, in the order of `implementation.names()`; or the
         name of one, which never becomes another.
@@ -141,6 +142,10 @@ def block_sparse_attention(
       NotImplementedError: the named implementation cannot run here or cannot do this; a derivative, unless
         "reference" is named.
     """
+    given = q, k, v
+    if isinstance(k, tuple) and isinstance(v, tuple):
+        q, k, v = q[:, : block_mask.q_len], *(joined(x, block_mask.kv_runs) for x in (k, v))
+    k, v = cast("tuple[Array, Array]", (k, v))
     if (
         q.ndim != 4
         or k.ndim != 4
@@ -167,10 +172,11 @@ def block_sparse_attention(
         if implementation is not None and config is not None and chosen.config_type is not None:
             expected = f"{chosen.config_type.__module__}.{chosen.config_type.__name__}"
             raise TypeError(f"{config=} must be a {expected} for {implementation=}")
-        config = tuning.lookup(chosen, request.device.kind, request.H, request.block)
+        config = tuning.lookup(chosen, request.device, request.H, request.block)
+    arrays: tuple[Any, Any, Any] = given if chosen.takes_runs else (q, k, v)
     if not chosen.differentiable:
-        q, k, v = (_forward_only(x) for x in (q, k, v))
-    return chosen.attend(q, k, v, block_mask, config)
+        arrays = jax.tree.map(_forward_only, arrays)
+    return chosen.attend(*arrays, block_mask, config)[:, : block_mask.q_len]
 
 
 def _check_mask(mask: BlockMask, q: Array, k: Array) -> None:

@@ -64,7 +64,7 @@ def measure(
     mask = jax.jit(random_mask, static_argnums=(0, 1, 2, 3))(tokens, heads, block, density)
     flops = 4 * tokens**2 * heads * head_dim * float(mask.density)
     rates = {}
-    for config in implementation.search_space(head_dim, block):
+    for config in implementation.search_space(head_dim, block, implementations.device_of()):
         attend = partial(block_sparse_attention, implementation=implementation.name, config=config)
         rates[config] = flops / jax_ms(attend, q, k, v, mask, repeats=repeats) / 1e9
         print(f"  {config}: {rates[config]:.1f} TFLOP/s", flush=True)
@@ -124,7 +124,9 @@ def keys_of(
     for head_dim in head_dims:
         for block in blocks:
             key = implementation.tuning_key(head_dim, block)
-            if min(head_dim, *block) < 1 or not implementation.search_space(*key):
+            if min(head_dim, *block) < 1 or not implementation.search_space(
+                *key, implementations.device_of()
+            ):
                 of = f"head_dim {head_dim} with a block of {block[0]}x{block[1]}"
                 raise ValueError(f"no config of {implementation.name!r} fits {of}")
             keys.append(key)

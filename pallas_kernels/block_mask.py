@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -15,6 +16,18 @@ DEFAULT_BLOCK = (128, 64)  # queries and keys of a block, the paper's
 
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
+
+
+def aligned(x: Array) -> Array:
+    """[B, T, ...] with rows of zeros up to a multiple of 8, which the tiles of Hopper's copy engine
+    need.
+    """
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), *[(0, 0)] * (x.ndim - 2)))
+
+
+def joined(runs: Sequence[Array], lengths: Sequence[int]) -> Array:
+    """[B, S, ...], one run after another, of arrays that may be longer than their runs."""
+    return jnp.concatenate([x[:, :length] for x, length in zip(runs, lengths, strict=True)], 1)
 
 
 def pack_bits(kept: Array) -> Array:

@@ -110,6 +110,7 @@ class Implementation:
       dtypes: names of the dtypes that it takes; None: every one.
       partitioned: whether XLA can partition it where the arrays are sharded; a Pallas kernel it cannot.
       differentiable: whether `attend` has a derivative.
+      takes_runs: whether `attend` takes k and v as an array per run, too, see `api.block_sparse_attention`.
       compiles_in_threads: whether several programs with it may be compiled at the same time.
       everywhere: whether it serves every request on every device.
       slow_on: platforms where it only serves for want of a better one, which the log then says.
@@ -122,6 +123,7 @@ class Implementation:
     dtypes: tuple[str, ...] | None = None
     partitioned: bool = True
     differentiable: bool = False
+    takes_runs: bool = False
     compiles_in_threads: bool = True
     everywhere: bool = False
     slow_on: tuple[str, ...] = ()
@@ -171,12 +173,14 @@ class Implementation:
         """
         return head_dim, block
 
-    def search_space(self, head_dim: int, block: tuple[int, int]) -> list[Any]:
+    def search_space(self, head_dim: int, block: tuple[int, int], device: Device | None = None) -> list[Any]:
         """Every config that can run a `tuning_key`."""
         return []
 
-    def heuristic(self, head_dim: int, block: tuple[int, int]) -> Any:
-        """The config for a `tuning_key` that was not measured; None where none fits."""
+    def heuristic(self, head_dim: int, block: tuple[int, int], device: Device | None = None) -> Any:
+        """The config for a `tuning_key` that was not measured on the device, or on the least one that serves;
+        None where none fits.
+        """
         return None
 
 

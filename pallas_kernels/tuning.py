@@ -14,7 +14,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Any
 
-from pallas_kernels.implementation import ATTENTION, Implementation
+from pallas_kernels.implementation import ATTENTION, Device, Implementation
 
 Key = tuple[int, tuple[int, int]]  # head dim and block, see `Implementation.tuning_key`
 
@@ -39,12 +39,12 @@ def _tuned(device_kind: str) -> dict[str, Any]:
     return read(resources.files("pallas_kernels") / "tuned" / tuned_file(device_kind))
 
 
-def lookup(implementation: Implementation, device_kind: str, head_dim: int, block: tuple[int, int]) -> Any:
+def lookup(implementation: Implementation, device: Device, head_dim: int, block: tuple[int, int]) -> Any:
     """A `config_type` for attention; None where none fits, or where there is nothing to tune."""
     if implementation.config_type is None:
         return None
     key = implementation.tuning_key(head_dim, block)
-    for entry in _tuned(device_kind).get(ATTENTION, {}).get(implementation.name, []):
+    for entry in _tuned(device.kind).get(ATTENTION, {}).get(implementation.name, []):
         if key_of(entry) == key:
             return implementation.config_type(**entry["config"])
-    return implementation.heuristic(*key)
+    return implementation.heuristic(*key, device)

@@ -21,6 +21,9 @@ softmax.
 Where a query block has the rows of one warpgroup, a thread block has two such *streams* of producer, consumer
 and stages: the consumers of two query tiles take turns as those of one do otherwise.
 
+Where there are so few query tiles that most multiprocessors would have none, the keys are shared out: every
+tile is computed several times, each time with a part of its row's key blocks, and XLA merges the parts.
+
 A mask's key block that no step holds a whole number of is cut: a step of 192 keys, the fastest, takes one and
 a half of 128.
 
@@ -44,7 +47,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pallas_kernels.block_mask import WORD, BlockMask, cdiv
+from pallas_kernels.block_mask import WORD, BlockMask, aligned, cdiv
 from pallas_kernels.mosaic_sm90.config import (
     WARPGROUP_ROWS,
     TuningConfig,
@@ -55,13 +58,16 @@ from pallas_kernels.shift import FIXED_SHIFT_RANGE, key_bound
 
 Array = jax.Array
 Ref = Any
+Runs = tuple[Array, ...]  # [B, S, N, H] for each run of keys that is not empty, at least as long as it
 NEVER = 2**30
+# What a tile costs besides those of its keys, and what merging parts does.
+PART_STEPS, MERGE_STEPS = 8, 16
 
 
 def block_sparse_attention(
     q: Array,
-    k: Array,
-    v: Array,
+    k: Array | tuple[Array, ...],
+    v: Array | tuple[Array, ...],
     mask: BlockMask,
     config: TuningConfig,
     *,
@@ -78,40 +84,48 @@ def block_sparse_attention(
     """
     num_blocks = num_blocks or _device().core_count
 
+    def runs_of(x: Array | tuple[Array, ...]) -> Runs:
+        runs = x if isinstance(x, tuple) else jnp.split(x, np.cumsum(mask.kv_runs)[:-1].tolist(), axis=1)
+        return tuple(run for run, length in zip(runs, mask.kv_runs, strict=True) if length)
+
     @jax.custom_batching.custom_vmap
-    def attend(q: Array, k: Array, v: Array, counts: Array, bits: Array) -> Array:
+    def attend(q: Array, k: Runs, v: Runs, counts: Array, bits: Array) -> Array:
         here = BlockMask(counts, bits, mask.q_len, mask.kv_runs, mask.block)
         return _attend_padded(q, k, v, here, config, num_blocks, interpret)
 
     @attend.def_vmap
-    def _(size: int, batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
-        whole = [
-            x if b else jnp.broadcast_to(x, (size, *x.shape)) for x, b in zip(arrays, batched, strict=True)
-        ]
-        out = attend(*(x.reshape(-1, *x.shape[2:]) for x in whole))
+    def _(size: int, batched: list[Any], *arrays: Any) -> tuple[Array, bool]:
+        whole = lambda x, is_batched: x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+        one_batch = lambda x, is_batched: whole(x, is_batched).reshape(-1, *x.shape[1 + is_batched :])
+        out = attend(*jax.tree.map(one_batch, arrays, tuple(batched)))
         return out.reshape(size, -1, *out.shape[1:]), True
 
-    return attend(q, k, v, mask.kv_num_blocks, mask.kv_bits)
+    return attend(q, runs_of(k), runs_of(v), mask.kv_num_blocks, mask.kv_bits)
 
 
 def _attend_padded(
-    q: Array, k: Array, v: Array, mask: BlockMask, config: TuningConfig, num_blocks: int, interpret: Any
+    q: Array, k: Runs, v: Runs, mask: BlockMask, config: TuningConfig, num_blocks: int, interpret: Any
 ) -> Array:
     """Rounds the head dim up to what wgmma takes and query blocks to whole warpgroups, with zeros. Sizes that
     fit are not copied.
     """
-    (B, T, N, H), (block_q, block_k) = q.shape, mask.block
+    (B, _, N, H), T, (block_q, block_k) = q.shape, mask.q_len, mask.block
     Tb, rows, extra = mask.num_q_blocks, kernel_block(mask.block)[0], kernel_head_dim(H) - H
     if extra:
-        q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, extra))) for x in (q, k, v))
+        q, k, v = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, extra))), (q, k, v))
     if rows != block_q:
-        q = jnp.pad(q, ((0, 0), (0, Tb * block_q - T), (0, 0), (0, 0))).reshape(B, Tb, block_q, N, -1)
+        q = jnp.pad(q[:, :T], ((0, 0), (0, Tb * block_q - T), (0, 0), (0, 0))).reshape(B, Tb, block_q, N, -1)
         q = jnp.pad(q, ((0, 0), (0, 0), (0, rows - block_q), (0, 0), (0, 0))).reshape(B, Tb * rows, N, -1)
         mask = BlockMask(mask.kv_num_blocks, mask.kv_bits, Tb * rows, mask.kv_runs, (rows, block_k))
     keys = config.gathered_keys(mask.block)
     if keys is not None and keys != block_k:
         mask = _cut_blocks(mask, keys)
-    out = _launch(q, k, v, mask, config, 1 / math.sqrt(H), num_blocks, interpret)
+    tiles = B * N * cdiv(mask.q_len, WARPGROUP_ROWS * config.warpgroups)
+    parts = _number_of_parts(tiles, mask, config, num_blocks)
+    launch = partial(
+        _launch, config=config, scale=1 / math.sqrt(H), num_blocks=num_blocks, interpret=interpret
+    )
+    out = launch(q, k, v, mask)[0] if parts == 1 else _attend_in_parts(launch, parts, q, k, v, mask)
     if rows != block_q:
         out = out.reshape(B, Tb, rows, N, -1)[:, :, :block_q].reshape(B, Tb * block_q, N, -1)[:, :T]
     return out[..., :H]
@@ -128,21 +142,57 @@ def _cut_blocks(mask: BlockMask, keys: int) -> BlockMask:
     return BlockMask.from_dense(jnp.concatenate(parts, -1), mask.q_len, mask.kv_runs, (mask.block[0], keys))
 
 
+def _number_of_parts(tiles: int, mask: BlockMask, config: TuningConfig, num_blocks: int) -> int:
+    """That the keys of every row are cut into: with which the streams are done first, were all rows full."""
+    steps, streams = mask.num_kv_blocks * mask.block[1] / config.step_keys, num_blocks * config.streams
+
+    def time(parts: int) -> float:
+        return cdiv(tiles * parts, streams) * (steps / parts + PART_STEPS) + (parts > 1) * MERGE_STEPS
+
+    return min(range(1, min(streams, mask.num_kv_blocks) + 1), key=time)
+
+
+def _attend_in_parts(
+    launch: Callable[..., list[Array]], parts: int, q: Array, k: Runs, v: Runs, mask: BlockMask
+) -> Array:
+    """Every query block several times, each time with a part of the key blocks."""
+    (B, _, N, H), T, Tb = q.shape, mask.q_len, mask.num_q_blocks
+    rows = Tb * mask.block[0]
+    part = np.arange(mask.kv_bits.shape[-1] * WORD) * parts // mask.num_kv_blocks
+    own = np.packbits(part == np.arange(parts)[:, None], axis=-1, bitorder="little").view("<u4")
+    bits = mask.kv_bits[:, :, None] & own[:, None]  # [B, N, parts, Tb, words]
+    bits = bits.reshape(B, N, parts * Tb, -1)
+    copies = BlockMask.from_bits(bits, parts * rows, mask.kv_runs, mask.block)
+    q = jnp.pad(q[:, :T], ((0, 0), (0, rows - T), (0, 0), (0, 0)))
+    out, mass = launch(jnp.tile(q, (1, parts, 1, 1)), k, v, copies, with_mass=True)
+    out = out.reshape(B, parts, rows, N, H)[:, :, :T]
+    mass = mass.reshape(B, N, parts, rows).transpose(0, 2, 3, 1)[:, :, :T]  # [B, parts, T, N]
+    top = mass.max(1, keepdims=True)
+    weight = jnp.exp2(mass - jnp.where(top == -jnp.inf, 0.0, top))[..., None]
+    total = weight.sum(1)
+    return ((out * weight).sum(1) / jnp.where(total == 0, 1.0, total)).astype(q.dtype)
+
+
 def _device() -> jax.Device:
     return jax.local_devices(backend="gpu")[0]
 
 
 def _launch(
     q: Array,
-    k: Array,
-    v: Array,
+    k: Runs,
+    v: Runs,
     mask: BlockMask,
+    *,
     config: TuningConfig,
     scale: float,
     num_blocks: int,
     interpret: Any,
-) -> Array:
-    B, T, N, H = q.shape
+    with_mass: bool = False,
+) -> list[Array]:
+    """[B, T, N, H]; and `with_mass` f32[B, N, T], the logarithm to base 2 of each query's sum of
+    exponentials, for T a multiple of a warpgroup's rows.
+    """
+    (B, _, N, H), T = q.shape, mask.q_len
     runs, block_k = tuple(run for run in mask.kv_runs if run), mask.block[1]  # an empty run has no block
     C, G, keys, stages = config.warpgroups, config.streams, config.step_keys, config.stages
     num_streams = num_blocks * G  # that share the tiles out
@@ -165,10 +215,8 @@ def _launch(
     # The longest tiles of a head first: a thread block's share is fixed, and so comes out even where rows
     # keep different numbers of blocks.
     order = jnp.argsort(-jnp.repeat(mask.kv_num_blocks, tiles_per_row, -1)[..., :tiles], -1).astype(jnp.int32)
-    split = lambda x: jnp.split(x, [sum(runs[: r + 1]) for r in range(len(runs) - 1)], axis=1)
-    k_runs, v_runs = split(k), split(v)
     # For the fixed shift, which float16 has no range for: there it is computed and not read.
-    k_norm = key_bound(k_runs, scale)  # f32[B, N]
+    k_norm = key_bound(k, scale)  # f32[B, N]
 
     def kernel(
         my_stream: int,
@@ -181,11 +229,12 @@ def _launch(
     ) -> None:
         """What the warpgroups of one stream do."""
         k_refs, v_refs, out_ref = refs[: len(runs)], refs[len(runs) : 2 * len(runs)], refs[2 * len(runs)]
+        mass_ref = refs[2 * len(runs) + 1] if with_mass else None
         (
             (q_smem, out_smem, k_smem, v_smem, bound_smem, column_smem, p_smem),
             (q_full, k_full, v_full),
             (q_free, k_free, v_free),
-        ) = refs[2 * len(runs) + 1 :]
+        ) = refs[2 * len(runs) + 1 + with_mass :]
         wg = lax.axis_index("wg")  # the consumers of all streams, then their producers
         consumer, my_rows = (wg, wg) if C > 1 else (my_stream, 0)  # rows of the tile, in warpgroups
         stream = lax.axis_index("block") * G + my_stream
@@ -298,8 +347,8 @@ def _launch(
 
                     return pl.run_scoped(scope, plgpu.ACC((WARPGROUP_ROWS, H)))
 
-                def online_softmax() -> tuple[Array, Array]:
-                    """The same with the running maximum as shift."""
+                def online_softmax() -> tuple[Array, Array, Array]:
+                    """The same with the running maximum as shift, which comes third."""
 
                     def step(
                         i: Array, carry: tuple[Array, Array, Array], partial_slots: list[Array] | None
@@ -352,8 +401,8 @@ def _launch(
                         constant((WARPGROUP_ROWS, H), 0.0, columns),
                         constant((WARPGROUP_ROWS,), -jnp.inf, per_row),
                     )
-                    out, _, row_sum = loop(step, (*start, constant((WARPGROUP_ROWS,), 0.0, per_row)))
-                    return out, row_sum
+                    out, top, row_sum = loop(step, (*start, constant((WARPGROUP_ROWS,), 0.0, per_row)))
+                    return out, row_sum, top
 
                 plgpu.barrier_wait(q_full.at[buffer])
                 if dtype == jnp.bfloat16:
@@ -361,17 +410,26 @@ def _launch(
                     bound = lax.sqrt((q32 * q32).sum(1)) * k_norm_ref[b, n]
                     # Mosaic's own reduction to a scalar goes through memory that all warpgroups share, at one
                     # and the same time here.
+                    if with_mass:
+                        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                     bound_smem[consumer] = bound
                     plgpu.commit_smem()
                     largest = reduce(jnp.maximum, [bound_smem[consumer, r] for r in range(WARPGROUP_ROWS)])
                     in_range = 2 * largest <= FIXED_SHIFT_RANGE  # false for NaN
-                    out, row_sum = lax.cond(in_range, lambda: fixed_shift_softmax(bound), online_softmax)
+                    kept = 3 if with_mass else 2  # a shift that nobody reads would take registers
+                    out, row_sum, *shift = lax.cond(
+                        in_range,
+                        lambda: (*fixed_shift_softmax(bound), bound)[:kept],
+                        lambda: online_softmax()[:kept],
+                    )
                 else:
-                    out, row_sum = online_softmax()
+                    out, row_sum, *shift = online_softmax()
                 out = out * spread(
                     1.0 / jnp.where(row_sum == 0, 1.0, row_sum), out
                 )  # a row that keeps nothing gives zeros
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                if with_mass:
+                    bound_smem[consumer] = shift[0] + jnp.log2(row_sum)
                 my_out = my_q if out_smem is None else out_smem.at[consumer]
                 my_out[...] = out.astype(dtype)
                 plgpu.commit_smem()  # also orders the reads of q before the copy that overwrites it
@@ -379,6 +437,9 @@ def _launch(
                     plgpu.barrier_arrive(q_free.at[buffer])
                 first_row = tile * rows + my_rows * WARPGROUP_ROWS
                 plgpu.copy_smem_to_gmem(my_out, out_ref.at[b, pl.ds(first_row, WARPGROUP_ROWS), n])
+                if mass_ref is not None:
+                    my_mass = mass_ref.at[b, n, pl.ds(first_row, WARPGROUP_ROWS)]
+                    plgpu.copy_smem_to_gmem(bound_smem.at[consumer], my_mass)
                 if out_smem is None:
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                     plgpu.barrier_arrive(q_free.at[buffer])
@@ -545,18 +606,19 @@ def _launch(
             collective_axes="wg",
         )
 
-    q = _pad_to_8(q)
-    out = plgpu.kernel(
+    q = aligned(q)
+    mass = jax.ShapeDtypeStruct((B, N, T), jnp.float32)
+    out, *rest = plgpu.kernel(
         entry,
-        out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        out_type=[jax.ShapeDtypeStruct(q.shape, q.dtype), *([mass] if with_mass else [])],
         grid=(num_blocks,),
         grid_names=("block",),
         num_threads=(C + 1) * G,
         thread_name="wg",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         **({"interpret": interpret} if simulated else {}),
-    )(q, order, info, bits, k_norm, *map(_pad_to_8, k_runs), *map(_pad_to_8, v_runs))
-    return out[:, :T]
+    )(q, order, info, bits, k_norm, *map(aligned, k), *map(aligned, v))
+    return [out[:, :T], *rest]
 
 
 def _row_info(mask: BlockMask, bits: Array, group: int, partial_blocks: list[int]) -> Array:
@@ -578,10 +640,3 @@ def _row_info(mask: BlockMask, bits: Array, group: int, partial_blocks: list[int
 def _lowest_bit(word: Array) -> Array:
     """Number of the lowest set bit of an i32; -1 for zero."""
     return 31 - lax.clz(word & -word)
-
-
-def _pad_to_8(x: Array) -> Array:
-    """Rows of zeros up to a multiple of 8, which the copy engine's tiles need; XLA writes them with whatever
-    makes x.
-    """
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, 0)))

@@ -30,6 +30,10 @@ def _import_error() -> str | None:
     return None
 
 
+def _card(device: Device | None) -> configs.Card:
+    return configs.card_of(None if device is None else device.compute_capability)
+
+
 class Triton(Implementation):
     """The kernels of this folder. float32 is left to XLA, mask and attention alike.
 
@@ -59,8 +63,8 @@ class Triton(Implementation):
             return f"it takes a head_dim of at most {MAX_HEAD_DIM}, not {request.H}"
         key = self.tuning_key(request.H, request.block)
         if isinstance(request.config, TuningConfig):
-            return request.config.why_not(*key)
-        if self.heuristic(*key) is None:
+            return request.config.why_not(*key, _card(request.device))
+        if self.heuristic(*key, request.device) is None:
             return f"no step of 16 to 128 keys is made of, or a part of, key blocks of {request.block[1]}"
         return None
 
@@ -77,8 +81,12 @@ class Triton(Implementation):
     def tuning_key(self, head_dim: int, block: tuple[int, int]) -> tuple[int, tuple[int, int]]:
         return configs.kernel_head_dim(head_dim), block
 
-    def search_space(self, head_dim: int, block: tuple[int, int]) -> list[TuningConfig]:
-        return configs.search_space(head_dim, block)
+    def search_space(
+        self, head_dim: int, block: tuple[int, int], device: Device | None = None
+    ) -> list[TuningConfig]:
+        return configs.search_space(head_dim, block, _card(device))
 
-    def heuristic(self, head_dim: int, block: tuple[int, int]) -> TuningConfig | None:
-        return configs.heuristic(head_dim, block)
+    def heuristic(
+        self, head_dim: int, block: tuple[int, int], device: Device | None = None
+    ) -> TuningConfig | None:
+        return configs.heuristic(head_dim, block, _card(device))

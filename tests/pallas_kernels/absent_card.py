@@ -1,12 +1,13 @@
 """Compiles the Triton kernels for NVIDIA cards that are not there and shows what they take of them.
 
     pip install 'jax[cuda13]' nvidia-cuda-nvcc nvidia-nvvm      # Python >= 3.12; no GPU, no driver
-    JAX_PLATFORMS=cpu python -m tests.pallas_kernels.absent_card [8.0 8.6 8.9 12.0]
+    JAX_PLATFORMS=cpu python -m tests.pallas_kernels.absent_card [8.0 8.6 8.9 9.0 12.0]
 
 XLA compiles for a description of the card; its PTX is assembled once more by ptxas, which reports registers
 and spills. Each line is one kernel with the config that the heuristic picks. The exit status is 1 if a kernel
 needs more shared memory than a thread block of the card may use, does not use the matrix units, or has an
-instruction that a card of another kind brought (wgmma, the bulk copy engine, tcgen05).
+instruction that a card of another kind brought (wgmma, the bulk copy engine, tcgen05). Hopper, which has its
+own kernel, is here for its configs.
 """
 
 from __future__ import annotations
@@ -25,9 +26,18 @@ CARDS = {
     "8.0": ("NVIDIA A100-SXM4-40GB", 108, 163 * 1024, 164 * 1024),
     "8.6": ("NVIDIA A10", 72, 99 * 1024, 100 * 1024),
     "8.9": ("NVIDIA L40", 142, 99 * 1024, 100 * 1024),
+    "9.0": ("NVIDIA H100 80GB HBM3", 132, 227 * 1024, 228 * 1024),
     "12.0": ("NVIDIA RTX PRO 6000", 188, 99 * 1024, 100 * 1024),
 }
-CASES = [(64, (128, 64)), (64, (128, 128)), (64, (64, 32)), (128, (128, 64))]  # head dim, block
+# head dim, block
+CASES = [
+    (64, (128, 64)),
+    (64, (128, 128)),
+    (64, (64, 32)),
+    (128, (128, 64)),
+    (128, (128, 128)),
+    (128, (64, 64)),
+]
 FOREIGN = r"wgmma|cp\.async\.bulk|tcgen05|setmaxnreg"
 KERNEL = "_attend_tile"
 
@@ -44,8 +54,9 @@ def description(capability: str) -> str:
     """The card as XLA's GpuTargetConfigProto."""
     name, cores, per_block, per_core = CARDS[capability]
     major, minor = capability.split(".")
+    extension = "ACCELERATED_FEATURES" if capability == "9.0" else "NONE"
     return f"""gpu_device_info {{
-      cuda_compute_capability {{ major: {major} minor: {minor} feature_extension: NONE }}
+      cuda_compute_capability {{ major: {major} minor: {minor} feature_extension: {extension} }}
       core_count: {cores} fpus_per_core: 128 threads_per_warp: 32
       threads_per_block_limit: 1024 threads_per_core_limit: 1536
       shared_memory_per_block: 49152 shared_memory_per_block_optin: {per_block}
@@ -67,6 +78,7 @@ def compiled(capability: str, head_dim: int, block: tuple[int, int], dump: Path)
     from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 
     from pallas_kernels import BlockMask, triton
+    from pallas_kernels.implementation import Device
     from pallas_kernels.triton.attention import block_sparse_attention
 
     for path in dump.iterdir():
@@ -80,7 +92,7 @@ def compiled(capability: str, head_dim: int, block: tuple[int, int], dump: Path)
     tokens = lambda n: jax.ShapeDtypeStruct((1, n, 16, head_dim), jnp.bfloat16)
     mask = jax.eval_shape(lambda: BlockMask.full(1, 16, T, runs, block))
     arguments = jax.tree.map(place, (tokens(T), tokens(sum(runs)), tokens(sum(runs)), mask))
-    config = triton.Triton().heuristic(head_dim, block)
+    config = triton.Triton().heuristic(head_dim, block, Device("gpu", CARDS[capability][0], capability))
     device = AbstractDevice(device_kind=CARDS[capability][0], num_cores=None, platform="gpu")
     with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
         jax.jit(lambda *a: block_sparse_attention(*a, config)).lower(*arguments).compile()
@@ -93,17 +105,19 @@ def report(capability: str, head_dim: int, block: tuple[int, int], dump: Path) -
     """Prints a line; whether the kernel is what the card takes."""
     ptx, form = compiled(capability, head_dim, block, dump)
     (dump / "kernel.ptx").write_text(ptx)
-    arch = "sm_" + capability.replace(".", "")
+    arch = "sm_" + capability.replace(".", "") + ("a" if capability == "9.0" else "")
     command = ["ptxas", "-v", f"-arch={arch}", dump / "kernel.ptx", "-o", dump / "kernel.cubin"]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     (registers,) = re.findall(r"Used (\d+) registers", said)
     spilled = sum(map(int, re.findall(r"(\d+) bytes spill", said)))
     shared = int(re.findall(r"ttg\.shared = (\d+)", form)[-1])
-    products, foreign = len(re.findall(r"mma\.sync", ptx)), re.findall(FOREIGN, ptx)
+    of_hopper = capability == "9.0"
+    products = len(re.findall(r"wgmma\.mma_async" if of_hopper else r"mma\.sync", ptx))
+    foreign = [] if of_hopper else re.findall(FOREIGN, ptx)
     good = shared <= CARDS[capability][2] and products > 0 and not foreign
     print(
         f"{arch} head_dim {head_dim} block {block[0]}x{block[1]}: {registers} registers, {spilled} bytes "
-        f"spilled, {shared} bytes of shared memory, {products} mma.sync, {len(foreign)} of other cards"
+        f"spilled, {shared} bytes of shared memory, {products} products, {len(foreign)} of other cards"
         f"{'' if good else '  <-- does not fit'}",
         flush=True,
     )

@@ -176,3 +176,14 @@ def test_a_full_mask_drops_nothing():
     )
     with pytest.raises(ValueError, match="must not be empty"):
         block_sparse_attention(q, k[:, :0], v[:, :0], mask)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+def test_keys_of_each_run_in_an_array_of_its_own(implementation):
+    """... which may be longer than the run, as q may be than the mask."""
+    q, k, v = qkv(61, 100)
+    mask = random_mask(61, (83, 17), (16, 8))
+    longer = lambda x: jnp.pad(x, ((0, 0), (0, 3), (0, 0), (0, 0)), constant_values=9)
+    runs = lambda x: tuple(map(longer, jnp.split(x, [83], 1)))
+    attend = lambda *qkv: block_sparse_attention(*qkv, mask, implementation=implementation)
+    np.testing.assert_array_equal(attend(longer(q), runs(k), runs(v)), attend(q, k, v))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import BlockMask, TuningConfig, block_sparse_attention, reference, tuning
+from pallas_kernels import BlockMask, TuningConfig, aligned, block_sparse_attention, reference, tuning
 from pallas_kernels import triton as triton_kernels
 from pallas_kernels.implementation import device_of, find
 
@@ -201,6 +201,36 @@ def test_simulated_tiles_one_after_another(name):
         assert not out[:, 128:384].any()
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="Pallas Mosaic GPU needs jax >= 0.11")
+@pytest.mark.parametrize("config", [Hopper(2, 64, 2), Hopper(1, 64, 2, 2)])
+def test_simulated_keys_of_few_tiles_are_shared_out(monkeypatch, config):
+    """Five times as many thread blocks as tiles: parts of rows of which some keep one key block or none, in
+    and out of the fixed shift's range.
+    """
+    from pallas_kernels.mosaic_sm90 import attention
+
+    monkeypatch.setattr(attention, "PART_STEPS", 1)
+    monkeypatch.setattr(attention, "MERGE_STEPS", 0)
+    parts, share_out = [], attention._attend_in_parts
+    monkeypatch.setattr(attention, "_attend_in_parts", lambda *a: parts.append(a[1]) or share_out(*a))
+    q, k, v, mask = make(200, (330, 0, 65), (128, 64), N=1, B=2)
+    arguments = half_out_of_range(q), k, v, without_rows(mask, jnp.array([1]))
+    out = simulate(MOSAIC, arguments, config, num_blocks=20)
+    assert parts == [5]
+    assert_close(out, exact_attention(*arguments))
+    assert not out[:, 128:].any()
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="Pallas Mosaic GPU needs jax >= 0.11")
+def test_simulated_arrays_longer_than_their_runs():
+    """What is past a run is finite, and never seen; nor are queries past the mask's."""
+    q, k, v, mask = make(130, (100, 70), (128, 64), N=1)
+    longer = lambda x: jnp.pad(x, ((0, 0), (0, 14), (0, 0), (0, 0)), constant_values=9)
+    runs = lambda x: tuple(map(longer, jnp.split(x, [100], 1)))
+    out = simulate(MOSAIC, (longer(q), runs(k), runs(v), mask), Hopper(2, 64, 2))
+    assert_close(out[:, :130], exact_attention(q, k, v, mask))
+
+
 @pytest.mark.parametrize("name", KERNELS)
 def test_simulated_nan_of_a_dropped_block_is_never_seen(name):
     """Also where the partial last block of the first run is followed by a second run that is dropped."""
@@ -251,9 +281,7 @@ def run_all(name, cases):
 
     def compiled(case):
         arguments, config = case
-        config = config or tuning.lookup(
-            find(name), device_of().kind, arguments[0].shape[-1], arguments[3].block
-        )
+        config = config or tuning.lookup(find(name), device_of(), arguments[0].shape[-1], arguments[3].block)
         run = partial(attention.block_sparse_attention, config=config, **few)
         return jax.jit(run).lower(*arguments).compile()
 
@@ -286,7 +314,9 @@ class TestConfigs:
         q, k, v, mask = make(1999, (1999, 70), block, H=H, dtype=dtype, B=2)
         arguments = half_out_of_range(q), k, v, without_rows(mask, 3)
         exact = exact_attention(*arguments)
-        for out in run_all(name, [(arguments, config) for config in find(name).search_space(H, block)]):
+        for out in run_all(
+            name, [(arguments, config) for config in find(name).search_space(H, block, device_of())]
+        ):
             assert_close(out, exact)
 
 
@@ -329,6 +359,17 @@ class TestOnTheGpu:
         dropped = jnp.zeros(1060, bool).at[192:320].set(True).at[1000:].set(True)
         poison = lambda x: jnp.where(dropped[:, None, None], jnp.nan, x)
         assert_close(kernel(q, poison(k), poison(v), mask, implementation=name), exact)
+
+    def test_few_queries_and_many_keys(self, name, kernel):
+        """Whose keys the Hopper kernel shares out; and the same of arrays that are longer than their runs."""
+        q, k, v, mask = make(250, (20_000, 250), (128, 64), N=4)
+        q = half_out_of_range(q)
+        exact = exact_attention(q, k, v, mask)
+        out = kernel(q, k, v, mask, implementation=name)
+        assert_close(out, exact)
+        runs = lambda x: tuple(aligned(run) for run in jnp.split(x, [20_000], 1))
+        same = kernel(aligned(q), runs(k), runs(v), mask, implementation=name)
+        np.testing.assert_array_equal(*(np.asarray(x, np.float32) for x in (same, out)))
 
     def test_the_second_run_is_bit_equal(self, name, kernel):
         q, *others = make(9000, (9000, 60), (128, 64), N=16)
@@ -377,5 +418,7 @@ def test_the_hopper_kernel_spills_no_register(H, block, tmp_path, monkeypatch):
     monkeypatch.setenv("MOSAIC_GPU_DUMP_TO", str(tmp_path))
     q, k, v, mask = make(1369, (1369, 5), block, H=H)
     jax.jit(partial(block_sparse_attention, implementation=MOSAIC)).lower(q, k, v, mask).compile()
-    (report,) = (path.read_text() for path in tmp_path.glob("*.ptxas"))
-    assert re.findall(r"(\d+) bytes spill", report) == ["0", "0"]
+    q, k, v, mask = make(64, (12_000, 5), block, H=H)  # in parts
+    jax.jit(partial(block_sparse_attention, implementation=MOSAIC)).lower(q, k, v, mask).compile()
+    reports = [path.read_text() for path in tmp_path.glob("*.ptxas")]
+    assert [re.findall(r"(\d+) bytes spill", report) for report in reports] == [["0", "0"]] * 2

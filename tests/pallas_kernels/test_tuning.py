@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from pallas_kernels import BlockMask, Implementation, TuningConfig, autotune, registered, triton, tuning, xla
-from pallas_kernels.implementation import ATTENTION, find, names
+from pallas_kernels.implementation import ATTENTION, Device, find, names
 from pallas_kernels.mosaic_sm90 import config as configs
 
 pytestmark = pytest.mark.every_jax
-H100 = "NVIDIA H100 80GB HBM3"
+H100 = Device("gpu", "NVIDIA H100 80GB HBM3", "9.0")
+ANOTHER = Device("gpu", "another GPU", "9.0")
 MOSAIC, TRITON = find("mosaic_sm90"), find("triton")
 TUNED = resources.files("pallas_kernels") / "tuned"
 
@@ -46,10 +47,10 @@ class Tunable(Implementation):
     def tuning_key(self, head_dim, block):
         return -(-head_dim // 16) * 16, block
 
-    def search_space(self, head_dim, block):
+    def search_space(self, head_dim, block, device=None):
         return [Rows(1), Rows(2)] if block[1] < 256 else []
 
-    def heuristic(self, head_dim, block):
+    def heuristic(self, head_dim, block, device=None):
         return Rows(head_dim)
 
 
@@ -90,7 +91,7 @@ def test_tuned_configs_can_run(name):
 def test_lookup_prefers_what_was_measured():
     assert tuning.lookup(MOSAIC, H100, 64, (128, 64)) == TuningConfig(warpgroups=2, step_keys=192, stages=3)
     assert tuning.lookup(MOSAIC, H100, 64, (192, 64)) == TuningConfig(warpgroups=3, step_keys=128, stages=3)
-    assert tuning.lookup(MOSAIC, "another GPU", 64, (192, 64)) == MOSAIC.heuristic(64, (192, 64))
+    assert tuning.lookup(MOSAIC, ANOTHER, 64, (192, 64)) == MOSAIC.heuristic(64, (192, 64))
     assert tuning.lookup(MOSAIC, H100, 128, (128, 264)) is None
 
 
@@ -98,14 +99,14 @@ def test_lookup_is_by_device_implementation_and_key(monkeypatch, tmp_path, tunab
     """A file's fields are named: their order means nothing."""
     entry = lambda head_dim, block, rows: {"config": {"rows": rows}, "block": block, "head_dim": head_dim}
     write_tuned(monkeypatch, tmp_path, [entry(16, [32, 16], 5), entry(32, [32, 16], 6)])
-    look = lambda device, *key: tuning.lookup(tunable, device, *key)
+    look = lambda device, *key: tuning.lookup(tunable, Device("gpu", device), *key)
     assert look("a GPU/2", 16, (32, 16)) == Rows(5)
     assert look("a GPU/2", 20, (32, 16)) == Rows(6)  # run as 32
     assert look("a GPU/2", 16, (16, 32)) == Rows(16)
     assert look("another", 16, (32, 16)) == Rows(16)
     other = type("Other", (Tunable,), {"name": "other"})()
-    assert tuning.lookup(other, "a GPU/2", 16, (32, 16)) == Rows(16)
-    assert tuning.lookup(find("xla"), "a GPU/2", 16, (32, 16)) is None
+    assert tuning.lookup(other, Device("gpu", "a GPU/2"), 16, (32, 16)) == Rows(16)
+    assert tuning.lookup(find("xla"), Device("gpu", "a GPU/2"), 16, (32, 16)) is None
 
 
 def test_a_config_that_does_not_fit_says_why():
@@ -221,9 +222,44 @@ def test_a_triton_config_that_does_not_fit_says_why():
 def test_the_triton_heuristic_is_what_autotune_found(head_dim, warps):
     """... on an H100, for the paper's blocks; and it fills the query blocks of others."""
     assert TRITON.heuristic(head_dim, (128, 64)) == triton.TuningConfig(128, 64, warps, 3)
-    assert tuning.lookup(TRITON, H100, head_dim, (128, 64)) == triton.TuningConfig(128, 64, warps, 3)
+    for entry in json.loads((TUNED / tuning.tuned_file(H100.kind)).read_text())[ATTENTION]["triton"]:
+        key = tuning.key_of(entry)
+        assert TRITON.heuristic(*key, H100) == triton.TuningConfig(**entry["config"])
     assert TRITON.heuristic(head_dim, (192, 64)).rows == 64
-    assert TRITON.heuristic(head_dim, (16, 8)) == triton.TuningConfig(16, 16, 1, 3)
+    small = TRITON.heuristic(head_dim, (16, 8))
+    assert small.rows == small.step_keys == 16 and small.warps == 1
+
+
+# KiB of shared memory that a thread block may use (CUDA C++ Programming Guide)
+SHARED_KIB = {"8.0": 163, "8.6": 99, "8.7": 163, "8.9": 99, "9.0": 227, "10.0": 227, "12.0": 99, "13.0": 99}
+
+
+@pytest.mark.parametrize("capability", SHARED_KIB)
+@pytest.mark.parametrize("head_dim", [16, 64, 128])
+@pytest.mark.parametrize("block", [(128, 64), (128, 128), (64, 64), (64, 32), (192, 64), (256, 256), (16, 8)])
+def test_every_card_has_a_triton_config_that_fits(capability, head_dim, block):
+    device = Device("gpu", "a card", capability)
+    config = tuning.lookup(TRITON, device, head_dim, block)
+    assert config == TRITON.heuristic(head_dim, block, device)
+    assert config in TRITON.search_space(head_dim, block, device)
+    # Where products are asynchronous, all stages are in shared memory. A card that came later is taken for
+    # the least one.
+    stages = config.stages if float(capability) in (9, 10, 13) else config.stages - 1
+    assert 2 * head_dim * (config.rows + 2 * stages * config.step_keys) <= SHARED_KIB[capability] * 1024
+    assert config.tile_registers(head_dim) <= (224 if stages == config.stages else 160)
+    assert config.rows == min(128 if block[0] % 128 == 0 else 64, block[0])
+
+
+def test_a_triton_config_is_of_the_card():
+    """Steps of whole blocks where products are asynchronous; fewer stages rather than half of the warps."""
+    heuristic = lambda capability, *key: TRITON.heuristic(*key, Device("gpu", "a card", capability))
+    assert heuristic("9.0", 128, (128, 128)) == triton.TuningConfig(128, 128, 8, 3)
+    assert heuristic("8.6", 128, (128, 128)) == triton.TuningConfig(128, 64, 8, 3)
+    assert heuristic("8.0", 128, (64, 64)) == triton.TuningConfig(64, 64, 4, 3)
+    assert heuristic("8.6", 128, (64, 64)) == triton.TuningConfig(64, 64, 4, 2)
+    wide = triton.TuningConfig(128, 128, 4, 4)
+    assert "114688 bytes" in wide.why_not(64, (128, 128))
+    assert wide.why_not(64, (128, 128), triton.configs.card_of("8.0")) is None
 
 
 def test_autotune_adds_to_its_file(tmp_path):
