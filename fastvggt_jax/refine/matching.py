@@ -35,11 +35,11 @@ def measure_tracks(scene: Scene, max_points: int = 20_000, *, conf_percentile: f
     where the cameras expect it each view shows it. The same scene gives the same tracks.
     """
     grey = [to_grey(colors) for colors in scene.colors]
-    usable: np.ndarray = np.zeros(scene.valid.size, bool)
-    usable[scene.point_indices(conf_percentile=conf_percentile)] = True
-    usable = usable.reshape(scene.valid.shape) & ~depth_edges(scene.depth, scene.valid, EDGE)
+    taken = np.zeros(scene.valid.size, bool)
+    taken[scene.point_indices(conf_percentile=conf_percentile)] = True
     whole = np.stack([_whole_patches(valid) for valid in scene.valid])
-    usable = usable & whole
+    edges = depth_edges(scene.depth, scene.valid, EDGE)
+    usable = taken.reshape(scene.valid.shape) & whole & ~edges
     chosen = [corners(g, u) + i * u.size for i, (g, u) in enumerate(zip(grey, usable, strict=True))]
     tracks = tracks_of_pixels(scene, np.concatenate(chosen), max_points)
     shift, found = np.zeros_like(tracks.xy), np.zeros(len(tracks.point), bool)
@@ -61,7 +61,7 @@ def _whole_patches(valid: np.ndarray) -> np.ndarray:
     outside = np.pad(~valid, RADIUS)
     for axis in (0, 1):
         windows = np.lib.stride_tricks.sliding_window_view(outside, 2 * RADIUS + 1, axis)
-        outside = windows.any(-1)
+        outside = np.asarray(windows.any(-1))
     return ~outside
 
 
