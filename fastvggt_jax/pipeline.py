@@ -377,7 +377,10 @@ def _compiled(run: Callable, params: Any, pixels: np.ndarray, host: Any, model: 
     lowered = jitted.lower(params, jax.ShapeDtypeStruct(pixels.shape, pixels.dtype))
     with ThreadPoolExecutor(1) as pool:
         reserved = pool.submit(_reserve, lowered, host) if host is not None else None
-        compiled = lowered.compile()
+        # It runs once: XLA's own Triton products are no faster by what compiling them takes longer.
+        gpu = jax.default_backend() == "gpu"
+        options: dict[str, str | bool] | None = {"xla_gpu_enable_triton_gemm": False} if gpu else None
+        compiled = lowered.compile(compiler_options=options)
         if reserved is not None:
             reserved.result()
     return compiled

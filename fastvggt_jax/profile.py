@@ -163,13 +163,17 @@ def _bytes(equation: Any) -> float:
 def work_of_attention(
     model: Any, frames: int, grid: tuple[int, int], density: Iterable[float] | None
 ) -> dict[str, Work]:
-    """Of the alternating blocks' attention of one scene, of the kept blocks alone; density by layer."""
+    """Of the encoder's and the alternating blocks' attention in one scene, of the kept blocks alone; density
+    by layer.
+    """
     patches, D = grid[0] * grid[1], model.embed_dim
     tokens, size = patches + model.num_special, jnp.dtype(model.dtype).itemsize
     total, layers = frames * tokens, [1.0] * model.depth if density is None else list(density)
     special = frames * model.num_special
-    frame, everywhere, few = Work(), Work(), Work()
-    # A pair of VGGT's, a layer of π³'s: half of these are of frames.
+    encoder, frame, everywhere, few = Work(), Work(), Work(), Work()
+    # Its class token and registers are five whatever the model's own special tokens.
+    seen, depth = patches + 5, getattr(model, "encoder_depth", 0)
+    encoder.add(depth * 4.0 * frames * seen**2 * D, depth * 4.0 * frames * seen * D * size)
     pairs = len(layers)
     frame.add(pairs * 4.0 * frames * tokens**2 * D, pairs * 4.0 * total * D * size)
     for share in layers:
@@ -177,7 +181,7 @@ def work_of_attention(
         everywhere.add(4.0 * queries * total * D * share, 2.0 * (queries + total) * D * size)
         if density is not None:
             few.add(4.0 * special * total * D, 2.0 * (special + total) * D * size)
-    found = {"frame blocks: attention": frame, "global blocks: attention": everywhere}
+    found = {"encoder": encoder, "frame blocks: attention": frame, "global blocks: attention": everywhere}
     return found | ({} if density is None else {"global blocks: special queries": few})
 
 

@@ -250,6 +250,21 @@ def test_options_that_would_do_nothing_are_refused(weights, tmp_path, monkeypatc
     assert result.exit_code == 2 and words in result.stderr, result.stderr
 
 
+def test_what_does_not_fit_waits_in_the_hosts_memory_or_is_said_beforehand(weights, tmp_path, monkeypatch):
+    expected = run(*reconstruct_args(weights, tmp_path / "a", "--format", "scene"))
+    assert expected.exit_code == 0
+    answers = [False, True, True]
+    monkeypatch.setattr(pipeline, "_fits", lambda program: answers.pop(0))
+    result = run(*reconstruct_args(weights, tmp_path / "b", "--format", "scene"))
+    assert result.exit_code == 0 and "memory is scarce: what is computed waits" in result.stderr
+    scenes = [Scene.load(tmp_path / name) for name in "ab"]
+    np.testing.assert_allclose(scenes[1].depth, scenes[0].depth, rtol=1e-4)
+    monkeypatch.setattr(pipeline, "_fits", lambda program: False)
+    result = run(*reconstruct_args(weights, tmp_path / "c", "--format", "scene"))
+    assert result.exit_code == 1 and "out of memory on" in result.stderr
+    assert "take fewer photographs" in result.stderr and not (tmp_path / "c").exists()
+
+
 def test_a_video(weights, tmp_path, monkeypatch):
     pytest.importorskip("av")
     from tests.sources.test_video import write
