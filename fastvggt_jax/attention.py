@@ -108,6 +108,19 @@ def merge_tokens(special: Array, patch: Array, frames: int) -> Array:
     return jnp.where(is_special, special, patch).reshape(B, -1, N, H)
 
 
+def frame_attention(q: Array, k: Array, v: Array, *, frames: int, num_special: int) -> Array:
+    """[B, F·P, N, H] in model order: patch queries attend to the tokens of their own frame, special ones to
+    all, so that cameras still hear of each other.
+    """
+    B, T, N, H = q.shape
+    own = (x.reshape(B * frames, -1, N, H) for x in (q, k, v))
+    out = dense_attention(*own).reshape(B, frames, -1, N, H)
+    q_special = q.reshape(B, frames, -1, N, H)[:, :, :num_special].reshape(B, -1, N, H)
+    with jax.named_scope("special_queries"):
+        special = dense_attention(q_special, k, v).reshape(B, frames, num_special, N, H)
+    return jnp.concatenate([special, out[:, :, num_special:]], 2).reshape(B, T, N, H)
+
+
 def sparse_global_attention(
     q: Array,
     k: Array,

@@ -25,7 +25,7 @@ Value = float | tuple[float, ...] | None
 @dataclasses.dataclass(frozen=True)
 class Sparsity:
     """Block-sparse global attention (arXiv 2509.07120; see the README). Give `sparse_ratio`, `cdf_threshold`
-    or both.
+    or both, or `frame_layers`.
 
     Attributes:
       sparse_ratio: ρ in [0, 1], the largest share of key blocks that a query block may drop. A tuple gives
@@ -36,7 +36,10 @@ class Sparsity:
       special_keys: "dense" lets every patch query see every special (camera and register) key, as the paper
         says; "official" is the released code's rule, where the first special keys may share the last, partial
         patch block and be dropped with it.
-      layers: global layers that are sparse (0-based); None = all. The others are dense.
+      layers: global layers that are sparse (0-based); None = all but `frame_layers`. The others are dense.
+      frame_layers: global layers whose patches attend within their frame alone, and whose special tokens to
+        everything; for layers, usually the first, of which a model needs no more. Without ρ and τ the others
+        are dense.
       pool: "mean" (the paper's) or "max" over the tokens of a block.
       order: "raster" or "hilbert", the order of a frame's patch tokens, hence what a block covers.
 
@@ -52,11 +55,12 @@ class Sparsity:
     block: tuple[int, int] = (128, 64)
     special_keys: str = "dense"
     layers: tuple[int, ...] | None = None
+    frame_layers: tuple[int, ...] = ()
     pool: str = "mean"
     order: str = "raster"
 
     def __post_init__(self) -> None:
-        if self.sparse_ratio is None and self.cdf_threshold is None:
+        if self.sparse_ratio is None and self.cdf_threshold is None and not self.frame_layers:
             text = "Sparsity needs sparse_ratio, cdf_threshold or both, e.g. Sparsity(sparse_ratio=0.5)"
             raise InputError(text, argument="sparse_ratio")
         for name in ("sparse_ratio", "cdf_threshold"):
@@ -75,27 +79,40 @@ class Sparsity:
             text = f"block={self.block} must be two positive integers (queries, keys)"
             raise InputError(text, argument="block")
         object.__setattr__(self, "block", tuple(int(b) for b in self.block))
-        if self.layers is not None:
-            if not _are_ints(self.layers) or min(self.layers, default=0) < 0:
-                text = f"layers={self.layers!r} must be a tuple of layer numbers counted from 0"
-                raise InputError(text, argument="layers")
-            object.__setattr__(self, "layers", tuple(sorted({int(layer) for layer in self.layers})))
+        for name in ("layers", "frame_layers"):
+            layers = getattr(self, name)
+            if layers is None and name == "layers":
+                continue
+            if not _are_ints(layers) or min(layers, default=0) < 0:
+                text = f"{name}={layers!r} must be a tuple of layer numbers counted from 0"
+                raise InputError(text, argument=name)
+            object.__setattr__(self, name, tuple(sorted({int(layer) for layer in layers})))
+        both = sorted(set(self.layers or ()) & set(self.frame_layers))
+        if both:
+            text = f"frame_layers={self.frame_layers} and layers={self.layers} both have layer {both[0]}"
+            raise InputError(text, argument="frame_layers")
 
     def check_depth(self, depth: int) -> None:
         """Raises InputError if a layer number or a tuple does not fit a model of `depth` global layers."""
-        if self.layers and self.layers[-1] >= depth:
-            text = (
-                f"layers={self.layers} names layer {self.layers[-1]}, the model has layers 0 to {depth - 1}"
-            )
-            raise InputError(text, argument="layers")
+        for name in ("layers", "frame_layers"):
+            layers = getattr(self, name)
+            if layers and layers[-1] >= depth:
+                text = f"{name}={layers} names layer {layers[-1]}, the model has layers 0 to {depth - 1}"
+                raise InputError(text, argument=name)
         for name in ("sparse_ratio", "cdf_threshold"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != depth:
                 text = f"{name} has {len(value)} values, the model has {depth} global layers"
                 raise InputError(text, argument=name)
 
-    def is_sparse(self, depth: int) -> list[bool]:
-        return [self.layers is None or layer in self.layers for layer in range(depth)]
+    def plan(self, depth: int) -> list[str]:
+        """Of each global layer "dense", "sparse" or "frame"."""
+        given = self.sparse_ratio is not None or self.cdf_threshold is not None
+        sparse = (range(depth) if self.layers is None else self.layers) if given else ()
+        return [
+            "frame" if layer in self.frame_layers else "sparse" if layer in sparse else "dense"
+            for layer in range(depth)
+        ]
 
     def keep_counts(self, num_kv_blocks: int, depth: int) -> list[int] | None:
         """n_ratio of each layer: int(nk · (1 − ρ)), truncated in double precision as in the released code."""
@@ -149,17 +166,20 @@ def _per_layer(value: float | tuple[float, ...], depth: int) -> list[float]:
 
 
 def parse_sparsity(text: str, block: tuple[int, int] = (128, 64), **fields: Any) -> Sparsity | None:
-    """From "dense" (None), "0.5,0.9" (ρ, τ), "0.5" (ρ alone) or ",0.9" (τ alone); `fields` are further ones.
+    """From "dense" (None, unless there are `frame_layers`), "0.5,0.9" (ρ, τ), "0.5" (ρ alone) or ",0.9" (τ
+    alone); `fields` are further ones.
 
     Raises InputError for anything else.
     """
     if text == "dense":
-        return None
+        return Sparsity(block=block, **fields) if fields.get("frame_layers") else None
     try:
         values = [float(part) if part.strip() else None for part in text.split(",")]
         ratio, threshold = (*values, None)[:2] if len(values) < 3 else values
         return Sparsity(ratio, threshold, block, **fields)
     except ValueError as error:
+        if isinstance(error, InputError) and error.argument in fields:
+            raise
         form = "dense, or ρ and τ in [0, 1] as 0.5,0.9, or one of them as 0.5 or ,0.9"
         raise InputError(f"sparsity must be {form}; not {text!r}", argument="sparsity") from error
 

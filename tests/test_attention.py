@@ -316,3 +316,33 @@ def test_layers_that_are_scanned_take_a_kernel(cls):
     with registered(OnPaper()):
         traced = jax.make_jaxpr(model.apply)(model.abstract_params(), images)
     assert str(traced).count("pallas_call") >= 2  # the mask and the attention
+
+
+def test_patches_of_a_frame_layer_attend_within_their_frame_and_special_tokens_to_all():
+    frames, P, special = 3, 7, 2
+    q, k, v = (
+        jax.random.normal(key, (1, frames * P, 2, 8)) for key in jax.random.split(jax.random.key(3), 3)
+    )
+    found = attention.frame_attention(q, k, v, frames=frames, num_special=special)
+    frame, place = np.divmod(np.arange(frames * P), P)
+    sees = (frame[:, None] == frame) | (place[:, None] < special)
+    logits = np.einsum("btnh,bsnh->bnts", q, k) / 8**0.5
+    weights = np.where(sees, np.exp(logits), 0)
+    expected = np.einsum("bnts,bsnh->btnh", weights / weights.sum(-1, keepdims=True), v)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("rest", [None, 0.5])
+def test_a_plan_has_each_layer_of_its_kind(tiny, rest):
+    """A frame layer is neither dense nor sparse; layers that are none of it are as without it."""
+    model, params = tiny
+    model = model.clone(heads=("depth",))
+    images = jax.random.uniform(jax.random.key(2), (1, 3, 56, 56, 3))
+    depth = lambda sparsity: np.asarray(jax.jit(model.clone(sparsity=sparsity).apply)(params, images).depth)
+    plan = Sparsity(sparse_ratio=rest, block=(16, 16), frame_layers=(0, 1))
+    found = jax.jit(model.clone(sparsity=plan).apply)(params, images)
+    np.testing.assert_allclose(found.density[:2], 1 / 3, rtol=1e-6)
+    assert (found.density[2:] == 1).all() == (rest is None)
+    assert np.abs(found.depth - depth(None)).max() > 1e-4
+    nothing = Sparsity(sparse_ratio=0.0, block=(16, 16), frame_layers=())
+    np.testing.assert_allclose(depth(nothing), depth(None), atol=1e-4)

@@ -50,9 +50,17 @@ def test_lists_become_tuples_so_that_a_model_can_be_hashed():
 
 
 def test_no_layers_are_not_all_layers():
-    assert Sparsity(sparse_ratio=0.5).is_sparse(3) == [True, True, True]
-    assert Sparsity(sparse_ratio=0.5, layers=()).is_sparse(3) == [False, False, False]
-    assert Sparsity(sparse_ratio=0.5, layers=(2, 0)).is_sparse(3) == [True, False, True]
+    assert Sparsity(sparse_ratio=0.5).plan(3) == ["sparse"] * 3
+    assert Sparsity(sparse_ratio=0.5, layers=()).plan(3) == ["dense"] * 3
+    assert Sparsity(sparse_ratio=0.5, layers=(2, 0)).plan(3) == ["sparse", "dense", "sparse"]
+    assert Sparsity(sparse_ratio=0.5, frame_layers=(0,)).plan(3) == ["frame", "sparse", "sparse"]
+    assert Sparsity(frame_layers=(0, 1)).plan(3) == ["frame", "frame", "dense"]
+    assert parse_sparsity("dense", frame_layers=(1,)).plan(2) == ["dense", "frame"]
+    assert parse_sparsity("dense", frame_layers=()) is None
+    with pytest.raises(ValueError, match="frame_layers=.* and layers=.* both have layer 1"):
+        parse_sparsity("0.5", layers=(1, 2), frame_layers=(0, 1))
+    with pytest.raises(ValueError, match="frame_layers=.* names layer 5, the model has layers 0 to 3"):
+        Sparsity(frame_layers=(5,)).check_depth(4)
 
 
 def test_a_partial_block_counts():

@@ -82,6 +82,10 @@ def reconstruct(
         str | None,
         typer.Option("--sparse-layers", help="Block-sparse: these global layers only, such as 0-9,18-23."),
     ] = None,
+    frame_layers: Annotated[
+        str | None,
+        typer.Option(help="Global layers whose patches attend within their frame alone, such as 0-8."),
+    ] = None,
     dtype: Dtype = "auto",
     points_from: Annotated[
         str | None,
@@ -165,6 +169,7 @@ def reconstruct(
             parse_block(block) if block else recommended_block(weights),
             special_keys=special_keys or "dense",
             layers=parse_layers(layers) if layers else None,
+            frame_layers=parse_layers(frame_layers) if frame_layers else (),
         ),
         dtype=dtype,
         points_from=points_from,

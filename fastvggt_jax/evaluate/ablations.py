@@ -28,6 +28,8 @@ THREE = ((0.5, 0.9), (0.5, 0.7), (0.8, 0.4))  # a low, a middle and a high one o
 RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9)
 THRESHOLDS = (0.97, 0.9, 0.7, 0.5, 0.3)
 DROPPED_SHARE = 1 / 6  # of the global layers: 4 of VGGT's 24
+# Of the global layers, the first ones, that attend within frames: 4, 9 and 12 of VGGT's 24.
+FRAME_SHARES = (1 / 6, 3 / 8, 1 / 2)
 DENSE = "dense"
 RELEASED = "special keys as released"
 
@@ -100,6 +102,10 @@ def ablations(
                 f"{where} layers", f"ρ 1 in {_span(layers)}", Sparsity(1.0, None, block, layers=layers)
             )
         )
+    for count in sorted({max(1, round(share * depth)) for share in FRAME_SHARES}):
+        layers = tuple(range(count))
+        label = f"{_span(layers)} within frames"
+        found.append(Configuration("frame layers", label, Sparsity(block=block, frame_layers=layers)))
     known = dict.fromkeys(configuration.family for configuration in found)
     unknown = [family for family in only or () if family not in known]
     if unknown:

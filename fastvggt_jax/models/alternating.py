@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from fastvggt_jax.attention import dense_attention, hilbert_order, sparse_global_attention, varying_as
+from fastvggt_jax.attention import (
+    dense_attention,
+    frame_attention,
+    hilbert_order,
+    sparse_global_attention,
+    varying_as,
+)
 from fastvggt_jax.models.memory import on_host
 from fastvggt_jax.models.rope import Rope, patch_positions, rope_tables
 from fastvggt_jax.models.vit import Block
@@ -71,7 +77,7 @@ def alternate(
         def attend(q: Array, k: Array, v: Array) -> Array:
             if sparsity is None:
                 return dense_attention(q, k, v)
-            out, density = _attend_sparse(q, k, v, F, num_special, sparsity, layer)
+            out, density = _attend_by_plan(q, k, v, F, num_special, sparsity, depth, layer)
             densities.append(density)
             return out
 
@@ -110,18 +116,29 @@ def _layer_sparsity(sparsity: Sparsity, depth: int, patch_tokens: int) -> dict[s
     sparsity.check_depth(depth)
     keep = sparsity.keep_counts(sparsity.num_kv_blocks(patch_tokens), depth)
     cdf = sparsity.cdf_thresholds(depth)
-    layers = {"sparse": jnp.array(sparsity.is_sparse(depth))}
+    plan = sparsity.plan(depth)
+    layers = {"kind": jnp.array([_kinds(plan).index(kind) for kind in plan])}
     layers |= {} if keep is None else {"keep": jnp.array(keep, jnp.int32)}
     layers |= {} if cdf is None else {"cdf": jnp.array(cdf, jnp.float32)}
     return layers
 
 
-def _attend_sparse(
-    q: Array, k: Array, v: Array, frames: int, num_special: int, sparsity: Sparsity, layer: dict[str, Array]
+def _kinds(plan: list[str]) -> list[str]:
+    """Those that there are, in order."""
+    return sorted(set(plan))
+
+
+def _attend_by_plan(
+    q: Array,
+    k: Array,
+    v: Array,
+    frames: int,
+    num_special: int,
+    sparsity: Sparsity,
+    depth: int,
+    layer: dict[str, Array],
 ) -> tuple[Array, Array]:
-    """One global layer's attention and its density: sparse, or dense if the layer is not among
-    `Sparsity.layers`.
-    """
+    """One global layer's attention and its density, of the kind that `Sparsity.plan` has for it."""
 
     def sparse(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
         return sparse_global_attention(
@@ -135,7 +152,13 @@ def _attend_sparse(
             cdf_threshold=layer.get("cdf"),
         )
 
-    if sparsity.layers is None:
-        return sparse(q, k, v)
-    dense = lambda q, k, v: (dense_attention(q, k, v), jnp.float32(1))
-    return jax.lax.cond(layer["sparse"], sparse, dense, q, k, v)
+    def dense(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+        return dense_attention(q, k, v), jnp.float32(1)
+
+    def frame(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+        out = frame_attention(q, k, v, frames=frames, num_special=num_special)
+        return out, jnp.float32(1 / frames)
+
+    ways = {"dense": dense, "frame": frame, "sparse": sparse}
+    kinds = [ways[kind] for kind in _kinds(sparsity.plan(depth))]
+    return kinds[0](q, k, v) if len(kinds) == 1 else jax.lax.switch(layer["kind"], kinds, q, k, v)

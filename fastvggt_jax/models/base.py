@@ -167,7 +167,7 @@ class Model(nn.Module):
         """Why its block-sparse attention is slower than dense attention on the default device; None if not,
         or if it is dense.
         """
-        if self.sparsity is None:
+        if self.sparsity is None or "sparse" not in self.sparsity.plan(self.depth):
             return None
         return slower_sparse(self.dtype, self.embed_dim // self.num_heads, self.sparsity.block)
 

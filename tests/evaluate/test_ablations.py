@@ -103,6 +103,8 @@ def test_the_ablations_are_all_there():
     ):
         assert all(getattr(s, field) == value for s in families[family])
     assert all(s.pool == "max" for s in families["max pooling"])
+    assert [len(s.frame_layers) for s in families["frame layers"]] == [4, 9, 12]
+    assert {kind for s in families["frame layers"] for kind in s.plan(24)} == {"frame", "dense"}
     assert all(run.sparsity.block == (64, 32) for run in runs[1:])
     some = ablations.ablations(24, (64, 32), 8 * 256, ["random blocks", "last layers"])
     assert [run.family for run in some] == [
