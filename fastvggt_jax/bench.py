@@ -30,6 +30,7 @@ from fastvggt_jax.errors import Error, FailedError, InputError, out_of_memory
 from fastvggt_jax.io.json_files import read_json
 from fastvggt_jax.models import registry
 from fastvggt_jax.models.base import COMPUTE, Model
+from fastvggt_jax.models.memory import needed_bytes
 from fastvggt_jax.profile import profile
 from fastvggt_jax.sources.sizing import check_sides
 from fastvggt_jax.sparsity import parse_block, parse_sparsity
@@ -148,8 +149,6 @@ def measure(case: Case) -> dict[str, Any]:
         times.append(time.perf_counter() - start)
     seconds = statistics.median(times)
     stats = jax.devices()[0].memory_stats() or {}
-    program: Any = step.memory_analysis()
-    needs = program.argument_size_in_bytes + program.output_size_in_bytes + program.temp_size_in_bytes
     details = profile(model, params, images, step) if case.profile else {}
     return details | {
         "model": case.model,
@@ -159,7 +158,7 @@ def measure(case: Case) -> dict[str, Any]:
         "seconds": seconds,
         "ms_per_frame": 1e3 * seconds / case.frames,
         "compile_seconds": compile_s,
-        "needs_gib": needs / GIB,
+        "needs_gib": (needed_bytes(step) or 0) / GIB,
         "peak_gib": stats.get("peak_bytes_in_use", 0) / GIB,
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,

@@ -53,6 +53,7 @@ from fastvggt_jax.io.files import (
     warn_of_leftovers,
 )
 from fastvggt_jax.models.base import Model
+from fastvggt_jax.models.memory import needed_bytes
 from fastvggt_jax.models.prediction import Reconstruction
 from fastvggt_jax.pretrained import from_pretrained, read_model
 from fastvggt_jax.refine.bundle import adjusted_or_as_it_is, require
@@ -407,14 +408,9 @@ def _reserve(lowered: jax.stages.Lowered, host: jax.sharding.Sharding) -> None:
 
 def _fits(compiled: jax.stages.Compiled) -> bool:
     """Whether the device's memory holds what a program needs; True where nobody knows."""
-    sizes = compiled.memory_analysis()
+    needed = needed_bytes(compiled)
     limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
-    return sizes is None or not limit or _needed(sizes) <= limit
-
-
-def _needed(sizes: Any) -> int:
-    """Bytes on the device, of parameters, inputs, results and what lies between."""
-    return sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+    return needed is None or not limit or needed <= limit
 
 
 @contextlib.contextmanager
@@ -441,10 +437,10 @@ def _memory_sentence(images: Images, params: Any, compiled: jax.stages.Compiled 
         text += f"{frames} photographs of {width}x{height} pixels need "
         advice = "take fewer photographs, a smaller size, or weights in bfloat16 (sparsity saves no memory)"
         weights = sum(x.nbytes for x in jax.tree.leaves(params))
-        sizes = compiled.memory_analysis() if compiled is not None else None
+        needed = needed_bytes(compiled) if compiled is not None else None
         failed = re.search(r"allocat\w+ (\d+) bytes", error)
-        if sizes is not None:
-            text += f"about {_gib(_needed(sizes))}, of which {_gib(weights)} are weights"
+        if needed is not None:
+            text += f"about {_gib(needed)}, of which {_gib(weights)} are weights"
         elif failed:
             text += f"more than {_gib(weights + int(failed[1]))}, of which {_gib(weights)} are weights"
         else:

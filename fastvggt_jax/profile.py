@@ -23,11 +23,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fastvggt_jax.models.base import Model
+from fastvggt_jax.models.memory import needed_bytes
+from fastvggt_jax.sources.sizing import WIDTH, check_sides
 
 # Of the names that operations bear, the first that fits says which part it is of.
 PARTS: dict[str, str] = {
@@ -47,6 +50,7 @@ PARTS: dict[str, str] = {
     "confidence head": r"conf_(decoder|head)",
     "track head": r"track_head",
 }
+OF_THE_CEILINGS = 0.7  # what whole models come to, see docs/performance.md
 OTHER, IDLE = "other", "between kernels"
 CONTAINERS = re.compile(r"(while|call|conditional)(\.\d+)?$")  # operations that stand for those inside them
 
@@ -244,6 +248,46 @@ def profile(model: Any, params: Any, images: jax.Array, step: Any) -> dict[str, 
         "ceiling": dataclasses.asdict(ceiling),
         "parts": parts,
         "commit": _commit(),
+    }
+
+
+def forecast(
+    model: Model, frames: int, height: int | None = None, width: int | None = None
+) -> dict[str, Any]:
+    """What a reconstruction of so many photographs of these pixels, by default a square of the model's own,
+    needs here, JSON-able: the program is compiled for the default device, without weights, and not run.
+
+    needs_bytes: with all on the device, and low_memory_bytes: with what can in the host's memory; of
+      limit_bytes, which JAX may use, None on a CPU. seconds: about; what the device would need at its
+      ceilings, of which whole models come to two thirds (docs/performance.md), with every block computed.
+    """
+    policy = model.image_policy
+    height, width = (side or policy.size or WIDTH for side in (height, width))
+    check_sides(policy.patch, size=height)
+    check_sides(policy.patch, size=width)
+    params = {
+        name: jax.ShapeDtypeStruct(spec.shape, model.storage(name))
+        for name, spec in flax.traverse_util.flatten_dict(model.abstract_params()["params"], sep="/").items()
+    }
+    tree = {"params": flax.traverse_util.unflatten_dict(params, sep="/")}
+    images = jax.ShapeDtypeStruct((1, frames, height, width, 3), jnp.uint8)
+    needs = [
+        needed_bytes(jax.jit(model.clone(low_memory=low).apply).lower(tree, images).compile())
+        for low in (False, True)
+    ]
+    patch, ceiling = policy.patch, measure_ceiling()
+    work = list(work_of_parts(model, tree, images).values())
+    dense = model.clone(sparsity=None)
+    work += work_of_attention(dense, frames, (height // patch, width // patch), None).values()
+    least = sum(max(one.flop / ceiling.flop, one.bytes / ceiling.bytes) for one in work)
+    return {
+        "photographs": frames,
+        "size": {"width": width, "height": height},
+        "needs_bytes": needs[0],
+        "low_memory_bytes": needs[1],
+        "limit_bytes": (jax.devices()[0].memory_stats() or {}).get("bytes_limit"),
+        "seconds": least / OF_THE_CEILINGS,
+        "device": jax.devices()[0].device_kind,
     }
 
 

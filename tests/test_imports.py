@@ -65,7 +65,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
         "io",
         "evaluate",
     },
-    "profile": {"models"},
+    "profile": {"models", "sources"},
     "bench": {"profile", "kernels", "attention", "sparsity", "sources", "models", "testing", "io"},
     "cli": {
         *("kernels", "sparsity", "datasets", "export", "pretrained", "convert"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +12,24 @@ import typer
 
 from fastvggt_jax.cli.errors import one_sentence
 from fastvggt_jax.cli.options import WEIGHTS_HELP, Json
-from fastvggt_jax.errors import printable
+from fastvggt_jax.errors import InputError, printable, whole_number
 
 
 @one_sentence()
-def info(weights: Annotated[str, typer.Argument(help=WEIGHTS_HELP)], as_json: Json = False) -> None:
+def info(
+    weights: Annotated[str, typer.Argument(help=WEIGHTS_HELP)],
+    views: Annotated[
+        int | None,
+        typer.Option(help="Also what a reconstruction of so many photographs needs on this machine."),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH", help="Their pixels as the model sees them. Default: a square of its own."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """What a weight file holds: model, heads, numbers of parameters, source, licence."""
     import math
 
@@ -46,9 +60,14 @@ def info(weights: Annotated[str, typer.Argument(help=WEIGHTS_HELP)], as_json: Js
         "dtypes": sorted(dtypes),
         "config": config,
     }
+    if size is not None and views is None:
+        raise InputError("--size is about --views: say how many photographs", argument="size")
+    if views is not None:
+        report["forecast"] = _forecast(weights, views, size)
     if as_json:
         typer.echo(json.dumps(report))
         return
+    forecast = report.pop("forecast", None)
     for key, value in report.items():
         if isinstance(value, dict):
             typer.echo(f"{key}:")
@@ -56,6 +75,38 @@ def info(weights: Annotated[str, typer.Argument(help=WEIGHTS_HELP)], as_json: Js
                 typer.echo(f"  {printable(inner):22} {_plain(number)}")
         else:
             typer.echo(f"{printable(key) + ':':24} {_plain(value)}")
+    if forecast is not None:
+        typer.echo(_in_words(forecast))
+
+
+def _forecast(weights: str, views: int, size: str | None) -> dict[str, Any]:
+    """What a reconstruction from these weights needs, see `fastvggt_jax.profile.forecast`."""
+    from fastvggt_jax.pipeline import compute_dtype
+    from fastvggt_jax.pretrained import read_model
+    from fastvggt_jax.profile import forecast
+
+    whole_number("views", views, least=1)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.93")  # as reconstruct
+    model = read_model(weights)
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", size) if size is not None else None
+    if size is not None and match is None:
+        raise InputError(f"size must be pixels such as 518x392, not {size!r}", argument="size")
+    width, height = (int(match[1]), int(match[2])) if match else (None, None)
+    model = model.clone(heads=model.heads_for(None), dtype=compute_dtype("auto"))
+    return forecast(model, views, height, width)
+
+
+def _in_words(forecast: dict[str, Any]) -> str:
+    gib = lambda count: "?" if count is None else f"{count / 2**30:.1f} GiB"
+    width, height = forecast["size"]["width"], forecast["size"]["height"]
+    text = f"{forecast['photographs']} photographs of {width}x{height} pixels need "
+    text += gib(forecast["needs_bytes"])
+    if forecast["limit_bytes"]:
+        text += f" of the {gib(forecast['limit_bytes'])} that there are on this {forecast['device']}"
+        text += f", or {gib(forecast['low_memory_bytes'])} where the host's memory helps"
+    else:
+        text += f" ({forecast['device']})"
+    return f"{text}, and about {forecast['seconds']:.3g} s, less with block-sparse attention"
 
 
 def _plain(value: Any) -> str:

@@ -1,10 +1,20 @@
-"""Arrays within a program that wait in the host's memory while the device's is scarce."""
+"""What a program needs of the device's memory, and arrays in it that wait in the host's meanwhile."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 
 Array = jax.Array
+
+
+def needed_bytes(program: jax.stages.Compiled) -> int | None:
+    """On the device, of parameters, inputs, results and what lies between; None where nobody knows."""
+    sizes: Any = program.memory_analysis()
+    if sizes is None:
+        return None
+    return sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
 
 
 def on_host(x: Array) -> Array:

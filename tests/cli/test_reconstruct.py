@@ -23,8 +23,9 @@ from fastvggt_jax.errors import OutOfMemoryError
 from fastvggt_jax.evaluate import metrics
 from fastvggt_jax.io import files
 from fastvggt_jax.io.weights import save_params
+from fastvggt_jax.models.memory import needed_bytes
 from fastvggt_jax.models.prediction import Prediction
-from fastvggt_jax.pretrained import BUNDLED
+from fastvggt_jax.pretrained import BUNDLED, from_pretrained
 from fastvggt_jax.testing.tiny import tiny_model, write_random_weights
 from pallas_kernels import implementation
 from pallas_kernels.implementation import Device
@@ -263,6 +264,28 @@ def test_what_does_not_fit_waits_in_the_hosts_memory_or_is_said_beforehand(weigh
     result = run(*reconstruct_args(weights, tmp_path / "c", "--format", "scene"))
     assert result.exit_code == 1 and "out of memory on" in result.stderr
     assert "take fewer photographs" in result.stderr and not (tmp_path / "c").exists()
+
+
+def test_info_says_what_a_reconstruction_needs(weights):
+    result = run("info", weights, "--views", 3, "--size", "70x56", "--json")
+    assert result.exit_code == 0, result.output
+    three = json.loads(result.stdout)["forecast"]
+    six = json.loads(run("info", weights, "--views", 6, "--size", "70x56", "--json").stdout)["forecast"]
+    assert three["needs_bytes"] < six["needs_bytes"] < 2 * three["needs_bytes"] and three["seconds"] > 0
+    # A program of that many views needs what was said.
+    model, params = from_pretrained(weights, heads=("camera", "depth"), dtype="float32")
+    images = jax.ShapeDtypeStruct((1, 3, 56, 70, 3), jnp.uint8)
+    assert needed_bytes(jax.jit(model.apply).lower(params, images).compile()) == three["needs_bytes"]
+    said = run("info", weights, "--views", 3).stdout.splitlines()[-1]
+    assert said.startswith("3 photographs of 98x98 pixels need ") and "less with block-sparse" in said
+    for options, words in (
+        (["--size", "70x56"], "--size is about --views"),
+        (["--views", 0], "--views must be a whole number, at least 1"),
+        (["--views", 2, "--size", "70"], "--size must be pixels such as 518x392, not '70'"),
+        (["--views", 2, "--size", "71x56"], "--size must be a positive multiple"),
+    ):
+        wrong = run("info", weights, *options)
+        assert wrong.exit_code == 2 and words in wrong.stderr, wrong.stderr
 
 
 def test_a_video(weights, tmp_path, monkeypatch):
