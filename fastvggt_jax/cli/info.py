@@ -76,7 +76,7 @@ def info(
         else:
             typer.echo(f"{printable(key) + ':':24} {_plain(value)}")
     if forecast is not None:
-        typer.echo(_in_words(forecast))
+        typer.echo(in_words(forecast))
 
 
 def _forecast(weights: str, views: int, size: str | None) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _forecast(weights: str, views: int, size: str | None) -> dict[str, Any]:
     return forecast(model, views, height, width)
 
 
-def _in_words(forecast: dict[str, Any]) -> str:
+def in_words(forecast: dict[str, Any]) -> str:
     gib = lambda count: "?" if count is None else f"{count / 2**30:.1f} GiB"
     width, height = forecast["size"]["width"], forecast["size"]["height"]
     text = f"{forecast['photographs']} photographs of {width}x{height} pixels need "

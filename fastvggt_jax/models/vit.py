@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from fastvggt_jax.attention import dense_attention
+from fastvggt_jax.attention import dense_attention, varying_as
 from fastvggt_jax.models.rope import Rope, apply_rope, rotate, swap_pairs
 
 Array = jax.Array
@@ -57,7 +57,7 @@ def over_rows(mlp: Mlp, x: Array, rows: int | None) -> Array:
         return jax.lax.dynamic_update_slice_in_dim(out, some, start, 0), None
 
     scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
-    return scan(mlp, jnp.zeros_like(x), jnp.array(starts))[0].reshape(B, T, D)
+    return scan(mlp, varying_as(jnp.zeros_like(x), x), jnp.array(starts))[0].reshape(B, T, D)
 
 
 class Mlp(nn.Module):

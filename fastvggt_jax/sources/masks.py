@@ -61,7 +61,7 @@ class Masks:
             folder = self.folder.joinpath(*above[len(above) - depth :])
             for name in names:
                 found = folder / name
-                if os.path.isfile(found) and not os.path.samefile(found, path):
+                if os.path.isfile(found) and os.path.realpath(found) != os.path.realpath(path):
                     return self._of_one(found, path)
         text = f"masks {self.folder} holds none of {path.name}"
         raise InputError(f"{text}: it would be {names[0]} or {names[1]}", argument="masks")

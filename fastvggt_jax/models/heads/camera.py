@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from fastvggt_jax.attention import varying_as
 from fastvggt_jax.models.vit import Block, Mlp, layer_norm, scan_blocks
 
 Array = jax.Array
@@ -74,7 +75,8 @@ class CameraHead(nn.Module):
         scan = nn.scan(
             refine, variable_broadcast="params", split_rngs={"params": False}, length=self.num_iterations
         )
-        _, raw = scan(self, (jnp.zeros_like(seen), seen), None)
+        start = varying_as((jnp.zeros_like(seen), seen), tokens)
+        _, raw = scan(self, start, None)
         for one in raw:
             self.sow("intermediates", "pose_raw", one)
         return tuple(activate_pose(one) for one in raw)
