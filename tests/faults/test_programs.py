@@ -32,7 +32,8 @@ def predicted(model, params):
     return {key: value for key, value in vars(found).items() if isinstance(value, jax.Array)}
 
 
-@pytest.mark.parametrize("name", ["vggt", pytest.param("pi3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vggt", "pi3"])
 def test_in_64_bit_jax_the_numbers_are_the_same_float32(name):
     model = MODELS[name]
     params = random_params(model)

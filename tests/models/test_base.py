@@ -12,7 +12,7 @@ from fastvggt_jax.testing.random_weights import random_params
 from fastvggt_jax.testing.tiny import tiny_model
 
 
-@pytest.mark.parametrize("name", ["vggt", pytest.param("pi3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [pytest.param("vggt", marks=pytest.mark.slow), "pi3"])
 def test_parameters_stored_as_they_are_read_give_the_same_numbers(name):
     model = tiny_model(name).clone(dtype=jnp.bfloat16, heads=("camera",))
     full = random_params(model)["params"]
@@ -32,7 +32,10 @@ def test_parameters_stored_as_they_are_read_give_the_same_numbers(name):
 
 @pytest.mark.parametrize(
     "name, sparsity",
-    [("vggt", Sparsity(sparse_ratio=0.5, block=(16, 16), order="hilbert")), ("pi3", None)],
+    [
+        ("vggt", Sparsity(sparse_ratio=0.5, block=(16, 16), order="hilbert")),
+        pytest.param("pi3", None, marks=pytest.mark.slow),
+    ],
 )
 def test_less_memory_gives_the_same_numbers(name, sparsity, monkeypatch):
     monkeypatch.setattr(base, "ROWS", 7)  # tokens, of 12 and 36 and more
