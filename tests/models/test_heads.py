@@ -67,6 +67,7 @@ def test_the_tracker_is_told_the_flow_in_feature_pixels_and_twice_in_units_of_ma
     assert max_error(told, expected) < 1e-2  # up to 1000 radians a pixel
 
 
+@pytest.mark.slow
 def test_an_iteration_of_the_tracker_sends_no_gradient_to_where_the_last_one_has_moved():
     """A bias of the last layer moves the tracks in every iteration; each feels its own move alone."""
     stride, F, Q = 2, 3, 2

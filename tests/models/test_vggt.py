@@ -245,6 +245,7 @@ def larger_inside(params, factor):
     return {"params": params["params"] | {"depth_head": head | {"scratch": scratch}}}
 
 
+@pytest.mark.slow
 def test_heads_in_half_precision_have_the_same_numbers_and_derivatives(heads_in_both):
     full, half, params, images = heads_in_both
     depths = [jax.jit(model.apply)(params, images).depth for model in (full, half)]

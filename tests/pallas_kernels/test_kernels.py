@@ -202,7 +202,9 @@ def test_simulated_tiles_one_after_another(name):
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="Pallas Mosaic GPU needs jax >= 0.11")
-@pytest.mark.parametrize("config", [Hopper(2, 64, 2), Hopper(1, 64, 2, 2)])
+@pytest.mark.parametrize(
+    "config", [Hopper(2, 64, 2), pytest.param(Hopper(1, 64, 2, 2), marks=pytest.mark.slow)]
+)
 def test_simulated_keys_of_few_tiles_are_shared_out(monkeypatch, config):
     """Five times as many thread blocks as tiles: parts of rows of which some keep one key block or none, in
     and out of the fixed shift's range.
