@@ -114,11 +114,12 @@ def frame_attention(q: Array, k: Array, v: Array, *, frames: int, num_special: i
     """
     B, T, N, H = q.shape
     own = (x.reshape(B * frames, -1, N, H) for x in (q, k, v))
-    out = dense_attention(*own).reshape(B, frames, -1, N, H)
-    q_special = q.reshape(B, frames, -1, N, H)[:, :, :num_special].reshape(B, -1, N, H)
+    out = dense_attention(*own).reshape(B, T, N, H)
+    _, out_patch = split_tokens(out, frames, num_special)
+    q_special, _ = split_tokens(q, frames, num_special)
     with jax.named_scope("special_queries"):
-        special = dense_attention(q_special, k, v).reshape(B, frames, num_special, N, H)
-    return jnp.concatenate([special, out[:, :, num_special:]], 2).reshape(B, T, N, H)
+        out_special = dense_attention(q_special, k, v)
+    return merge_tokens(out_special, out_patch, frames)
 
 
 def sparse_global_attention(

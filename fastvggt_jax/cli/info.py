@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from fastvggt_jax.cli.errors import one_sentence
-from fastvggt_jax.cli.options import WEIGHTS_HELP, Json
+from fastvggt_jax.cli.options import WEIGHTS_HELP, Json, take_gpu_memory
 from fastvggt_jax.errors import InputError, printable, whole_number
 
 
@@ -86,7 +86,7 @@ def _forecast(weights: str, views: int, size: str | None) -> dict[str, Any]:
     from fastvggt_jax.profile import forecast
 
     whole_number("views", views, least=1)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.93")  # as reconstruct
+    take_gpu_memory()
     model = read_model(weights)
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", size) if size is not None else None
     if size is not None and match is None:

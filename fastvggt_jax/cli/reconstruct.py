@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +39,7 @@ from fastvggt_jax.cli.options import (
     Voxel,
     export_options,
     say_tracks,
+    take_gpu_memory,
     use_compilation_cache,
 )
 from fastvggt_jax.errors import InputError
@@ -227,8 +227,7 @@ def _inputs(photos: list[str] | None, weights: str | None, demo: bool) -> tuple[
 
 def _run(settings: Any, cache_dir: str | None, *, silent: bool) -> dict[str, Any]:
     """pipeline.reconstruct with progress on stderr; adds the seconds of every step to its report."""
-    # Of a GPU's memory, unless the user has said how much; JAX by itself takes three quarters.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.93")
+    take_gpu_memory()
     use_compilation_cache(cache_dir)
     from fastvggt_jax.pipeline import reconstruct
 

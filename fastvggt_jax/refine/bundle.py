@@ -87,9 +87,8 @@ def bundle_adjust(
             tracks = measure_tracks(adjusted, conf_percentile=conf_percentile)
             _enough(tracks, scene)
             found, kept = _adjusted(adjusted, tracks, shared_camera, one_focal, zoom)
-            if (
-                shared_camera
-            ):  # photographs that are turned have a camera of their own, of the same focal length
+            if shared_camera:
+                # Photographs that are turned have a camera of their own, of the same focal length.
                 level = with_shared_camera(found)
                 if not np.allclose(level.K, found.K, rtol=1e-5):
                     found, kept = _adjusted(level, tracks, shared_camera, one_focal, zoom=False)
