@@ -40,7 +40,7 @@ from fastvggt_jax.export.base import (
     write_formats,
 )
 from fastvggt_jax.export.cameras import written_in
-from fastvggt_jax.export.lenses import as_asked, check_given
+from fastvggt_jax.export.lenses import as_asked, check_given, original_sizes
 from fastvggt_jax.export.photographs import find_photographs
 from fastvggt_jax.export.tracks import Followed, Tracks
 from fastvggt_jax.io.files import (
@@ -62,7 +62,6 @@ from fastvggt_jax.refine.known import (
     aligned_or_as_it_is,
     known_K,
     known_positions,
-    original_sizes,
     poses_in,
     with_known_K,
 )

@@ -48,7 +48,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     "datasets": {"geometry", "io", "registry"},
     "scene": {"geometry", "sources", "io", "models"},
     "export": {"scene", "geometry", "sources", "io", "registry"},
-    "refine": {"export", "scene", "geometry", "sources", "io"},
+    "refine": {"export", "scene", "geometry", "io"},
     "pretrained": {"models", "sparsity", "io", "convert"},
     "convert": {"models", "io"},
     "testing": {"models", "io"},

@@ -22,7 +22,7 @@ def with_shared_camera(scene: Scene) -> Scene:
     common; those of another size were scaled or cropped, and have one of their own. A K that was a guess has
     no voice where another has one. Equal K that were given, or adjusted together, stay as they are.
     """
-    K, sizes = _K_original(scene), _sizes(scene)
+    K, sizes = _K_original(scene), original_sizes(scene.transforms)
     sure = np.array([kind != "guessed" for kind in scene.intrinsics])
     settled = np.array([kind in ("given", "adjusted") for kind in scene.intrinsics])
     shared = K.copy()
@@ -55,7 +55,7 @@ def as_asked(scene: Scene, *, shared_camera: bool, camera_model: str) -> Scene:
     it.
     """
     given = np.array([kind == "given" for kind in scene.intrinsics])
-    sizes = [size for size, is_given in zip(_sizes(scene), given, strict=True) if is_given]
+    sizes = [size for size, is_given in zip(original_sizes(scene.transforms), given, strict=True) if is_given]
     check_given(_K_original(scene)[given], sizes, shared_camera=shared_camera, camera_model=camera_model)
     if shared_camera:
         return with_shared_camera(scene)
@@ -94,8 +94,9 @@ def with_K(scene: Scene, K_original: np.ndarray, intrinsics: tuple[str, ...]) ->
     return dataclasses.replace(scene, K=K.astype(np.float32), points=points, intrinsics=intrinsics)
 
 
-def _sizes(scene: Scene) -> list[tuple[int, int]]:
-    return [(t.original_width, t.original_height) for t in scene.transforms]
+def original_sizes(transforms: Sequence[ImageTransform]) -> list[tuple[int, int]]:
+    """(width, height) of photographs."""
+    return [(t.original_width, t.original_height) for t in transforms]
 
 
 def _equal(values: np.ndarray) -> bool:

@@ -15,14 +15,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from fastvggt_jax.errors import Error, FailedError, FileError, InputError, MissingError
-from fastvggt_jax.export.lenses import with_K
+from fastvggt_jax.export.lenses import original_sizes, with_K
 from fastvggt_jax.export.tracks import Tracks, placed
 from fastvggt_jax.geometry.alignment import Similarity, align, best_rotation, is_rotation
 from fastvggt_jax.io.colmap import read_model
 from fastvggt_jax.io.files import regular_file
 from fastvggt_jax.io.json_files import read_json
 from fastvggt_jax.scene import Scene
-from fastvggt_jax.sources import ImageTransform
 
 T = TypeVar("T")
 EARTH_RADIUS, EARTH_FLATTENING = 6378137.0, 1 / 298.257223563  # WGS 84, metres
@@ -59,11 +58,6 @@ def with_known_K(scene: Scene, K: np.ndarray) -> Scene:
     scale = ratio.astype(np.float32)[:, None, None]
     points = centres + scale[..., None] * (scene.points - centres)
     return dataclasses.replace(scene, depth=scene.depth * scale, points=points.astype(np.float32))
-
-
-def original_sizes(transforms: Sequence[ImageTransform]) -> list[tuple[int, int]]:
-    """(width, height) of photographs."""
-    return [(t.original_width, t.original_height) for t in transforms]
 
 
 def known_K(names: Sequence[str], sizes: Sequence[tuple[int, int]], given: str) -> np.ndarray:
