@@ -17,6 +17,7 @@ from fastvggt_jax.attention import (
     sparse_global_attention,
     varying_as,
 )
+from fastvggt_jax.models.chunks import Arrays, over_chunks, take
 from fastvggt_jax.models.memory import on_host
 from fastvggt_jax.models.rope import Rope, patch_positions, rope_tables
 from fastvggt_jax.models.vit import Block
@@ -37,6 +38,7 @@ def alternate(
     dtype: DTypeLike,
     remat: bool = False,
     low_memory: bool = False,
+    chunk: int | None = None,
 ) -> tuple[Array, Array, Array | None]:
     """Applies `taps[-1] + 1` pairs of a frame and a global block, whose parameters get a leading layer axis.
 
@@ -48,6 +50,7 @@ def alternate(
       dtype: of the taps.
       remat: whether a derivative keeps each pair's input alone and computes the rest again.
       low_memory: the taps are in the host's memory.
+      chunk: frames, of all scenes, that a frame block takes at a time; None: all.
 
     Returns:
       dtype[taps, B, F, P, 2D], the frame block's output beside the global block's; f32[B, F, 2D], the same of
@@ -72,7 +75,13 @@ def alternate(
     ) -> tuple[tuple, Array | None]:
         x, tapped, _ = carry
         densities = []
-        frame_out = frame_block(x.reshape(B * F, P, D), rope).reshape(B, F, P, D)
+
+        def of_frames(frame_block: Block, x: Arrays, start: Array | int, size: int) -> Arrays:
+            some = take(x[0], start, size).reshape(B * size, P, D)
+            return (frame_block(some, rope).reshape(B, size, P, D),)
+
+        most = F if chunk is None else max(chunk // B, 1)
+        (frame_out,) = over_chunks(frame_block, of_frames, (x,), most, in_place=True)
 
         def attend(q: Array, k: Array, v: Array) -> Array:
             if sparsity is None:

@@ -46,6 +46,7 @@ class Model(nn.Module):
         taken by itself.
       sparsity: block-sparse global attention; None = dense.
       frames_chunk: how many frames the dense heads take at a time, at least one of each scene.
+      blocks_chunk: how many frames the encoder and the blocks within frames take at a time, likewise.
       low_memory: taps wait in the host's memory, and MLPs take a part of the tokens at a time: hundreds of
         views more on one GPU, a little slower. The same numbers.
       remat: whether derivatives recompute what blocks and chunks of frames hold instead of keeping it.
@@ -55,6 +56,7 @@ class Model(nn.Module):
     heads_dtype: Any = None
     sparsity: Sparsity | None = None
     frames_chunk: int = 8
+    blocks_chunk: int = 64
     low_memory: bool = False
     remat: bool = False
 
@@ -196,8 +198,9 @@ class Model(nn.Module):
         unknown = sorted(set(self.heads) - set(known))
         if unknown:
             raise InputError(f"heads={self.heads}: {unknown} is none of {known}", argument="heads")
-        if self.frames_chunk < 1:
-            raise InputError(f"frames_chunk={self.frames_chunk} must be at least 1", argument="frames_chunk")
+        for name in ("frames_chunk", "blocks_chunk"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1", argument=name)
 
     @classmethod
     def check_points_from(cls, points_from: str | None) -> None:

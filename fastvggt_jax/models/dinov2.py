@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from fastvggt_jax.models.base import to_unit
+from fastvggt_jax.models.chunks import Arrays, over_chunks, take
 from fastvggt_jax.models.vit import Block, layer_norm, scan_blocks
 
 Array = jax.Array
@@ -74,7 +76,6 @@ class DinoV2(nn.Module):
     num_register_tokens: int = 4
     dtype: DTypeLike = jnp.float32
     remat: bool = False
-    rows: int | None = None
 
     def setup(self) -> None:
         D, normal = self.embed_dim, nn.initializers.normal(0.02)
@@ -86,7 +87,7 @@ class DinoV2(nn.Module):
             "register_tokens", normal, (1, self.num_register_tokens, D), jnp.float32
         )
         self.patch_embed = PatchEmbed(self.patch_size, D, self.dtype)
-        self.blocks = Block(self.num_heads, NORM_EPS, self.mlp_ratio, dtype=self.dtype, rows=self.rows)
+        self.blocks = Block(self.num_heads, NORM_EPS, self.mlp_ratio, dtype=self.dtype)
         self.norm = layer_norm(NORM_EPS)
 
     def embed(self, images: Array) -> Array:
@@ -106,3 +107,20 @@ class DinoV2(nn.Module):
         """
         x = scan_blocks(self.blocks, self.depth, self.embed(images), remat=self.remat)
         return self.norm(x)[:, 1 + self.num_register_tokens :]
+
+
+def embed_frames(encoder: DinoV2, special: Array, images: Array, chunk: int | None) -> Array:
+    """Special tokens f32[1, F, S, D] before each frame's patches, of images [B, F, H, W, 3] as a model gets
+    them: f32[B, F, S + h·w, D]. `chunk`: frames, of all scenes, that the encoder takes at a time; None: all.
+    """
+    B, F, H, W, _ = images.shape
+
+    def step(encoder: DinoV2, _: Arrays, start: Array | int, size: int) -> Arrays:
+        some = to_unit(take(images, start, size))
+        patches = encoder(some.reshape(B * size, H, W, 3)).reshape(B, size, -1, encoder.embed_dim)
+        front = take(special, start, size)
+        return (jnp.concatenate([jnp.broadcast_to(front, (B, *front.shape[1:])), patches], 2),)
+
+    h, w = H // encoder.patch_size, W // encoder.patch_size
+    tokens = jnp.zeros((B, F, special.shape[2] + h * w, encoder.embed_dim), jnp.float32)
+    return over_chunks(encoder, step, (tokens,), F if chunk is None else max(chunk // B, 1))[0]

@@ -20,8 +20,8 @@ from jaxtyping import Num
 from fastvggt_jax import geometry
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.models.alternating import alternate
-from fastvggt_jax.models.base import PRODUCTS, Model, check_images, to_unit
-from fastvggt_jax.models.dinov2 import DinoV2
+from fastvggt_jax.models.base import PRODUCTS, Model, check_images
+from fastvggt_jax.models.dinov2 import DinoV2, embed_frames
 from fastvggt_jax.models.fields import Heads, Layers, Pixels, Ratio, Tokens, Width
 from fastvggt_jax.models.heads.dpt import over_frame_chunks
 from fastvggt_jax.models.heads.pi3 import (
@@ -55,9 +55,9 @@ class Decoder(nn.Module):
     rows: int | None = None
 
     def setup(self) -> None:
-        how: dict[str, Any] = dict(qk_norm=True, dtype=self.dtype, rows=self.rows)
+        how: dict[str, Any] = dict(qk_norm=True, dtype=self.dtype)
         self.frame_blocks = Block(self.num_heads, 1e-6, self.mlp_ratio, **how)
-        self.global_blocks = Block(self.num_heads, 1e-6, self.mlp_ratio, **how)
+        self.global_blocks = Block(self.num_heads, 1e-6, self.mlp_ratio, rows=self.rows, **how)
 
     def __call__(self, x: Array, **how: Any) -> tuple[Array, Array | None]:
         """f32[B, F, P, D] -> dtype[1, B, F, P, 2D], the last frame block's output beside the last global
@@ -146,7 +146,6 @@ class Pi3(Model):
             self.encoder_num_heads,
             dtype=self.dtype,
             remat=self.remat,
-            rows=self.rows,
         )
         self.register_token = self.param(
             "register_token", nn.initializers.normal(1e-6), (1, 1, self.num_register_tokens, D), jnp.float32
@@ -165,11 +164,8 @@ class Pi3(Model):
 
     def embed(self, images: Array) -> Array:
         """[B, F, H, W, 3] -> f32[B, F, P, D]: the same register tokens before every frame's patches."""
-        B, F = images.shape[:2]
-        patches = self.encoder(images.reshape(B * F, *images.shape[2:])).reshape(B, F, -1, self.embed_dim)
-        return jnp.concatenate(
-            [jnp.broadcast_to(self.register_token, (B, F, *self.register_token.shape[2:])), patches], 2
-        )
+        special = jnp.broadcast_to(self.register_token, (1, images.shape[1], *self.register_token.shape[2:]))
+        return embed_frames(self.encoder, special, images, self.blocks_chunk)
 
     def __call__(self, images: Num[Array, "B F H W 3"], query_points: None = None) -> Prediction:
         """Reconstructs B scenes of F views each.
@@ -189,13 +185,14 @@ class Pi3(Model):
         H, W = images.shape[2:4]
         grid = (H // self.patch_size, W // self.patch_size)
         tokens, density = self.decoder(
-            self.embed(to_unit(images)),
+            self.embed(images),
             grid=grid,
             num_special=self.num_special,
             taps=(self.depth - 1,),
             sparsity=self.sparsity,
             remat=self.remat,
             low_memory=self.low_memory,
+            chunk=self.blocks_chunk,
         )
         shapes = {"point": ((H, W, 3),), "conf": ((H, W, 1),), "camera": ((3,), (9,))}
         found = over_frame_chunks(

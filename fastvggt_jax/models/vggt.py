@@ -22,8 +22,8 @@ from jaxtyping import Float, Num
 from fastvggt_jax import geometry
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.models.alternating import alternate
-from fastvggt_jax.models.base import PRODUCTS, Model, check_images, to_unit
-from fastvggt_jax.models.dinov2 import DinoV2
+from fastvggt_jax.models.base import PRODUCTS, Model, check_images
+from fastvggt_jax.models.dinov2 import DinoV2, embed_frames
 from fastvggt_jax.models.fields import (
     Four,
     Heads,
@@ -84,6 +84,7 @@ class Aggregator(nn.Module):
     remat: bool = False
     low_memory: bool = False
     rows: int | None = None
+    blocks_chunk: int | None = None
 
     def setup(self) -> None:
         D, normal = self.embed_dim, nn.initializers.normal(1e-6)
@@ -95,29 +96,25 @@ class Aggregator(nn.Module):
             self.encoder_num_heads,
             dtype=self.dtype,
             remat=self.remat,
-            rows=self.rows,
         )
         # Index 0 is for the first frame, which fixes the coordinates; index 1 for all others.
         self.camera_token = self.param("camera_token", normal, (1, 2, 1, D), jnp.float32)
         self.register_token = self.param(
             "register_token", normal, (1, 2, self.num_register_tokens, D), jnp.float32
         )
-        how: dict[str, Any] = dict(qk_norm=True, dtype=self.dtype, rows=self.rows)
+        how: dict[str, Any] = dict(qk_norm=True, dtype=self.dtype)
         self.frame_blocks = Block(self.num_heads, 1e-5, self.mlp_ratio, **how)
-        self.global_blocks = Block(self.num_heads, 1e-5, self.mlp_ratio, **how)
+        self.global_blocks = Block(self.num_heads, 1e-5, self.mlp_ratio, rows=self.rows, **how)
 
     def embed(self, images: Array) -> Array:
         """[B, F, H, W, 3] -> f32[B, F, P, D]."""
-        B, F = images.shape[:2]
-        patches = self.patch_embed(images.reshape(B * F, *images.shape[2:]))
+        F = images.shape[1]
         special = jnp.concatenate([self.camera_token, self.register_token], 2)  # [1, 2, 1 + registers, D]
-        special = special[:, [0] + [1] * (F - 1)]
-        special = jnp.broadcast_to(special, (B, *special.shape[1:]))
-        return jnp.concatenate([special, patches.reshape(B, F, -1, self.embed_dim)], 2)
+        return embed_frames(self.patch_embed, special[:, [0] + [1] * (F - 1)], images, self.blocks_chunk)
 
     def __call__(self, images: Array) -> tuple[Array, Array, Array | None]:
-        """f32[B, F, H, W, 3] -> the tapped layers dtype[taps, B, F, P, 2D], the last camera tokens
-        f32[B, F, 2D], and the density f32[depth] of sparse global attention.
+        """[B, F, H, W, 3] -> the tapped layers dtype[taps, B, F, P, 2D], the last camera tokens f32[B, F, 2D],
+        and the density f32[depth] of sparse global attention.
         """
         return alternate(
             self.frame_blocks,
@@ -130,6 +127,7 @@ class Aggregator(nn.Module):
             dtype=self.dtype,
             remat=self.remat,
             low_memory=self.low_memory,
+            chunk=self.blocks_chunk,
         )
 
 
@@ -306,7 +304,7 @@ class VGGT(Model):
         if query_points is not None:
             self.check_query_points(images, query_points, query_frames)
         H, W = images.shape[2:4]
-        taps, camera_tokens, density = self.aggregator(to_unit(images))
+        taps, camera_tokens, density = self.aggregator(images)
         out: dict[str, Any] = {"density": density, "made_by": type(self)}
         if "camera" in self.heads:
             out["pose_enc_list"] = self.camera_head(camera_tokens)

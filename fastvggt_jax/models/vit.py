@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fastvggt_jax.attention import dense_attention, varying_as
+from fastvggt_jax.models.chunks import Arrays, over_chunks, take
 from fastvggt_jax.models.rope import Rope, apply_rope, rotate, swap_pairs
 
 Array = jax.Array
@@ -49,15 +50,12 @@ def over_rows(mlp: Mlp, x: Array, rows: int | None) -> Array:
     if rows is None or rows >= B * T:
         return mlp(x)
     x = x.astype(mlp.dtype).reshape(B * T, D)  # as its first product has it
-    # The last ones overlap those before where they do not come out even.
-    starts = [min(start, B * T - rows) for start in range(0, B * T, rows)]
 
-    def step(mlp: Mlp, out: Array, start: Array) -> tuple[Array, None]:
-        some = mlp(jax.lax.dynamic_slice_in_dim(x, start, rows, 0))
-        return jax.lax.dynamic_update_slice_in_dim(out, some, start, 0), None
+    def step(mlp: Mlp, _: Arrays, start: Array | int, size: int) -> Arrays:
+        return (mlp(take(x, start, size, 0)),)
 
-    scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
-    return scan(mlp, varying_as(jnp.zeros_like(x), x), jnp.array(starts))[0].reshape(B, T, D)
+    (out,) = over_chunks(mlp, step, (varying_as(jnp.zeros_like(x), x),), rows, axis=0)
+    return out.reshape(B, T, D)
 
 
 class Mlp(nn.Module):

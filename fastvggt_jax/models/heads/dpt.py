@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from fastvggt_jax.models.chunks import Arrays, over_chunks, take
 from fastvggt_jax.models.memory import on_device
 from fastvggt_jax.models.vit import layer_norm
 
@@ -258,34 +259,15 @@ def over_frame_chunks(
 
     `apply` takes [taps, N, P, C] and returns float32 arrays [N, *shape] of `shapes`; here they are [B, F,
     *shape]. Scenes stay on the devices on which they are: each chunk has as many frames, at least one, of
-    every scene. The last one overlaps the one before where F is no multiple. With `remat` a derivative
-    computes each chunk again instead of keeping it. `from_host`: the taps
-    are in the host's memory.
+    every scene. `remat`: see `over_chunks`. `from_host`: the taps are in the host's memory.
     """
     _, B, F, *token = taps.shape
 
-    def of_frames(head: nn.Module, start: Array | int, size: int) -> tuple[Array, ...]:
-        some = jax.lax.dynamic_slice_in_dim(taps, start, size, 2) if size < F else taps
+    def step(head: nn.Module, _: Arrays, start: Array | int, size: int) -> Arrays:
+        some = take(taps, start, size, 2)
         some = on_device(some) if from_host else some
         outs = apply(head, some.reshape(-1, B * size, *token))
         return tuple(out.reshape(B, size, *out.shape[1:]) for out in outs)
 
-    if chunk >= B * F:
-        return of_frames(head, 0, F)
-    # Among the sizes near `chunk`, the one that computes the fewest frames twice.
-    most = max(chunk // B, 1)
-    size = min(range(most, most // 2, -1), key=lambda c: -(-F // c) * c)
-    starts = [min(i * size, F - size) for i in range(-(-F // size))]
-
-    def body(head: nn.Module, buffers: tuple[Array, ...], start: Array) -> tuple[tuple[Array, ...], None]:
-        update = jax.lax.dynamic_update_slice_in_dim
-        return tuple(
-            update(b, o, start, 1) for b, o in zip(buffers, of_frames(head, start, size), strict=True)
-        ), None
-
     buffers = tuple(jnp.zeros((B, F, *shape), jnp.float32) for shape in shapes)
-    body = nn.remat(body, prevent_cse=False) if remat else body
-    scan = nn.scan(
-        body, variable_broadcast="params", variable_axes={"intermediates": 0}, split_rngs={"params": False}
-    )
-    return scan(head, buffers, jnp.array(starts))[0]
+    return over_chunks(head, step, buffers, max(chunk // B, 1), remat=remat)
