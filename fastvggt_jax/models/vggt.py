@@ -113,8 +113,8 @@ class Aggregator(nn.Module):
         return embed_frames(self.patch_embed, special[:, [0] + [1] * (F - 1)], images, self.blocks_chunk)
 
     def __call__(self, images: Array) -> tuple[Array, Array, Array | None]:
-        """[B, F, H, W, 3] -> the tapped layers dtype[taps, B, F, P, 2D], the last camera tokens f32[B, F, 2D],
-        and the density f32[depth] of sparse global attention.
+        """[B, F, H, W, 3] -> the tapped layers dtype[taps, B, F, P, 2D], the last camera tokens f32[B, F,
+        2D], and the density f32[depth] of sparse global attention.
         """
         return alternate(
             self.frame_blocks,
