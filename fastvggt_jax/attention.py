@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from fastvggt_jax.sparsity import Sparsity
 from pallas_kernels import BlockMask, aligned, block_sparse_attention, cudnn_serves, faster_dense, joined
 from pallas_kernels import slower_sparse as slower_sparse  # for models
+from pallas_kernels import to_float8 as to_float8  # for models
 from pallas_kernels.varying import varying_as as varying_as  # for loops over layers
 
 Array = jax.Array
@@ -21,17 +22,19 @@ LOGITS_BYTES = 256 * 2**20
 
 
 def dense_attention(q: Array, k: Array, v: Array) -> Array:
-    """softmax(q kᵀ / sqrt(H)) v: [B, T, N, H], [B, S, N, H] ×2 -> [B, T, N, H].
+    """softmax(q kᵀ / sqrt(H)) v: [B, T, N, H], [B, S, N, H] ×2 -> [B, T, N, H]. All of one dtype, or q and k
+    float8_e4m3fn.
 
     Memory grows with T + S, not with T·S, but for a bit for every 8,192 pairs where the kernel serves.
     """
-    if kernel := faster_dense(q, k):
+    if kernel := faster_dense(q, k, v):
         return _kernel_attention(kernel, q, k, v)
     return _library_attention(q, k, v)
 
 
 def _library_attention(q: Array, k: Array, v: Array) -> Array:
     """cuDNN's, which takes numbers of 16 bits, or XLA's, a few queries at a time."""
+    q, k = q.astype(v.dtype), k.astype(v.dtype)
     if cudnn_serves(q):
         return _cudnn_attention(q, k, v)
     B, T, N, H = q.shape
@@ -172,7 +175,7 @@ def sparse_global_attention(
     out_patch = block_sparse_attention(q_patch, k_runs, v_runs, mask)
     k_all, v_all = joined(k_runs, kv_runs), joined(v_runs, kv_runs)
     with jax.named_scope("special_queries"):
-        if kernel := faster_dense(q_special, k_all):
+        if kernel := faster_dense(q_special, k_all, v_all):
             full = BlockMask.full(B, N, specials, kv_runs)
             out_special = block_sparse_attention(q_special, k_runs, v_runs, full, implementation=kernel)
         else:

@@ -52,8 +52,8 @@ class Case:
       model: a name of the registry. config: a JSON file of the sizes of another model than the released one.
       frames, size: views, and pixels of their sides.
       heads: None for all but the tracker, which needs points to track.
-      sparsity, block: as the command line spells them. dtype: of the backbone's matrix products, None for the
-        model's.
+      sparsity, block: as the command line spells them. float8_scores: see `Model`.
+      dtype: of the backbone's matrix products, None for the model's.
       param_dtype: of the parameters; "compute" as `from_pretrained` knows it.
       repeats: of which the median counts.
       memory_limit: GiB that JAX may allocate, or None.
@@ -67,6 +67,7 @@ class Case:
     sparsity: str = "dense"
     block: str = "128x64"
     heads: tuple[str, ...] | None = None
+    float8_scores: bool = False
     dtype: str | None = None
     param_dtype: str = COMPUTE
     config: str | None = None
@@ -107,7 +108,10 @@ class Case:
         if unknown:
             text = f"heads: {cls.__name__} has no {', '.join(unknown)}; it has {', '.join(model.heads)}"
             raise InputError(text, argument="heads")
-        model = model.clone(heads=self.heads or tuple(head for head in model.heads if head != "track"))
+        model = model.clone(
+            heads=self.heads or tuple(head for head in model.heads if head != "track"),
+            float8_scores=self.float8_scores,
+        )
         return model.clone(dtype=jnp.dtype(self.dtype)) if self.dtype else model
 
     def _fields(self, cls: type[Model]) -> dict[str, Any]:

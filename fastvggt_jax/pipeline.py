@@ -90,6 +90,7 @@ class Settings:
     mode: str | None = None  # None: the model's own
     size: int | None = None  # None: the model's own
     sparsity: Sparsity | None = None
+    float8_scores: bool = False
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     points_from: str | None = None
     formats: tuple[str, ...] = ()
@@ -153,7 +154,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
                 dtype=compute_dtype(s.dtype),
                 param_dtype="compute",
             )
-            model = _with_fast_attention(model)
+            model = _with_fast_attention(model).clone(float8_scores=s.float8_scores)
         queries = None
         if s.tracks:
             queries = choose_queries(images.pixels, images.shown(), s.export.track_points)

@@ -3,7 +3,7 @@ definitions, and `implementation` for what computes them and how another is adde
 """
 
 from pallas_kernels import mosaic_sm90, reference, triton, xla
-from pallas_kernels.api import block_sparse_attention, pooled_block_mask
+from pallas_kernels.api import block_sparse_attention, pooled_block_mask, to_float8
 from pallas_kernels.block_mask import BlockMask, aligned, joined
 from pallas_kernels.implementation import (
     Implementation,
@@ -42,4 +42,5 @@ __all__ = [
     "register",
     "registered",
     "slower_sparse",
+    "to_float8",
 ]

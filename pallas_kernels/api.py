@@ -20,6 +20,7 @@ from pallas_kernels.implementation import ATTENTION, MASK, Implementation, Reque
 Array = jax.Array
 log = logging.getLogger(__name__)
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+SCORES = jnp.float8_e4m3fn  # what q and k may be instead
 
 
 @cache
@@ -121,9 +122,11 @@ def block_sparse_attention(
     """Softmax attention over the kept key blocks only; a dropped key weighs exactly nothing.
 
     Args:
-      q: [B, T, N, H]. k, v: [B, S, N, H], same dtype as q (float32, bfloat16 or float16). Scale is 1 /
-        sqrt(H). Or k and v a tuple each, an array for every run of the mask's keys; then these and q may be
-        longer than the mask says, by rows of finite numbers that mean nothing: a kernel spares the copies.
+      q: [B, T, N, H]. k, v: [B, S, N, H]. All float32, bfloat16 or float16; or q and k float8_e4m3fn, whose
+        product a Hopper GPU computes in half the time: rounding to it is the caller's, see `to_float8`. Scale
+        is 1 / sqrt(H). Or k and v a tuple each, an array for every run of the mask's keys; then these and q
+        may be longer than the mask says, by rows of finite numbers that mean nothing: a kernel spares the
+        copies.
       block_mask: for T queries and S keys.
       implementation: None takes the first that can serve, in the order of `implementation.names()`; or the
         name of one, which never becomes another.
@@ -132,7 +135,7 @@ def block_sparse_attention(
         tune ignores it, and so does, where none is named, one that it is not for.
 
     Returns:
-      [B, T, N, H] in q's dtype; statistics are float32. Under jit, zeros for a query block that keeps
+      [B, T, N, H] in v's dtype; statistics are float32. Under jit, zeros for a query block that keeps
       nothing.
 
     Raises:
@@ -157,16 +160,17 @@ def block_sparse_attention(
         )
     if 0 in (*q.shape, *k.shape):
         raise ValueError(f"q {q.shape} and k {k.shape} must not be empty")
-    if not q.dtype == k.dtype == v.dtype:
-        raise ValueError(f"q, k and v must share one dtype, not {q.dtype}, {k.dtype}, {v.dtype}")
-    if q.dtype not in DTYPES:
-        raise ValueError(f"q, k and v must be float32, bfloat16 or float16, not {q.dtype}")
+    if q.dtype != k.dtype or q.dtype not in (v.dtype, SCORES):
+        text = "q, k and v must share one dtype, or q and k be float8_e4m3fn"
+        raise ValueError(f"{text}, not {q.dtype}, {k.dtype}, {v.dtype}")
+    if v.dtype not in DTYPES:
+        raise ValueError(f"v must be float32, bfloat16 or float16, not {v.dtype}")
     if max(q.shape[1], k.shape[1]) >= 2**31:
         raise ValueError(
             f"{q.shape[1]} queries and {k.shape[1]} keys are too many: their numbers are 32-bit integers"
         )
     _check_mask(block_mask, q, k)
-    request = Request.of(ATTENTION, q, k, block_mask.block, config)
+    request = Request.of(ATTENTION, q, k, block_mask.block, config, v)
     chosen = _choose(request, implementation)
     if not isinstance(config, chosen.config_type or ()):
         if implementation is not None and config is not None and chosen.config_type is not None:
@@ -174,6 +178,8 @@ def block_sparse_attention(
             raise TypeError(f"{config=} must be a {expected} for {implementation=}")
         config = tuning.lookup(chosen, request.device, request.H, request.block)
     arrays: tuple[Any, Any, Any] = given if chosen.takes_runs else (q, k, v)
+    if q.dtype == SCORES and not chosen.takes_float8:  # the same numbers
+        arrays = jax.tree.map(lambda x: x.astype(v.dtype), arrays)
     if not chosen.differentiable:
         arrays = jax.tree.map(_forward_only, arrays)
     return chosen.attend(*arrays, block_mask, config)[:, : block_mask.q_len]
@@ -205,6 +211,12 @@ def _check_mask(mask: BlockMask, q: Array, k: Array) -> None:
             f"query block {row} of head {n} in batch element {b} keeps no key block; "
             "every one must keep at least one"
         )
+
+
+def to_float8(x: Array) -> Array:
+    """Rounded to float8_e4m3fn (3 bits of mantissa; 448 is its largest number, and larger ones become it)."""
+    largest = float(jnp.finfo(SCORES).max)
+    return jnp.clip(x, -largest, largest).astype(SCORES)
 
 
 @jax.custom_jvp

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.block_mask import DEFAULT_BLOCK, BlockMask
@@ -43,7 +44,7 @@ class Request:
     Attributes:
       operation: MASK or ATTENTION.
       B, T, S, N, H: batch, queries, keys (of a mask: the pooled ones), heads, head dim.
-      dtype: of q and k.
+      dtype: of q and k; of v, where there is one. Of 8 bits it is said to be bfloat16.
       block: (queries, keys) of a block of the mask.
       device: where it runs.
       sharded: whether the arrays are spread over several devices, see `is_sharded`.
@@ -63,11 +64,21 @@ class Request:
     config: Any = None
 
     @classmethod
-    def of(cls, operation: str, q: Array, k: Array, block: tuple[int, int], config: Any = None) -> Request:
-        """For q [B, T, N, H] and k [B, S, N, H]."""
+    def of(
+        cls,
+        operation: str,
+        q: Array,
+        k: Array,
+        block: tuple[int, int],
+        config: Any = None,
+        v: Array | None = None,
+    ) -> Request:
+        """For q [B, T, N, H] and k, v [B, S, N, H]."""
         B, T, N, H = q.shape
-        where = device_of(q), is_sharded(q, k)
-        return cls(operation, B, T, k.shape[1], N, H, np.dtype(q.dtype), block, *where, config)
+        dtype = np.dtype((k if v is None else v).dtype)
+        if dtype.itemsize == 1:
+            dtype = np.dtype(jnp.bfloat16)  # which holds the same numbers
+        return cls(operation, B, T, k.shape[1], N, H, dtype, block, device_of(q), is_sharded(q, k), config)
 
 
 def device_of(x: Array | None = None) -> Device:
@@ -111,6 +122,7 @@ class Implementation:
       partitioned: whether XLA can partition it where the arrays are sharded; a Pallas kernel it cannot.
       differentiable: whether `attend` has a derivative.
       takes_runs: whether `attend` takes k and v as an array per run, too, see `api.block_sparse_attention`.
+      takes_float8: whether `attend` takes q and k of float8_e4m3fn; else it gets them in v's dtype.
       compiles_in_threads: whether several programs with it may be compiled at the same time.
       everywhere: whether it serves every request on every device.
       slow_on: platforms where it only serves for want of a better one, which the log then says.
@@ -124,6 +136,7 @@ class Implementation:
     partitioned: bool = True
     differentiable: bool = False
     takes_runs: bool = False
+    takes_float8: bool = False
     compiles_in_threads: bool = True
     everywhere: bool = False
     slow_on: tuple[str, ...] = ()
@@ -267,11 +280,11 @@ def cudnn_serves(q: Array) -> bool:
     return float(device.compute_capability or 0) >= 8
 
 
-def faster_dense(q: Array, k: Array) -> str | None:
+def faster_dense(q: Array, k: Array, v: Array | None = None) -> str | None:
     """Name of the implementation whose block-sparse attention, given `BlockMask.full`, is faster here than
-    the dense attention that comes with XLA: for q [B, T, N, H] and k [B, S, N, H]; None if there is none.
+    the dense attention that comes with XLA: for q [B, T, N, H] and k, v [B, S, N, H]; None if there is none.
     """
-    request = Request.of(ATTENTION, q, k, DEFAULT_BLOCK)
+    request = Request.of(ATTENTION, q, k, DEFAULT_BLOCK, v=v)
     for implementation in _implementations.values():
         if implementation.beats_dense(request) and implementation.why_not(request) is None:
             return implementation.name

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fastvggt_jax.cli.errors import FAILED, one_sentence
-from fastvggt_jax.cli.options import Block, Json, Size, Sparsities
+from fastvggt_jax.cli.options import Block, Float8Scores, Json, Size, Sparsities
 
 HEADS = ("frames", "attention", "seconds", "ms/frame", "compile s", "needs GiB", "peak GiB")
 
@@ -25,6 +25,7 @@ def bench(
     heads: Annotated[
         str | None, typer.Option(help="Such as camera,depth. Default: all but the tracker.")
     ] = None,
+    float8_scores: Float8Scores = False,
     dtype: Annotated[
         str | None, typer.Option(help="Of the backbone's matrix products. Default: the model's.")
     ] = None,
@@ -66,6 +67,7 @@ def bench(
             sparsity=text,
             block=block or "128x64",
             heads=tuple(heads.split(",")) if heads else None,
+            float8_scores=float8_scores,
             dtype=dtype,
             param_dtype=param_dtype,
             config=config,

@@ -26,6 +26,7 @@ from fastvggt_jax.cli.options import (
     Block,
     CacheDir,
     Dtype,
+    Float8Scores,
     Json,
     Overwrite,
     Quiet,
@@ -80,6 +81,7 @@ def evaluate(
         ),
     ] = None,
     block: Block = None,
+    float8_scores: Float8Scores = False,
     dtype: Dtype = "auto",
     plot: Annotated[
         bool | None,
@@ -117,6 +119,7 @@ def evaluate(
     by_hand = _by_hand(sparsity, blocks, dense=not (ablations or family))
     use_compilation_cache(cache_dir)
     model, params = _load(weights, dtype)
+    model = model.clone(float8_scores=float8_scores)
     check_size(data, model.image_policy)
     runs = _ablations(model, data, blocks, family) if ablations or family else []
     runs = list({run.label: run for run in (*runs, *by_hand)}.values())
@@ -254,5 +257,6 @@ def _describe(weights: str, model: Model) -> dict[str, Any]:
         "file": Path(weights).name,
         "class": type(model).__name__,
         "dtype": jnp.dtype(model.dtype).name,
+        "float8_scores": model.float8_scores,
         "image_policy": model.image_policy._asdict(),
     }

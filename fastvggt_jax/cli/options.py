@@ -33,6 +33,13 @@ Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
     typer.Option(help="Of the backbone's matrix products; auto: bfloat16, but float32 on a CPU."),
 ]
+Float8Scores = Annotated[
+    bool,
+    typer.Option(
+        "--float8-scores",
+        help="Round global attention's queries and keys to 8 bits: faster on Hopper GPUs, another answer.",
+    ),
+]
 Size = Annotated[
     int | None,
     typer.Option(

@@ -26,6 +26,7 @@ from fastvggt_jax.cli.options import (
     DepthOriginal,
     Dtype,
     EdgeFilter,
+    Float8Scores,
     Formats,
     GlbMesh,
     Intrinsics,
@@ -86,6 +87,7 @@ def reconstruct(
         str | None,
         typer.Option(help="Global layers whose patches attend within their frame alone, such as 0-8."),
     ] = None,
+    float8_scores: Float8Scores = False,
     dtype: Dtype = "auto",
     points_from: Annotated[
         str | None,
@@ -171,6 +173,7 @@ def reconstruct(
             layers=parse_layers(layers) if layers else None,
             frame_layers=parse_layers(frame_layers) if frame_layers else (),
         ),
+        float8_scores=float8_scores,
         dtype=dtype,
         points_from=points_from,
         formats=default_formats() if formats is None else tuple(formats.split(",")),

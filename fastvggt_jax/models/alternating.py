@@ -15,6 +15,7 @@ from fastvggt_jax.attention import (
     frame_attention,
     hilbert_order,
     sparse_global_attention,
+    to_float8,
     varying_as,
 )
 from fastvggt_jax.models.chunks import Arrays, over_chunks, take
@@ -39,6 +40,7 @@ def alternate(
     remat: bool = False,
     low_memory: bool = False,
     chunk: int | None = None,
+    float8_scores: bool = False,
 ) -> tuple[Array, Array, Array | None]:
     """Applies `taps[-1] + 1` pairs of a frame and a global block, whose parameters get a leading layer axis.
 
@@ -51,6 +53,7 @@ def alternate(
       remat: whether a derivative keeps each pair's input alone and computes the rest again.
       low_memory: the taps are in the host's memory.
       chunk: frames, of all scenes, that a frame block takes at a time; None: all.
+      float8_scores: see `Model`.
 
     Returns:
       dtype[taps, B, F, P, 2D], the frame block's output beside the global block's; f32[B, F, 2D], the same of
@@ -84,6 +87,8 @@ def alternate(
         (frame_out,) = over_chunks(frame_block, of_frames, (x,), most, in_place=True)
 
         def attend(q: Array, k: Array, v: Array) -> Array:
+            if float8_scores:
+                q, k = to_float8(q), to_float8(k)
             if sparsity is None:
                 return dense_attention(q, k, v)
             out, density = _attend_by_plan(q, k, v, F, num_special, sparsity, depth, layer)

@@ -45,6 +45,9 @@ class Model(nn.Module):
         `dtype` has 16 bits, else float32. Where a float16 is out of range, and for derivatives, float32 is
         taken by itself.
       sparsity: block-sparse global attention; None = dense.
+      float8_scores: rounds the queries and keys of global attention to float8_e4m3fn, whose product a Hopper
+        GPU computes in half the time. Unlike the dtype of the others this is none that models were trained
+        with; masks are of the rounded ones, too.
       frames_chunk: how many frames the dense heads take at a time, at least one of each scene.
       blocks_chunk: how many frames the encoder and the blocks within frames take at a time, likewise.
       low_memory: taps wait in the host's memory, and MLPs take a part of the tokens at a time: hundreds of
@@ -55,6 +58,7 @@ class Model(nn.Module):
     dtype: Any = jnp.bfloat16
     heads_dtype: Any = None
     sparsity: Sparsity | None = None
+    float8_scores: bool = False
     frames_chunk: int = 8
     blocks_chunk: int = 64
     low_memory: bool = False

@@ -193,6 +193,7 @@ class Pi3(Model):
             remat=self.remat,
             low_memory=self.low_memory,
             chunk=self.blocks_chunk,
+            float8_scores=self.float8_scores,
         )
         shapes = {"point": ((H, W, 3),), "conf": ((H, W, 1),), "camera": ((3,), (9,))}
         found = over_frame_chunks(

@@ -85,6 +85,7 @@ class Aggregator(nn.Module):
     low_memory: bool = False
     rows: int | None = None
     blocks_chunk: int | None = None
+    float8_scores: bool = False
 
     def setup(self) -> None:
         D, normal = self.embed_dim, nn.initializers.normal(1e-6)
@@ -128,6 +129,7 @@ class Aggregator(nn.Module):
             remat=self.remat,
             low_memory=self.low_memory,
             chunk=self.blocks_chunk,
+            float8_scores=self.float8_scores,
         )
 
 

@@ -40,6 +40,7 @@ class MosaicSM90(Implementation):
     dtypes = ("bfloat16", "float16")
     partitioned = False
     takes_runs = True
+    takes_float8 = True
     compiles_in_threads = False  # Mosaic GPU's compiler takes one program at a time
     config_type = TuningConfig
 

@@ -170,7 +170,7 @@ def _attend_in_parts(
     top = mass.max(1, keepdims=True)
     weight = jnp.exp2(mass - jnp.where(top == -jnp.inf, 0.0, top))[..., None]
     total = weight.sum(1)
-    return ((out * weight).sum(1) / jnp.where(total == 0, 1.0, total)).astype(q.dtype)
+    return ((out * weight).sum(1) / jnp.where(total == 0, 1.0, total)).astype(out.dtype)
 
 
 def _device() -> jax.Device:
@@ -207,7 +207,8 @@ def _launch(
     run_first = [sum(run_blocks[:r]) for r in range(len(runs))]
     partial_runs = [r for r, run in enumerate(runs) if run % block_k]
     Sb, words = mask.num_kv_blocks, mask.kv_bits.shape[-1]
-    dtype, simulated = q.dtype, interpret is not None
+    dtype, simulated = v[0].dtype, interpret is not None
+    in_bytes = q.dtype != dtype  # queries and keys are of 8 bits
     scale = scale * math.log2(math.e)  # exponentials are powers of two
 
     bits = lax.bitcast_convert_type(mask.kv_bits, jnp.int32)
@@ -215,8 +216,10 @@ def _launch(
     # The longest tiles of a head first: a thread block's share is fixed, and so comes out even where rows
     # keep different numbers of blocks.
     order = jnp.argsort(-jnp.repeat(mask.kv_num_blocks, tiles_per_row, -1)[..., :tiles], -1).astype(jnp.int32)
-    # For the fixed shift, which float16 has no range for: there it is computed and not read.
+    # For the fixed shift, which float16 has no range for: there it is computed and not read. A query's own
+    # length cannot be had from 8 bits in the layout of the scores, so the longest one's stands for all.
     k_norm = key_bound(k, scale)  # f32[B, N]
+    k_norm = k_norm * key_bound([q], 1.0) if in_bytes else k_norm
 
     def kernel(
         my_stream: int,
@@ -406,15 +409,21 @@ def _launch(
 
                 plgpu.barrier_wait(q_full.at[buffer])
                 if dtype == jnp.bfloat16:
-                    q32 = plgpu.load(my_q, layout=columns).astype(jnp.float32)
-                    bound = lax.sqrt((q32 * q32).sum(1)) * k_norm_ref[b, n]
-                    # Mosaic's own reduction to a scalar goes through memory that all warpgroups share, at one
-                    # and the same time here.
-                    if with_mass:
-                        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                    bound_smem[consumer] = bound
-                    plgpu.commit_smem()
-                    largest = reduce(jnp.maximum, [bound_smem[consumer, r] for r in range(WARPGROUP_ROWS)])
+                    if in_bytes:
+                        largest = k_norm_ref[b, n]
+                        bound = plgpu.layout_cast(jnp.full((WARPGROUP_ROWS,), largest), per_row)
+                    else:
+                        q32 = plgpu.load(my_q, layout=columns).astype(jnp.float32)
+                        bound = lax.sqrt((q32 * q32).sum(1)) * k_norm_ref[b, n]
+                        # Mosaic's own reduction to a scalar goes through memory that all warpgroups share, at
+                        # one and the same time here.
+                        if with_mass:
+                            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                        bound_smem[consumer] = bound
+                        plgpu.commit_smem()
+                        largest = reduce(
+                            jnp.maximum, [bound_smem[consumer, r] for r in range(WARPGROUP_ROWS)]
+                        )
                     in_range = 2 * largest <= FIXED_SHIFT_RANGE  # false for NaN
                     kept = 3 if with_mass else 2  # a shift that nobody reads would take registers
                     out, row_sum, *shift = lax.cond(
@@ -579,11 +588,14 @@ def _launch(
         pl.when(wg == C * G + my_stream)(produce)
 
     def entry(*refs: Ref) -> None:
-        # The layout that wgmma reads: rows of 64 elements (128 bytes), swizzled.
         tiled: Any = plgpu.TilingTransform  # which mypy takes for abstract in some releases of JAX
         swizzled: Any = plgpu.SwizzleTransform
-        transforms = (tiled((8, 64)), swizzled(128))
-        smem = lambda *shape: plgpu.SMEM(shape, dtype, transforms=transforms)
+
+        def smem(*shape: int, of: Any = dtype) -> Any:
+            """In the layout that wgmma reads: rows of at most 128 bytes, swizzled."""
+            row = min(H, 128 // of.itemsize)
+            return plgpu.SMEM(shape, of, transforms=(tiled((8, row)), swizzled(row * of.itemsize)))
+
         barriers = lambda arrivals, number: plgpu.Barrier(num_arrivals=arrivals, num_barriers=number)
 
         def streams_of_block(*scratch: Any) -> None:
@@ -593,9 +605,9 @@ def _launch(
         pl.run_scoped(
             streams_of_block,
             (
-                smem(G * buffers, C, WARPGROUP_ROWS, H),
-                smem(G * C, WARPGROUP_ROWS, H) if buffers > 1 else None,
-                smem(G * stages, keys, H),
+                smem(G * buffers, C, WARPGROUP_ROWS, H, of=q.dtype),
+                smem(G * C, WARPGROUP_ROWS, H) if buffers > 1 or in_bytes else None,
+                smem(G * stages, keys, H, of=q.dtype),
                 smem(G * stages, keys, H),
                 plgpu.SMEM((G * C, WARPGROUP_ROWS), jnp.float32),
                 plgpu.SMEM((G * C, keys), jnp.int32),
@@ -610,7 +622,7 @@ def _launch(
     mass = jax.ShapeDtypeStruct((B, N, T), jnp.float32)
     out, *rest = plgpu.kernel(
         entry,
-        out_type=[jax.ShapeDtypeStruct(q.shape, q.dtype), *([mass] if with_mass else [])],
+        out_type=[jax.ShapeDtypeStruct(q.shape, dtype), *([mass] if with_mass else [])],
         grid=(num_blocks,),
         grid_names=("block",),
         num_threads=(C + 1) * G,

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from fastvggt_jax import Sparsity
-from fastvggt_jax.models import base
+from fastvggt_jax.models import alternating, base
 from fastvggt_jax.testing.random_weights import random_params
 from fastvggt_jax.testing.tiny import tiny_model
+from pallas_kernels import to_float8
 
 
 @pytest.mark.parametrize("name", [pytest.param("vggt", marks=pytest.mark.slow), "pi3"])
@@ -28,6 +29,21 @@ def test_parameters_stored_as_they_are_read_give_the_same_numbers(name):
         np.testing.assert_array_equal(one, other)
     # In float32 all of them stay.
     assert {model.clone(dtype=jnp.float32).storage(key) for key in flat} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("sparsity", [None, Sparsity(sparse_ratio=0.5, block=(16, 16))])
+def test_scores_of_8_bits_are_those_of_global_attention(sparsity, monkeypatch):
+    """Rounding changes the answer a little, and only in the global layers' queries and keys."""
+    rounded = []
+    monkeypatch.setattr(alternating, "to_float8", lambda x: rounded.append(x.shape) or to_float8(x))
+    model = tiny_model("vggt").clone(dtype=jnp.float32, sparsity=sparsity, heads=("camera",))
+    params = random_params(model)
+    images = np.random.default_rng(0).integers(0, 256, (1, 3, 56, 42, 3), np.uint8)
+    exact = jax.jit(model.apply)(params, images).pose_enc
+    assert not rounded
+    found = jax.jit(model.clone(float8_scores=True).apply)(params, images).pose_enc
+    assert set(rounded) == {(1, 3 * 17, model.num_heads, model.embed_dim // model.num_heads)}
+    assert 1e-5 < np.abs(found - exact).max() < 0.1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import BlockMask, block_sparse_attention, xla
+from pallas_kernels import BlockMask, block_sparse_attention, to_float8, xla
 from tests.conftest import TOLERANCE, max_error
 
 pytestmark = pytest.mark.every_jax
@@ -45,6 +45,22 @@ def test_xla_agrees_with_the_definition(T, runs, block, B):
         max_error(ours, block_sparse_attention(q, k, v, mask, implementation="reference"))
         < TOLERANCE["float32"]
     )
+
+
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+def test_queries_and_keys_of_8_bits_are_the_numbers_that_they_hold(implementation):
+    q, k, v = qkv(61, 83)
+    q, k = to_float8(q.at[0, 0].set(1e4)), to_float8(k)
+    mask = random_mask(61, (83,), (16, 8))
+    attend = lambda *arrays: block_sparse_attention(*arrays, mask, implementation=implementation)
+    out = attend(q, k, v)
+    assert out.dtype == jnp.float32 and np.isfinite(out).all()
+    assert max_error(out, attend(*(x.astype(jnp.float32) for x in (q, k)), v)) < TOLERANCE["float32"]
+    np.testing.assert_array_equal(q[0, 0].astype(jnp.float32), 448)  # the largest one
+    with pytest.raises(ValueError, match="share one dtype, or q and k be float8_e4m3fn, not float8"):
+        attend(q, k.astype(jnp.float32), v)
+    with pytest.raises(ValueError, match="v must be float32, bfloat16 or float16, not float8_e4m3fn"):
+        attend(q, k, to_float8(v))
 
 
 def test_small_temporaries_change_nothing(monkeypatch):

@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import BlockMask, TuningConfig, aligned, block_sparse_attention, reference, tuning
+from pallas_kernels import (
+    BlockMask,
+    TuningConfig,
+    aligned,
+    block_sparse_attention,
+    reference,
+    to_float8,
+    tuning,
+)
 from pallas_kernels import triton as triton_kernels
 from pallas_kernels.implementation import device_of, find
 
@@ -223,6 +231,27 @@ def test_simulated_keys_of_few_tiles_are_shared_out(monkeypatch, config):
     assert not out[:, 128:].any()
 
 
+def of_8_bits(q, k, v, mask):
+    return to_float8(q), to_float8(k), v, mask
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="Pallas Mosaic GPU needs jax >= 0.11")
+@pytest.mark.parametrize(
+    "H, scale, config",
+    [
+        (64, 1.0, Hopper(2, 64, 2)),
+        pytest.param(64, 12.0, Hopper(1, 64, 2, 2), marks=pytest.mark.slow),
+        pytest.param(128, 1.0, Hopper(1, 64, 2), marks=pytest.mark.slow),
+    ],
+)
+def test_simulated_queries_and_keys_of_8_bits(H, scale, config):
+    """In the range of the fixed shift, and out of it."""
+    arguments = of_8_bits(*make(130, (130, 20), (128, 64), N=1, H=H, scale=scale))
+    out = simulate(MOSAIC, arguments, config)
+    assert out.dtype == jnp.bfloat16
+    assert_close(out, exact_attention(*arguments))
+
+
 @pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="Pallas Mosaic GPU needs jax >= 0.11")
 def test_simulated_arrays_longer_than_their_runs():
     """What is past a run is finite, and never seen; nor are queries past the mask's."""
@@ -324,6 +353,12 @@ class TestConfigs:
 
 @pytest.mark.parametrize("name", ON_THE_GPU)
 class TestOnTheGpu:
+    @pytest.mark.parametrize("H, block", [(64, (128, 64)), (64, (64, 64)), (128, (128, 64)), (40, (128, 64))])
+    def test_queries_and_keys_of_8_bits(self, kernel, name, H, block):
+        q, k, v, mask = make(1111, (1111, 45), block, H=H)
+        for arguments in (of_8_bits(q, k, v, mask), of_8_bits(30 * q, k, v, mask)):
+            assert_close(kernel(*arguments, implementation=name), exact_attention(*arguments))
+
     @pytest.mark.parametrize("block", GRANULARITIES)
     def test_granularities(self, name, block):
         cases = [
