@@ -49,9 +49,9 @@ class Model(nn.Module):
         GPU computes in half the time. Unlike the dtype of the others this is none that models were trained
         with; masks are of the rounded ones, too.
       frames_chunk: how many frames the dense heads take at a time, at least one of each scene.
-      blocks_chunk: how many frames the encoder and the blocks within frames take at a time, likewise.
-      low_memory: taps wait in the host's memory, and MLPs take a part of the tokens at a time: hundreds of
-        views more on one GPU, a little slower. The same numbers.
+      low_memory: taps wait in the host's memory, encoder and frame blocks take a part of the frames at a
+        time and the MLPs of global blocks a part of the tokens: hundreds of views more on one GPU, a tenth
+        slower. The same numbers.
       remat: whether derivatives recompute what blocks and chunks of frames hold instead of keeping it.
     """
 
@@ -60,7 +60,6 @@ class Model(nn.Module):
     sparsity: Sparsity | None = None
     float8_scores: bool = False
     frames_chunk: int = 8
-    blocks_chunk: int = 64
     low_memory: bool = False
     remat: bool = False
 
@@ -166,8 +165,13 @@ class Model(nn.Module):
 
     @property
     def rows(self) -> int | None:
-        """Tokens that an MLP takes at a time; None: all."""
+        """Tokens that the MLP of a global block takes at a time; None: all."""
         return ROWS if self.low_memory else None
+
+    @property
+    def blocks_chunk(self) -> int | None:
+        """Frames that the encoder and a frame block take at a time; None: all."""
+        return BLOCKS_CHUNK if self.low_memory else None
 
     def why_slower_sparse(self) -> str | None:
         """Why its block-sparse attention is slower than dense attention on the default device; None if not,
@@ -202,9 +206,8 @@ class Model(nn.Module):
         unknown = sorted(set(self.heads) - set(known))
         if unknown:
             raise InputError(f"heads={self.heads}: {unknown} is none of {known}", argument="heads")
-        for name in ("frames_chunk", "blocks_chunk"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1", argument=name)
+        if self.frames_chunk < 1:
+            raise InputError(f"frames_chunk={self.frames_chunk} must be at least 1", argument="frames_chunk")
 
     @classmethod
     def check_points_from(cls, points_from: str | None) -> None:
@@ -214,7 +217,8 @@ class Model(nn.Module):
             raise InputError(text, argument="points_from")
 
 
-ROWS = 1 << 17  # tokens of an MLP at a time where memory is scarce
+# Where memory is scarce: tokens of an MLP and frames of a block at a time.
+ROWS, BLOCKS_CHUNK = 1 << 17, 64
 COMPUTE = "compute"  # in place of a dtype of parameters: that of `Model.storage`
 # Of a transformer block the parameters of its four products.
 PRODUCTS = r"/(attn/(qkv|proj)|mlp/fc[12])/(kernel|bias)"

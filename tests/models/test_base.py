@@ -54,14 +54,15 @@ def test_scores_of_8_bits_are_those_of_global_attention(sparsity, monkeypatch):
     ],
 )
 def test_less_memory_gives_the_same_numbers(name, sparsity, monkeypatch):
-    monkeypatch.setattr(base, "ROWS", 7)  # tokens, of 12 and 36 and more
+    monkeypatch.setattr(base, "ROWS", 7)  # tokens, of 72 and more
+    monkeypatch.setattr(base, "BLOCKS_CHUNK", 4)  # frames, 2 of the 3 of each scene
     heads = ("camera", "depth") if name == "vggt" else ("camera", "point", "conf")
     model = tiny_model(name).clone(dtype=jnp.float32, sparsity=sparsity, frames_chunk=2, heads=heads)
     params = random_params(model)
-    images = np.random.default_rng(0).integers(0, 256, (1, 3, 56, 42, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 56, 42, 3), np.uint8)
     expected = jax.jit(model.apply)(params, images)
     less = model.clone(low_memory=True)
-    assert less.rows == 7 and model.rows is None
+    assert (less.rows, less.blocks_chunk) == (7, 4) and model.rows is model.blocks_chunk is None
     found = jax.jit(less.apply)(params, images)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())

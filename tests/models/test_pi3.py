@@ -59,7 +59,7 @@ def test_batch_elements_are_independent(tiny, views):
 def test_chunks_of_frames_change_nothing(tiny, views):
     model, params = tiny
     images = views(5)[None]
-    whole, chunked = (jitted(model.clone(frames_chunk=n, blocks_chunk=n))(params, images) for n in (8, 2))
+    whole, chunked = (jitted(model.clone(frames_chunk=n))(params, images) for n in (8, 2))
     for name in FIELDS:
         assert max_error(getattr(chunked, name), getattr(whole, name)) < TOLERANCE["float32"], name
 
