@@ -17,8 +17,6 @@ from pallas_kernels.implementation import ATTENTION
 from pallas_kernels.triton import Triton
 from tests.conftest import TOLERANCE, max_error
 
-pytestmark = pytest.mark.every_jax
-
 
 def rounds_to_itself(x) -> float:
     """Share of float32 values that bfloat16 holds exactly."""
@@ -249,6 +247,7 @@ class LongKernel(Implementation):
         return block_sparse_attention(q, k, v, block_mask, implementation="xla")
 
 
+@pytest.mark.every_jax
 def test_long_sequences_take_the_kernel_and_keep_their_gradient():
     kernel = LongKernel()
     keys = jax.random.split(jax.random.key(0), 3)
@@ -307,6 +306,7 @@ class OnPaper(Triton):
 
 
 @pytest.mark.parametrize("cls", [VGGT, Pi3])
+@pytest.mark.every_jax
 def test_layers_that_are_scanned_take_a_kernel(cls):
     """Flax looks for what of a step does not depend on it, and some versions of JAX let no kernel go."""
     tiny = dict(embed_dim=64, num_heads=1, encoder_num_heads=1, encoder_depth=1, img_size=28)

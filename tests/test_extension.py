@@ -21,7 +21,6 @@ from tests.toys.format import XYZ
 from tests.toys.kernel import Remembering
 from tests.toys.source import SHEET
 
-pytestmark = pytest.mark.every_jax
 CONFIG = """
 from fastvggt_jax.train import Shape, TrainConfig
 from tests.toys.model import Toy
@@ -66,6 +65,7 @@ def sheet(folder):
     return folder / "pictures.sheet"
 
 
+@pytest.mark.every_jax
 def test_reconstruct_and_export(weights, tmp_path):
     out = tmp_path / "out"
     report = json.loads(
@@ -89,6 +89,7 @@ def test_evaluate(weights, tmp_path):
     assert len(row["scenes"]["AUC@30"]) == 2 and np.isfinite(row["summary"]["AbsRel"])
 
 
+@pytest.mark.every_jax
 def test_train_bench_and_convert(weights, tmp_path):
     (tmp_path / "config.py").write_text(CONFIG)
     run("train", tmp_path / "config.py", "--workdir", tmp_path / "run", "-q")

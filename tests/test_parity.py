@@ -16,8 +16,9 @@ FULL = [name for name in GOLDENS.names() if name.startswith("full")]
 COVERED = (  # by the other cases together
     *("sparse_vggt_tiny_84x112_q32k16_r50c70", "sparse_vggt_tiny_hd64_70x84_q16k8_r60c50"),
     *("sparse_vggt_tiny_84x112_q32k16_c90", "sparse_vggt_tiny_hd64_70x84_q16k8_r50_max"),
-    *("vggt_tiny_b1n3_56x84", "vggt_tiny_hd64_b1n3_70x70"),
+    *("vggt_tiny_b1n3_56x84", "vggt_tiny_hd64"),
 )
+EVERY_JAX = ("vggt_tiny_b2n2_70x42", "pi3_tiny_b2n2_70x42", "layer_tracker", "geometry")
 # Golden tensors that nothing of ours computes on its own: activations that no VGGT head asks for, and a
 # zero-padded sampler whose behaviour the correlation cases cover.
 UNUSED = {
@@ -38,13 +39,12 @@ def check(name: str, workdir: Path | None = None) -> None:
 
 
 def marked(name):
-    """Of whole models the dense cases and the simplest sparse ones are enough for every jax and every run."""
-    whole_sparse = name.startswith("sparse_")
+    """Of whole models one of each is enough for every jax, and for every run what others do not cover."""
     marks = [pytest.mark.slow] if name.startswith(COVERED) else []
-    return pytest.param(name, marks=marks if whole_sparse else [*marks, pytest.mark.every_jax])
+    return pytest.param(name, marks=[*marks, pytest.mark.every_jax] if name in EVERY_JAX else marks)
 
 
-@pytest.mark.parametrize("name", map(marked, TINY))
+@pytest.mark.parametrize("name", list(map(marked, TINY)))
 def test_tiny(name):
     check(name)
 

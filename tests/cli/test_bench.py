@@ -46,9 +46,8 @@ def test_what_is_wrong_with_its_options_is_one_sentence(options, message, monkey
     assert result.exit_code == 2 and message in result.stderr, result.output
 
 
-@pytest.mark.parametrize(
-    "name, heads", [pytest.param("vggt", "depth", marks=pytest.mark.slow), ("pi3", "point")]
-)
+@pytest.mark.slow  # tests/test_extension.py measures a toy
+@pytest.mark.parametrize("name, heads", [("vggt", "depth"), ("pi3", "point")])
 def test_models_dense_and_sparse(name, heads, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "run", lambda what, case: bench.MEASURES[what](case))
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS[name]))

@@ -16,7 +16,6 @@ from pallas_kernels import implementation as implementations
 from pallas_kernels.implementation import MASK, Device, Request, find
 from pallas_kernels.triton import mask as triton_mask
 
-pytestmark = pytest.mark.every_jax
 needs_jax_011 = pytest.mark.skipif(
     jax.__version_info__ < (0, 11), reason="Mosaic GPU kernels need jax >= 0.11"
 )
@@ -182,6 +181,7 @@ def test_every_layer_may_have_its_own_values():
 
 
 @pytest.mark.parametrize("T, L", [(61, 83), (5, 300)])
+@pytest.mark.every_jax
 def test_a_batch_is_a_loop_over_its_elements(T, L):
     q, k = queries_and_keys(T, L, B=3)
     select = jax.jit(
@@ -247,7 +247,9 @@ def test_a_block_is_pooled_over_its_own_tokens_only(pool, T):
     np.testing.assert_allclose(reference.pool_blocks(x, 8, pool), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("implementation", ["xla", pytest.param("mosaic_sm90", marks=needs_jax_011)])
+@pytest.mark.parametrize(
+    "implementation", ["xla", pytest.param("mosaic_sm90", marks=[needs_jax_011, pytest.mark.every_jax])]
+)
 def test_no_gradient_passes(implementation, monkeypatch):
     """The mask is a choice: what differentiates around it is not asked for a derivative of it."""
     on(HOPPER, monkeypatch)
@@ -331,6 +333,7 @@ def awkward_scores(size):
     return scores.at[4].set(jnp.maximum(scores[4], -1.0)).at[4, 0].set(-5.0)
 
 
+@pytest.mark.every_jax
 @needs_jax_011
 @pytest.mark.parametrize("size", [256, 4500])  # in registers; in shared memory, and filled up with NaN
 @pytest.mark.parametrize(
@@ -372,6 +375,7 @@ def test_the_triton_kernel_makes_the_same_mask(monkeypatch):
     np.testing.assert_array_equal(ours.kv_num_blocks, expected.kv_num_blocks)
 
 
+@pytest.mark.every_jax
 @needs_jax_011
 def test_the_kernel_makes_the_same_mask(monkeypatch):
     """Through the public function, as if there were a Hopper GPU: a batch, two runs, chunks of rows, traced
@@ -401,6 +405,7 @@ def test_the_kernel_makes_the_same_mask(monkeypatch):
     np.testing.assert_array_equal(chosen.kv_num_blocks, expected.kv_num_blocks)
 
 
+@pytest.mark.every_jax
 @needs_jax_011
 def test_float32_is_plain_xla(monkeypatch):
     """Throughout: programs without a Mosaic kernel may be compiled at the same time."""
@@ -416,6 +421,7 @@ def test_float32_is_plain_xla(monkeypatch):
         pooled_block_mask(*queries_and_keys(64), keep_count=2, block=(16, 8), implementation="mosaic_sm90")
 
 
+@pytest.mark.every_jax
 @needs_jax_011
 @pytest.mark.parametrize("num_kv", [1024, 2144, 10720, 21469])  # 48, 100, 501 and 1,003 views of 518×518
 @pytest.mark.parametrize("cdf_threshold", [None, 0.9])
@@ -439,6 +445,7 @@ def test_the_kernel_lowers_for_cuda(num_kv, cdf_threshold):
     assert "mosaic_gpu" in lowered.as_text()
 
 
+@pytest.mark.every_jax
 @needs_jax_011
 def test_too_long_rows_are_refused():
     from pallas_kernels.mosaic_sm90 import mask as mosaic_mask

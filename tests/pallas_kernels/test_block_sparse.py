@@ -12,8 +12,6 @@ import pytest
 from pallas_kernels import BlockMask, block_sparse_attention, to_float8, xla
 from tests.conftest import TOLERANCE, max_error
 
-pytestmark = pytest.mark.every_jax
-
 
 def qkv(T, S, N=2, H=16, B=1, dtype=jnp.float32, seed=0):
     keys = jax.random.split(jax.random.key(seed), 3)
@@ -115,6 +113,7 @@ def test_large_scores_do_not_overflow():
     )
 
 
+@pytest.mark.every_jax
 def test_bfloat16_keeps_float32_statistics():
     q, k, v = qkv(64, 4096, dtype=jnp.bfloat16)
     mask = random_mask(64, (4096,), (16, 64), density=1.0)
@@ -172,6 +171,7 @@ def test_lengths_beyond_32_bits_are_refused():
 
 
 @pytest.mark.parametrize("differentiate", [jax.grad, lambda f: lambda x: jax.jvp(f, (x,), (x,))])
+@pytest.mark.every_jax
 def test_a_derivative_is_refused_in_one_sentence(differentiate):
     q, k, v = qkv(32, 32)
     mask = random_mask(32, (32,), (16, 8))

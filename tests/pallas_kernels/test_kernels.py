@@ -23,15 +23,15 @@ from pallas_kernels import (
 from pallas_kernels import triton as triton_kernels
 from pallas_kernels.implementation import device_of, find
 
-pytestmark = pytest.mark.every_jax
 MOSAIC, TRITON = "mosaic_sm90", "triton"
 Hopper, Portable = TuningConfig, triton_kernels.TuningConfig
 KERNELS = [  # as simulated on a CPU
     pytest.param(
         MOSAIC,
-        marks=pytest.mark.skipif(
-            jax.__version_info__ < (0, 11), reason="Pallas Mosaic GPU needs jax >= 0.11"
-        ),
+        marks=[
+            pytest.mark.every_jax,
+            pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="Pallas Mosaic GPU needs jax >= 0.11"),
+        ],
     ),
     TRITON,
 ]
@@ -209,6 +209,7 @@ def test_simulated_tiles_one_after_another(name):
         assert not out[:, 128:384].any()
 
 
+@pytest.mark.every_jax
 @pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="Pallas Mosaic GPU needs jax >= 0.11")
 @pytest.mark.parametrize(
     "config", [Hopper(2, 64, 2), pytest.param(Hopper(1, 64, 2, 2), marks=pytest.mark.slow)]
@@ -235,6 +236,7 @@ def of_8_bits(q, k, v, mask):
     return to_float8(q), to_float8(k), v, mask
 
 
+@pytest.mark.every_jax
 @pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="Pallas Mosaic GPU needs jax >= 0.11")
 @pytest.mark.parametrize(
     "H, scale, config",
@@ -252,6 +254,7 @@ def test_simulated_queries_and_keys_of_8_bits(H, scale, config):
     assert_close(out, exact_attention(*arguments))
 
 
+@pytest.mark.every_jax
 @pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="Pallas Mosaic GPU needs jax >= 0.11")
 def test_simulated_arrays_longer_than_their_runs():
     """What is past a run is finite, and never seen; nor are queries past the mask's."""
@@ -273,6 +276,7 @@ def test_simulated_nan_of_a_dropped_block_is_never_seen(name):
     assert_close(simulate(name, poisoned, config, num_blocks=1), exact)
 
 
+@pytest.mark.every_jax
 def test_words_of_bits_without_any_are_skipped():
     """By the Triton kernel: five words a row, of which some rows have none but the last or the first."""
     q, k, v, mask = make(100, (1100, 25), (16, 8), density=0.02, N=1)
