@@ -113,7 +113,6 @@ def test_large_scores_do_not_overflow():
     )
 
 
-@pytest.mark.every_jax
 def test_bfloat16_keeps_float32_statistics():
     q, k, v = qkv(64, 4096, dtype=jnp.bfloat16)
     mask = random_mask(64, (4096,), (16, 64), density=1.0)
