@@ -147,8 +147,8 @@ def sparse_global_attention(
       keep_count, cdf_threshold: of this layer, see `pallas_kernels.pooled_block_mask`.
 
     Returns:
-      [B, F·P, N, H], and the density f32[]: the mean of the block mask, the forced special columns included,
-      special queries not.
+      [B, F·P, N, H], and the density of each head f32[N]: the mean of its block mask, the forced special
+      columns included, special queries not.
     """
     B, _, N, _ = q.shape
     specials = frames * num_special
@@ -180,7 +180,7 @@ def sparse_global_attention(
             out_special = block_sparse_attention(q_special, k_runs, v_runs, full, implementation=kernel)
         else:
             out_special = dense_attention(q_special[:, :specials], k_all, v_all)
-    return merge_tokens(out_special, out_patch, frames), mask.density
+    return merge_tokens(out_special, out_patch, frames), mask.head_densities
 
 
 def hilbert_order(h: int, w: int) -> list[int]:

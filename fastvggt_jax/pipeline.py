@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fastvggt_jax.errors import (
     Error,
@@ -68,6 +69,7 @@ from fastvggt_jax.refine.known import (
 from fastvggt_jax.refine.queries import Queries, choose_queries
 from fastvggt_jax.refine.sky import without_sky
 from fastvggt_jax.scene import Scene, to_scene
+from fastvggt_jax.sharding import along_frames, frames_mesh
 from fastvggt_jax.sources import Images, ImageTransform, load_images
 from fastvggt_jax.sources.lists import COLMAP_FOLDER, is_list, listed
 from fastvggt_jax.sources.video import Video, is_video
@@ -105,6 +107,7 @@ class Settings:
     align_to: str | None = None
     bundle: bool = False
     tracks: bool = False
+    devices: int | str | None = None  # how many share the frames, or all; None: the first computes
     skip_bad: bool = False
     overwrite: bool = False
 
@@ -118,6 +121,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
     s = settings
     formats = check_formats(always_written(s.formats), s.export)
     ours = written_in(s.output)  # what --overwrite may replace
+    mesh = None if s.devices is None else frames_mesh(s.devices)
     if s.bundle:
         require()
     if s.bundle and s.tracks:
@@ -153,12 +157,16 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
                 sparsity=s.sparsity,
                 dtype=compute_dtype(s.dtype),
                 param_dtype="compute",
+                mesh=mesh,
             )
             model = _with_fast_attention(model).clone(float8_scores=s.float8_scores)
         queries = None
         if s.tracks:
             queries = choose_queries(images.pixels, images.shown(), s.export.track_points)
-        found, density = predict(model, params, images, step, s.points_from, queries)
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            found, density = predict(model, params, images, step, s.points_from, queries, mesh)
+        if jax.process_index():  # the first of several hosts writes
+            return {}
         parameters = sum(x.size for x in jax.tree.leaves(params))
         del params
         wanted = s.bundle or s.mask_sky or known.K is not None or known.positions is not None
@@ -196,7 +204,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
             "dtype": jnp.dtype(model.dtype).name,
             "density": density,
         },
-        "device": jax.devices()[0].device_kind,
+        "device": ("" if mesh is None else f"{mesh.size} × ") + jax.devices()[0].device_kind,
         "peak_memory_bytes": peak_memory(),
         "warnings": list(
             dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
@@ -333,9 +341,12 @@ def predict(
     step: Step,
     points_from: str | None = None,
     queries: Queries | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Reconstruction, list[float] | None]:
     """(the reconstruction of these images, computed; the share of blocks that each sparse layer has attended
     to).
+
+    mesh: that is set and shares the frames, if any.
     """
 
     one_confidence = False
@@ -353,8 +364,7 @@ def predict(
     pixels = images.pixels[None]
     compiled = None
     with step("compile"), memory_errors(images, params):
-        host = _host_memory()
-        program = partial(_compiled, run, params, pixels, host)
+        program = partial(_compiled, run, params, pixels, mesh)
         compiled = program(model)
         if not _fits(compiled):
             text = (
@@ -366,18 +376,30 @@ def predict(
     if not _fits(compiled):
         raise OutOfMemoryError(_memory_sentence(images, params, compiled, ""))
     with step("run"), memory_errors(images, params, compiled):
-        found, density = jax.block_until_ready(compiled(params, jnp.asarray(pixels)))
+        place = None if mesh is None else along_frames(mesh, pixels.shape, pixels.shape[1])
+        found, density = jax.block_until_ready(compiled(params, jax.device_put(pixels, place)))
     if one_confidence:
         found = dataclasses.replace(found, conf=found.depth_conf)
     return found, None if density is None else [round(float(d), 4) for d in density]
 
 
-def _compiled(run: Callable, params: Any, pixels: np.ndarray, host: Any, model: Model) -> jax.stages.Compiled:
-    """run(model, params, pixels), whose results come to be in the memory `host`."""
-    jitted = jax.jit(partial(run, model), out_shardings=host)
-    lowered = jitted.lower(params, jax.ShapeDtypeStruct(pixels.shape, pixels.dtype))
+def _compiled(
+    run: Callable, params: Any, pixels: np.ndarray, mesh: Mesh | None, model: Model
+) -> jax.stages.Compiled:
+    """run(model, params, pixels), whose results come to be in the host's memory."""
+    function, kind = partial(run, model), _host_memory()
+    images = jax.ShapeDtypeStruct(pixels.shape, pixels.dtype)
+    host: Any = None
+    if mesh is not None:
+        lies = partial(along_frames, mesh, frames=pixels.shape[1])
+        results = jax.eval_shape(function, params, images)
+        host = jax.tree.map(lambda x: lies(x.shape, memory=kind), results)
+        images = jax.ShapeDtypeStruct(pixels.shape, pixels.dtype, sharding=lies(pixels.shape))
+    elif kind is not None:
+        host = jax.sharding.SingleDeviceSharding(jax.devices()[0], memory_kind=kind)
+    lowered = jax.jit(function, out_shardings=host).lower(params, images)
     with ThreadPoolExecutor(1) as pool:
-        reserved = pool.submit(_reserve, lowered, host) if host is not None else None
+        reserved = pool.submit(_reserve, lowered, host) if kind is not None else None
         # It runs once: XLA's own Triton products are no faster by what compiling them takes longer.
         gpu = jax.default_backend() == "gpu"
         options: dict[str, str | bool] | None = {"xla_gpu_enable_triton_gemm": False} if gpu else None
@@ -387,29 +409,28 @@ def _compiled(run: Callable, params: Any, pixels: np.ndarray, host: Any, model: 
     return compiled
 
 
-def _host_memory() -> jax.sharding.Sharding | None:
+def _host_memory() -> str | None:
     """Of a GPU's host what the GPU itself writes to, forty times as fast as JAX copies to other memory, and
     numpy reads as it lies there; None for a CPU.
     """
-    device = jax.devices()[0]
-    kinds = {memory.kind for memory in device.addressable_memories()}
-    if jax.default_backend() == "cpu" or "pinned_host" not in kinds:
-        return None
-    return jax.sharding.SingleDeviceSharding(device, memory_kind="pinned_host")
+    kinds = {memory.kind for memory in jax.local_devices()[0].addressable_memories()}
+    return None if jax.default_backend() == "cpu" or "pinned_host" not in kinds else "pinned_host"
 
 
-def _reserve(lowered: jax.stages.Lowered, host: jax.sharding.Sharding) -> None:
+def _reserve(lowered: jax.stages.Lowered, host: Any) -> None:
     """Makes JAX own as much of the host's memory as the results take, which is slow the first time."""
     held = []
-    for one in jax.tree.leaves(lowered.out_info):
-        zeros = jax.jit(partial(jnp.zeros, one.shape, one.dtype), out_shardings=host)
+    results = jax.tree.leaves(lowered.out_info)
+    shardings = jax.tree.leaves(jax.tree.broadcast(host, lowered.out_info))
+    for one, sharding in zip(results, shardings, strict=True):
+        zeros = jax.jit(partial(jnp.zeros, one.shape, one.dtype), out_shardings=sharding)
         held.append(jax.block_until_ready(zeros()))
 
 
 def _fits(compiled: jax.stages.Compiled) -> bool:
     """Whether the device's memory holds what a program needs; True where nobody knows."""
     needed = needed_bytes(compiled)
-    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     return needed is None or not limit or needed <= limit
 
 
@@ -427,7 +448,7 @@ def memory_errors(
 
 
 def _memory_sentence(images: Images, params: Any, compiled: jax.stages.Compiled | None, error: str) -> str:
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     frames, height, width, _ = images.pixels.shape
     text = f"out of memory on {device.device_kind}: "
     if params is None:
@@ -464,7 +485,7 @@ def peak_memory() -> dict[str, int | None]:
 
         unit = 1 if sys.platform == "darwin" else 1024
         host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"device": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"), "host": host}
+    return {"device": (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"), "host": host}
 
 
 def export_saved(

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fastvggt_jax.errors import FileError, InputError, MissingError, WeightsError, printable
 from fastvggt_jax.io.cache import cache_folder
@@ -29,6 +30,7 @@ from fastvggt_jax.io.weights import (
 )
 from fastvggt_jax.models import registry
 from fastvggt_jax.models.base import COMPUTE, Model
+from fastvggt_jax.sharding import check_mesh
 from fastvggt_jax.sparsity import Sparsity
 
 
@@ -53,6 +55,7 @@ def from_pretrained(
     sparsity: Sparsity | None = None,
     frames_chunk: int | None = None,
     remat: bool | None = None,
+    mesh: Mesh | None = None,
     quiet: bool = False,
 ) -> tuple[Model, dict[str, Any]]:
     """Builds a model and loads its parameters onto the default device.
@@ -67,6 +70,8 @@ def from_pretrained(
       same numbers of fewer bytes.
     dtype, heads_dtype, sparsity, frames_chunk, remat: how the model is run, see `Model`; None keeps its
       defaults.
+    mesh: with an axis `frames` or `scenes`: the parameters lie whole on each of its devices, and the model is
+      to be run under `jax.set_mesh(mesh)`, see `fastvggt_jax.sharding`. None: the default device.
     quiet: say nothing of a conversion on stderr.
     Tensors are read one by one, so the host holds no second copy.
 
@@ -83,6 +88,8 @@ def from_pretrained(
         frames_chunk=frames_chunk,
         remat=remat,
     )
+    if mesh is not None:
+        check_mesh(mesh)
     if isinstance(heads, str):
         raise InputError(
             f"heads must be a tuple of names, such as ({heads!r},), not a text", argument="heads"
@@ -107,7 +114,8 @@ def from_pretrained(
         keys = [key for key in keys if not key.startswith(unread)]
         model = model.clone(heads=tuple(head for head in model.heads if head in heads))
     stored = model.storage if param_dtype == COMPUTE else lambda _: param_dtype
-    return model, {"params": read_tensors(weights.file, keys, stored)}
+    whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    return model, {"params": read_tensors(weights.file, keys, stored, whole)}
 
 
 def _options(param_dtype: Any, **options: Any) -> dict[str, Any]:

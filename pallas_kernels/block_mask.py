@@ -152,4 +152,9 @@ class BlockMask:
         """f32[]: share of blocks computed, over batch, heads and all block pairs (docs/method.md §7: sparsity
         = 1 - density).
         """
-        return jnp.mean(self.kv_num_blocks.astype(jnp.float32)) / self.num_kv_blocks
+        return self.head_densities.mean()
+
+    @property
+    def head_densities(self) -> Array:
+        """f32[N]: the same of each head."""
+        return jnp.mean(self.kv_num_blocks.astype(jnp.float32), (0, 2)) / self.num_kv_blocks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,6 +143,14 @@ def reconstruct(
     max_frames: Annotated[
         int | None, typer.Option(help="Of a video: frames in all, at most. Default: 300.")
     ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Share the photographs among so many devices, or all; the result is the same. Default: one "
+            "device.",
+        ),
+    ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Go on without unreadable photographs.")
     ] = False,
@@ -198,10 +207,17 @@ def reconstruct(
         masks=masks,
         paint_masks=paint_masks,
         mask_sky=mask_sky,
+        devices=int(devices) if devices is not None and devices.isdecimal() else devices,
         skip_bad=skip_bad,
         overwrite=overwrite,
     )
+    if devices == "all" and int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
+        import jax
+
+        jax.distributed.initialize()
     report = _run(settings, cache_dir, silent=quiet or as_json)
+    if "output" not in report:  # another host writes it
+        return
     if formats is None:
         for format in missing_formats():
             extra = f"pip install 'fastvggt_jax[{format.extra}]'"

@@ -139,17 +139,20 @@ def save_params(
 
 
 def read_tensors(
-    file: safe_open, names: Iterable[str], stored: Callable[[str], Any] = lambda _: None
+    file: safe_open,
+    names: Iterable[str],
+    stored: Callable[[str], Any] = lambda _: None,
+    sharding: jax.sharding.Sharding | None = None,
 ) -> dict[str, Any]:
     """The named tensors as a tree of arrays on the default device, each moved before the next is read.
 
-    stored: the dtype to have a tensor in, by its name; None as it is.
+    stored: the dtype to have a tensor in, by its name; None as it is. sharding: where instead to.
     """
     arrays = {}
     for name in names:
         tensor, dtype = file.get_tensor(name), stored(name)
         # Waiting keeps the host from reading ahead of the transfer and so from holding many tensors at once.
         arrays[name] = jax.block_until_ready(
-            jax.device_put(tensor if dtype is None else tensor.astype(dtype))
+            jax.device_put(tensor if dtype is None else tensor.astype(dtype), sharding)
         )
     return flax.traverse_util.unflatten_dict(arrays, sep="/")

@@ -22,6 +22,7 @@ from fastvggt_jax.models.chunks import Arrays, over_chunks, take
 from fastvggt_jax.models.memory import on_host
 from fastvggt_jax.models.rope import Rope, patch_positions, rope_tables
 from fastvggt_jax.models.vit import Block
+from fastvggt_jax.sharding import Spread
 from fastvggt_jax.sparsity import Sparsity
 
 Array = jax.Array
@@ -32,6 +33,7 @@ def alternate(
     global_blocks: Block,
     x: Array,
     *,
+    spread: Spread,
     grid: tuple[int, int],
     num_special: int,
     taps: tuple[int, ...],
@@ -45,7 +47,9 @@ def alternate(
     """Applies `taps[-1] + 1` pairs of a frame and a global block, whose parameters get a leading layer axis.
 
     Args:
-      x: f32[B, F, P, D], each frame's `num_special` special tokens, then its patches in raster order.
+      x: f32[B, F, P, D], each frame's `num_special` special tokens, then its patches in raster order; of the
+        frames of this device.
+      spread: how many frames there are in all, and on which devices.
       grid: (h, w), the patches of a frame.
       taps: pairs whose output is kept, in ascending order; the last pair is the last of them.
       sparsity: of the global blocks; None = dense.
@@ -71,12 +75,13 @@ def alternate(
     layers = {"tap": jnp.array([layer in taps for layer in range(depth)])}
     layers |= {"slot": jnp.array([sum(tap < layer for tap in taps) for layer in range(depth)])}
     if sparsity is not None:
-        layers |= _layer_sparsity(sparsity, depth, F * grid[0] * grid[1])
+        layers |= _layer_sparsity(sparsity, depth, spread.frames * grid[0] * grid[1])
 
     def pair(
         frame_block: Block, carry: tuple, layer: dict, global_block: Block
     ) -> tuple[tuple, Array | None]:
-        x, tapped, _ = carry
+        # Which flax's scan, when it looks at the loop once, does not know of what goes around.
+        x, tapped = spread.differing(carry[:2])
         densities = []
 
         def of_frames(frame_block: Block, x: Arrays, start: Array | int, size: int) -> Arrays:
@@ -86,12 +91,15 @@ def alternate(
         most = F if chunk is None else max(chunk // B, 1)
         (frame_out,) = over_chunks(frame_block, of_frames, (x,), most, in_place=True)
 
+        def whole(q: Array, k: Array, v: Array) -> tuple[Array, Array | None]:
+            if sparsity is None:
+                return dense_attention(q, k, v), None
+            return _attend_by_plan(q, k, v, spread.frames, num_special, sparsity, depth, layer)
+
         def attend(q: Array, k: Array, v: Array) -> Array:
             if float8_scores:
                 q, k = to_float8(q), to_float8(k)
-            if sparsity is None:
-                return dense_attention(q, k, v)
-            out, density = _attend_by_plan(q, k, v, F, num_special, sparsity, depth, layer)
+            out, density = spread.over_heads(whole, q, k, v)
             densities.append(density)
             return out
 
@@ -108,7 +116,7 @@ def alternate(
         with jax.named_scope("taps"):
             tapped = jax.lax.cond(layer["tap"], write, lambda tapped, *_: tapped, tapped, frame_out, x)
         first = jnp.concatenate([frame_out[:, :, 0], x[:, :, 0]], -1)
-        return (x, tapped, first), densities[0] if densities else None
+        return (x, tapped, first), densities[0]
 
     scan = nn.scan(
         nn.remat(pair, prevent_cse=False) if remat else pair,
@@ -152,7 +160,12 @@ def _attend_by_plan(
     depth: int,
     layer: dict[str, Array],
 ) -> tuple[Array, Array]:
-    """One global layer's attention and its density, of the kind that `Sparsity.plan` has for it."""
+    """One global layer's attention and the density of each head, of the kind that `Sparsity.plan` has for
+    it.
+    """
+
+    def uniform(density: float) -> Array:
+        return varying_as(jnp.full(q.shape[2], density, jnp.float32), q)
 
     def sparse(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
         return sparse_global_attention(
@@ -167,11 +180,11 @@ def _attend_by_plan(
         )
 
     def dense(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-        return dense_attention(q, k, v), jnp.float32(1)
+        return dense_attention(q, k, v), uniform(1)
 
     def frame(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
         out = frame_attention(q, k, v, frames=frames, num_special=num_special)
-        return out, jnp.float32(1 / frames)
+        return out, uniform(1 / frames)
 
     ways = {"dense": dense, "frame": frame, "sparse": sparse}
     kinds = [ways[kind] for kind in _kinds(sparsity.plan(depth))]

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import flax.linen as nn
@@ -22,6 +22,7 @@ from flax.errors import FlaxError
 from fastvggt_jax.attention import slower_sparse
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.models.prediction import Prediction, Reconstruction
+from fastvggt_jax.sharding import Spread, mesh_of, over_mesh
 from fastvggt_jax.sources.sizing import ImagePolicy, check_sides
 from fastvggt_jax.sparsity import Sparsity
 
@@ -181,6 +182,31 @@ class Model(nn.Module):
             return None
         return slower_sparse(self.dtype, self.embed_dim // self.num_heads, self.sparsity.block)
 
+    # ---- how it runs
+
+    def forward(self, spread: Spread, images: Array, query_points: Array | None, *options: Any) -> Prediction:
+        """The prediction of the frames on this device, from arguments that `__call__` has checked."""
+        raise NotImplementedError
+
+    def on_mesh(self, images: Array, query_points: Array | None, *options: Any) -> Prediction:
+        """`forward` on the devices of the mesh that the images lie on or that is set, see
+        `fastvggt_jax.sharding`; without one, here.
+
+        Raises InputError where scenes do not divide by their devices, or intermediates are asked for.
+        """
+        mesh = None if self.is_initializing() else mesh_of(images)
+        if mesh is None:
+            return self.forward(Spread(images.shape[1]), images, query_points, *options)
+        if self.is_mutable_collection("intermediates"):
+            raise InputError("intermediates cannot be captured where a scene's frames are spread over a mesh")
+        alone: Any = self.clone(parent=None)
+
+        def run(spread: Spread, variables: Any, images: Array, query_points: Array | None) -> Prediction:
+            return alone.apply(variables, spread, images, query_points, *options, method="forward")
+
+        specs = partial(Prediction.specs, type(self))
+        return over_mesh(run, mesh, self.variables, images, query_points, specs)
+
     # ---- what it says
 
     @classmethod
@@ -308,9 +334,5 @@ def check_images(images: Array, patch: int) -> None:
     if images.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
         text = f"images are {images.dtype}, they must be uint8, or floating point in [0, 1]"
         raise InputError(text, argument="images")
-    kinds = getattr(jax.typeof(images).sharding.mesh, "axis_types", ())
-    if jax.sharding.AxisType.Explicit in kinds:
-        text = "images lie on a mesh of explicit axes, where JAX asks for the sharding of every step"
-        remedy = "make the mesh with axis_types=(jax.sharding.AxisType.Auto,) * its axes"
-        raise InputError(f"{text}; {remedy}", argument="images")
+    mesh_of(images)  # whose axes may be of the wrong kind
     check_sides(patch, H=images.shape[2], W=images.shape[3])

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from fastvggt_jax.attention import varying_as
 from fastvggt_jax.models.base import to_unit
 from fastvggt_jax.models.chunks import Arrays, over_chunks, take
 from fastvggt_jax.models.vit import Block, layer_norm, scan_blocks
@@ -123,4 +124,5 @@ def embed_frames(encoder: DinoV2, special: Array, images: Array, chunk: int | No
 
     h, w = H // encoder.patch_size, W // encoder.patch_size
     tokens = jnp.zeros((B, F, special.shape[2] + h * w, encoder.embed_dim), jnp.float32)
+    tokens = varying_as(tokens, images)
     return over_chunks(encoder, step, (tokens,), F if chunk is None else max(chunk // B, 1))[0]

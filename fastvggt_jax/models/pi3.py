@@ -34,6 +34,7 @@ from fastvggt_jax.models.heads.pi3 import (
 from fastvggt_jax.models.prediction import Prediction, Reconstruction
 from fastvggt_jax.models.rope import patch_positions, rope_tables
 from fastvggt_jax.models.vit import Block
+from fastvggt_jax.sharding import Spread
 from fastvggt_jax.sources.sizing import ImagePolicy
 
 if TYPE_CHECKING:
@@ -182,10 +183,15 @@ class Pi3(Model):
         if query_points is not None:
             text = "query_points were given, but π³ has no track head: use VGGT to track points"
             raise InputError(text, argument="query_points")
+        return self.on_mesh(images, None)
+
+    def forward(self, spread: Spread, images: Array, query_points: Array | None, *options: Any) -> Prediction:
+        """See `Model`."""
         H, W = images.shape[2:4]
         grid = (H // self.patch_size, W // self.patch_size)
         tokens, density = self.decoder(
             self.embed(images),
+            spread=spread,
             grid=grid,
             num_special=self.num_special,
             taps=(self.depth - 1,),

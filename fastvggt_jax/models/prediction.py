@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
 import flax.struct
 import jax
+from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float
 
 from fastvggt_jax.errors import InputError
@@ -67,6 +69,14 @@ class Prediction:
             text = f"a reconstruction needs {names[0]}: run the model with its {head} head on"
             raise InputError(text, argument="heads")
         return found
+
+    @classmethod
+    def specs(cls, made_by: type[Model], scenes: str | None, frames: str | None) -> Prediction:
+        """How each field lies along axes of a mesh of these names, as for `jax.shard_map`."""
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "made_by"]
+        specs: dict[str, Any] = dict.fromkeys(names, PartitionSpec(scenes, frames))
+        specs |= {"track_list": PartitionSpec(None, scenes, frames), "density": PartitionSpec()}
+        return cls(**specs, made_by=made_by)
 
 
 @flax.struct.dataclass

@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Num
 
 from fastvggt_jax import geometry
+from fastvggt_jax.attention import varying_as
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.models.alternating import alternate
 from fastvggt_jax.models.base import PRODUCTS, Model, check_images
@@ -47,6 +48,7 @@ from fastvggt_jax.models.heads.dpt import (
 from fastvggt_jax.models.heads.track import Tracker
 from fastvggt_jax.models.prediction import Prediction, Reconstruction
 from fastvggt_jax.models.vit import Block
+from fastvggt_jax.sharding import Spread
 from fastvggt_jax.sources.sizing import ImagePolicy
 from fastvggt_jax.sparsity import Sparsity
 
@@ -107,20 +109,23 @@ class Aggregator(nn.Module):
         self.frame_blocks = Block(self.num_heads, 1e-5, self.mlp_ratio, **how)
         self.global_blocks = Block(self.num_heads, 1e-5, self.mlp_ratio, rows=self.rows, **how)
 
-    def embed(self, images: Array) -> Array:
+    def embed(self, images: Array, spread: Spread) -> Array:
         """[B, F, H, W, 3] -> f32[B, F, P, D]."""
-        F = images.shape[1]
         special = jnp.concatenate([self.camera_token, self.register_token], 2)  # [1, 2, 1 + registers, D]
-        return embed_frames(self.patch_embed, special[:, [0] + [1] * (F - 1)], images, self.blocks_chunk)
+        special = special[:, (spread.numbers() > 0).astype(int)]
+        return embed_frames(self.patch_embed, special, images, self.blocks_chunk)
 
-    def __call__(self, images: Array) -> tuple[Array, Array, Array | None]:
-        """[B, F, H, W, 3] -> the tapped layers dtype[taps, B, F, P, 2D], the last camera tokens f32[B, F,
-        2D], and the density f32[depth] of sparse global attention.
+    def __call__(self, images: Array, spread: Spread | None = None) -> tuple[Array, Array, Array | None]:
+        """[B, F, H, W, 3], the frames of this device (`spread`; None: all) -> the tapped layers
+        dtype[taps, B, F, P, 2D], the last camera tokens f32[B, F, 2D], and the density f32[depth] of sparse
+        global attention.
         """
+        spread = spread or Spread(images.shape[1])
         return alternate(
             self.frame_blocks,
             self.global_blocks,
-            self.embed(images),
+            self.embed(images, spread),
+            spread=spread,
             grid=(images.shape[2] // self.patch_size, images.shape[3] // self.patch_size),
             num_special=1 + self.num_register_tokens,
             taps=self.taps,
@@ -305,11 +310,18 @@ class VGGT(Model):
         check_images(images, self.patch_size)
         if query_points is not None:
             self.check_query_points(images, query_points, query_frames)
+        return self.on_mesh(images, query_points, query_frames)
+
+    def forward(
+        self, spread: Spread, images: Array, query_points: Array | None, *options: tuple[int, ...]
+    ) -> Prediction:
+        """See `Model`. Cameras and tracks are computed of all frames on every device."""
+        (query_frames,) = options
         H, W = images.shape[2:4]
-        taps, camera_tokens, density = self.aggregator(images)
+        taps, camera_tokens, density = self.aggregator(images, spread)
         out: dict[str, Any] = {"density": density, "made_by": type(self)}
         if "camera" in self.heads:
-            out["pose_enc_list"] = self.camera_head(camera_tokens)
+            out["pose_enc_list"] = spread.own_frames(self.camera_head(spread.all_frames(camera_tokens)))
             out["pose_enc"] = out["pose_enc_list"][-1]
         if "depth" in self.heads:
             out["depth"], out["depth_conf"] = self.dense(self.depth_head, activate_depth, taps, (H, W), 1)
@@ -329,10 +341,12 @@ class VGGT(Model):
                 self.remat,
                 self.low_memory,
             )
-            tracks, out["vis"], out["conf"] = self.track_head.tracker(
-                query_points.astype(jnp.float32), maps, query_frames
-            )
-            out["track_list"], out["track"] = tracks, tracks[-1]
+            maps = spread.all_frames(maps)
+            points = varying_as(query_points.astype(jnp.float32), maps)
+            tracks, *seen = self.track_head.tracker(points, maps, query_frames)
+            out["track_list"] = spread.own_frames(tracks, 2)
+            out["track"] = out["track_list"][-1]
+            out["vis"], out["conf"] = spread.own_frames(seen)
         return Prediction(**out)
 
     @classmethod

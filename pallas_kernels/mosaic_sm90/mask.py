@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from pallas_kernels import thresholds, xla
 from pallas_kernels.block_mask import BlockMask, cdiv
 from pallas_kernels.mosaic_sm90.config import LINE
+from pallas_kernels.varying import result, varying_as
 
 Array = jax.Array
 SCORES_BYTES = 256 * 2**20  # of the pooled scores of the query blocks at hand
@@ -69,12 +70,12 @@ def row_thresholds(scores: Array, n: Array | int, cdf_threshold: Array | float |
     # Some ten blocks share an SM.
     found = plgpu.kernel(
         kernel,
-        out_type=jax.ShapeDtypeStruct((rows.shape[0],), jnp.float32),
+        out_type=result((rows.shape[0],), jnp.float32, rows),
         grid=(rows.shape[0],),
         grid_names=("row",),
         compiler_params=plgpu.CompilerParams(approx_math=True),
     )(rows, *(jnp.full(1, x, jnp.float32) for x in parameters))
-    return found.reshape(shape)
+    return varying_as(found, rows).reshape(shape)
 
 
 def pooled_block_mask(

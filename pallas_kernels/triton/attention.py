@@ -37,6 +37,7 @@ from pallas_kernels.block_mask import WORD, BlockMask, cdiv, pack_bits
 from pallas_kernels.shift import FIXED_SHIFT_RANGE, key_bound
 from pallas_kernels.triton.calls import droppable
 from pallas_kernels.triton.config import TuningConfig, kernel_head_dim
+from pallas_kernels.varying import result
 
 Array = jax.Array
 Ref = Any
@@ -69,7 +70,7 @@ def block_sparse_attention(
             *map(per_row, (counts, words, following)),
         ],
         out_specs=per_head(T),
-        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        out_shape=result(q.shape, q.dtype, q),
         compiler_params=plgpu.CompilerParams(num_warps=config.warps, num_stages=config.stages),
         interpret=interpret,
     )

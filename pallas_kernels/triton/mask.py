@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from pallas_kernels import thresholds, xla
 from pallas_kernels.block_mask import BlockMask, cdiv
 from pallas_kernels.triton.calls import droppable
+from pallas_kernels.varying import result
 
 Array = jax.Array
 Ref = Any
@@ -43,7 +44,7 @@ def row_thresholds(
             *[pl.BlockSpec((1,), lambda row: (0,)) for _ in parameters],
         ],
         out_specs=pl.BlockSpec((1,), lambda row: (row,)),
-        out_shape=jax.ShapeDtypeStruct((rows.shape[0],), jnp.float32),
+        out_shape=result((rows.shape[0],), jnp.float32, rows),
         compiler_params=plgpu.CompilerParams(num_warps=max(1, chunk // SCORES_PER_WARP), num_stages=1),
         interpret=interpret,
     )

@@ -65,10 +65,10 @@ def test_shard_map_around_a_model_with_its_checks_on(name):
         np.testing.assert_allclose(value, expected[key], rtol=1e-5, atol=1e-6)
 
 
-def test_a_mesh_of_explicit_axes_is_said_to_be_one():
-    mesh = jax.make_mesh((1,), ("scenes",), axis_types=(AxisType.Explicit,))
+def test_a_mesh_of_explicit_axes_of_other_names_is_said_to_be_one():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
-        images = jax.device_put(IMAGES, NamedSharding(mesh, PartitionSpec("scenes")))
+        images = jax.device_put(IMAGES, NamedSharding(mesh, PartitionSpec("data")))
         with pytest.raises(InputError, match=r"explicit axes.*axis_types=\(jax.sharding.AxisType.Auto"):
             jax.eval_shape(lambda images: check_images(images, CAMERAS.patch_size), images)
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from fastvggt_jax.attention import varying_as
 from fastvggt_jax.models.chunks import Arrays, over_chunks, take
 from fastvggt_jax.models.memory import on_device
 from fastvggt_jax.models.vit import layer_norm
@@ -269,5 +270,5 @@ def over_frame_chunks(
         outs = apply(head, some.reshape(-1, B * size, *token))
         return tuple(out.reshape(B, size, *out.shape[1:]) for out in outs)
 
-    buffers = tuple(jnp.zeros((B, F, *shape), jnp.float32) for shape in shapes)
+    buffers = varying_as(tuple(jnp.zeros((B, F, *shape), jnp.float32) for shape in shapes), taps)
     return over_chunks(head, step, buffers, max(chunk // B, 1), remat=remat)
