@@ -213,10 +213,19 @@ def _check_mask(mask: BlockMask, q: Array, k: Array) -> None:
         )
 
 
+@jax.custom_jvp
 def to_float8(x: Array) -> Array:
-    """Rounded to float8_e4m3fn (3 bits of mantissa; 448 is its largest number, and larger ones become it)."""
+    """Rounded to float8_e4m3fn (3 bits of mantissa; 448 is its largest number, and larger ones become it).
+
+    A derivative raises NotImplementedError: it would be of 8 bits, too.
+    """
     largest = float(jnp.finfo(SCORES).max)
     return jnp.clip(x, -largest, largest).astype(SCORES)
+
+
+@to_float8.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    raise NotImplementedError("rounding to 8 bits (float8_scores) has no gradient, it is for inference")
 
 
 @jax.custom_jvp

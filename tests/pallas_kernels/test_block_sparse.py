@@ -55,6 +55,8 @@ def test_queries_and_keys_of_8_bits_are_the_numbers_that_they_hold(implementatio
     assert out.dtype == jnp.float32 and np.isfinite(out).all()
     assert max_error(out, attend(*(x.astype(jnp.float32) for x in (q, k)), v)) < TOLERANCE["float32"]
     np.testing.assert_array_equal(q[0, 0].astype(jnp.float32), 448)  # the largest one
+    with pytest.raises(NotImplementedError, match="rounding to 8 bits .* has no gradient"):
+        jax.grad(lambda v: attend(to_float8(v[:, :61]), k, v).sum())(v)
     with pytest.raises(ValueError, match="share one dtype, or q and k be float8_e4m3fn, not float8"):
         attend(q, k.astype(jnp.float32), v)
     with pytest.raises(ValueError, match="v must be float32, bfloat16 or float16, not float8_e4m3fn"):
