@@ -32,6 +32,7 @@ def run(*arguments: object):
     return found_by(begun(*arguments))
 
 
+@pytest.mark.slow  # the other cases share its parts
 def test_scenes_and_frames_on_two_axes_and_a_layer_of_each_kind():
     found = run("plan")
     assert found["error"] < 1e-5
@@ -40,6 +41,7 @@ def test_scenes_and_frames_on_two_axes_and_a_layer_of_each_kind():
     assert found["spec"][0] == "scenes"
 
 
+@pytest.mark.slow
 def test_fewer_frames_and_fewer_heads_than_devices():
     found = run("fewer_frames_than_devices")
     assert found["error"] < 1e-5 and max(found["density"]) < 1

@@ -71,7 +71,7 @@ def reconstruct_args(
     return ["reconstruct", *photos, "-c", weights, "-o", out, "--size", 56, *more]
 
 
-def fake_predict(model, params, images, step, points_from, queries=None):
+def fake_predict(model, params, images, step, points_from, queries=None, mesh=None):
     """In place of the model, for tests of what comes after it."""
     frames, height, width, _ = images.pixels.shape
     pose_enc = np.zeros((1, frames, 9), np.float32)
@@ -142,6 +142,7 @@ def tracker_weights(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow  # tests/models/test_heads.py and tests/refine/test_queries.py have its parts
 def test_points_are_followed_by_the_track_head(tracker_weights, tmp_path, monkeypatch):
     made = []
     real = pipeline._followed
@@ -280,6 +281,9 @@ def test_info_says_what_a_reconstruction_needs(weights):
     assert said.startswith(
         "3 photographs of 70x56 pixels need 0.0 GiB of the 8.0 GiB that there are on this GPU"
     )
+
+
+def test_what_info_is_asked_wrongly_is_one_sentence(weights):
     for options, words in (
         (["--size", "70x56"], "--size is about --views"),
         (["--views", 0], "--views must be a whole number, at least 1"),
@@ -330,7 +334,7 @@ def test_too_little_space_is_said_before_the_model_runs(weights, tmp_path, monke
     assert result.exit_code == 1 and f"the disk of {tmp_path / 'out'} has 0.00 GB left" in result.stderr
 
 
-def test_other_options_and_one_photograph(weights, tmp_path):
+def test_other_options_and_one_photograph(weights, tmp_path, without_model):
     more = [
         "--mode",
         "pad",
@@ -380,6 +384,7 @@ def test_pi3_writes_the_same_files(pi3_weights, tmp_path):
     )
 
 
+@pytest.mark.slow  # tests/test_extension.py has a sparse run
 def test_sparse_attention_reports_its_density(weights, tmp_path):
     more = ["--sparsity", 0.5, "--special-keys", "official", "--sparse-layers", "1-2", "--json"]
     # 112 px, so that two photographs are more than one block of 64 keys
@@ -439,6 +444,7 @@ print(jax.jit(lambda x: double(x))(x).sum())
 """
 
 
+@pytest.mark.slow
 def test_a_program_for_several_devices_is_found_in_the_cache(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}

@@ -164,7 +164,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("status", [403, 500])
+@pytest.mark.parametrize("status", [403, pytest.param(500, marks=pytest.mark.slow)])
 def test_a_hub_that_refuses_has_answered(server, status, tmp_path):
     name = f"somebody/answers-{status}"
     command = ["-c", AT_ONCE, name, tmp_path / "native.safetensors"]

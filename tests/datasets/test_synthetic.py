@@ -128,6 +128,7 @@ def test_photographs_differ_in_exposure_white_balance_and_noise_slightly():
     )  # of 25 %, 6 %, 4 % of the light, and noise
 
 
+@pytest.mark.slow
 def test_every_pattern_is_another_one():
     u, v = jnp.meshgrid(jnp.linspace(0, 4, 64), jnp.linspace(0, 4, 64))
     wall = jnp.stack([u, jnp.zeros_like(u), v], -1)

@@ -360,6 +360,7 @@ def test_the_triton_kernel_keeps_the_same_blocks(size, keep_count, cdf_threshold
     np.testing.assert_array_equal(kept, kept_by_threshold(scores, keep_count, cdf_threshold))
 
 
+@pytest.mark.slow
 def test_the_triton_kernel_makes_the_same_mask(monkeypatch):
     """A batch, two runs, chunks of rows, traced values of two layers."""
     monkeypatch.setattr(triton_mask, "SCORES_BYTES", 2 * 2 * 2 * 11 * 4)  # two rows of batch and heads

@@ -27,11 +27,11 @@ def random_mask(T, runs, block, B=1, N=2, density=0.4, seed=1):
 @pytest.mark.parametrize(
     "T, runs, block, B",
     [
-        (64, (64,), (16, 8), 1),
+        pytest.param(64, (64,), (16, 8), 1, marks=pytest.mark.slow),
         (61, (83,), (16, 8), 2),  # ragged tails
         (61, (83, 17), (16, 8), 1),  # two runs, both ragged
         (7, (5,), (128, 64), 1),  # less than a block
-        (300, (700, 3), (128, 64), 1),
+        pytest.param(300, (700, 3), (128, 64), 1, marks=pytest.mark.slow),
         (40, (900, 100), (16, 8), 2),  # several words of mask bits
     ],
 )

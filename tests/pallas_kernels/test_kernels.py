@@ -285,6 +285,7 @@ def test_words_of_bits_without_any_are_skipped():
     assert_close(out, exact_attention(q, k, v, mask))
 
 
+@pytest.mark.slow
 def test_vmap_of_the_triton_kernel_is_a_loop():
     cases = [make(100, (90, 20), (32, 32), seed=seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *cases)
