@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fastvggt_jax.attention import dense_attention
+from fastvggt_jax.attention import dense_attention, to_float8
 from fastvggt_jax.errors import Error, FailedError, InputError, out_of_memory
 from fastvggt_jax.io.json_files import read_json
 from fastvggt_jax.models import registry
@@ -159,6 +159,7 @@ def measure(case: Case) -> dict[str, Any]:
         "frames": case.frames,
         "size": [case.side, case.side],
         "sparsity": case.sparsity,
+        "float8_scores": case.float8_scores,
         "seconds": seconds,
         "ms_per_frame": 1e3 * seconds / case.frames,
         "compile_seconds": compile_s,
@@ -179,6 +180,8 @@ def measure_attention(case: Case) -> dict[str, Any]:
     q, k, v = (
         jax.random.normal(key, (1, *shape), jnp.bfloat16) for key in jax.random.split(jax.random.key(0), 3)
     )
+    if case.float8_scores:
+        q, k = to_float8(q), to_float8(k)
     row: dict[str, Any] = {"frames": case.frames, "heads": heads, "head_dim": shape[2]}
     row["jax"] = jax_ms(dense_attention, q, k, v, repeats=case.repeats)
     return row | _torch_attention(*shape, case.repeats)

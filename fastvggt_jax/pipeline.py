@@ -202,6 +202,7 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
             "heads": list(model.heads),
             "parameters": parameters,
             "dtype": jnp.dtype(model.dtype).name,
+            "float8_scores": model.float8_scores,
             "density": density,
         },
         "device": ("" if mesh is None else f"{mesh.size} × ") + jax.devices()[0].device_kind,

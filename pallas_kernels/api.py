@@ -87,6 +87,9 @@ def pooled_block_mask(
         raise ValueError(f"{pool=} must be 'mean' or 'max'")
     if q.ndim != 4 or k.ndim != 4 or (q.shape[0], *q.shape[2:]) != (k.shape[0], *k.shape[2:]):
         raise ValueError(f"q {q.shape} and k {k.shape} must be [B, T, N, H] and [B, L, N, H]")
+    if q.dtype != k.dtype or q.dtype not in (*DTYPES, SCORES):
+        text = "q and k must share one dtype, float32, bfloat16, float16 or float8_e4m3fn"
+        raise ValueError(f"{text}, not {q.dtype} and {k.dtype}")
     if 0 in (*q.shape, *k.shape):
         raise ValueError(f"q {q.shape} and k {k.shape} must not be empty")
     if len(block) != 2 or min(block) < 1:
@@ -215,7 +218,8 @@ def _check_mask(mask: BlockMask, q: Array, k: Array) -> None:
 
 @jax.custom_jvp
 def to_float8(x: Array) -> Array:
-    """Rounded to float8_e4m3fn (3 bits of mantissa; 448 is its largest number, and larger ones become it).
+    """Rounded to float8_e4m3fn: 3 bits of mantissa, fewer below 2^-6, 0 below 2^-10; what is larger than 448,
+    its largest number, becomes that. There is no scale: heads whose channels are normalised need none.
 
     A derivative raises NotImplementedError: it would be of 8 bits, too.
     """

@@ -76,7 +76,7 @@ class Request:
         """For q [B, T, N, H] and k, v [B, S, N, H]."""
         B, T, N, H = q.shape
         dtype = np.dtype((k if v is None else v).dtype)
-        if dtype.itemsize == 1:
+        if dtype == jnp.float8_e4m3fn:
             dtype = np.dtype(jnp.bfloat16)  # which holds the same numbers
         return cls(operation, B, T, k.shape[1], N, H, dtype, block, device_of(q), is_sharded(q, k), config)
 

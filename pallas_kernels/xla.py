@@ -156,6 +156,7 @@ def block_sparse_attention(q: Array, k: Array, v: Array, mask: BlockMask) -> Arr
             key_used = key_used.reshape(*count.shape, 1, group * block_k)
             k_now = gather(k_blocks, now).reshape(*count.shape, group * block_k, H)
             v_now = gather(v_blocks, now).reshape(*count.shape, group * block_k, H)
+            v_now = jnp.where(key_used[..., 0, :, None], v_now, 0)  # 0 · NaN is NaN
             scores = (
                 jnp.einsum("bncth,bncsh->bncts", q_tile, k_now, preferred_element_type=jnp.float32) * H**-0.5
             )

@@ -46,9 +46,9 @@ class Model(nn.Module):
         `dtype` has 16 bits, else float32. Where a float16 is out of range, and for derivatives, float32 is
         taken by itself.
       sparsity: block-sparse global attention; None = dense.
-      float8_scores: rounds the queries and keys of global attention to float8_e4m3fn, whose product a Hopper
-        GPU computes in half the time. Unlike the dtype of the others this is none that models were trained
-        with; masks are of the rounded ones, too.
+      float8_scores: rounds the queries and keys of global attention to float8_e4m3fn, of which masks are
+        made, too. A Hopper GPU computes their product in half the time where its kernel serves; elsewhere
+        nothing is gained. It has no gradient.
       frames_chunk: how many frames the dense heads take at a time, at least one of each scene.
       low_memory: taps wait in the host's memory, encoder and frame blocks take a part of the frames at a
         time and the MLPs of global blocks a part of the tokens: hundreds of views more on one GPU, a tenth

@@ -345,7 +345,7 @@ def test_other_options_and_one_photograph(weights, tmp_path, without_model):
         "--conf-percentile",
         0,
     ]
-    more += ["--max-points", 100, "--edge-filter", 50, "--dtype", "bfloat16", "--json"]
+    more += ["--max-points", 100, "--edge-filter", 50, "--dtype", "bfloat16", "--json", "--float8-scores"]
     result = run(*reconstruct_args(weights, tmp_path / "out", *more, photos=[PHOTOS / "portrait_61x133.png"]))
     report = json.loads(result.stdout)
     assert (
@@ -354,6 +354,7 @@ def test_other_options_and_one_photograph(weights, tmp_path, without_model):
         and not (tmp_path / "out" / "scene.glb").exists()
     )
     assert report["model"]["heads"] == ["camera", "depth", "point"] and report["model"]["dtype"] == "bfloat16"
+    assert report["model"]["float8_scores"]
     with np.load(tmp_path / "out" / "depth" / "portrait_61x133.png.npz") as npz:
         assert npz["depth"].shape == (133, 61) and npz["valid"].all()
 

@@ -278,6 +278,8 @@ def test_bad_arguments_get_one_sentence():
         ((q, k[:, :, :1]), "must be"),
         ((q[:, :0], k), "must not be empty"),
         ((q, k[:, :0]), "must not be empty"),
+        ((q, k.astype(jnp.bfloat16)), "must share one dtype, .* not float32 and bfloat16"),
+        ((q.astype(jnp.int8), k.astype(jnp.int8)), "not int8 and int8"),
     ):
         with pytest.raises(ValueError, match=message):
             pooled_block_mask(*arguments, keep_count=1)

@@ -84,6 +84,16 @@ def test_dropped_keys_weigh_nothing():
     assert max_error(clean, alone) < TOLERANCE["float32"]
 
 
+@pytest.mark.parametrize("dropped", [0, 2])
+def test_a_nan_of_a_dropped_block_is_never_seen(dropped):
+    q, k, v = qkv(64, 64)
+    mask = jnp.ones((1, 2, 4, 4), bool).at[..., dropped].set(False)
+    mask = BlockMask.from_dense(mask, 64, (64,), (16, 16))
+    poisoned = v.at[:, 16 * dropped : 16 * dropped + 16].set(jnp.nan)
+    attend = lambda v: block_sparse_attention(q, k, v, mask, implementation="xla")
+    np.testing.assert_array_equal(attend(poisoned), attend(v))
+
+
 def test_a_row_without_keys_gives_zeros():
     q, k, v = qkv(32, 32)
     empty = jnp.ones((1, 2, 2, 4), bool).at[0, 1, 0].set(False)

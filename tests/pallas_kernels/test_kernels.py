@@ -242,7 +242,7 @@ def of_8_bits(q, k, v, mask):
     "H, scale, config",
     [
         (64, 1.0, Hopper(2, 64, 2)),
-        pytest.param(64, 12.0, Hopper(1, 64, 2, 2), marks=pytest.mark.slow),
+        pytest.param(64, 30.0, Hopper(1, 64, 2, 2), marks=pytest.mark.slow),
         pytest.param(128, 1.0, Hopper(1, 64, 2), marks=pytest.mark.slow),
     ],
 )
