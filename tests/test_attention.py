@@ -12,7 +12,7 @@ from fastvggt_jax.models.heads.camera import CameraHead
 from fastvggt_jax.models.rope import apply_rope, patch_positions, rope_tables
 from fastvggt_jax.models.vggt import Aggregator
 from fastvggt_jax.models.vit import Attention, HeadNorm, gelu
-from pallas_kernels import Implementation, block_sparse_attention, registered
+from pallas_kernels import Implementation, block_sparse_attention, registered, to_float8
 from pallas_kernels.implementation import ATTENTION
 from pallas_kernels.triton import Triton
 from tests.conftest import TOLERANCE, max_error
@@ -237,14 +237,43 @@ class LongKernel(Implementation):
     operations = (ATTENTION,)
 
     def __init__(self):
-        self.served = 0
+        self.served, self.seen = 0, []
 
     def beats_dense(self, request):
         return min(request.T, request.S) >= 40
 
     def attend(self, q, k, v, block_mask, config=None):
         self.served += 1
+        self.seen.append([jax.tree.leaves(x)[0].dtype for x in (q, k, v)])
         return block_sparse_attention(q, k, v, block_mask, implementation="xla")
+
+
+@pytest.mark.parametrize("special_keys", ["dense", "official"])
+@pytest.mark.parametrize("takes_runs", [False, True])
+def test_special_queries_by_a_kernel_are_those_of_the_library(special_keys, takes_runs):
+    """Of eight frames with five special tokens each there are as many as the kernel takes."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (jax.random.normal(key, (1, 8 * 11, 2, 16)) for key in keys)
+    sparsity = Sparsity(sparse_ratio=0.5, block=(16, 8), special_keys=special_keys)
+    how = dict(frames=8, num_special=5, sparsity=sparsity, keep_count=3, cdf_threshold=None)
+    expected, _ = attention.sparse_global_attention(q, k, v, **how)
+    kernel = LongKernel()
+    kernel.takes_runs = takes_runs
+    with registered(kernel):
+        found, _ = attention.sparse_global_attention(q, k, v, **how)
+    assert kernel.served == 2  # of patches, and of special tokens
+    assert max_error(found, expected) < TOLERANCE["float32"]
+
+
+def test_a_kernel_gets_8_bits_only_if_it_takes_them():
+    q, k, v = (jax.random.normal(key, (1, 50, 2, 16)) for key in jax.random.split(jax.random.key(0), 3))
+    q, k = to_float8(q), to_float8(k)
+    for takes, scores in ((False, jnp.float32), (True, jnp.float8_e4m3fn)):
+        kernel = LongKernel()
+        kernel.takes_float8, kernel.dtypes = takes, ("float32",)  # those of v
+        with registered(kernel):
+            attention.dense_attention(q, k, v)
+        assert kernel.seen == [[scores, scores, jnp.float32]]
 
 
 @pytest.mark.every_jax

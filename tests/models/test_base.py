@@ -31,17 +31,20 @@ def test_parameters_stored_as_they_are_read_give_the_same_numbers(name):
     assert {model.clone(dtype=jnp.float32).storage(key) for key in flat} == {jnp.dtype(jnp.float32)}
 
 
-@pytest.mark.parametrize("sparsity", [None, Sparsity(sparse_ratio=0.5, block=(16, 16))])
-def test_scores_of_8_bits_are_those_of_global_attention(sparsity, monkeypatch):
+@pytest.mark.parametrize(
+    "name, output, sparsity",
+    [("vggt", "pose_enc", None), ("pi3", "camera_poses", Sparsity(sparse_ratio=0.5, block=(16, 16)))],
+)
+def test_scores_of_8_bits_are_those_of_global_attention(name, output, sparsity, monkeypatch):
     """Rounding changes the answer a little, and only in the global layers' queries and keys."""
     rounded = []
     monkeypatch.setattr(alternating, "to_float8", lambda x: rounded.append(x.shape) or to_float8(x))
-    model = tiny_model("vggt").clone(dtype=jnp.float32, sparsity=sparsity, heads=("camera",))
+    model = tiny_model(name).clone(dtype=jnp.float32, sparsity=sparsity, heads=("camera",))
     params = random_params(model)
     images = np.random.default_rng(0).integers(0, 256, (1, 3, 56, 42, 3), np.uint8)
-    exact = jax.jit(model.apply)(params, images).pose_enc
+    exact = getattr(jax.jit(model.apply)(params, images), output)
     assert not rounded
-    found = jax.jit(model.clone(float8_scores=True).apply)(params, images).pose_enc
+    found = getattr(jax.jit(model.clone(float8_scores=True).apply)(params, images), output)
     assert set(rounded) == {(1, 3 * 17, model.num_heads, model.embed_dim // model.num_heads)}
     assert 1e-5 < np.abs(found - exact).max() < 0.1
 
