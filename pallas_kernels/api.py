@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -149,9 +149,13 @@ def block_sparse_attention(
         "reference" is named.
     """
     given = q, k, v
-    if isinstance(k, tuple) and isinstance(v, tuple):
+    if isinstance(k, tuple) or isinstance(v, tuple):
+        runs = len(block_mask.kv_runs)
+        if not (isinstance(k, tuple) and isinstance(v, tuple) and len(k) == len(v) == runs):
+            raise ValueError(f"k and v must be arrays, or both tuples of an array for each of {runs} runs")
+        if len({x.dtype for x in k}) > 1 or len({x.dtype for x in v}) > 1:
+            raise ValueError("the runs of k, and those of v, must share one dtype")
         q, k, v = q[:, : block_mask.q_len], *(joined(x, block_mask.kv_runs) for x in (k, v))
-    k, v = cast("tuple[Array, Array]", (k, v))
     if (
         q.ndim != 4
         or k.ndim != 4

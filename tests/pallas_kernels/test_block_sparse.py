@@ -45,6 +45,20 @@ def test_xla_agrees_with_the_definition(T, runs, block, B):
     )
 
 
+def test_runs_that_do_not_fit_the_mask_are_one_sentence():
+    q, k, v = qkv(16, 24)
+    mask = random_mask(16, (16, 8), (16, 8))
+    split = lambda x: (x[:, :16], x[:, 16:])
+    half = lambda x: (x[:, :16], x[:, 16:].astype(jnp.bfloat16))
+    for keys, values, words in (
+        (split(k), v, "both tuples of an array for each of 2 runs"),
+        ((k,), (v,), "both tuples of an array for each of 2 runs"),
+        (half(k), split(v), "must share one dtype"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            block_sparse_attention(q, keys, values, mask)
+
+
 @pytest.mark.parametrize("implementation", ["xla", "reference"])
 def test_queries_and_keys_of_8_bits_are_the_numbers_that_they_hold(implementation):
     q, k, v = qkv(61, 83)
