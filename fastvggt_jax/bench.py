@@ -6,7 +6,7 @@ in a process of its own (`python -m fastvggt_jax.bench JSON`), so its peak memor
 
 "needs GiB" is what the compiled program holds at once: weights, images, outputs and temporaries. "peak GiB"
 is the most that the process has allocated, which on a first compilation includes what XLA's autotuner tries
-out; a memory limit shows that it does without.
+out; a memory limit shows that it does without. Of several devices each needs so much.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from fastvggt_jax.attention import dense_attention, to_float8
 from fastvggt_jax.errors import Error, FailedError, InputError, out_of_memory
 from fastvggt_jax.io.json_files import read_json
 from fastvggt_jax.models import registry
 from fastvggt_jax.models.base import COMPUTE, Model
-from fastvggt_jax.models.memory import needed_bytes
+from fastvggt_jax.models.memory import fits, needed_bytes
 from fastvggt_jax.profile import profile
+from fastvggt_jax.sharding import along_frames, frames_mesh
 from fastvggt_jax.sources.sizing import check_sides
 from fastvggt_jax.sparsity import parse_block, parse_sparsity
 from fastvggt_jax.testing.random_weights import random_params
@@ -50,7 +52,7 @@ class Case:
 
     Attributes:
       model: a name of the registry. config: a JSON file of the sizes of another model than the released one.
-      frames, size: views, and pixels of their sides.
+      frames, size, height: views, and pixels of their width and height, by default a square.
       heads: None for all but the tracker, which needs points to track.
       sparsity, block: as the command line spells them. float8_scores: see `Model`.
       dtype: of the backbone's matrix products, None for the model's.
@@ -58,12 +60,15 @@ class Case:
       repeats: of which the median counts.
       memory_limit: GiB that JAX may allocate, or None.
       kernels: names of the implementations of pallas_kernels that may serve, None for all.
+      low_memory: see `Model`; otherwise only where all does not fit on the device, as `reconstruct` does it.
+      devices: that share the views.
       profile: also says where the time goes, see `fastvggt_jax.profile`.
     """
 
     model: str = "vggt"
     frames: int = 1
     size: int | None = None
+    height: int | None = None
     sparsity: str = "dense"
     block: str = "128x64"
     heads: tuple[str, ...] | None = None
@@ -74,6 +79,8 @@ class Case:
     repeats: int = 3
     memory_limit: float | None = None
     kernels: tuple[str, ...] | None = None
+    low_memory: bool = False
+    devices: int = 1
     profile: bool = False
 
     def __post_init__(self) -> None:
@@ -90,13 +97,13 @@ class Case:
             if value not in known:
                 right = " or ".join(one for one in known if one)
                 raise InputError(f"{name} must be {right}, not {value!r}", argument=name)
-        for name in ("frames", "repeats"):
+        for name in ("frames", "repeats", "devices"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}", argument=name)
         if self.memory_limit is not None and shutil.which("nvidia-smi") is None:
             text = "memory_limit needs an NVIDIA GPU: nvidia-smi, which tells the whole memory, is not here"
             raise InputError(text, argument="memory_limit")
-        check_sides(self.build().image_policy.patch, size=self.side)
+        check_sides(self.build().image_policy.patch, size=self.side, height=self.height or self.side)
 
     def build(self) -> Model:
         """The model. Raises InputError, MissingError."""
@@ -131,19 +138,35 @@ class Case:
 
 def measure(case: Case) -> dict[str, Any]:
     """Compiles and runs the model."""
-    model = case.build()
+    model, mesh = case.build(), frames_mesh(case.devices)
     stored = model.storage if case.param_dtype == COMPUTE else lambda _: jnp.dtype(case.param_dtype)
     with jax.default_prng_impl("rbg"):  # compiles in a tenth of the time
         params = random_params(model, stored=stored)
-    images = jax.random.uniform(jax.random.key(1), (1, case.frames, case.side, case.side, 3))
+    height, width = case.height or case.side, case.side
+    images = jax.random.uniform(jax.random.key(1), (1, case.frames, height, width, 3))
     points = None
     if "track" in model.heads:
-        points = jnp.full((1, QUERY_POINTS, 2), case.side / 2, jnp.float32)
+        points = jnp.full((1, QUERY_POINTS, 2), min(height, width) / 2, jnp.float32)
+    if mesh.size > 1:
+        whole = NamedSharding(mesh, PartitionSpec())
+        params, points = jax.device_put((params, points), whole)
+        images = jax.device_put(images, along_frames(mesh, images.shape, case.frames))
     jax.block_until_ready((params, images))
+
+    def compiled(low_memory: bool) -> jax.stages.Compiled:
+        nonlocal model
+        model = model.clone(low_memory=low_memory)
+        with contextlib.ExitStack() as stack:
+            if case.kernels is not None:
+                stack.enter_context(only(*case.kernels))
+            if mesh.size > 1:
+                stack.enter_context(jax.set_mesh(mesh))
+            return jax.jit(model.apply).lower(params, images, points).compile()
+
     start = time.perf_counter()
-    with contextlib.nullcontext() if case.kernels is None else only(*case.kernels):
-        lowered = jax.jit(model.apply).lower(params, images, points)
-    step = lowered.compile()
+    step = compiled(case.low_memory)
+    if not fits(step) and not case.low_memory:
+        step = compiled(True)
     compile_s = time.perf_counter() - start
     jax.block_until_ready(step(params, images, points))
     times = []
@@ -152,19 +175,21 @@ def measure(case: Case) -> dict[str, Any]:
         jax.block_until_ready(step(params, images, points))
         times.append(time.perf_counter() - start)
     seconds = statistics.median(times)
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = [device.memory_stats() or {} for device in mesh.devices.flat]
     details = profile(model, params, images, step) if case.profile else {}
     return details | {
         "model": case.model,
         "frames": case.frames,
-        "size": [case.side, case.side],
+        "size": [width, height],
+        "devices": mesh.size,
+        "low_memory": model.low_memory,
         "sparsity": case.sparsity,
         "float8_scores": case.float8_scores,
         "seconds": seconds,
         "ms_per_frame": 1e3 * seconds / case.frames,
         "compile_seconds": compile_s,
         "needs_gib": (needed_bytes(step) or 0) / GIB,
-        "peak_gib": stats.get("peak_bytes_in_use", 0) / GIB,
+        "peak_gib": max(one.get("peak_bytes_in_use", 0) for one in stats) / GIB,
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }

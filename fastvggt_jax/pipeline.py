@@ -54,7 +54,7 @@ from fastvggt_jax.io.files import (
     warn_of_leftovers,
 )
 from fastvggt_jax.models.base import Model
-from fastvggt_jax.models.memory import needed_bytes
+from fastvggt_jax.models.memory import fits, needed_bytes
 from fastvggt_jax.models.prediction import Reconstruction
 from fastvggt_jax.pretrained import from_pretrained, read_model
 from fastvggt_jax.refine.bundle import adjusted_or_as_it_is, require
@@ -367,14 +367,14 @@ def predict(
     with step("compile"), memory_errors(images, params):
         program = partial(_compiled, run, params, pixels, mesh)
         compiled = program(model)
-        if not _fits(compiled):
+        if not fits(compiled):
             text = (
                 "memory is scarce: what is computed waits in the host's memory, which takes a little longer"
             )
             warnings.warn(text, stacklevel=2)
             model = model.clone(low_memory=True)
             compiled = program(model)
-    if not _fits(compiled):
+    if not fits(compiled):
         raise OutOfMemoryError(_memory_sentence(images, params, compiled, ""))
     with step("run"), memory_errors(images, params, compiled):
         place = None if mesh is None else along_frames(mesh, pixels.shape, pixels.shape[1])
@@ -426,13 +426,6 @@ def _reserve(lowered: jax.stages.Lowered, host: Any) -> None:
     for one, sharding in zip(results, shardings, strict=True):
         zeros = jax.jit(partial(jnp.zeros, one.shape, one.dtype), out_shardings=sharding)
         held.append(jax.block_until_ready(zeros()))
-
-
-def _fits(compiled: jax.stages.Compiled) -> bool:
-    """Whether the device's memory holds what a program needs; True where nobody knows."""
-    needed = needed_bytes(compiled)
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return needed is None or not limit or needed <= limit
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ from fastvggt_jax.sources.sizing import WIDTH, check_sides
 
 # Of the names that operations bear, the first that fits says which part it is of.
 PARTS: dict[str, str] = {
+    "sent between devices": r"/(all_to_all|all_gather|psum|pmean)",
     "encoder": r"patch_embed|/encoder",
     # The scan over pairs of blocks is a method of the frame blocks.
     "frame blocks: attention": r"/frame_blocks/(?!.*global_blocks).*/attend",
@@ -82,17 +83,19 @@ def part_of(name: str) -> str:
 
 
 def kernel_times(trace: Path) -> dict[str, float]:
-    """Seconds of each operation of a compiled program in the last trace that a folder holds."""
+    """Seconds of each operation of a compiled program in the last trace that a folder holds; of several
+    devices their mean.
+    """
     path = max(trace.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     found: dict[str, float] = collections.defaultdict(float)
     planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
-    devices = [plane for plane in planes if plane.name.startswith("/device:")]
+    devices = [plane for plane in planes if plane.name.startswith("/device:") and any(plane.lines)]
     for plane in devices or planes:
         for line in plane.lines:
             for event in line.events:
                 op = dict(event.stats).get("hlo_op")
                 if op is not None and not CONTAINERS.match(str(op)):
-                    found[str(op)] += event.duration_ns / 1e9
+                    found[str(op)] += event.duration_ns / 1e9 / max(1, len(devices))
     return dict(found)
 
 
@@ -216,8 +219,9 @@ def _fastest(function: Any, argument: Any, repeats: int = 5) -> float:
 def profile(model: Any, params: Any, images: jax.Array, step: Any) -> dict[str, Any]:
     """A table of parts, JSON-able. step: the compiled `model.apply` of these, which has run once.
 
-    seconds: of one whole run; parts: by name seconds, flop, bytes, and share, of the time that the device's
-    ceilings would need for them. They and "between kernels" add up to the whole.
+    seconds: of one whole run; parts: by name seconds, of several devices their mean, flop and bytes of all,
+    and share, of the time that the devices' ceilings would need for them. They and "between kernels" add up
+    to the whole, but for what is sent while something else is computed.
     """
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -229,16 +233,16 @@ def profile(model: Any, params: Any, images: jax.Array, step: Any) -> dict[str, 
     density = None if prediction.density is None else np.asarray(prediction.density).tolist()
     patch = model.image_policy.patch
     grid = (images.shape[2] // patch, images.shape[3] // patch)
-    work = work_of_parts(model, params, images)
+    work = work_of_parts(model, params, jax.ShapeDtypeStruct(images.shape, images.dtype))
     for part, more in work_of_attention(model, images.shape[1], grid, density).items():
         work.setdefault(part, Work()).add(more.flop, more.bytes)
-    ceiling = measure_ceiling()
+    ceiling, devices = measure_ceiling(), len(images.sharding.device_set)
     parts = {}
     for part in (*PARTS, OTHER):
         if part in times or part in work:
             took, done = times.get(part, 0.0), work.get(part, Work())
             least = max(done.flop / ceiling.flop, done.bytes / ceiling.bytes)
-            share = least / took if took else None
+            share = least / took / devices if took else None
             parts[part] = {"seconds": took, "flop": done.flop, "bytes": done.bytes, "share": share}
     if jax.default_backend() == "gpu":  # a CPU's threads overlap
         parts[IDLE] = {"seconds": seconds - sum(times.values()), "flop": 0.0, "bytes": 0.0, "share": None}

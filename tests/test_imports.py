@@ -69,7 +69,17 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
         "evaluate",
     },
     "profile": {"models", "sources"},
-    "bench": {"profile", "kernels", "attention", "sparsity", "sources", "models", "testing", "io"},
+    "bench": {
+        "profile",
+        "sharding",
+        "kernels",
+        "attention",
+        "sparsity",
+        "sources",
+        "models",
+        "testing",
+        "io",
+    },
     "cli": {
         *("kernels", "sparsity", "datasets", "export", "pretrained", "convert"),
         *("train", "evaluate", "pipeline", "bench", "profile", "io", "package"),

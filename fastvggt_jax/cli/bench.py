@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from fastvggt_jax.cli.errors import FAILED, one_sentence
 from fastvggt_jax.cli.options import Block, Float8Scores, Json, Size, Sparsities
+
+if TYPE_CHECKING:
+    from fastvggt_jax.bench import Case
 
 HEADS = ("frames", "attention", "seconds", "ms/frame", "compile s", "needs GiB", "peak GiB")
 
@@ -22,6 +25,7 @@ def bench(
     sparsity: Sparsities = None,
     block: Block = None,
     size: Size = None,
+    height: Annotated[int | None, typer.Option(help="Pixels too. Default: a square.")] = None,
     heads: Annotated[
         str | None, typer.Option(help="Such as camera,depth. Default: all but the tracker.")
     ] = None,
@@ -41,6 +45,14 @@ def bench(
         str | None,
         typer.Option(help="Of the attention's kernels these alone, such as triton, as on a card without."),
     ] = None,
+    low_memory: Annotated[
+        bool,
+        typer.Option(
+            "--low-memory",
+            help="What waits does so in the host's memory. Default: where it would not fit otherwise.",
+        ),
+    ] = False,
+    devices: Annotated[int, typer.Option(help="Share the views among so many devices.")] = 1,
     repeats: Annotated[int, typer.Option(help="Of which the median counts.")] = 3,
     only: Annotated[
         Literal["model", "attention"] | None,
@@ -64,6 +76,7 @@ def bench(
             model=model,
             frames=count,
             size=size,
+            height=height,
             sparsity=text,
             block=block or "128x64",
             heads=tuple(heads.split(",")) if heads else None,
@@ -74,6 +87,8 @@ def bench(
             repeats=repeats,
             memory_limit=memory_limit,
             kernels=tuple(kernels.split(",")) if kernels else None,
+            low_memory=low_memory,
+            devices=devices,
             profile=profile,
         )
         for count in frames or (1, 10, 50, 100)
@@ -86,7 +101,7 @@ def bench(
     failed, shown = False, None
     for what, case in rows:
         if what != shown and not as_json:
-            typer.echo(_heading(what, model, case.side))
+            typer.echo(_heading(what, case))
         shown = what
         try:
             row = run(what, case)
@@ -99,10 +114,13 @@ def bench(
         raise typer.Exit(FAILED)
 
 
-def _heading(what: str, model: str, side: int) -> str:
+def _heading(what: str, case: Case) -> str:
     if what == "attention":
         return "dense attention of one global layer, bfloat16, ms: ours, then PyTorch's and its ratio to ours"
-    return f"{model}, {side}×{side}\n" + " ".join(f"{head:>9}" for head in HEADS)
+    where = f", {case.devices} devices" if case.devices > 1 else ""
+    return f"{case.model}, {case.side}×{case.height or case.side}{where}\n" + " ".join(
+        f"{head:>9}" for head in HEADS
+    )
 
 
 def _line(what: str, row: dict[str, Any]) -> str:

@@ -17,6 +17,13 @@ def needed_bytes(program: jax.stages.Compiled) -> int | None:
     return sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
 
 
+def fits(program: jax.stages.Compiled) -> bool:
+    """Whether the device's memory holds what a program needs; True where nobody knows."""
+    needed = needed_bytes(program)
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return needed is None or not limit or needed <= limit
+
+
 def on_host(x: Array) -> Array:
     """In the host's memory, if that is another than the device's; `on_device` brings a part of it back."""
     return jax.device_put(x, jax.memory.Space.Host) if jax.default_backend() != "cpu" else x

@@ -92,3 +92,26 @@ def test_a_row_that_fails_is_said_and_the_others_are_measured(monkeypatch):
     result = run("--frames", 1, "--frames", 2, "--sparsity", "dense", "--only", "model", "--size", 28)
     assert result.exit_code == 1
     assert "boom" in result.stdout and "500.00" in result.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow  # a process of its own; tests/test_sharding.py holds the devices to one
+def test_views_shared_among_devices_of_another_height(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["vggt"]))
+    options = [
+        "--config",
+        tmp_path / "config.json",
+        "--size",
+        28,
+        "--height",
+        14,
+        "--frames",
+        3,
+        "--heads",
+        "camera",
+    ]
+    options += ["--sparsity", "dense", "--only", "model", "--repeats", 1, "--devices"]
+    row = json.loads(run(*options, 2, "--low-memory", "--json").stdout)
+    assert (row["devices"], row["size"], row["low_memory"]) == (2, [28, 14], True)
+    refused = run(*options, 3)
+    assert refused.exit_code == 1 and "devices=3 is more than there are: 2" in refused.stdout
