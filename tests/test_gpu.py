@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fastvggt_jax import Sparsity
+from fastvggt_jax import Sparsity, from_pretrained, load_images
 from fastvggt_jax.attention import dense_attention
+from fastvggt_jax.pretrained import BUNDLED
+from fastvggt_jax.sharding import frames_mesh
 from pallas_kernels import BlockMask, block_sparse_attention, pooled_block_mask
 from pallas_kernels.implementation import device_of, find
 from tests.conftest import TOLERANCE, max_error
@@ -138,3 +140,37 @@ def test_nothing_dropped_is_dense_in_bfloat16():
     dense = jax.jit(model.apply)(params, images)
     sparse = jax.jit(model.clone(sparsity=Sparsity(sparse_ratio=0.0, block=(16, 8))).apply)(params, images)
     assert np.median(np.abs(sparse.depth / dense.depth - 1)) < TOLERANCE["bfloat16"]
+
+
+@pytest.mark.parametrize("sparsity", [None, Sparsity(sparse_ratio=0.5, block=BUNDLED["mini"].block)])
+def test_two_gpus_are_one_but_for_the_order_of_rounding(sparsity):
+    """Seven views, of which one GPU has four and the other three. In bfloat16 two GPUs are as near to one as
+    that one is to float32, whose rounding the two share.
+    """
+    if len(jax.devices()) < 2:
+        pytest.skip("needs two GPUs")
+    heads = ("camera", "depth", "point")
+    model, params = from_pretrained("mini", heads=heads, sparsity=sparsity, param_dtype=jnp.float32)
+    folder = BUNDLED["mini"].path.parent / "views"
+    pixels = load_images([folder / f"{i}.jpg" for i in range(7)], model.image_policy).pixels[None]
+
+    def run(dtype, devices):
+        apply = model.clone(dtype=dtype).apply
+        if devices == 1:
+            found = jax.jit(apply)(params, pixels)
+        else:
+            with jax.set_mesh(frames_mesh(devices)):
+                found = jax.jit(lambda params, pixels: apply(params, pixels))(params, pixels)
+        return {name: np.asarray(getattr(found, name)) for name in ("pose_enc", "depth", "world_points")}
+
+    def apart(a, b):
+        return {name: np.linalg.norm(a[name] - b[name]) / np.linalg.norm(b[name]) for name in a}
+
+    with jax.default_matmul_precision("highest"):
+        exact = run(jnp.float32, 1)
+        in_float32 = apart(run(jnp.float32, 2), exact)
+    one = run(jnp.bfloat16, 1)
+    rounding, between = apart(one, exact), apart(run(jnp.bfloat16, 2), one)
+    print({"float32": in_float32, "bfloat16, one GPU from float32": rounding, "two from one": between})
+    assert max(in_float32.values()) < 1e-4
+    assert all(between[name] < rounding[name] for name in rounding)
