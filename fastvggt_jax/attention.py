@@ -14,6 +14,7 @@ from fastvggt_jax.sparsity import Sparsity
 from pallas_kernels import BlockMask, aligned, block_sparse_attention, cudnn_serves, faster_dense, joined
 from pallas_kernels import slower_sparse as slower_sparse  # for models
 from pallas_kernels import to_float8 as to_float8  # for models
+from pallas_kernels import unused_float8 as unused_float8  # for models
 from pallas_kernels.varying import varying_as as varying_as  # for loops over layers
 
 Array = jax.Array

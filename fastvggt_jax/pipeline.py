@@ -160,6 +160,9 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
                 mesh=mesh,
             )
             model = _with_fast_attention(model).clone(float8_scores=s.float8_scores)
+            if why := model.why_unused_float8(*images.pixels.shape[:3]):
+                text = f"float8_scores rounds here and makes nothing faster, so leave it out: {why}"
+                warnings.warn(text, stacklevel=2)
         queries = None
         if s.tracks:
             queries = choose_queries(images.pixels, images.shown(), s.export.track_points)

@@ -15,6 +15,7 @@ from pallas_kernels.implementation import (
     register,
     registered,
     slower_sparse,
+    unused_float8,
 )
 from pallas_kernels.mosaic_sm90.config import TuningConfig
 
@@ -43,4 +44,5 @@ __all__ = [
     "registered",
     "slower_sparse",
     "to_float8",
+    "unused_float8",
 ]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import sys
 from functools import partial
 from importlib import resources
@@ -89,8 +90,10 @@ def write(path: Path, device_kind: str, implementation: str, entries: list[dict[
 
 
 def parse_block(text: str) -> tuple[int, int]:
-    queries, keys = map(int, text.split("x"))
-    return queries, keys
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"it must be queries x keys such as 128x64, not {text!r}")
+    return int(found[1]), int(found[2])
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

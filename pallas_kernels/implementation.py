@@ -48,6 +48,7 @@ class Request:
       block: (queries, keys) of a block of the mask.
       device: where it runs.
       sharded: whether the arrays are spread over several devices, see `is_sharded`.
+      float8: whether q and k are of 8 bits.
       config: the tuning config that the caller gave.
     """
 
@@ -62,6 +63,7 @@ class Request:
     device: Device
     sharded: bool = False
     config: Any = None
+    float8: bool = False
 
     @classmethod
     def of(
@@ -78,7 +80,8 @@ class Request:
         dtype = np.dtype((k if v is None else v).dtype)
         if dtype == jnp.float8_e4m3fn:
             dtype = np.dtype(jnp.bfloat16)  # which holds the same numbers
-        return cls(operation, B, T, k.shape[1], N, H, dtype, block, device_of(q), is_sharded(q, k), config)
+        sharded, float8 = is_sharded(q, k), q.dtype == jnp.float8_e4m3fn
+        return cls(operation, B, T, k.shape[1], N, H, dtype, block, device_of(q), sharded, config, float8)
 
 
 def device_of(x: Array | None = None) -> Device:
@@ -299,6 +302,26 @@ def slower_sparse(dtype: Any, head_dim: int, block: tuple[int, int]) -> str | No
     request = Request(ATTENTION, 1, block[0], block[1], 1, head_dim, np.dtype(dtype), block, device)
     chosen, reasons = choose(request)
     return "; ".join(reasons) if device.platform in chosen.slow_on else None
+
+
+def unused_float8(dtype: Any, head_dim: int, keys: int, block: tuple[int, int] | None) -> str | None:
+    """Why attention to so many keys gains nothing from q and k of 8 bits on the default device; None where it
+    does. block: of the mask; None: dense attention.
+    """
+    device, dtype = device_of(), np.dtype(dtype)
+    request = Request(
+        ATTENTION, 1, keys, keys, 1, head_dim, dtype, block or DEFAULT_BLOCK, device, float8=True
+    )
+    if block is not None:
+        chosen, reasons = choose(request)
+        return None if chosen.takes_float8 else "; ".join([*reasons, f"{chosen.name!r} multiplies 16 bits"])
+    taking = [one for one in _implementations.values() if one.takes_float8]
+    serving = [one for one in taking if one.why_not(request) is None]
+    if any(one.beats_dense(request) for one in serving):
+        return None
+    if serving:
+        return f"dense attention to {keys} keys is left to a library, which takes 16 bits"
+    return "; ".join(f"{one.name!r} cannot do this: {one.why_not(request)}" for one in taking)
 
 
 def compiles_in_threads(dtype: Any) -> bool:

@@ -89,7 +89,8 @@ def block_sparse_attention(q: Array, k: Array, v: Array, block_mask: BlockMask) 
     float32.
 
     [B, T, N, H], [B, S, N, H], [B, S, N, H] -> [B, T, N, H] in q's dtype. A query block without any kept
-    block gives zeros.
+    block gives zeros. What is not finite in v reaches every query here; in other implementations those alone
+    that keep its block.
     """
     key_block = jnp.concatenate(
         [jnp.full(stop - start, i, jnp.int32) for i, (start, stop) in enumerate(block_mask.kv_block_bounds())]

@@ -12,7 +12,7 @@ from fastvggt_jax.models.heads.camera import CameraHead
 from fastvggt_jax.models.rope import apply_rope, patch_positions, rope_tables
 from fastvggt_jax.models.vggt import Aggregator
 from fastvggt_jax.models.vit import Attention, HeadNorm, gelu
-from pallas_kernels import Implementation, block_sparse_attention, registered, to_float8
+from pallas_kernels import Implementation, block_sparse_attention, registered, to_float8, unused_float8
 from pallas_kernels.implementation import ATTENTION
 from pallas_kernels.triton import Triton
 from tests.conftest import TOLERANCE, max_error
@@ -274,6 +274,18 @@ def test_a_kernel_gets_8_bits_only_if_it_takes_them():
         with registered(kernel):
             attention.dense_attention(q, k, v)
         assert kernel.seen == [[scores, scores, jnp.float32]]
+
+
+def test_why_8_bits_gain_nothing():
+    """Sparse attention gains by a kernel that takes them, dense attention by one that beats the library."""
+    why = lambda keys, block: unused_float8(jnp.bfloat16, 64, keys, block)
+    assert "mosaic_sm90" in why(50, (16, 16)) and "mosaic_sm90" in why(50, None)
+    kernel = LongKernel()
+    with registered(kernel):
+        assert why(50, (16, 16)) == "'long' multiplies 16 bits"
+        kernel.takes_float8 = True
+        assert why(30, (16, 16)) is None and why(50, None) is None
+        assert "is left to a library" in why(30, None)
 
 
 @pytest.mark.every_jax

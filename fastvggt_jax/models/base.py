@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.errors import FlaxError
 
-from fastvggt_jax.attention import slower_sparse
+from fastvggt_jax.attention import slower_sparse, unused_float8
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.models.prediction import Prediction, Reconstruction
 from fastvggt_jax.sharding import Spread, mesh_of, over_mesh
@@ -181,6 +181,18 @@ class Model(nn.Module):
         if self.sparsity is None or "sparse" not in self.sparsity.plan(self.depth):
             return None
         return slower_sparse(self.dtype, self.embed_dim // self.num_heads, self.sparsity.block)
+
+    def why_unused_float8(self, frames: int, height: int, width: int) -> str | None:
+        """Why its float8_scores make nothing faster for so many frames on the default device; None where they
+        do, or are off.
+        """
+        if not self.float8_scores:
+            return None
+        patch = self.image_policy.patch
+        keys = frames * ((height // patch) * (width // patch) + self.num_special)
+        sparse = self.sparsity is not None and "sparse" in self.sparsity.plan(self.depth)
+        block = self.sparsity.block if self.sparsity is not None and sparse else None
+        return unused_float8(self.dtype, self.embed_dim // self.num_heads, keys, block)
 
     # ---- how it runs
 

@@ -8,10 +8,11 @@ on one GPU.
 work of the blocks that are kept. "×kernel" and "×sum" are a row's time over ours; dense peers, which need no
 mask, are measured once per shape and stand beside every density. Inputs are random and batch is 1. "error" is
 what the same call gives at 2,048 tokens (or one view) and 2 heads, against float32: the largest deviation
-over the largest value; of a mask, the share of its blocks that float32 would not keep. More than 0.05 is
-called wrong. Ours, JAX's peers, PyTorch's and each of the optional peers, FlashAttention-3 (`fa3-fwd`),
-FlashAttention-4 (`flash-attn-4`), FlashInfer (`flashinfer-python`) and tokamax, run in processes of their
-own, one after another: each has the GPU's memory to itself, and one that hangs or breaks takes no other down.
+over the largest value; of a mask, the share of its blocks that float32 would not keep; of 8 bits, against
+float32 of the rounded numbers. More than 0.05 is called wrong. Ours, JAX's peers, PyTorch's and each of the
+optional peers, FlashAttention-3 (`fa3-fwd`), FlashAttention-4 (`flash-attn-4`), FlashInfer
+(`flashinfer-python`) and tokamax, run in processes of their own, one after another: each has the GPU's memory
+to itself, and one that hangs or breaks takes no other down.
 What is not installed or could not run is listed with the reason.
 """
 
@@ -27,6 +28,7 @@ from pallas_kernels.bench.parts import PARTS, find_device, installed_versions, m
 from pallas_kernels.bench.peers import PEERS, why_not
 from pallas_kernels.bench.table import entry, is_wrong, table
 from pallas_kernels.bench.workloads import Workload
+from pallas_kernels.implementation import find
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -65,6 +67,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default=1.0,
         help="factor on ours' q: 12 leaves the range of the kernel's fixed shift",
     )
+    parser.add_argument(
+        "--float8-scores",
+        action="store_true",
+        help="another row of ours: q and k are rounded to float8_e4m3fn first",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per row")
     parser.add_argument("--skip-peers", action="store_true", help="ours only")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
@@ -77,6 +84,8 @@ def check(args: argparse.Namespace) -> list[Workload]:
         raise ValueError("--density must be above 0 and at most 1")
     if min(args.block) < 1 or args.repeats < 1:
         raise ValueError("--block and --repeats must be at least 1")
+    if args.implementation:
+        find(args.implementation)
     return [workloads.find(name) for name in args.shapes]
 
 

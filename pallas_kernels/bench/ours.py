@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import BlockMask, block_sparse_attention, pooled_block_mask
+from pallas_kernels import BlockMask, block_sparse_attention, pooled_block_mask, to_float8
 from pallas_kernels.bench import errors
-from pallas_kernels.bench.table import KERNEL, MASK, SUM, Row, attempt
+from pallas_kernels.bench.table import FLOAT8, KERNEL, MASK, SUM, Row, attempt
 from pallas_kernels.bench.workloads import Workload, random_qkv
 from pallas_kernels.timing import jax_ms
 
@@ -23,7 +23,7 @@ Array = jax.Array
 
 
 def ours_rows(args: argparse.Namespace, work: Workload) -> Iterator[Row]:
-    """Mask, kernel and both, density by density."""
+    """Mask, kernel and both, density by density; and the kernel with q and k of 8 bits, if asked for."""
     implementation = args.implementation
     choices = [f"{implementation=}"] if implementation else _log_messages()
     q, patch_k, k, v = _arrays(args, work)
@@ -49,6 +49,13 @@ def ours_rows(args: argparse.Namespace, work: Workload) -> Iterator[Row]:
             partial(measure, both, q, patch_k, k, v),
             partial(check, SUM),
         )
+        if args.float8_scores:
+            rounded = lambda q, k, v, mask: attend(to_float8(q), to_float8(k), v, mask)
+            yield attempt(
+                dataclasses.replace(ours, what=FLOAT8),
+                partial(measure, rounded, q, k, v, mask),
+                partial(check, FLOAT8),
+            )
 
 
 def _arrays(args: argparse.Namespace, work: Workload) -> tuple[Array, Array, Array, Array]:
@@ -78,7 +85,7 @@ def _both(args: argparse.Namespace, work: Workload, asked: float) -> Callable[..
 
 def _error(what: str, args: argparse.Namespace, work: Workload, asked: float) -> float:
     """Of a mask, the share of its blocks that float32 would not keep; else what
-    `errors.max_relative_error` says.
+    `errors.max_relative_error` says, with 8 bits of the numbers that these hold.
     """
     q, patch_k, k, v = _arrays(args, work)
     select = _select(args, work, asked)
@@ -89,7 +96,9 @@ def _error(what: str, args: argparse.Namespace, work: Workload, asked: float) ->
             exact = jax.device_put((q, patch_k), cpu)
             exact = select(*(x.astype(jnp.float32) for x in exact), implementation="reference")
             return float((kept & ~np.asarray(exact.to_dense())[0]).sum() / kept.sum())
-    if what == KERNEL:
+    if what == FLOAT8:
+        q, k = to_float8(q), to_float8(k)
+    if what in (KERNEL, FLOAT8):
         attend = partial(block_sparse_attention, implementation=args.implementation)
         out = jax.jit(attend)(q, k, v, mask)
     else:

@@ -13,7 +13,7 @@ from importlib import metadata
 from pallas_kernels.bench.jax_peers import jax_rows
 from pallas_kernels.bench.ours import ours_rows
 from pallas_kernels.bench.peers import PACKAGES, PEERS
-from pallas_kernels.bench.table import KERNEL, MASK, SUM, Row
+from pallas_kernels.bench.table import FLOAT8, KERNEL, MASK, SUM, Row
 from pallas_kernels.bench.torch_peers import torch_rows
 from pallas_kernels.bench.workloads import Workload
 
@@ -41,7 +41,7 @@ def run_part(part: str, args: argparse.Namespace, work: Workload) -> list[Row]:
         *args.density,
     ]
     shared += ["--implementation", args.implementation] if args.implementation else []
-    shared += ["--q-scale", args.q_scale]
+    shared += ["--q-scale", args.q_scale] + ["--float8-scores"] * args.float8_scores
     command = [
         sys.executable,
         "-m",
@@ -78,7 +78,8 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
 def missing_rows(part: str, args: argparse.Namespace, work: Workload, reason: str) -> list[Row]:
     """Every row that a part should give, without a time."""
     if part == "ours":
-        named = [(what, asked) for asked in args.density for what in (MASK, KERNEL, SUM)]
+        rows = (MASK, KERNEL, SUM) + (FLOAT8,) * args.float8_scores
+        named = [(what, asked) for asked in args.density for what in rows]
     else:
         named = [(peer.what(args), asked) for peer in PEERS[part] for asked in peer.asked(args)]
     return [Row(what, asked, work.patches, work.kv_len, note=reason) for what, asked in named]

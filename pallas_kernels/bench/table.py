@@ -11,6 +11,7 @@ from pallas_kernels.bench.errors import WRONG
 from pallas_kernels.bench.workloads import Workload
 
 MASK, KERNEL, SUM = "ours: mask", "ours: kernel", "ours: mask + kernel"
+FLOAT8 = "ours: q, k to 8 bits + kernel"
 
 
 @dataclasses.dataclass(frozen=True)

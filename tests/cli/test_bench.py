@@ -74,6 +74,16 @@ def test_models_dense_and_sparse(name, heads, tmp_path, monkeypatch):
     assert all(row["ms_per_frame"] == 500 * row["seconds"] > 0 and row["needs_gib"] > 0 for row in rows)
 
 
+def test_what_runs_is_what_was_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(bench, "run", lambda what, case: asked.append(case) or {"frames": 1})
+    options = ["--float8-scores", "--low-memory", "--devices", 2, "--size", 28, "--height", 14, "--json"]
+    assert run("--frames", 1, "--sparsity", "0.5", "--only", "model", *options).exit_code == 0
+    (case,) = asked
+    assert case.build().float8_scores and case.low_memory
+    assert (case.devices, case.side, case.height) == (2, 28, 14)
+
+
 def test_a_row_that_fails_is_said_and_the_others_are_measured(monkeypatch):
     def half(what, case):
         if case.frames == 1:

@@ -355,6 +355,7 @@ def test_other_options_and_one_photograph(weights, tmp_path, without_model):
     )
     assert report["model"]["heads"] == ["camera", "depth", "point"] and report["model"]["dtype"] == "bfloat16"
     assert report["model"]["float8_scores"]
+    assert [one for one in report["warnings"] if "float8_scores rounds here and makes nothing faster" in one]
     with np.load(tmp_path / "out" / "depth" / "portrait_61x133.png.npz") as npz:
         assert npz["depth"].shape == (133, 61) and npz["valid"].all()
 

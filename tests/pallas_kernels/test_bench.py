@@ -15,7 +15,7 @@ import pytest
 from pallas_kernels import BlockMask, reference, timing
 from pallas_kernels.bench import __main__ as command
 from pallas_kernels.bench import errors, jax_peers, ours, parts, peers, table, torch_peers, workloads
-from pallas_kernels.bench.table import KERNEL, MASK, SUM, Row
+from pallas_kernels.bench.table import FLOAT8, KERNEL, MASK, SUM, Row
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--shapes", "256x2x16", "--block", "32", "16", "--density", "1", "0.26", "--repeats", "1"]
@@ -61,6 +61,7 @@ def test_workloads():
         (["--block", "0", "64"], "--block and --repeats"),
         (["--repeats", "0"], "--block and --repeats"),
         (["--shapes", "square_65536"], "JAX sees no GPU"),
+        (["--implementation", "nope"], "implementation='nope' must be None or one of"),
     ],
 )
 def test_bad_arguments_get_one_sentence(cpu, capsys, wrong, message):
@@ -95,18 +96,21 @@ def test_rows_of_a_tiny_shape_without_a_gpu():
 
 
 def test_special_keys_are_measured_too():
-    args, _ = arguments("--implementation", "reference")
+    args, _ = arguments("--implementation", "reference", "--float8-scores")
     work = workloads.Workload("views", 2, 140, 140, 5, 1, 16)
     rows = list(ours.ours_rows(args, work))
-    assert [row.what for row in rows] == 2 * [MASK, KERNEL, SUM] and all(row.ms for row in rows)
+    assert [row.what for row in rows] == 2 * [MASK, KERNEL, SUM, FLOAT8] and all(row.ms for row in rows)
     assert (rows[0].T, rows[0].S) == (200, 210)
-    assert rows[3].density == pytest.approx(
+    assert all(0 < row.error < 1e-2 for row in rows if row.what == FLOAT8)  # of the numbers that 8 bits hold
+    assert [row.what for row in parts.missing_rows("ours", args, work, "")] == [row.what for row in rows]
+    assert rows[4].density == pytest.approx(
         (3 + 1) / (13 + 1)
     )  # 3 of 13 blocks of patch keys, and the special one
 
 
 def test_a_row_that_fails_says_why_and_spares_the_others():
-    args, work = arguments("--implementation", "nonsense")
+    args, work = arguments()
+    args.implementation = "nonsense"
     rows = parts.run_part("ours", args, work)
     assert [row.asked for row in rows] == [1] * 3 + [0.26] * 3
     assert all(row.ms is None and "nonsense" in row.note for row in rows)

@@ -325,6 +325,13 @@ def test_autotune_refuses_in_one_sentence(arguments, message, capsys, tunable, m
     assert not out and message in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("block", ["128", "128x", "0x64", "128,64"])
+def test_autotune_says_how_a_block_is_written(block, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        autotune.main(["--block", block])
+    assert f"it must be queries x keys such as 128x64, not {block!r}" in capsys.readouterr().err
+
+
 def test_autotune_says_why_nothing_can_be_tuned(capsys, monkeypatch):
     monkeypatch.setattr(
         autotune.implementations, "device_of", lambda: autotune.implementations.Device("cpu", "cpu")
