@@ -48,7 +48,6 @@ class Request:
       block: (queries, keys) of a block of the mask.
       device: where it runs.
       sharded: whether the arrays are spread over several devices, see `is_sharded`.
-      float8: whether q and k are of 8 bits.
       config: the tuning config that the caller gave.
     """
 
@@ -63,7 +62,6 @@ class Request:
     device: Device
     sharded: bool = False
     config: Any = None
-    float8: bool = False
 
     @classmethod
     def of(
@@ -80,8 +78,7 @@ class Request:
         dtype = np.dtype((k if v is None else v).dtype)
         if dtype == jnp.float8_e4m3fn:
             dtype = np.dtype(jnp.bfloat16)  # which holds the same numbers
-        sharded, float8 = is_sharded(q, k), q.dtype == jnp.float8_e4m3fn
-        return cls(operation, B, T, k.shape[1], N, H, dtype, block, device_of(q), sharded, config, float8)
+        return cls(operation, B, T, k.shape[1], N, H, dtype, block, device_of(q), is_sharded(q, k), config)
 
 
 def device_of(x: Array | None = None) -> Device:
@@ -309,9 +306,7 @@ def unused_float8(dtype: Any, head_dim: int, keys: int, block: tuple[int, int] |
     does. block: of the mask; None: dense attention.
     """
     device, dtype = device_of(), np.dtype(dtype)
-    request = Request(
-        ATTENTION, 1, keys, keys, 1, head_dim, dtype, block or DEFAULT_BLOCK, device, float8=True
-    )
+    request = Request(ATTENTION, 1, keys, keys, 1, head_dim, dtype, block or DEFAULT_BLOCK, device)
     if block is not None:
         chosen, reasons = choose(request)
         return None if chosen.takes_float8 else "; ".join([*reasons, f"{chosen.name!r} multiplies 16 bits"])
