@@ -57,7 +57,7 @@ class Case:
       sparsity, block: as the command line spells them. float8_scores: see `Model`.
       dtype: of the backbone's matrix products, None for the model's.
       param_dtype: of the parameters; "compute" as `from_pretrained` knows it.
-      repeats: of which the median counts.
+      repeats: of which the median counts, after a first run; 0: the first one counts.
       memory_limit: GiB that JAX may allocate, or None.
       kernels: names of the implementations of pallas_kernels that may serve, None for all.
       low_memory: see `Model`; otherwise only where all does not fit on the device, as `reconstruct` does it.
@@ -97,9 +97,9 @@ class Case:
             if value not in known:
                 right = " or ".join(one for one in known if one)
                 raise InputError(f"{name} must be {right}, not {value!r}", argument=name)
-        for name in ("frames", "repeats", "devices"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}", argument=name)
+        for name, least in (("frames", 1), ("repeats", 0), ("devices", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}", argument=name)
         if self.memory_limit is not None and shutil.which("nvidia-smi") is None:
             text = "memory_limit needs an NVIDIA GPU: nvidia-smi, which tells the whole memory, is not here"
             raise InputError(text, argument="memory_limit")
@@ -168,13 +168,12 @@ def measure(case: Case) -> dict[str, Any]:
     if not fits(step) and not case.low_memory:
         step = compiled(True)
     compile_s = time.perf_counter() - start
-    jax.block_until_ready(step(params, images, points))
     times = []
-    for _ in range(case.repeats):
+    for _ in range(1 + case.repeats):
         start = time.perf_counter()
         jax.block_until_ready(step(params, images, points))
         times.append(time.perf_counter() - start)
-    seconds = statistics.median(times)
+    seconds = statistics.median(times[1:] or times)
     stats = [device.memory_stats() or {} for device in mesh.devices.flat]
     details = profile(model, params, images, step) if case.profile else {}
     return details | {
@@ -208,8 +207,8 @@ def measure_attention(case: Case) -> dict[str, Any]:
     if case.float8_scores:
         q, k = to_float8(q), to_float8(k)
     row: dict[str, Any] = {"frames": case.frames, "heads": heads, "head_dim": shape[2]}
-    row["jax"] = jax_ms(dense_attention, q, k, v, repeats=case.repeats)
-    return row | _torch_attention(*shape, case.repeats)
+    row["jax"] = jax_ms(dense_attention, q, k, v, repeats=max(1, case.repeats))
+    return row | _torch_attention(*shape, max(1, case.repeats))
 
 
 def _torch_attention(tokens: int, heads: int, head_dim: int, repeats: int) -> dict[str, float]:

@@ -53,7 +53,9 @@ def bench(
         ),
     ] = False,
     devices: Annotated[int, typer.Option(help="Share the views among so many devices.")] = 1,
-    repeats: Annotated[int, typer.Option(help="Of which the median counts.")] = 3,
+    repeats: Annotated[
+        int, typer.Option(help="Of which the median counts, after a first run; 0: that one counts.")
+    ] = 3,
     only: Annotated[
         Literal["model", "attention"] | None,
         typer.Option(
