@@ -23,6 +23,22 @@ class Similarity:
             + self.translation
         )
 
+    def inverse(self) -> Similarity:
+        back = self.rotation.T
+        return Similarity(1 / self.scale, back, -(back @ self.translation) / self.scale)
+
+    def after(self, first: Similarity) -> Similarity:
+        """x -> self(first(x))."""
+        return Similarity(self.scale * first.scale, self.rotation @ first.rotation, self(first.translation))
+
+    def of_cameras(self, cam_from_world: Float[np.ndarray, "... 3 4"]) -> Float[np.ndarray, "... 3 4"]:
+        """The same cameras in the world that points are brought to; what they see is `scale` times as far."""
+        rotation = np.asarray(cam_from_world[..., :3], np.float64) @ self.rotation.T
+        translation = (
+            self.scale * np.asarray(cam_from_world[..., 3], np.float64) - rotation @ self.translation
+        )
+        return np.concatenate([rotation, translation[..., None]], -1)
+
 
 def is_rotation(matrices: np.ndarray) -> np.ndarray | np.bool_:
     """bool[...]: which of f[..., 3, 3] are rotations, to 1 %; numbers that are not finite are none."""
