@@ -112,6 +112,37 @@ class Settings:
     overwrite: bool = False
 
 
+class Plan(NamedTuple):
+    """What settings come to, before anything is read: the model without its parameters, those of its heads
+    that are needed, and the formats.
+    """
+
+    model: Model
+    heads: tuple[str, ...]
+    formats: list[Format]
+
+
+class Loaded(NamedTuple):
+    """Photographs that are to be reconstructed, what is known of them, and the files that may be replaced."""
+
+    settings: Settings
+    plan: Plan
+    images: Images
+    known: _Known
+    ours: list[str]
+
+
+class Computed(NamedTuple):
+    """What the model has found; density: the share of blocks that each sparse layer has attended to."""
+
+    found: Reconstruction
+    density: list[float] | None
+    queries: Queries | None
+    model: Model
+    parameters: int
+    devices: int
+
+
 def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
     """Run the steps, each inside `with step(name)`, and return a JSON-able account of what was done.
 
@@ -119,71 +150,119 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
     load_images, from_pretrained, to_scene and the writers raise, and OutOfMemoryError.
     """
     s = settings
-    formats = check_formats(always_written(s.formats), s.export)
-    ours = written_in(s.output)  # what --overwrite may replace
     mesh = None if s.devices is None else frames_mesh(s.devices)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        _check_output(s)  # before weights are converted
+        loaded = load(s, planned(s), step)
+        with step("load weights"):
+            model, params = load_model(s, loaded.plan, mesh)
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            computed = compute(loaded, model, params, step, mesh)
+        if jax.process_index():  # the first of several hosts writes
+            return {}
+        del params
+        report = write(loaded, computed, step)
+    texts = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+    return report | {"warnings": list(dict.fromkeys(texts))}
+
+
+def planned(settings: Settings) -> Plan:
+    """Raises what is wrong with the settings, whatever the photographs."""
+    s = settings
+    formats = check_formats(always_written(s.formats), s.export)
     if s.bundle:
         require()
     if s.bundle and s.tracks:
         text = "tracks follows points by the model, and bundle adjustment by what photographs show"
         text += ": leave one of the two out"
         raise InputError(text, argument="tracks")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        check_output_folder(s.output, overwrite=s.overwrite, ours=ours)
-        model = read_model(s.weights)
-        heads = model.heads_for(s.points_from)
-        if s.tracks:
-            heads = (*heads, _track_head(model, s.weights, formats))
-        with step("load photographs"):
-            images = load_images(
-                _with_video_options(s),
-                model.image_policy,
-                mode=s.mode,
-                size=s.size,
-                white=s.white,
-                masks=s.masks,
-                paint_masks=s.paint_masks,
-                skip_bad=s.skip_bad,
-            )
-        _check_not_in(s.output, (frame and frame.path for frame in images.frames))
-        # What is wrong with these is said before the model runs.
-        known = _known(images.names, images.transforms, s.export, s.intrinsics, s.align_to)
-        check_space(s.output, images.pixels[..., 0].size * sum(format.pixel_bytes for format in formats))
-        with step("load weights"), memory_errors(images):
-            model, params = from_pretrained(
-                s.weights,
-                heads=heads,
-                sparsity=s.sparsity,
-                dtype=compute_dtype(s.dtype),
-                param_dtype="compute",
-                mesh=mesh,
-            )
-            model = _with_fast_attention(model).clone(float8_scores=s.float8_scores)
-            if why := model.why_unused_float8(*images.pixels.shape[:3]):
-                text = f"float8_scores rounds here and makes nothing faster, so leave it out: {why}"
-                warnings.warn(text, stacklevel=2)
-        queries = None
-        if s.tracks:
-            queries = choose_queries(images.pixels, images.shown(), s.export.track_points)
-        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            found, density = predict(model, params, images, step, s.points_from, queries, mesh)
-        if jax.process_index():  # the first of several hosts writes
-            return {}
-        parameters = sum(x.size for x in jax.tree.leaves(params))
-        del params
-        wanted = s.bundle or s.mask_sky or known.K is not None or known.positions is not None
-        with step("refine") if wanted else contextlib.nullcontext():
-            scene, measured, adjustment, alignment = _refined(
-                to_scene(found, images), s.export, s.bundle, known, sky=s.mask_sky
-            )
-        with step("write"):
-            export = Export.of(scene, s.export, images.frames, _followed(queries, found), measured)
-            scene = export.scene
-            if not len(export.cloud):
-                warnings.warn("no point is left: lower conf_percentile or raise edge_filter", stacklevel=2)
-            with output_folder(s.output, overwrite=s.overwrite, ours=ours) as folder:
-                files = write_formats(export, folder, formats)
+    model = read_model(s.weights)
+    heads = model.heads_for(s.points_from)
+    if s.tracks:
+        heads = (*heads, _track_head(model, s.weights, formats))
+    return Plan(model, heads, formats)
+
+
+def load(settings: Settings, plan: Plan, step: Step) -> Loaded:
+    """The photographs, and what is wrong with them and the output folder, before the model runs."""
+    s = settings
+    ours = _check_output(s)
+    with step("load photographs"):
+        images = load_images(
+            _with_video_options(s),
+            plan.model.image_policy,
+            mode=s.mode,
+            size=s.size,
+            white=s.white,
+            masks=s.masks,
+            paint_masks=s.paint_masks,
+            skip_bad=s.skip_bad,
+        )
+    _check_not_in(s.output, (frame and frame.path for frame in images.frames))
+    known = _known(images.names, images.transforms, s.export, s.intrinsics, s.align_to)
+    check_space(s.output, images.pixels[..., 0].size * sum(format.pixel_bytes for format in plan.formats))
+    return Loaded(s, plan, images, known, ours)
+
+
+def _check_output(settings: Settings) -> list[str]:
+    """Raises as check_output_folder; returns what overwrite may replace."""
+    ours = written_in(settings.output)
+    check_output_folder(settings.output, overwrite=settings.overwrite, ours=ours)
+    return ours
+
+
+def load_model(settings: Settings, plan: Plan, mesh: Mesh | None = None) -> tuple[Model, Any]:
+    """(the model as it is to be run here, its parameters)."""
+    with memory_errors():
+        model, params = from_pretrained(
+            settings.weights,
+            heads=plan.heads,
+            sparsity=settings.sparsity,
+            dtype=compute_dtype(settings.dtype),
+            param_dtype="compute",
+            mesh=mesh,
+        )
+    return _with_fast_attention(model).clone(float8_scores=settings.float8_scores), params
+
+
+def compute(
+    loaded: Loaded,
+    model: Model,
+    params: Any,
+    step: Step,
+    mesh: Mesh | None = None,
+    programs: Programs | None = None,
+) -> Computed:
+    """Run the model. programs: those that were compiled for other scenes of this model, see `predict`."""
+    s, images = loaded.settings, loaded.images
+    if why := model.why_unused_float8(*images.pixels.shape[:3]):
+        text = f"float8_scores rounds here and makes nothing faster, so leave it out: {why}"
+        warnings.warn(text, stacklevel=2)
+    queries = None
+    if s.tracks:
+        queries = choose_queries(images.pixels, images.shown(), s.export.track_points)
+    found, density = predict(model, params, images, step, s.points_from, queries, mesh, programs)
+    parameters = sum(x.size for x in jax.tree.leaves(params))
+    return Computed(found, density, queries, model, parameters, 1 if mesh is None else mesh.size)
+
+
+def write(loaded: Loaded, computed: Computed, step: Step) -> dict[str, Any]:
+    """The files, and a JSON-able account of what was done."""
+    s, plan, images, known, ours = loaded
+    found, model = computed.found, computed.model
+    wanted = s.bundle or s.mask_sky or known.K is not None or known.positions is not None
+    with step("refine") if wanted else contextlib.nullcontext():
+        scene, measured, adjustment, alignment = _refined(
+            to_scene(found, images), s.export, s.bundle, known, sky=s.mask_sky
+        )
+    with step("write"):
+        export = Export.of(scene, s.export, images.frames, _followed(computed.queries, found), measured)
+        scene = export.scene
+        if not len(export.cloud):
+            warnings.warn("no point is left: lower conf_percentile or raise edge_filter", stacklevel=2)
+        with output_folder(s.output, overwrite=s.overwrite, ours=ours) as folder:
+            files = write_formats(export, folder, plan.formats)
     return {
         "output": str(s.output),
         "files": sorted(files),
@@ -203,16 +282,13 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
         "model": {
             "class": type(model).__name__,
             "heads": list(model.heads),
-            "parameters": parameters,
+            "parameters": computed.parameters,
             "dtype": jnp.dtype(model.dtype).name,
             "float8_scores": model.float8_scores,
-            "density": density,
+            "density": computed.density,
         },
-        "device": ("" if mesh is None else f"{mesh.size} × ") + jax.devices()[0].device_kind,
+        "device": f"{computed.devices} × " * (computed.devices > 1) + jax.devices()[0].device_kind,
         "peak_memory_bytes": peak_memory(),
-        "warnings": list(
-            dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
-        ),
     }
 
 
@@ -338,6 +414,29 @@ def compute_dtype(name: str) -> jnp.dtype:
     return jnp.dtype(name)
 
 
+class Program(NamedTuple):
+    """A compiled one. model: as it was compiled; one_confidence: that of points is that of depth, which would
+    leave the device twice.
+    """
+
+    compiled: jax.stages.Compiled
+    model: Model
+    one_confidence: bool
+
+
+class Programs(dict[Any, Program]):
+    """The last few that were compiled, by the shapes of what they take; all of one model and its options."""
+
+    MOST = 8  # scenes come sorted by size, so that equal ones follow one another
+
+    def of(self, key: Any, make: Callable[[], Program]) -> Program:
+        program = self.pop(key, None) or make()
+        self[key] = program
+        while len(self) > self.MOST:
+            del self[next(iter(self))]
+        return program
+
+
 def predict(
     model: Model,
     params: Any,
@@ -346,45 +445,62 @@ def predict(
     points_from: str | None = None,
     queries: Queries | None = None,
     mesh: Mesh | None = None,
+    programs: Programs | None = None,
 ) -> tuple[Reconstruction, list[float] | None]:
     """(the reconstruction of these images, computed; the share of blocks that each sparse layer has attended
     to).
 
     mesh: that is set and shares the frames, if any.
+    programs: where to find those of other scenes, of this model, points_from and mesh.
     """
+    pixels = images.pixels[None]
+    given = (params, () if queries is None else (np.asarray(queries.xy)[None],))
+    frames = None if queries is None else queries.frames
+    key = (pixels.shape, frames, None if queries is None else queries.xy.shape)
+    with step("compile"), memory_errors(images, params):
+        make = partial(_fitting, model, given, pixels, points_from, frames, mesh)
+        program = make() if programs is None else programs.of(key, make)
+    compiled = program.compiled
+    if not fits(compiled):
+        raise OutOfMemoryError(_memory_sentence(images, params, compiled, ""))
+    if program.model.low_memory and not model.low_memory:
+        text = "memory is scarce: what is computed waits in the host's memory, which takes a little longer"
+        warnings.warn(text, stacklevel=2)
+    with step("run"), memory_errors(images, params, compiled):
+        place = None if mesh is None else along_frames(mesh, pixels.shape, pixels.shape[1])
+        found, density = jax.block_until_ready(compiled(given, jax.device_put(pixels, place)))
+    if program.one_confidence:
+        found = dataclasses.replace(found, conf=found.depth_conf)
+    return found, None if density is None else [round(float(d), 4) for d in density]
 
+
+def _fitting(
+    model: Model,
+    given: Any,
+    pixels: np.ndarray,
+    points_from: str | None,
+    frames: tuple[int, ...] | None,
+    mesh: Mesh | None,
+) -> Program:
+    """The program, or where that does not fit the one that takes less of the device's memory."""
     one_confidence = False
 
-    def run(model: Model, params: Any, pixels: jax.Array) -> tuple[Reconstruction, jax.Array | None]:
+    def run(model: Model, given: Any, pixels: jax.Array) -> tuple[Reconstruction, jax.Array | None]:
         nonlocal one_confidence
-        asked = () if queries is None else (jnp.asarray(queries.xy)[None], queries.frames)
+        params, xy = given
+        asked = () if frames is None else (*xy, frames)
         prediction = model.apply(params, pixels, *asked)
         found = model.reconstruction(prediction, points_from)
-        one_confidence = found.conf is found.depth_conf  # which would leave the device twice
+        one_confidence = found.conf is found.depth_conf
         if one_confidence:
             found = dataclasses.replace(found, conf=None)  # type: ignore[arg-type]
         return found, prediction.density
 
-    pixels = images.pixels[None]
-    compiled = None
-    with step("compile"), memory_errors(images, params):
-        program = partial(_compiled, run, params, pixels, mesh)
-        compiled = program(model)
-        if not fits(compiled):
-            text = (
-                "memory is scarce: what is computed waits in the host's memory, which takes a little longer"
-            )
-            warnings.warn(text, stacklevel=2)
-            model = model.clone(low_memory=True)
-            compiled = program(model)
+    compiled = _compiled(run, given, pixels, mesh, model)
     if not fits(compiled):
-        raise OutOfMemoryError(_memory_sentence(images, params, compiled, ""))
-    with step("run"), memory_errors(images, params, compiled):
-        place = None if mesh is None else along_frames(mesh, pixels.shape, pixels.shape[1])
-        found, density = jax.block_until_ready(compiled(params, jax.device_put(pixels, place)))
-    if one_confidence:
-        found = dataclasses.replace(found, conf=found.depth_conf)
-    return found, None if density is None else [round(float(d), 4) for d in density]
+        model = model.clone(low_memory=True)
+        compiled = _compiled(run, given, pixels, mesh, model)
+    return Program(compiled, model, one_confidence)
 
 
 def _compiled(
@@ -433,7 +549,7 @@ def _reserve(lowered: jax.stages.Lowered, host: Any) -> None:
 
 @contextlib.contextmanager
 def memory_errors(
-    images: Images, params: Any = None, compiled: jax.stages.Compiled | None = None
+    images: Images | None = None, params: Any = None, compiled: jax.stages.Compiled | None = None
 ) -> Iterator[None]:
     """Turns XLA's out-of-memory errors into an OutOfMemoryError with an estimate of what is needed."""
     try:
@@ -444,14 +560,16 @@ def memory_errors(
         raise OutOfMemoryError(_memory_sentence(images, params, compiled, str(error))) from error
 
 
-def _memory_sentence(images: Images, params: Any, compiled: jax.stages.Compiled | None, error: str) -> str:
+def _memory_sentence(
+    images: Images | None, params: Any, compiled: jax.stages.Compiled | None, error: str
+) -> str:
     device = jax.local_devices()[0]
-    frames, height, width, _ = images.pixels.shape
     text = f"out of memory on {device.device_kind}: "
-    if params is None:
+    if images is None or params is None:
         text += "the weights alone do not fit"
         advice = "free the device, or convert the weights to bfloat16"
     else:
+        frames, height, width, _ = images.pixels.shape
         text += f"{frames} photographs of {width}x{height} pixels need "
         advice = "take fewer photographs, a smaller size, or weights in bfloat16 (sparsity saves no memory)"
         weights = sum(x.nbytes for x in jax.tree.leaves(params))

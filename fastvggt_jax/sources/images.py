@@ -130,22 +130,7 @@ def load_images(
     Raises MissingError (nothing there), ImageError (no images; one is unreadable), InputError (source, mode,
     size).
     """
-    mode = policy.mode if mode is None else mode
-    size = policy.size if size is None else size
-    if mode not in MODES:
-        raise InputError(f"mode must be one of {', '.join(MODES)}, not {mode!r}", argument="mode")
-    if size is not None:
-        size = whole_number("size", size)
-        if size > LARGEST:
-            raise InputError(f"size must be at most {LARGEST} pixels, not {size}", argument="size")
-        if mode != "area":
-            check_sides(policy.patch, size=size)
-        elif size < policy.patch:
-            raise InputError(f"size must be at least {policy.patch}, not {size}", argument="size")
-    if white is not None:
-        white = whole_number("white", white, least=1)
-        if white > LARGEST_WHITE:
-            raise InputError(f"white must be at most {LARGEST_WHITE}", argument="white")
+    mode, size, white = check_options(policy, mode, size, white)
     if paint_masks and masks is None:
         raise InputError("paint_masks needs masks, a folder", argument="paint_masks")
     found = None if masks is None else Masks(masks)
@@ -186,6 +171,29 @@ def load_images(
         tuple(again),
         white,
     )
+
+
+def check_options(
+    policy: ImagePolicy, mode: str | None, size: int | None, white: int | None
+) -> tuple[str, int | None, int | None]:
+    """Those of `load_images`, with the policy's where there is none. Raises InputError."""
+    mode = policy.mode if mode is None else mode
+    size = policy.size if size is None else size
+    if mode not in MODES:
+        raise InputError(f"mode must be one of {', '.join(MODES)}, not {mode!r}", argument="mode")
+    if size is not None:
+        size = whole_number("size", size)
+        if size > LARGEST:
+            raise InputError(f"size must be at most {LARGEST} pixels, not {size}", argument="size")
+        if mode != "area":
+            check_sides(policy.patch, size=size)
+        elif size < policy.patch:
+            raise InputError(f"size must be at least {policy.patch}, not {size}", argument="size")
+    if white is not None:
+        white = whole_number("white", white, least=1)
+        if white > LARGEST_WHITE:
+            raise InputError(f"white must be at most {LARGEST_WHITE}", argument="white")
+    return mode, size, white
 
 
 def _masks(loaded: Sequence[Sized], transforms: Sequence[ImageTransform]) -> np.ndarray | None:

@@ -86,6 +86,19 @@ def _files(name: str | os.PathLike) -> list[Path]:
     return [regular_file(name, "source")]
 
 
+def expected_frames(video: Video) -> int:
+    """How many frames will be taken of it, at most, by what its files say of their length; a file that does
+    not say is taken for a long one. Raises as `frames`.
+    """
+    count = 0
+    for path in _files(os.path.expanduser(video.path)):
+        with _opened(path) as (container, stream):
+            said = float(_said_length(container, stream))
+        wanted = round(said * video.fps) if said else video.max_frames
+        count += min(max(1, wanted), video.max_frames)
+    return count
+
+
 class Shot:
     """A frame, which is decoded already; opened once more, it is decoded again."""
 

@@ -71,7 +71,7 @@ def reconstruct_args(
     return ["reconstruct", *photos, "-c", weights, "-o", out, "--size", 56, *more]
 
 
-def fake_predict(model, params, images, step, points_from, queries=None, mesh=None):
+def fake_predict(model, params, images, step, points_from, queries=None, mesh=None, programs=None):
     """In place of the model, for tests of what comes after it."""
     frames, height, width, _ = images.pixels.shape
     pose_enc = np.zeros((1, frames, 9), np.float32)
@@ -257,12 +257,12 @@ def test_what_does_not_fit_waits_in_the_hosts_memory_or_is_said_beforehand(weigh
     expected = run(*reconstruct_args(weights, tmp_path / "a", "--format", "scene"))
     assert expected.exit_code == 0
     answers = [False, True, True]
-    monkeypatch.setattr(pipeline, "_fits", lambda program: answers.pop(0))
+    monkeypatch.setattr(pipeline, "fits", lambda program: answers.pop(0))
     result = run(*reconstruct_args(weights, tmp_path / "b", "--format", "scene"))
     assert result.exit_code == 0 and "memory is scarce: what is computed waits" in result.stderr
     scenes = [Scene.load(tmp_path / name) for name in "ab"]
     np.testing.assert_allclose(scenes[1].depth, scenes[0].depth, rtol=1e-4)
-    monkeypatch.setattr(pipeline, "_fits", lambda program: False)
+    monkeypatch.setattr(pipeline, "fits", lambda program: False)
     result = run(*reconstruct_args(weights, tmp_path / "c", "--format", "scene"))
     assert result.exit_code == 1 and "out of memory on" in result.stderr
     assert "take fewer photographs" in result.stderr and not (tmp_path / "c").exists()
