@@ -14,7 +14,7 @@ from fastvggt_jax.geometry.alignment import Similarity
 
 # Radians, shares of the scale and of a part's depth, beyond which an edge counts by a logarithm: first so
 # wide that a drift still pulls, then so narrow that a wrong loop does not.
-OUTLIERS = (1.0, 0.3, 0.1)
+OUTLIERS = (0.3, 0.1)
 MANY = 100  # parts, from where on the derivatives that are 0 are left out
 UNIT = Similarity(1.0, np.eye(3), np.zeros(3))
 

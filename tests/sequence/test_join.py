@@ -146,7 +146,7 @@ def test_one_wrong_edge_among_right_ones_is_let_go():
     found = optimise(chain(nodes, edges), edges, np.ones(8))
     for i, one in found.items():  # a logarithm still pulls a little; the edge is off by more than 1
         right = truth[0].inverse().after(truth[i])
-        np.testing.assert_allclose(one.rotation, right.rotation, atol=2e-2)
+        np.testing.assert_allclose(one.rotation, right.rotation, atol=3e-2)
         np.testing.assert_allclose(one.translation, right.translation, atol=4e-2)
 
 
