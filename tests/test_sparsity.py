@@ -82,6 +82,10 @@ def test_texts_become_sparsities():
     assert parse_sparsity("dense") is None
     assert parse_sparsity("0.5,0.7", (64, 32)) == Sparsity(0.5, 0.7, (64, 32))
     assert parse_sparsity("0.5") == Sparsity(0.5) and parse_sparsity(",0.7") == Sparsity(None, 0.7)
+    quick = parse_sparsity("quick", (64, 32), frame_layers=(), special_keys="official")
+    assert quick == Sparsity(0.75, block=(64, 32), frame_layers=tuple(range(9)), special_keys="official")
+    assert parse_sparsity("quickest").plan(24) == ["frame"] * 9 + ["sparse"] * 15
+    assert parse_sparsity("quickest", frame_layers=(0,)).plan(3) == ["frame", "sparse", "sparse"]
     assert parse_block("128x64") == (128, 64)
     assert parse_layers("0-2, 5,7-7") == (0, 1, 2, 5, 7)
     for parse, text in (

@@ -18,7 +18,10 @@ WEIGHTS_HELP = (
     "or mini, the small bundled model."
 )
 Weights = Annotated[str, typer.Option("-c", "--weights", help=WEIGHTS_HELP)]
-SPARSITY_HELP = "Block-sparse global attention: dense, or ρ and τ as 0.5,0.9, or one of them as 0.5 or ,0.9."
+SPARSITY_HELP = (
+    "Block-sparse global attention: dense, or ρ and τ as 0.5,0.9, or one of them as 0.5 or ,0.9; or, for "
+    "VGGT's 24 layers, quick or quickest: ρ = 0.75 or 0.9, the first 9 layers within frames."
+)
 SparsityText = Annotated[str, typer.Option("--sparsity", help=SPARSITY_HELP)]
 Sparsities = Annotated[
     list[str] | None, typer.Option("--sparsity", help=f"{SPARSITY_HELP} May be given several times.")
