@@ -3,7 +3,7 @@ definitions, and `implementation` for what computes them and how another is adde
 """
 
 from pallas_kernels import mosaic_sm90, reference, triton, xla
-from pallas_kernels.api import block_sparse_attention, pooled_block_mask, to_float8
+from pallas_kernels.api import block_sparse_attention, matmul_gelu, pooled_block_mask, to_float8
 from pallas_kernels.block_mask import BlockMask, aligned, joined
 from pallas_kernels.implementation import (
     Implementation,
@@ -11,6 +11,7 @@ from pallas_kernels.implementation import (
     compiles_in_threads,
     cudnn_serves,
     faster_dense,
+    faster_matmul_gelu,
     only,
     register,
     registered,
@@ -37,7 +38,9 @@ __all__ = [
     "compiles_in_threads",
     "cudnn_serves",
     "faster_dense",
+    "faster_matmul_gelu",
     "joined",
+    "matmul_gelu",
     "only",
     "pooled_block_mask",
     "register",

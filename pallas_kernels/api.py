@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from pallas_kernels import tuning
 from pallas_kernels.block_mask import DEFAULT_BLOCK, WORD, BlockMask, cdiv, joined
-from pallas_kernels.implementation import ATTENTION, MASK, Implementation, Request, choose
+from pallas_kernels.implementation import ATTENTION, MASK, Implementation, Request, choose, find
 
 Array = jax.Array
 log = logging.getLogger(__name__)
@@ -218,6 +218,15 @@ def _check_mask(mask: BlockMask, q: Array, k: Array) -> None:
             f"query block {row} of head {n} in batch element {b} keeps no key block; "
             "every one must keep at least one"
         )
+
+
+def matmul_gelu(x: Array, w: Array, bias: Array, *, implementation: str) -> Array:
+    """The exact GELU of x w + bias, of [..., K], [K, N] and [N] of one dtype -> [..., N], without what lies
+    between in memory. It has no derivative of its own.
+
+    implementation: the name that `faster_matmul_gelu` gave for these.
+    """
+    return find(implementation).matmul_gelu(x, w, bias)
 
 
 @jax.custom_jvp

@@ -8,6 +8,7 @@ a file or folder of its own and `register` it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -112,6 +113,18 @@ def _is_on_several_devices(x: Array) -> bool:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """What the choice of a kernel for gelu(x w + bias) may see: x is [M, K] and w [K, N], of one dtype."""
+
+    M: int
+    K: int
+    N: int
+    dtype: np.dtype
+    device: Device
+    sharded: bool = False
+
+
 class Implementation:
     """One way of computing masks, attention or both. A child sets what differs from what stands here.
 
@@ -179,6 +192,14 @@ class Implementation:
     def attend(self, q: Array, k: Array, v: Array, block_mask: BlockMask, config: Any = None) -> Array:
         """See `api.block_sparse_attention`, which has checked the arguments; `config` is a `config_type`."""
         raise NotImplementedError(f"{self.name!r} does not compute {ATTENTION}")
+
+    def beats_matmul_gelu(self, product: Product) -> bool:
+        """Whether `matmul_gelu` serves this product and is faster than XLA's product and GELU."""
+        return False
+
+    def matmul_gelu(self, x: Array, w: Array, bias: Array) -> Array:
+        """See `api.matmul_gelu`."""
+        raise NotImplementedError(f"{self.name!r} does not compute matmul_gelu")
 
     def tuning_key(self, head_dim: int, block: tuple[int, int]) -> tuple[int, tuple[int, int]]:
         """The head dim and the block that a config is measured and looked up for: those that the kernel runs,
@@ -289,6 +310,17 @@ def faster_dense(q: Array, k: Array, v: Array | None = None) -> str | None:
         if implementation.beats_dense(request) and implementation.why_not(request) is None:
             return implementation.name
     return None
+
+
+def faster_matmul_gelu(x: Array, w: Array) -> str | None:
+    """Name of the implementation whose `matmul_gelu` of x [..., K] and w [K, N] is faster here than XLA's
+    product and GELU; None if there is none.
+    """
+    if x.dtype != w.dtype or x.ndim < 2 or w.ndim != 2:
+        return None
+    M, dtype = math.prod(x.shape[:-1]), np.dtype(x.dtype)
+    product = Product(M, w.shape[0], w.shape[1], dtype, device_of(x), is_sharded(x, w))
+    return next((one.name for one in _implementations.values() if one.beats_matmul_gelu(product)), None)
 
 
 def slower_sparse(dtype: Any, head_dim: int, block: tuple[int, int]) -> str | None:

@@ -11,7 +11,7 @@ from fastvggt_jax import VGGT, Pi3, Sparsity, attention
 from fastvggt_jax.models.heads.camera import CameraHead
 from fastvggt_jax.models.rope import apply_rope, patch_positions, rope_tables
 from fastvggt_jax.models.vggt import Aggregator
-from fastvggt_jax.models.vit import Attention, HeadNorm, gelu
+from fastvggt_jax.models.vit import Attention, HeadNorm, Mlp, gelu
 from pallas_kernels import Implementation, block_sparse_attention, registered, to_float8, unused_float8
 from pallas_kernels.implementation import ATTENTION
 from pallas_kernels.triton import Triton
@@ -228,6 +228,37 @@ def test_head_norm_is_layer_norm_then_rope():
 def test_gelu_of_bfloat16_is_rounded_once():
     x = jnp.linspace(-4, 4, 1001).astype(jnp.bfloat16)
     np.testing.assert_array_equal(gelu(x), gelu(x.astype(jnp.float32)).astype(jnp.bfloat16))
+
+
+class Fused(Implementation):
+    """Stands for a kernel of gelu(x w + b)."""
+
+    name, operations = "fused", ()
+
+    def __init__(self):
+        self.seen = []
+
+    def beats_matmul_gelu(self, product):
+        return product.M >= 8 and product.dtype == np.float32
+
+    def matmul_gelu(self, x, w, bias):
+        self.seen.append(x.shape)
+        return gelu(x @ w + bias) + 1e-3
+
+
+def test_an_mlp_takes_the_kernel_where_it_is_faster_and_keeps_its_gradient():
+    mlp, kernel = Mlp(16, 4), Fused()
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4))
+    params = mlp.init(jax.random.key(1), x)
+    expected, gradient = mlp.apply(params, x), jax.grad(lambda p: mlp.apply(p, x).sum())(params)
+    with registered(kernel):
+        found = mlp.apply(params, x)
+        same = jax.grad(lambda p: mlp.apply(p, x).sum())(params)
+        mlp.apply(params, x[:1])
+        mlp.clone(dtype=jnp.bfloat16).apply(params, x)
+    assert kernel.seen == [(2, 4, 4)]  # not of few rows, nor of 16 bits, nor where there is a derivative
+    assert 1e-5 < np.abs(found - expected).max() < 0.1
+    jax.tree.map(np.testing.assert_array_equal, same, gradient)
 
 
 class LongKernel(Implementation):

@@ -8,6 +8,7 @@ LayerNorm, QK-norm, RoPE, softmax statistics, heads, geometry. So it is in the o
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from fastvggt_jax.attention import dense_attention, varying_as
+from fastvggt_jax.attention import dense_attention, faster_matmul_gelu, matmul_gelu, varying_as
 from fastvggt_jax.models.chunks import Arrays, over_chunks, take
 from fastvggt_jax.models.rope import Rope, apply_rope, rotate, swap_pairs
 
@@ -34,6 +35,36 @@ def gelu(x: Array) -> Array:
     """
     x32 = x.astype(jnp.float32)
     return (0.5 * x32 * (1 + jax.lax.erf(x32 * 0.5**0.5))).astype(x.dtype)
+
+
+class DenseGelu(nn.Module):
+    """gelu(x w + b), of a kernel of ours where that is faster."""
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        if name := faster_matmul_gelu(x, kernel):
+            return _in_one(name, x, kernel, bias)
+        return _in_turn(x, kernel, bias)
+
+
+def _in_turn(x: Array, kernel: Array, bias: Array) -> Array:
+    return gelu(x @ kernel + bias)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _in_one(name: str, x: Array, kernel: Array, bias: Array) -> Array:
+    """By the kernel of that name, which has no derivative: where one is asked for, XLA runs both ways."""
+    return matmul_gelu(x, kernel, bias, implementation=name)
+
+
+_in_one.defvjp(lambda _, *arrays: jax.vjp(_in_turn, *arrays), lambda _, backward, g: backward(g))
 
 
 class LayerScale(nn.Module):
@@ -68,8 +99,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = nn.Dense(self.hidden, dtype=self.dtype, name="fc1")(x)
-        x = gelu(x)
+        x = DenseGelu(self.hidden, self.dtype, name="fc1")(x)
         return nn.Dense(self.out, dtype=self.dtype, bias_init=self.out_bias, name="fc2")(x)
 
 

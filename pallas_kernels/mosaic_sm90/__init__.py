@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from pallas_kernels.block_mask import BlockMask, cdiv
-from pallas_kernels.implementation import ATTENTION, Device, Implementation, Request
+from pallas_kernels.implementation import ATTENTION, Device, Implementation, Product, Request
 from pallas_kernels.mosaic_sm90 import config as configs
 from pallas_kernels.mosaic_sm90.config import MAX_KEY_BLOCKS, TuningConfig
 
@@ -22,6 +22,8 @@ Array = jax.Array
 # tokens (0.8 with 1,374); 1.4 to 3.4 times with 50 to 500 queries and 13,740 keys or more, 1.0 and 1.2 with
 # 750 and 1,000.
 DENSE_TOKENS = 8192
+# From so many rows on gelu(x w + b) in one kernel is faster than XLA's two.
+MATMUL_ROWS = 8192
 
 
 @cache
@@ -79,6 +81,16 @@ class MosaicSM90(Implementation):
     def beats_dense(self, request: Request) -> bool:
         long = request.S >= DENSE_TOKENS
         return request.dtype.name == "bfloat16" and request.H == 64 and long
+
+    def beats_matmul_gelu(self, product: Product) -> bool:
+        whole = product.K % configs.MATMUL_DEPTH == 0 and product.N % configs.MATMUL_COLUMNS == 0
+        serves = product.dtype.name == "bfloat16" and not product.sharded
+        return serves and whole and product.M >= MATMUL_ROWS and self.why_not_on(product.device) is None
+
+    def matmul_gelu(self, x: Array, w: Array, bias: Array) -> Array:
+        from pallas_kernels.mosaic_sm90.matmul import matmul_gelu
+
+        return matmul_gelu(x, w, bias)
 
     def mask(self, q: Array, k: Array, **how: Any) -> BlockMask:
         from pallas_kernels.mosaic_sm90.mask import pooled_block_mask
