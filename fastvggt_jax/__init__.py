@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastvggt_jax.pretrained import from_pretrained as from_pretrained
     from fastvggt_jax.scene import Scene as Scene
     from fastvggt_jax.scene import to_scene as to_scene
+    from fastvggt_jax.sequence import reconstruct_sequence as reconstruct_sequence
     from fastvggt_jax.sources import load_images as load_images
     from fastvggt_jax.sparsity import Sparsity as Sparsity
 
@@ -31,6 +32,7 @@ _HOME = {
     "Sparsity": "fastvggt_jax.sparsity",
     "from_pretrained": "fastvggt_jax.pretrained",
     "load_images": "fastvggt_jax.sources",
+    "reconstruct_sequence": "fastvggt_jax.sequence",
     "to_scene": "fastvggt_jax.scene",
 }
 _MODULES = ("errors", "export")
@@ -45,6 +47,7 @@ __all__ = [
     "export",
     "from_pretrained",
     "load_images",
+    "reconstruct_sequence",
     "to_scene",
 ]
 

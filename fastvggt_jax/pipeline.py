@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +30,7 @@ from fastvggt_jax.errors import (
     OutOfMemoryError,
     TargetError,
     out_of_memory,
+    whole_number,
 )
 from fastvggt_jax.evaluate.metrics import auc, pair_errors
 from fastvggt_jax.export.base import (
@@ -69,6 +71,17 @@ from fastvggt_jax.refine.known import (
 from fastvggt_jax.refine.queries import Queries, choose_queries
 from fastvggt_jax.refine.sky import without_sky
 from fastvggt_jax.scene import Scene, to_scene
+from fastvggt_jax.sequence import (
+    LEAST,
+    POOR,
+    Joined,
+    Piece,
+    check_chunk,
+    default_overlap,
+    describe,
+    join,
+    plan,
+)
 from fastvggt_jax.sharding import along_frames, frames_mesh
 from fastvggt_jax.sources import Images, ImageTransform, load_images
 from fastvggt_jax.sources.lists import COLMAP_FOLDER, is_list, listed
@@ -107,6 +120,9 @@ class Settings:
     align_to: str | None = None
     bundle: bool = False
     tracks: bool = False
+    chunk: int | None = None  # photographs at a time; None: all, or what fits
+    overlap: int | None = None  # of these, in two chunks; None: a quarter
+    loops: bool = False
     devices: int | str | None = None  # how many share the frames, or all; None: the first computes
     skip_bad: bool = False
     overwrite: bool = False
@@ -133,9 +149,12 @@ class Loaded(NamedTuple):
 
 
 class Computed(NamedTuple):
-    """What the model has found; density: the share of blocks that each sparse layer has attended to."""
+    """What the model has found, one piece if all hangs together; chunks: by which, if not all at once;
+    density: the share of blocks that each sparse layer has attended to.
+    """
 
-    found: Reconstruction
+    joined: Joined
+    chunks: list[np.ndarray] | None
     density: list[float] | None
     queries: Queries | None
     model: Model
@@ -177,6 +196,7 @@ def planned(settings: Settings) -> Plan:
         text = "tracks follows points by the model, and bundle adjustment by what photographs show"
         text += ": leave one of the two out"
         raise InputError(text, argument="tracks")
+    _check_chunk(s)
     model = read_model(s.weights)
     heads = model.heads_for(s.points_from)
     if s.tracks:
@@ -242,27 +262,45 @@ def compute(
     queries = None
     if s.tracks:
         queries = choose_queries(images.pixels, images.shown(), s.export.track_points)
-    found, density = predict(model, params, images, step, s.points_from, queries, mesh, programs)
+    programs = Programs() if programs is None else programs  # of chunks, which are all of one shape
+    run = partial(predict, model, params, step=step, mesh=mesh, programs=programs)
+    joined, density, chunks = _joined(
+        partial(run, points_from=s.points_from), loaded, model, params, step, queries
+    )
     parameters = sum(x.size for x in jax.tree.leaves(params))
-    return Computed(found, density, queries, model, parameters, 1 if mesh is None else mesh.size)
+    return Computed(joined, chunks, density, queries, model, parameters, 1 if mesh is None else mesh.size)
 
 
 def write(loaded: Loaded, computed: Computed, step: Step) -> dict[str, Any]:
     """The files, and a JSON-able account of what was done."""
-    s, plan, images, known, ours = loaded
-    found, model = computed.found, computed.model
+    s, images, known, model = loaded.settings, loaded.images, loaded.known, computed.model
     wanted = s.bundle or s.mask_sky or known.K is not None or known.positions is not None
+    made: list[tuple[Export, _Refined]] = []
     with step("refine") if wanted else contextlib.nullcontext():
-        scene, measured, adjustment, alignment = _refined(
-            to_scene(found, images), s.export, s.bundle, known, sky=s.mask_sky
-        )
+        for frames, found in computed.joined.pieces:
+            whole = len(frames) == len(images.names)
+            shown = images if whole else images.some(frames)
+            refined = _refined(
+                to_scene(found, shown),
+                s.export,
+                s.bundle,
+                known if whole else _known_of(frames, shown, known, s),
+                sky=s.mask_sky,
+            )
+            followed = _followed(computed.queries, found)
+            made.append((Export.of(refined.scene, s.export, shown.frames, followed, refined.tracks), refined))
     with step("write"):
-        export = Export.of(scene, s.export, images.frames, _followed(computed.queries, found), measured)
-        scene = export.scene
-        if not len(export.cloud):
+        if not sum(len(export.cloud) for export, _ in made):
             warnings.warn("no point is left: lower conf_percentile or raise edge_filter", stacklevel=2)
-        with output_folder(s.output, overwrite=s.overwrite, ours=ours) as folder:
-            files = write_formats(export, folder, plan.formats)
+        with output_folder(s.output, overwrite=s.overwrite, ours=loaded.ours) as folder:
+            files = _write_pieces(folder, [export for export, _ in made], loaded.plan.formats)
+    reports = [_report(export, refined, s.photos) for export, refined in made]
+    sequence = None if computed.chunks is None else computed.joined.account(computed.chunks)
+    if sequence is not None and len(made) > 1:
+        sequence["pieces"] = [
+            {"folder": piece_folder(i), "photographs": list(export.scene.names)} | reports[i]
+            for i, (export, _) in enumerate(made)
+        ]
     return {
         "output": str(s.output),
         "files": sorted(files),
@@ -273,12 +311,8 @@ def write(loaded: Loaded, computed: Computed, step: Step) -> dict[str, Any]:
             "height": images.pixels.shape[1],
             "mode": s.mode or model.image_policy.mode,
         },
-        "points": len(export.cloud),
-        "tracks": export.tracks_report(),
-        "bundle_adjustment": adjustment,
-        "alignment": alignment,
-        "comparison": _comparison(scene, s.photos),
-        "intrinsics": list(scene.intrinsics),
+        **(reports[0] if len(reports) == 1 else _of_all(reports)),
+        "sequence": sequence,
         "model": {
             "class": type(model).__name__,
             "heads": list(model.heads),
@@ -290,6 +324,66 @@ def write(loaded: Loaded, computed: Computed, step: Step) -> dict[str, Any]:
         "device": f"{computed.devices} × " * (computed.devices > 1) + jax.devices()[0].device_kind,
         "peak_memory_bytes": peak_memory(),
     }
+
+
+def _check_chunk(s: Settings) -> None:
+    """Raises InputError where chunks cannot be as they are asked for."""
+    if s.overlap is not None:
+        whole_number("overlap", s.overlap, least=1)
+    if s.chunk is None:
+        return
+    check_chunk(s.chunk, default_overlap(s.chunk) if s.overlap is None else s.overlap)
+    if s.tracks:
+        text = "tracks follows points through all photographs at once, not in chunks: leave it out, or chunk"
+        raise InputError(text, argument="tracks")
+    if s.devices is not None and jax.process_count() > 1:
+        raise InputError("chunk is for the devices of one host: leave it out", argument="chunk")
+
+
+def piece_folder(number: int) -> str:
+    """Where in the output the files of a sequence's piece are, of those that do not hang together."""
+    return f"piece-{number + 1}"
+
+
+def _write_pieces(folder: Path, exports: Sequence[Export], formats: list[Format]) -> list[str]:
+    """The names of the files, in the folder: one scene's, or in folders in it those of several."""
+    if len(exports) == 1:
+        return write_formats(exports[0], folder, formats)
+    files = []
+    for number, export in enumerate(exports):
+        name = piece_folder(number)
+        (folder / name).mkdir()
+        files += [f"{name}/{file}" for file in write_formats(export, folder / name, formats)]
+    return files
+
+
+def _report(export: Export, refined: _Refined, photos: Sequence[str]) -> dict[str, Any]:
+    return {
+        "points": len(export.cloud),
+        "tracks": export.tracks_report(),
+        "bundle_adjustment": refined.adjustment,
+        "alignment": refined.alignment,
+        "comparison": _comparison(export.scene, photos),
+        "intrinsics": list(export.scene.intrinsics),
+    }
+
+
+def _of_all(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of pieces, which have their own of what is None here."""
+    nothing: dict[str, Any] = dict.fromkeys(reports[0])
+    intrinsics = [one for report in reports for one in report["intrinsics"]]
+    return nothing | {"points": sum(report["points"] for report in reports), "intrinsics": intrinsics}
+
+
+def _known_of(frames: np.ndarray, images: Images, known: _Known, settings: Settings) -> _Known:
+    """What is known of a piece, whose own positions may be too few."""
+    positions = None
+    if known.positions is not None and settings.align_to is not None:
+        try:
+            positions = known_positions(settings.align_to, images.names)
+        except Error as error:
+            warnings.warn(f"the piece from {images.names[0]} on is not aligned: {error}", stacklevel=2)
+    return _Known(None if known.K is None else known.K[frames], positions)
 
 
 def _with_video_options(settings: Settings) -> list[str | Path | Video]:
@@ -414,6 +508,106 @@ def compute_dtype(name: str) -> jnp.dtype:
     return jnp.dtype(name)
 
 
+class _DoesNotFit(OutOfMemoryError):
+    """A program is too large for the device, which is known before it runs; `needs` bytes, None where nobody
+    knows.
+    """
+
+    needs: int | None = None
+
+
+def _joined(
+    run: Callable[..., tuple[Reconstruction, list[float] | None]],
+    loaded: Loaded,
+    model: Model,
+    params: Any,
+    step: Step,
+    queries: Queries | None,
+) -> tuple[Joined, list[float] | None, list[np.ndarray] | None]:
+    """All photographs at once, or in chunks if that is asked for or they do not fit; the density; the chunks.
+
+    run: `predict` of images.
+    """
+    s, images = loaded.settings, loaded.images
+    frames = len(images.names)
+
+    def in_chunks(chunk: int, overlap: int) -> tuple[Joined, list[float] | None, list[np.ndarray] | None]:
+        """No more than one chunk's results are on the device at a time."""
+        chunks, densities = plan(frames, chunk, overlap), []
+
+        def found(numbers: np.ndarray) -> Reconstruction:
+            result, density = run(images.some(numbers))
+            densities.append(density)
+            return result
+
+        seen = None
+        if s.loops:
+            with step("look for loops"), memory_errors(images.some(chunks[0]), params):
+                seen = describe(model, params, images.pixels)
+        joined = join(found, chunks, images.shown(), seen)
+        known = [density for density in densities if density is not None]
+        _warn_of_joints(joined, chunks, images.names, s)
+        return joined, [round(float(x), 4) for x in np.mean(known, 0)] if known else None, chunks
+
+    if s.chunk is not None and frames > s.chunk:
+        return in_chunks(s.chunk, default_overlap(s.chunk) if s.overlap is None else s.overlap)
+    if s.chunk is not None:
+        text = f"{frames} photographs are no more than a chunk of {s.chunk}: they are reconstructed at once"
+        warnings.warn(text, stacklevel=2)
+    try:
+        result, density = run(images, queries=queries)
+        return Joined([Piece(np.arange(frames), result)], [], [], []), density, None
+    except _DoesNotFit as error:
+        if queries is not None or s.chunk is not None or jax.process_count() > 1:
+            raise
+        too_many = error
+    chunk = _largest_chunk(frames, too_many.needs, params)
+    while chunk >= LEAST:
+        overlap = min(default_overlap(chunk) if s.overlap is None else s.overlap, chunk // 2)
+        text = f"{frames} photographs do not fit into memory at once: they are reconstructed in chunks of "
+        text += f"{chunk} that overlap by {overlap} or more, which is less exact"
+        try:
+            found = in_chunks(chunk, overlap)
+        except _DoesNotFit:
+            chunk = chunk * 4 // 5
+            continue
+        warnings.warn(text, stacklevel=2)
+        return found
+    raise too_many
+
+
+def _largest_chunk(frames: int, needs: int | None, params: Any) -> int:
+    """About how many of `frames` fit, which together need so many bytes, with a twentieth to spare."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    weights = sum(x.nbytes for x in jax.tree.leaves(params))
+    if needs is None or limit is None or needs <= weights:
+        return frames // 2
+    return min(int(0.95 * frames * (limit - weights) / (needs - weights)), frames - 1)
+
+
+def _warn_of_joints(joined: Joined, chunks: list[np.ndarray], names: Sequence[str], s: Settings) -> None:
+    """Of chunks that do not hang together, or hardly."""
+    for (one, other), residual, line in zip(pairwise(chunks), joined.residuals, joined.lines, strict=True):
+        where = f"the chunks from {names[one[0]]} and from {names[other[0]]} on"
+        if residual is None:
+            warnings.warn(f"{where} share no points that both are sure of", stacklevel=3)
+        elif residual > POOR:
+            text = (
+                f"{where} hardly agree: half of what both see is {residual:.0%} of its distance off or more"
+            )
+            warnings.warn(text, stacklevel=3)
+        elif line:
+            text = f"what {where} share lies on a line: their cameras alone say how they lie about it"
+            warnings.warn(text, stacklevel=3)
+    if len(joined.pieces) > 1:
+        folders = f"{s.output / piece_folder(0)} to {piece_folder(len(joined.pieces) - 1)}"
+        text = f"the photographs come out as {len(joined.pieces)} scenes that do not hang together: they are "
+        text += f"written apart, {folders}; a larger overlap or more photographs between them may help"
+        warnings.warn(text, stacklevel=3)
+    if s.loops and not joined.loops:
+        warnings.warn("no loop was found that could be closed", stacklevel=3)
+
+
 class Program(NamedTuple):
     """A compiled one. model: as it was compiled; one_confidence: that of points is that of depth, which would
     leave the device twice.
@@ -462,7 +656,9 @@ def predict(
         program = make() if programs is None else programs.of(key, make)
     compiled = program.compiled
     if not fits(compiled):
-        raise OutOfMemoryError(_memory_sentence(images, params, compiled, ""))
+        error = _DoesNotFit(_memory_sentence(images, params, compiled, ""))
+        error.needs = needed_bytes(compiled)
+        raise error
     if program.model.low_memory and not model.low_memory:
         text = "memory is scarce: what is computed waits in the host's memory, which takes a little longer"
         warnings.warn(text, stacklevel=2)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from fastvggt_jax.cli.errors import one_sentence, printable, say
 from fastvggt_jax.cli.options import (
@@ -143,6 +143,22 @@ def reconstruct(
     max_frames: Annotated[
         int | None, typer.Option(help="Of a video: frames in all, at most. Default: 300.")
     ] = None,
+    chunk: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Reconstruct so many photographs at a time, in their order, and join the chunks. Default: "
+            "all at once, which is more exact, or as many as fit into memory.",
+        ),
+    ] = None,
+    overlap: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Of chunks: photographs in two of them. Default: a quarter."),
+    ] = None,
+    loops: Annotated[
+        bool,
+        typer.Option("--loops", help="Of chunks: find places that are come back to, and close the loop."),
+    ] = False,
     devices: Annotated[
         str | None,
         typer.Option(
@@ -207,6 +223,9 @@ def reconstruct(
         masks=masks,
         paint_masks=paint_masks,
         mask_sky=mask_sky,
+        chunk=chunk,
+        overlap=overlap,
+        loops=loops,
         devices=int(devices) if devices is not None and devices.isdecimal() else devices,
         skip_bad=skip_bad,
         overwrite=overwrite,
@@ -251,6 +270,7 @@ def _run(settings: Any, cache_dir: str | None, *, silent: bool) -> dict[str, Any
     from fastvggt_jax.pipeline import reconstruct
 
     seconds: dict[str, float] = {}
+    tasks: dict[str, TaskID] = {}  # of a step that comes several times one
     columns = (
         SpinnerColumn(finished_text="[green]✓[/]"),
         TextColumn("{task.description}"),
@@ -260,10 +280,10 @@ def _run(settings: Any, cache_dir: str | None, *, silent: bool) -> dict[str, Any
 
         @contextlib.contextmanager
         def step(name: str) -> Iterator[None]:
-            task = progress.add_task(name, total=1)
+            task = tasks[name] = tasks[name] if name in tasks else progress.add_task(name, total=1)
             start = time.perf_counter()
             yield
-            seconds[name] = round(time.perf_counter() - start, 3)
+            seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - start, 3)
             progress.update(task, completed=1)
 
         report = reconstruct(settings, step)
@@ -289,6 +309,12 @@ def _print_report(report: dict[str, Any], quiet: bool, as_json: bool) -> None:
         f"{printable(report['output'])}: "
         f"{', '.join(report['files'])}; {report['points']:,} points"
     )
+    sequence = report["sequence"]
+    if sequence:
+        off = [residual for residual in sequence["residuals"] if residual is not None]
+        text = f"joined {len(sequence['chunks'])} chunks"
+        text += f", the worst two off by {max(off):.2%} of the distance" if off else ""
+        typer.echo(f"{text}; {len(sequence['loops'])} loops closed")
     say_tracks(report)
     if density:
         typer.echo(f"global attention computed {sum(density) / len(density):.1%} of its blocks")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import re
 from pathlib import Path
 
 from fastvggt_jax.errors import Error
@@ -36,14 +37,17 @@ def files_of_photographs(export: Export, folder: Path) -> list[dict[str, str]]:
 
 def written_in(folder: str | os.PathLike) -> list[str]:
     """The files, as paths in it, that are ours in a folder of ours, of which the first tells that it is one:
-    those that have the same name in every folder, and those of photographs that its cameras.json names.
+    those that have the same name in every folder, and those of photographs that its cameras.json names; and
+    the same of pieces of a sequence in it.
     """
     names = [pattern for format in all_formats() for pattern in format.files if "*" not in pattern]
     with contextlib.suppress(Error, AttributeError, KeyError, TypeError):  # damaged: then they are nobody's
         for photograph in read_json(Path(folder) / scenes.CAMERAS)["images"]:
             files = photograph["files"].items()
             names += [glob.escape(path) for kind, path in files if kind != "photograph"]
-    return names
+    pieces = sorted(path for path in Path(folder).glob("piece-*") if re.fullmatch(r"piece-\d+", path.name))
+    of_pieces = [f"{piece.name}/{name}" for piece in pieces for name in written_in(piece)]
+    return of_pieces + names if of_pieces and not (Path(folder) / names[0]).exists() else names + of_pieces
 
 
 ENDINGS = (".jpg", ".png")  # of photographs, which keep theirs where that can be

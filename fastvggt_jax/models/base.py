@@ -219,6 +219,23 @@ class Model(nn.Module):
         specs = partial(Prediction.specs, type(self))
         return over_mesh(run, mesh, self.variables, images, query_points, specs)
 
+    def patches(self, images: Array) -> Array:
+        """What the encoder sees in each patch of each frame alone, of images [B, F, H, W, 3]: f32[B, F, h·w,
+        D].
+
+        Raises InputError of a model that has no such encoder.
+        """
+        text = f"loops are found by an encoder of single frames, and a {type(self).__name__} has none"
+        raise InputError(text, argument="loops")
+
+    def describe(self, images: Array) -> Array:
+        """By what frames that show the same place are alike: f32[B, F, D] of length 1, the mean of `patches`.
+
+        `model.apply(params, images, method="describe")`; images as for the call.
+        """
+        mean = self.patches(images).mean(2)
+        return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+
     # ---- what it says
 
     @classmethod

@@ -168,6 +168,11 @@ class Pi3(Model):
         special = jnp.broadcast_to(self.register_token, (1, images.shape[1], *self.register_token.shape[2:]))
         return embed_frames(self.encoder, special, images, self.blocks_chunk)
 
+    def patches(self, images: Array) -> Array:
+        """See `Model`."""
+        check_images(images, self.patch_size)
+        return self.embed(images)[:, :, self.num_special :]
+
     def __call__(self, images: Num[Array, "B F H W 3"], query_points: None = None) -> Prediction:
         """Reconstructs B scenes of F views each.
 

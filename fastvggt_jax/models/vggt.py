@@ -312,6 +312,11 @@ class VGGT(Model):
             self.check_query_points(images, query_points, query_frames)
         return self.on_mesh(images, query_points, query_frames)
 
+    def patches(self, images: Array) -> Array:
+        """See `Model`."""
+        check_images(images, self.patch_size)
+        return self.aggregator.embed(images, Spread(images.shape[1]))[:, :, self.num_special :]
+
     def forward(
         self, spread: Spread, images: Array, query_points: Array | None, *options: tuple[int, ...]
     ) -> Prediction:

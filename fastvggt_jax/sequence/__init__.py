@@ -3,5 +3,17 @@ one world.
 
 `plan` says which frames a chunk has, `fit` how two chunks lie to each other by what both see, `loops` which
 distant frames may show the same place, `graph` where all chunks go so that all of that agrees, and `join`
-does it. Numpy on the host: a model is a function of frames.
+does it, all in numpy on the host, where a model is a function of frames. `reconstruct_sequence` does all of
+that for a model.
 """
+
+from fastvggt_jax.sequence.join import POOR as POOR
+from fastvggt_jax.sequence.join import Joined as Joined
+from fastvggt_jax.sequence.join import Piece as Piece
+from fastvggt_jax.sequence.join import join as join
+from fastvggt_jax.sequence.models import describe as describe
+from fastvggt_jax.sequence.models import reconstruct_sequence as reconstruct_sequence
+from fastvggt_jax.sequence.plan import LEAST as LEAST
+from fastvggt_jax.sequence.plan import check_chunk as check_chunk
+from fastvggt_jax.sequence.plan import default_overlap as default_overlap
+from fastvggt_jax.sequence.plan import plan as plan

@@ -15,6 +15,7 @@ PIXELS = 2000  # of each frame that are compared, about
 LEAST_POINTS = 100  # that two reconstructions must both be sure of
 ROUNDS, HUBER_ROUNDS = 20, 8  # of reweighting, and of these the first ones, which want no good start
 INLIER = 2.0  # times the median residual, about where a residual ceases to count
+LINE = 0.01  # of their extent along it: how far points on a line reach aside
 AXES = 0.01  # of the points' weight: the cameras', which fix a rotation where points lie on a line
 
 
@@ -55,13 +56,15 @@ class Part:
 
 class Fit(NamedTuple):
     """similarity: from the second part's world to the first's. residual: of the points that both see the
-    median, over their distance from the camera. middle: f64[3], of the cameras of the frames that they share,
-    in the second part's world.
+    median, over their distance from the camera. about: the middle of the cameras that both have, in the
+    second's world. line: whether the points lie so nearly on a line that the cameras had to say how they are
+    turned about it.
     """
 
     similarity: Similarity
     residual: float
-    middle: np.ndarray
+    about: Float[np.ndarray, " 3"]
+    line: bool = False
 
 
 def fit(first: Part, second: Part) -> Fit | None:
@@ -78,7 +81,7 @@ def fit(first: Part, second: Part) -> Fit | None:
         return None
     frame = np.nonzero(both)[0]
     truth, points = first.points[a][both], second.points[b][both]
-    distance = np.linalg.norm(truth - _centres(first.cam_from_world[a])[frame], axis=-1)
+    distance = np.linalg.norm(truth - centres(first.cam_from_world[a])[frame], axis=-1)
     distance = np.maximum(distance, 1e-3 * np.median(distance))
     weights = conf[both] / distance**2
     # Of each camera its centre and a point a median depth along each of its axes.
@@ -97,15 +100,23 @@ def fit(first: Part, second: Part) -> Fit | None:
             factor = np.minimum(1, 0.5 * median / np.maximum(off, 1e-12))
         else:
             factor = 1 / np.square(1 + np.square(off / (INLIER * median)))
-    return Fit(found, median, _centres(second.cam_from_world[b]).mean(0))
+    about = centres(second.cam_from_world[b]).mean(0)
+    return Fit(found, median, about, _on_a_line(truth, weights * factor))
 
 
-def _centres(cam_from_world: np.ndarray) -> np.ndarray:
+def _on_a_line(points: np.ndarray, weights: np.ndarray) -> bool:
+    centred = points - np.average(points, axis=0, weights=weights)
+    spread = np.linalg.eigvalsh(np.einsum("m,mi,mj->ij", weights, centred, centred))
+    return bool(spread[1] < LINE**2 * spread[2])
+
+
+def centres(cam_from_world: Float[np.ndarray, "n 3 4"]) -> Float[np.ndarray, "n 3"]:
+    """Of the cameras, in the world."""
     return -np.einsum("nji,nj->ni", cam_from_world[..., :3], cam_from_world[..., 3])
 
 
 def _axes(part: Part, at: np.ndarray) -> np.ndarray:
     """f64[4n, 3]."""
-    centres = _centres(part.cam_from_world[at])[:, None]
-    ends = centres + part.cam_from_world[at][..., :3] * part.depth[at][:, None, None]
-    return np.concatenate([centres, ends], 1).reshape(-1, 3)
+    centre = centres(part.cam_from_world[at])[:, None]
+    ends = centre + part.cam_from_world[at][..., :3] * part.depth[at][:, None, None]
+    return np.concatenate([centre, ends], 1).reshape(-1, 3)

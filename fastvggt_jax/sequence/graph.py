@@ -6,28 +6,31 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy.linalg import expm, logm
 from scipy.optimize import least_squares
-from scipy.sparse import lil_matrix
+from scipy.sparse import csr_matrix
 from scipy.spatial.transform import Rotation
 
 from fastvggt_jax.geometry.alignment import Similarity
 
-# Radians, shares of the scale and of a part's depth, beyond which an edge counts by a logarithm: first so
-# wide that a drift still pulls, then so narrow that a wrong loop does not.
-OUTLIERS = (0.3, 0.1)
-MANY = 100  # parts, from where on the derivatives that are 0 are left out
+# Radians, logarithms of the scale and parts' depths, from where on a loop hardly counts. A true loop's drift
+# is shared by all edges around it.
+OUTLIER = 0.3
+WIDER = (16.0, 8.0, 4.0, 2.0, 1.0, 1.0)  # times as much, round by round: graduated non-convexity
+STEP = 1e-6  # of differences
 UNIT = Similarity(1.0, np.eye(3), np.zeros(3))
 
 
 class Edge(NamedTuple):
-    """similarity: from the world of part `second` to that of part `first`; middle: f64[3], in the second's,
-    of what they share.
+    """similarity: from the world of part `second` to that of part `first`. loop: of what looked alike, and
+    may be wrong. about: the middle of what both have, in the world of `second`, where the edge may give.
     """
 
     first: int
     second: int
     similarity: Similarity
-    middle: np.ndarray
+    loop: bool = False
+    about: Float[np.ndarray, " 3"] = np.zeros(3)
 
 
 def components(parts: int, edges: list[Edge]) -> list[list[int]]:
@@ -97,56 +100,99 @@ class _Many(NamedTuple):
         )
 
     def after(self, first: _Many) -> _Many:
-        return _Many(self.scale * first.scale, self.rotation @ first.rotation, self(first.translation))
-
-    def __call__(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-        turned = np.einsum("nij,nj->ni", self.rotation, points)
-        return self.scale[:, None] * turned + self.translation
+        moved = self.scale[:, None] * np.einsum("nij,nj->ni", self.rotation, first.translation)
+        return _Many(self.scale * first.scale, self.rotation @ first.rotation, moved + self.translation)
 
 
 def optimise(
     start: dict[int, Similarity], edges: list[Edge], depth: Float[np.ndarray, " parts"]
 ) -> dict[int, Similarity]:
     """The similarities, from `start`, under which the edges agree best, the first part's kept: least squares
-    of what each edge is off by, in rotation, logarithm of the scale, and where it puts the middle of what the
-    two share, over the part's median depth; robust (Cauchy), so that a wrong loop is let go. By scipy, which
-    is there: a hundred parts are no work for it.
+    of what each edge is off by, in rotation, logarithm of the scale, and at its middle, over the part's
+    median depth. Loops are reweighted, from all alike to Geman and McClure's weights by graduated
+    non-convexity (Yang et al. 2020, arXiv 1909.08605), so that a wrong one is let go. By scipy, which comes
+    with JAX.
+
+    edges: of parts in `start` alone.
     """
     nodes = list(start)
     place = {node: i for i, node in enumerate(nodes)}
-    first, second = (np.array([place[edge[side]] for edge in edges]) for side in (0, 1))
+    first, second = (
+        np.array([place[ends[side]] for ends in ((edge.first, edge.second) for edge in edges)])
+        for side in (0, 1)
+    )
+    loops = np.array([edge.loop for edge in edges])
     back = _Many.of([edge.similarity.inverse() for edge in edges])
     begun, unit = _Many.of([start[node] for node in nodes]), depth[[edge.second for edge in edges]]
-    middle = np.array([edge.middle for edge in edges])
+    about = np.array([edge.about for edge in edges])
+    step = np.full(len(nodes), depth[nodes[0]])  # a part's own unit, in the first one's world
 
-    def moved(x: np.ndarray) -> _Many:
-        """By small steps from where they are: turned and scaled about their origins."""
-        x = np.concatenate([np.zeros((1, 7)), x.reshape(-1, 7)])
+    def moved(x: np.ndarray, of: np.ndarray) -> _Many:
+        """These parts by steps x [n, 7] from where they are: turned and scaled about their origins."""
         return _Many(
-            begun.scale * np.exp(x[:, 0]),
-            Rotation.from_rotvec(x[:, 1:4]).as_matrix() @ begun.rotation,
-            begun.translation + x[:, 4:] * depth[nodes[0]],
+            begun.scale[of] * np.exp(x[:, 0]),
+            Rotation.from_rotvec(x[:, 1:4]).as_matrix() @ begun.rotation[of],
+            begun.translation[of] + x[:, 4:] * step[of, None],
         )
 
-    def off(x: np.ndarray) -> np.ndarray:
-        there = moved(x)
-        error = back.after(there.at(first).inverse().after(there.at(second)))
+    def off(x_first: np.ndarray, x_second: np.ndarray) -> np.ndarray:
+        """[edges, 7]"""
+        error = back.after(moved(x_first, first).inverse().after(moved(x_second, second)))
         turned = Rotation.from_matrix(error.rotation).as_rotvec()
-        away = (error(middle) - middle) / unit[:, None]
-        return np.column_stack([np.log(error.scale), turned, away]).ravel()
+        there = error.scale[:, None] * np.einsum("nij,nj->ni", error.rotation, about) + error.translation
+        return np.column_stack([np.log(error.scale), turned, (there - about) / unit[:, None]])
 
-    depends = None
-    if len(nodes) > MANY:
-        depends = lil_matrix((7 * len(edges), 7 * (len(nodes) - 1)), dtype=int)
-        for row, ends in enumerate(zip(first, second, strict=True)):
-            for node in ends:
-                if node:
-                    depends[7 * row : 7 * row + 7, 7 * (node - 1) : 7 * node] = 1
-    x = np.zeros(7 * (len(nodes) - 1))
-    for outlier in OUTLIERS:
-        x = least_squares(off, x, jac_sparsity=depends, loss="cauchy", f_scale=outlier, max_nfev=50).x
-    found = moved(x)
+    def of_all(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.zeros((1, 7)), x.reshape(-1, 7)])
+
+    def residuals(x: np.ndarray) -> np.ndarray:
+        x = of_all(x)
+        return (weights[:, None] * off(x[first], x[second])).ravel()
+
+    rows = np.arange(7 * len(edges)).reshape(-1, 7, 1)
+
+    def derivative(x: np.ndarray) -> csr_matrix:
+        """By differences: an edge depends on its two parts alone, so that all edges' are two times seven."""
+        ends = [of_all(x)[first], of_all(x)[second]]
+        values, at, here = [], [], off(*ends)
+        for side, nodes_of in enumerate((first, second)):
+            for k in range(7):
+                there = list(ends)
+                there[side] = ends[side] + STEP * np.eye(7)[k]
+                values.append((off(*there) - here) / STEP * weights[:, None])
+                at.append(7 * (nodes_of - 1) + k)
+        columns = np.broadcast_to(np.stack(at, -1)[:, None], (len(edges), 7, 14))
+        free = columns >= 0  # the first part stays
+        shape = (7 * len(edges), 7 * (len(nodes) - 1))
+        where = np.broadcast_to(rows, columns.shape)[free], columns[free]
+        return csr_matrix((np.stack(values, -1)[free], where), shape=shape)
+
+    x, weights = np.zeros(7 * (len(nodes) - 1)), np.ones(len(edges))
+    for wider in WIDER if loops.any() else (1.0,):
+        x = least_squares(residuals, x, derivative, max_nfev=50).x
+        far = np.square(off(of_all(x)[first], of_all(x)[second])).sum(-1) / (wider * OUTLIER**2)
+        weights = np.where(loops, 1 / (1 + far), 1.0)  # the square root of the weight
+    x = least_squares(residuals, x, derivative, max_nfev=50).x
+    found = moved(of_all(x), np.arange(len(nodes)))
     return {
         node: Similarity(float(found.scale[i]), found.rotation[i], found.translation[i])
         for i, node in enumerate(nodes)
     }
+
+
+def matrix_of(similarity: Similarity) -> Float[np.ndarray, "4 4"]:
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = similarity.scale * similarity.rotation, similarity.translation
+    return matrix
+
+
+def logarithm(similarity: Similarity) -> Float[np.ndarray, "4 4"]:
+    """Of its matrix: half of it is half of the way, evenly along one motion."""
+    return np.real(logm(matrix_of(similarity)))
+
+
+def exponential(matrix: Float[np.ndarray, "4 4"]) -> Similarity:
+    """The similarity whose logarithm this is."""
+    found = expm(matrix)
+    scale = float(np.cbrt(np.linalg.det(found[:3, :3])))
+    return Similarity(scale, found[:3, :3] / scale, found[:3, 3])

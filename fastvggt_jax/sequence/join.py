@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from fastvggt_jax.geometry.alignment import Similarity
 from fastvggt_jax.models.prediction import Reconstruction
 from fastvggt_jax.sequence.fit import Fit, Part, fit
-from fastvggt_jax.sequence.graph import Edge, chain, components, optimise
-from fastvggt_jax.sequence.loops import AGREES, AGREES_AT_LEAST, candidates, together
+from fastvggt_jax.sequence.graph import Edge, chain, components, exponential, logarithm, matrix_of, optimise
+from fastvggt_jax.sequence.loops import AGREES, AGREES_AT_LEAST, candidates, one_place, together
 from fastvggt_jax.sequence.plan import owners
 
 Run = Callable[[np.ndarray], Reconstruction]
@@ -34,11 +35,13 @@ class Joined:
     pieces: one, unless chunks share no point that both are sure of.
     residuals: of neighbouring chunks, over the distance; None of two that do not hang together.
     loops: pairs of frames by which the sequence was closed.
+    lines: whether what neighbouring chunks share lies on a line, see `fit`.
     """
 
     pieces: list[Piece]
     residuals: list[float | None]
     loops: list[tuple[int, int]]
+    lines: list[bool]
 
     def account(self, chunks: Sequence[np.ndarray]) -> dict[str, Any]:
         """JSON-able."""
@@ -101,23 +104,26 @@ def join(
         for nodes in components(len(parts), edges)
     ]
     residuals = [None if one is None else one.residual for one in fits]
-    return Joined([piece for piece in pieces if piece is not None], residuals, loops)
+    lines = [one is not None and one.line for one in fits]
+    return Joined([piece for piece in pieces if piece is not None], residuals, loops, lines)
 
 
 def _edges(parts: list[Part], fits: Sequence[Fit | None]) -> list[Edge]:
     """Of neighbours, and of other chunks that share frames, which overlap by more than half."""
-    edges = [Edge(i, i + 1, one.similarity, one.middle) for i, one in enumerate(fits) if one is not None]
+    edges = [
+        Edge(i, i + 1, one.similarity, False, one.about) for i, one in enumerate(fits) if one is not None
+    ]
     for i in range(len(parts)):
         for j in range(i + 2, len(parts)):
             found = fit(parts[i], parts[j]) if parts[i].frames[-1] >= parts[j].frames[0] else None
-            edges += [] if found is None else [Edge(i, j, found.similarity, found.middle)]
+            edges += [] if found is None else [Edge(i, j, found.similarity, False, found.about)]
     return edges
 
 
 def _edges_of(parts: list[Part], more: list[Part]) -> list[Edge]:
     """Of parts that close a loop to the chunks that they share frames with."""
     return [
-        Edge(i, len(parts) + j, found.similarity, found.middle)
+        Edge(i, len(parts) + j, found.similarity, True, found.about)
         for j, part in enumerate(more)
         for i, one in enumerate(parts)
         if (found := fit(one, part)) is not None
@@ -146,7 +152,8 @@ def _close(
         part = Part.of(both, run(both), shown[both])
         homes = [parts[owners(chunks, frames)[at]] for at in pair]
         found = [fit(home, part) for home in homes]
-        if all(one is not None and one.residual <= limit for one in found):
+        agree = all(one is not None and one.residual <= limit for one in found)
+        if agree and one_place(part, len(both) // 2):
             more.append(part)
             loops.append(pair)
     return more, loops
@@ -172,20 +179,48 @@ def _piece(
         where = optimise(where, edges, depth)
     whole = len(frames) == len(owner)
     arrays = {name: values if whole else values[frames] for name, values in maps.items()}
-    for node in own:
-        similarity, mine = where[node], owner[frames] == node
-        for i in np.nonzero(mine)[0]:  # frame by frame: no second copy of all
-            arrays["points"][i] = similarity(arrays["points"][i])
-            arrays["depth"][i] *= similarity.scale
-        arrays["cam_from_world"][mine] = similarity.of_cameras(arrays["cam_from_world"][mine])
+    gaps = _gaps(where, edges)
+    for i, frame in enumerate(frames):  # one by one: no second copy of all
+        similarity = _of_frame(int(frame), int(owner[frame]), parts, where, gaps)
+        arrays["points"][i] = similarity(arrays["points"][i])
+        arrays["depth"][i] *= similarity.scale
+        arrays["cam_from_world"][i] = similarity.of_cameras(arrays["cam_from_world"][i])
     metres = [scale / where[node].scale for node in own if (scale := scales[node]) is not None]
-    found = dataclasses.replace(
-        kept,
-        **{name: values[None] for name, values in arrays.items()},
-        metric_scale=np.array([np.median(metres)], np.float32) if metres else None,
-        track=None,
-        track_conf=None,
-    )
+    values: dict[str, Any] = {name: values[None] for name, values in arrays.items()}
+    values["metric_scale"] = np.array([np.median(metres)], np.float32) if metres else None
+    found = dataclasses.replace(kept, **values, track=None, track_conf=None)
     if "conf" not in arrays:
         found = dataclasses.replace(found, conf=found.depth_conf)
     return Piece(frames, found)
+
+
+def _gaps(where: dict[int, Similarity], edges: list[Edge]) -> dict[tuple[int, int], np.ndarray]:
+    """For each chunk and its neighbour by what the graph puts the neighbour off, in the chunk's world, from
+    where their overlap has it: the logarithm, of those that are off at all.
+    """
+    gaps = {}
+    for first, second, measured, *_ in edges:
+        if second == first + 1 and first in where and second in where:
+            for here, there, lies in ((first, second, measured), (second, first, measured.inverse())):
+                off = where[here].inverse().after(where[there]).after(lies.inverse())
+                if not np.allclose(matrix_of(off), np.eye(4), atol=1e-9):
+                    gaps[here, there] = logarithm(off)
+    return gaps
+
+
+def _of_frame(
+    frame: int,
+    node: int,
+    parts: list[Part],
+    where: dict[int, Similarity],
+    gaps: dict[tuple[int, int], np.ndarray],
+) -> Similarity:
+    """Where a frame of a chunk goes: with the chunk in its middle. From there to where a neighbour takes over
+    up to half of the gap between them is closed, so that what closing a loop changes is shared by all frames.
+    """
+    middle = parts[node].frames.mean()
+    neighbour = node + (1 if frame > middle else -1)
+    if (node, neighbour) not in gaps:
+        return where[node]
+    share = (frame - middle) / (parts[neighbour].frames.mean() - middle)
+    return where[node].after(exponential(share * gaps[node, neighbour]))

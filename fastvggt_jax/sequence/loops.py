@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float
+from scipy.spatial import cKDTree
+
+from fastvggt_jax.sequence.fit import Part, centres
 
 AGREES = 3.0  # times the usual residual between neighbouring chunks: what a loop's may be
 AGREES_AT_LEAST = 0.05  # of the distance; what is nearer is never refused
+
+SAME = (
+    0.1  # of its distance from the camera: how near a surface that two frames see comes out, grids of points
+)
+ONE_PLACE = 0.2  # of the points of either half of a joint chunk: those that the other half has, too
 
 
 def candidates(
@@ -42,3 +50,22 @@ def together(pair: tuple[int, int], frames: int, chunk: int) -> np.ndarray:
     starts = [min(max(at - size // 2, 0), frames - size) for at, size in zip(pair, sizes, strict=True)]
     starts[1] = max(starts[1], starts[0] + half)
     return np.concatenate([start + np.arange(size) for start, size in zip(starts, sizes, strict=True)])
+
+
+def one_place(part: Part, half: int) -> bool:
+    """Whether the first `half` frames and the others show the same surfaces. Two places that have nothing to
+    do with each other come out each as it is, but anywhere to each other.
+    """
+    sides = []
+    for rows in (slice(None, half), slice(half, None)):
+        seen = part.conf[rows] > 0
+        distance = np.linalg.norm(part.points[rows] - centres(part.cam_from_world[rows])[:, None], axis=-1)
+        sides.append((part.points[rows][seen], distance[seen]))
+    (one, near_one), (other, near_other) = sides
+    if not len(one) or not len(other):
+        return False
+    shares = [
+        np.mean(cKDTree(there).query(points, workers=1)[0] < SAME * distance)
+        for points, distance, there in ((one, near_one, other), (other, near_other, one))
+    ]
+    return min(shares) >= ONE_PLACE

@@ -10,6 +10,11 @@ OVERLAP = 4  # chunks' default overlap is their length over this
 LEAST = 8  # frames of a chunk that is chosen, not asked for
 
 
+def default_overlap(chunk: int) -> int:
+    """Frames that two chunks share, if nothing is said: a quarter of them."""
+    return max(1, chunk // OVERLAP)
+
+
 def check_chunk(chunk: int, overlap: int) -> None:
     """Raises InputError unless chunks of so many frames can overlap by so many."""
     whole_number("chunk", chunk, least=2)

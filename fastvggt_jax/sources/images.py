@@ -88,6 +88,18 @@ class Images:
     frames: tuple[Frame | None, ...] = ()
     white: int | None = None
 
+    def some(self, frames: np.ndarray) -> Images:
+        """Of these frames, by their numbers, in this order."""
+        of = lambda values: tuple(values[i] for i in frames) if values else values
+        return dataclasses.replace(
+            self,
+            pixels=self.pixels[frames],
+            transforms=of(self.transforms),
+            names=of(self.names),
+            masks=None if self.masks is None else self.masks[frames],
+            frames=of(self.frames),
+        )
+
     def shown(self) -> Bool[np.ndarray, "F H W"]:
         """True where the model's pixels show the photograph: no padding, nothing transparent or masked."""
         shown = np.stack([t.valid_mask() for t in self.transforms])

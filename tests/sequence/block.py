@@ -8,7 +8,7 @@ from fastvggt_jax.geometry.alignment import Similarity, align
 from fastvggt_jax.models.prediction import Reconstruction
 
 BLOCK, STREET, FAR = 10.0, 13.0, 40.0  # half sides of the block, of the way around it, of what stands beyond
-HEIGHT, WIDTH, FOCAL = 12, 16, 10.0
+SIZE, FOCAL = (12, 16), 10.0  # pixels
 
 
 def rotation(angles):
@@ -22,7 +22,8 @@ def rotation(angles):
 class Block:
     """Once around, so many frames and some more, which see again what the first ones saw."""
 
-    def __init__(self, frames, again=0, seed=0):
+    def __init__(self, frames, again=0, seed=0, size=SIZE):
+        self.size = size
         self.rng = np.random.default_rng(seed)
         self.along = np.arange(frames + again) / frames * 4  # sides
         side, on = np.divmod(self.along, 1.0)
@@ -37,7 +38,7 @@ class Block:
             self.world_from_cam[i, :, 3] = rotation([-turn, 0, 0]) @ (
                 start + np.array([2 * STREET * x, 0, 0])
             )
-        self.shown = np.ones((len(on), HEIGHT, WIDTH), bool)
+        self.shown = np.ones((len(on), *size), bool)
 
     @property
     def centres(self):
@@ -53,8 +54,9 @@ class Block:
 
     def points(self, i):
         """Of each pixel what it sees, in the world, and its depth."""
-        v, u = np.mgrid[:HEIGHT, :WIDTH] + 0.5
-        rays = np.stack([(u - WIDTH / 2) / FOCAL, (v - HEIGHT / 2) / FOCAL, np.ones_like(u)], -1)
+        height, width = self.size
+        v, u = np.mgrid[:height, :width] + 0.5
+        rays = np.stack([(u - width / 2) / FOCAL, (v - height / 2) / FOCAL, np.ones_like(u)], -1)
         R, centre = self.world_from_cam[i, :, :3], self.world_from_cam[i, :, 3]
         direction = rays @ R.T
         slab = lambda half: np.sort(
@@ -76,8 +78,8 @@ class Block:
         )
         cameras, points, depths = (
             np.zeros((f, 3, 4)),
-            np.zeros((f, HEIGHT, WIDTH, 3)),
-            np.zeros((f, HEIGHT, WIDTH)),
+            np.zeros((f, *self.size, 3)),
+            np.zeros((f, *self.size)),
         )
         middle = self.centres[frames].mean(0)
         for at, i in enumerate(frames):
@@ -94,7 +96,8 @@ class Block:
             R = self.world_from_cam[i, :, :3].T
             cameras[at] = bent.of_cameras(np.concatenate([R, (-R @ centre)[:, None]], 1))
             points[at], depths[at] = bent(seen), bent.scale * depth
-        K = np.array([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]])
+        height, width = self.size
+        K = np.array([[FOCAL, 0, width / 2], [0, FOCAL, height / 2], [0, 0, 1]])
         one = lambda x: np.asarray(x, np.float32)[None]
         conf = one(np.full(depths.shape, 2.0))
         return Reconstruction(one(cameras), one(np.tile(K, (f, 1, 1))), one(depths), conf, one(points), conf)

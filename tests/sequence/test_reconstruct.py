@@ -1,0 +1,205 @@
+"""`fastvggt reconstruct` of a sequence in chunks; what the model would say is the truth, in a world of each
+chunk's own.
+"""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fastvggt_jax import Scene, load_images, pipeline, reconstruct_sequence, to_scene
+from fastvggt_jax.cli.app import app
+from fastvggt_jax.errors import InputError
+from fastvggt_jax.sequence.models import TOGETHER, describe
+from fastvggt_jax.testing.random_weights import random_params
+from fastvggt_jax.testing.tiny import tiny_model, write_random_weights
+from tests.sequence.block import Block
+from tests.toys.model import Toy
+
+COUNT = 20
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photographs")
+    for i in range(COUNT):
+        Image.new("RGB", (28, 14), (i, 99, 9)).save(folder / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    write_random_weights(path, heads=("camera", "depth"))
+    return path
+
+
+@pytest.fixture
+def block(monkeypatch):
+    block = Block(COUNT - 2, again=2, size=(14, 28))
+
+    def predict(model, params, images, step, points_from, queries=None, mesh=None, programs=None):
+        frames = np.array([int(name[:2]) for name in images.names])
+        if len(frames) > block.fit_at_once:
+            raise pipeline._DoesNotFit("out of memory: too many")
+        found = block.reconstruct(frames)
+        fog = np.isin(frames, block.fog)[None, :, None, None]
+        conf = np.where(fog, 0, found.conf).astype(np.float32)
+        with step("compile"), step("run"):
+            return dataclasses.replace(found, conf=conf, depth_conf=conf, conf_floor=1.0), None
+
+    block.fit_at_once, block.fog = COUNT, []
+    monkeypatch.setattr(pipeline, "predict", predict)
+    return block
+
+
+def run(photographs, weights, out, *more):
+    options = ["-c", weights, "-o", out, "--size", 28, "--format", "scene", "--conf-percentile", 0, *more]
+    return CliRunner().invoke(app, ["reconstruct", *map(str, (photographs, *options))])
+
+
+def error(block, scene, frames=None):
+    found = dataclasses.make_dataclass("Found", ["cam_from_world"])(scene.cam_from_world[None])
+    return block.error(found, np.arange(len(scene.names)) if frames is None else frames)
+
+
+def test_chunks_are_one_scene(photographs, weights, tmp_path, block):
+    result = run(photographs, weights, tmp_path / "out", "--chunk", 8, "--overlap", 3, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["sequence"]["chunks"] == [[0, 7], [4, 11], [8, 15], [12, 19]]
+    assert report["sequence"]["pieces"] == [COUNT]
+    scene = Scene.load(tmp_path / "out")
+    assert scene.names == tuple(f"{i:02}.png" for i in range(COUNT)) and error(block, scene) < 1e-3
+    in_words = run(photographs, weights, tmp_path / "in words", "--chunk", 8, "--overlap", 3)
+    assert "joined 4 chunks, the worst two off by 0.00% of the distance; 0 loops closed" in in_words.stdout
+
+
+def test_what_fits_is_reconstructed_at_once(photographs, weights, tmp_path, block):
+    result = run(photographs, weights, tmp_path / "out", "--chunk", COUNT, "--json")
+    report = json.loads(result.stdout)
+    assert report["sequence"] is None
+    said = "20 photographs are no more than a chunk of 20: they are reconstructed at once"
+    assert said in report["warnings"]
+
+
+def test_chunks_are_taken_where_not_all_fit(photographs, weights, tmp_path, block):
+    block.fit_at_once = 10
+    report = json.loads(run(photographs, weights, tmp_path / "out", "--json").stdout)
+    assert report["sequence"]["chunks"] == [[0, 9], [5, 14], [10, 19]]  # half of what did not fit
+    said = (
+        "20 photographs do not fit into memory at once: they are reconstructed in chunks of 10 that overlap"
+    )
+    assert any(text.startswith(said) for text in report["warnings"])
+    assert error(block, Scene.load(tmp_path / "out")) < 1e-3
+    block.fit_at_once = 9
+    report = json.loads(run(photographs, weights, tmp_path / "fewer", "--json").stdout)
+    assert report["sequence"]["chunks"][0] == [0, 7]
+    block.fit_at_once = 7  # fewer than a chunk is worth
+    result = run(photographs, weights, tmp_path / "no")
+    assert result.exit_code == 1 and "out of memory" in result.stderr and not (tmp_path / "no").exists()
+
+
+def test_pieces_are_written_apart_and_named(photographs, weights, tmp_path, block):
+    block.fog = [8, 9, 10, 11]
+    out = tmp_path / "out"
+    result = run(photographs, weights, out, "--chunk", 8, "--overlap", 3, "--json")
+    report = json.loads(result.stdout)
+    first, second = report["sequence"]["pieces"]
+    assert [one["folder"] for one in (first, second)] == ["piece-1", "piece-2"]
+    assert first["photographs"] + second["photographs"] == report["photographs"]
+    assert first["points"] + second["points"] == report["points"]
+    assert sorted(path.name for path in out.iterdir()) == ["piece-1", "piece-2"]
+    scenes = [Scene.load(out / one["folder"]) for one in (first, second)]
+    assert scenes[0].names[-1] == "09.png" and scenes[1].names[0] == "10.png"
+    for scene, frames in zip(scenes, (np.arange(10), np.arange(10, 20)), strict=True):
+        assert error(block, scene, frames) < 1e-3
+    said = " ".join(report["warnings"])
+    assert "from 04.png and from 08.png on share no points that both are sure of" in said
+    assert (
+        "2 scenes that do not hang together: they are written apart" in said and "piece-1 to piece-2" in said
+    )
+    # They are what overwrite may replace, and nothing else.
+    (out / "piece-2" / "mine.txt").write_text("kept")
+    kept = run(photographs, weights, out, "--overwrite")
+    assert kept.exit_code == 2 and (out / "piece-2" / "mine.txt").read_text() == "kept"
+    (out / "piece-2" / "mine.txt").unlink()
+    block.fog = []
+    assert run(photographs, weights, out, "--overwrite").exit_code == 0
+    assert len(Scene.load(out).names) == COUNT and not (out / "piece-1").exists()
+
+
+def test_loops_are_closed_by_what_the_encoder_sees(photographs, weights, tmp_path, block, monkeypatch):
+    asked = []
+
+    def described(model, params, pixels):
+        asked.append(len(pixels))
+        return np.eye(COUNT)[np.r_[:18, :2]]  # the last two look like the first two
+
+    monkeypatch.setattr(pipeline, "describe", described)
+    result = run(photographs, weights, tmp_path / "out", "--chunk", 6, "--overlap", 2, "--loops", "--json")
+    report = json.loads(result.stdout)
+    assert asked == [COUNT] and report["sequence"]["loops"] == [[0, 18]]
+    assert error(block, Scene.load(tmp_path / "out")) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (
+            ["--chunk", 8, "--overlap", 8],
+            "--chunk must be more frames than overlap, not 8 with an overlap of 8",
+        ),
+        (["--chunk", 8, "--overlap", 0], "--overlap must be a whole number, at least 1, not 0"),
+        (["--overlap", 0], "--overlap must be a whole number, at least 1, not 0"),
+        (["--chunk", 1], "--chunk must be a whole number, at least 2, not 1"),
+        (["--chunk", 8, "--tracks"], "--tracks follows points through all photographs"),
+    ],
+)
+def test_bad_chunks_are_one_sentence(photographs, weights, tmp_path, options, words):
+    result = run(photographs, weights, tmp_path / "out", *options)
+    assert result.exit_code == 2 and words in result.stderr and not (tmp_path / "out").exists()
+
+
+def test_known_positions_align_the_pieces_that_have_enough_of_them(photographs, weights, tmp_path, block):
+    block.fog = [8, 9, 10, 11]
+    rows = [f"{i:02}.png,{','.join(map(str, block.centres[i]))}" for i in range(9)]
+    (tmp_path / "known.csv").write_text("\n".join(["name,x,y,z", *rows]))
+    options = ["--chunk", 8, "--overlap", 3, "--align-to", tmp_path / "known.csv", "--json"]
+    report = json.loads(run(photographs, weights, tmp_path / "out", *options).stdout)
+    first, second = report["sequence"]["pieces"]
+    assert first["alignment"]["photographs"] == 9 and second["alignment"] is None
+    assert any("the piece from 10.png on is not aligned" in text for text in report["warnings"])
+    scene = Scene.load(tmp_path / "out" / "piece-1")
+    np.testing.assert_allclose(scene.world_from_cam[:, :3, 3], block.centres[:10], atol=0.02)
+
+
+def test_the_function_does_what_the_command_does():
+    model = Toy()
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 32, 40, 3), np.uint8)
+    images = load_images(pixels, model.image_policy)
+    params = jax.jit(model.init)(jax.random.key(0), images.pixels[None])
+    whole = to_scene(jax.jit(model.apply)(params, images.pixels[None]), images)
+    for chunk in (10, 6):
+        (scene,) = reconstruct_sequence(model, params, images, chunk=chunk)
+        np.testing.assert_allclose(scene.cam_from_world, whole.cam_from_world, atol=1e-4)
+        np.testing.assert_allclose(scene.depth, whole.depth, rtol=1e-4)
+        np.testing.assert_allclose(scene.points, whole.points, atol=1e-4)
+    with pytest.raises(InputError, match="a Toy has none"):
+        reconstruct_sequence(model, params, images, chunk=6, loops=True)
+
+
+@pytest.mark.parametrize("name", ["vggt", "pi3"])
+def test_frames_are_described_each_by_itself(name):
+    model = tiny_model(name).clone(dtype=np.float32, depth=4, encoder_depth=1)
+    pixels = np.random.default_rng(0).integers(0, 256, (TOGETHER + 2, 28, 42, 3), np.uint8)
+    pixels[-1] = pixels[0]
+    found = describe(model, random_params(model), pixels)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+    alike = found @ found[0]
+    np.testing.assert_allclose(alike[-1], 1, rtol=1e-5)
+    assert (alike[1:-1] < 0.9999).all()
