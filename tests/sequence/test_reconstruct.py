@@ -14,11 +14,13 @@ from typer.testing import CliRunner
 from fastvggt_jax import Scene, load_images, pipeline, reconstruct_sequence, to_scene
 from fastvggt_jax.cli.app import app
 from fastvggt_jax.errors import InputError
+from fastvggt_jax.io.weights import save_params
+from fastvggt_jax.models import registry
 from fastvggt_jax.sequence.models import TOGETHER, describe
 from fastvggt_jax.testing.random_weights import random_params
-from fastvggt_jax.testing.tiny import tiny_model, write_random_weights
+from fastvggt_jax.testing.tiny import tiny_model
 from tests.sequence.block import Block
-from tests.toys.model import Toy
+from tests.toys.model import PATH, Toy
 
 COUNT = 20
 
@@ -31,10 +33,16 @@ def photographs(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def toys():
+    with registry.registered("toy", PATH):
+        yield
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    write_random_weights(path, heads=("camera", "depth"))
+    path, model = tmp_path_factory.mktemp("weights") / "toy.safetensors", Toy()
+    save_params(path, random_params(model), model, source="random numbers")
     return path
 
 
