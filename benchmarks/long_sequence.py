@@ -6,8 +6,8 @@ in chunks, each in a world and unit of its own, and joined again.
 
 Errors are of the cameras' centres, root mean square after one similarity, in metres; the way is 104 m long.
 Chunks are wrong in three ways: `noise`, of each pixel's depth, 2 %, and 5 % of the pixels anything;
-`wander`, besides, a turn and a growth along each chunk, to either side, 1 degree and 1 % per side of the block; `drift`,
-the same always to one side, as reconstructions of long ways do.
+`wander`, besides, a turn and a growth along each chunk, to either side, 1 degree and 1 % per side of the
+block; `drift`, the same always to one side, as reconstructions of long ways do.
 """
 
 import argparse
