@@ -29,7 +29,7 @@ COUNT = 20
 def photographs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photographs")
     for i in range(COUNT):
-        Image.new("RGB", (28, 14), (i, 99, 9)).save(folder / f"{i:02}.png")
+        Image.new("RGB", (28, 16), (i, 99, 9)).save(folder / f"{i:02}.png")
     return folder
 
 
@@ -48,7 +48,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def block(monkeypatch):
-    block = Block(COUNT - 2, again=2, size=(14, 28))
+    block = Block(COUNT - 2, again=2, size=(16, 28))
 
     def predict(model, params, images, step, points_from, queries=None, mesh=None, programs=None):
         frames = np.array([int(name[:2]) for name in images.names])
