@@ -29,6 +29,7 @@ ROLES = {  # path prefix -> role; the longest prefix wins
     "fastvggt_jax/train": "train",
     "fastvggt_jax/evaluate": "evaluate",
     "fastvggt_jax/pipeline": "pipeline",
+    "fastvggt_jax/batch": "batch",
     "fastvggt_jax/bench": "bench",
     "fastvggt_jax/profile": "profile",
     "fastvggt_jax/cli": "cli",
@@ -71,6 +72,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
         "io",
         "evaluate",
     },
+    "batch": {"pipeline", "sources", "export", "io"},
     "profile": {"models", "sources"},
     "bench": {
         "profile",
@@ -85,7 +87,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     },
     "cli": {
         *("kernels", "sparsity", "datasets", "export", "pretrained", "convert"),
-        *("train", "evaluate", "pipeline", "bench", "profile", "io", "package"),
+        *("train", "evaluate", "pipeline", "batch", "bench", "profile", "io", "package"),
     },
 }
 

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -45,6 +45,9 @@ from fastvggt_jax.cli.options import (
     use_compilation_cache,
 )
 from fastvggt_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from fastvggt_jax.pipeline import Settings
 
 MODES = Literal["crop", "pad", "square", "area"]
 
@@ -176,53 +179,41 @@ def reconstruct(
     as_json: Json = False,
 ) -> None:
     """Cameras, depth and points of a scene from its photographs; the first one sets the coordinates."""
-    from fastvggt_jax.export import default_formats, missing_formats
-    from fastvggt_jax.pipeline import Settings
-    from fastvggt_jax.pretrained import recommended_block
-    from fastvggt_jax.sparsity import parse_block, parse_layers, parse_sparsity
-
     chosen, weights = _inputs(photos, weights, demo)
-    for option, value in (("--special-keys", special_keys), ("--sparse-layers", layers)):
-        if value is not None and sparsity == "dense":
-            raise InputError(f"{option} needs a --sparsity that is not dense, such as 0.5,0.9")
-    settings = Settings(
+    settings = chosen_settings(
         photos=tuple(chosen),
         weights=weights,
         output=output,
         mode=mode,
         size=size,
-        sparsity=parse_sparsity(
-            sparsity,
-            parse_block(block) if block else recommended_block(weights),
-            special_keys=special_keys or "dense",
-            layers=parse_layers(layers) if layers else None,
-            frame_layers=parse_layers(frame_layers) if frame_layers else (),
-        ),
+        sparsity=sparsity,
+        block=block,
+        special_keys=special_keys,
+        layers=layers,
+        frame_layers=frame_layers,
         float8_scores=float8_scores,
         dtype=dtype,
         points_from=points_from,
-        formats=default_formats() if formats is None else tuple(formats.split(",")),
-        export=export_options(
-            max_points,
-            conf_percentile=conf_percentile,
-            edge_filter=edge_filter,
-            voxel=voxel,
-            glb_mesh=glb_mesh,
-            depth_original=depth_original,
-            shared_camera=shared_camera,
-            camera_model=camera_model,
-            copy_photographs=copy_photographs,
-        ),
-        white=white,
-        fps=fps,
-        max_frames=max_frames,
-        bundle=bundle_adjust,
+        formats=formats,
+        conf_percentile=conf_percentile,
+        edge_filter=edge_filter,
+        voxel=voxel,
+        max_points=max_points,
+        glb_mesh=glb_mesh,
+        depth_original=depth_original,
+        shared_camera=shared_camera,
+        camera_model=camera_model,
+        copy_photographs=copy_photographs,
+        bundle_adjust=bundle_adjust,
         tracks=tracks,
         intrinsics=intrinsics,
         align_to=align_to,
         masks=masks,
         paint_masks=paint_masks,
         mask_sky=mask_sky,
+        white=white,
+        fps=fps,
+        max_frames=max_frames,
         chunk=chunk,
         overlap=overlap,
         loops=loops,
@@ -238,12 +229,75 @@ def reconstruct(
     if "output" not in report:  # another host writes it
         return
     if formats is None:
-        for format in missing_formats():
-            extra = f"pip install 'fastvggt_jax[{format.extra}]'"
-            report["warnings"].append(
-                f"no {', '.join(format.files)}: {extra} (or say what to write: --format)"
-            )
+        report["warnings"] += without_extras()
     _print_report(report, quiet, as_json)
+
+
+def chosen_settings(
+    *,
+    weights: str,
+    sparsity: str,
+    block: str | None,
+    special_keys: str | None,
+    layers: str | None,
+    frame_layers: str | None,
+    formats: str | None,
+    max_points: int | None,
+    conf_percentile: float,
+    edge_filter: float | None,
+    voxel: float | None,
+    glb_mesh: bool,
+    depth_original: bool,
+    shared_camera: bool,
+    camera_model: str,
+    copy_photographs: bool,
+    bundle_adjust: bool,
+    **others: Any,
+) -> Settings:
+    """The pipeline's Settings of what a command was given. Raises InputError."""
+    from fastvggt_jax.export import default_formats
+    from fastvggt_jax.pipeline import Settings
+    from fastvggt_jax.pretrained import recommended_block
+    from fastvggt_jax.sparsity import parse_block, parse_layers, parse_sparsity
+
+    for option, value in (("--special-keys", special_keys), ("--sparse-layers", layers)):
+        if value is not None and sparsity == "dense":
+            raise InputError(f"{option} needs a --sparsity that is not dense, such as 0.5,0.9")
+    return Settings(
+        weights=weights,
+        sparsity=parse_sparsity(
+            sparsity,
+            parse_block(block) if block else recommended_block(weights),
+            special_keys=special_keys or "dense",
+            layers=parse_layers(layers) if layers else None,
+            frame_layers=parse_layers(frame_layers) if frame_layers else (),
+        ),
+        formats=default_formats() if formats is None else tuple(formats.split(",")),
+        export=export_options(
+            max_points,
+            conf_percentile=conf_percentile,
+            edge_filter=edge_filter,
+            voxel=voxel,
+            glb_mesh=glb_mesh,
+            depth_original=depth_original,
+            shared_camera=shared_camera,
+            camera_model=camera_model,
+            copy_photographs=copy_photographs,
+        ),
+        bundle=bundle_adjust,
+        **others,
+    )
+
+
+def without_extras() -> list[str]:
+    """A sentence for each format that would be written if its extra were there."""
+    from fastvggt_jax.export import missing_formats
+
+    return [
+        f"no {', '.join(format.files)}: pip install 'fastvggt_jax[{format.extra}]'"
+        " (or say what to write: --format)"
+        for format in missing_formats()
+    ]
 
 
 def _inputs(photos: list[str] | None, weights: str | None, demo: bool) -> tuple[list[str], str]:
@@ -256,11 +310,16 @@ def _inputs(photos: list[str] | None, weights: str | None, demo: bool) -> tuple[
         return [str(BUNDLED["mini"].path.parent / "views")], "mini"
     if not photos:
         raise InputError("no photographs were given: name a folder or files, or try --demo")
-    if not weights:
-        raise InputError(
-            "--weights is missing: a weight file, a name on the hub, or mini for the small bundled model"
-        )
-    return photos, weights
+    return photos, check_weights(weights)
+
+
+def check_weights(weights: str | None) -> str:
+    """Raises InputError where there are none."""
+    if weights:
+        return weights
+    raise InputError(
+        "--weights is missing: a weight file, a name on the hub, or mini for the small bundled model"
+    )
 
 
 def _run(settings: Any, cache_dir: str | None, *, silent: bool) -> dict[str, Any]:

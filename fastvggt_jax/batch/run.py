@@ -1,0 +1,109 @@
+"""`fastvggt batch`: many scenes, each of which succeeds or fails by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from fastvggt_jax.batch.journal import Journal, journal, settings_of
+from fastvggt_jax.batch.scenes import Scene, find_scenes, holds_video, sized
+from fastvggt_jax.batch.work import Event, Job, Model, failed, job_of, work
+from fastvggt_jax.errors import InputError
+from fastvggt_jax.pipeline import Plan, Settings, planned
+from fastvggt_jax.sources.images import check_options
+
+
+def run(
+    scenes: Sequence[str],
+    settings: Settings,
+    emit: Callable[[Event], None],
+    *,
+    workers: int | None = None,
+    ray: str | None = None,
+    prepare: Callable[[], None] = lambda: None,
+) -> Event:
+    """Reconstructs the scenes that `batch.scenes.find_scenes` finds into folders of `settings.output`, those
+    with most views first, and goes on where an earlier run of the same settings was ended.
+
+    settings: of all scenes; `photos` is not looked at.
+    emit: gets an event as it happens, JSON values: "start", "warning", and of each scene "finished" (by an
+      earlier run), "done" or "failed", see `batch.work.work`. They are in batch.jsonl too.
+    workers, ray: so many processes by Ray, and the address of its cluster; without either this process does
+      it all. prepare: called in every process before JAX is used; it can be pickled.
+
+    Returns the last event, "end", with how many scenes were done, had failed and were finished before. Raises
+    what is wrong whatever the scene: InputError, MissingError, WeightsError, TargetError, ExtraError,
+    FileError; FailedError where Ray has failed.
+    """
+    start = time.perf_counter()
+    found = find_scenes(scenes, settings.output)
+    if ray is not None or workers is not None:
+        from fastvggt_jax.batch import ray_workers
+
+        ray_workers.check(workers, ray)
+    prepare()
+    plan = planned(settings)
+    check_options(plan.model.image_policy, settings.mode, settings.size, settings.white)
+    own = _of_each(found, settings)
+    found = [sized(scene, of.fps, of.max_frames) for scene, of in zip(found, own, strict=True)]
+    settings_by_name = {scene.name: of for scene, of in zip(found, own, strict=True)}
+    with journal(settings.output, settings_of(settings), found, overwrite=settings.overwrite) as log:
+        finished = [scene for scene in found if log.finished(scene)]
+        wrong = [scene for scene in found if scene.wrong and scene not in finished]
+        left = [scene for scene in found if scene not in finished and scene not in wrong]
+        left.sort(key=lambda scene: -scene.size)
+        record = _Record(log, emit)
+        counts = {"scenes": len(found), "finished": len(finished), "views": sum(one.size for one in left)}
+        emit({"event": "start", "output": str(log.folder)} | counts)
+        for scene in finished:
+            emit({"event": "finished", "scene": scene.name, "output": str(log.folder / scene.name)})
+        for scene in wrong:
+            record(failed(scene, scene.wrong or ""))
+        log.add(left)
+        jobs = [job_of(scene, settings_by_name[scene.name], replaces=log.replaces(scene)) for scene in left]
+        if jobs and (ray is not None or workers is not None):
+            ray_workers.run(jobs, settings, record, log.finished, workers, ray, prepare)
+        elif jobs:
+            _here(jobs, settings, plan, record)
+    seconds = round(time.perf_counter() - start, 3)
+    done = {"done": record.done, "failed": record.failed, "finished": len(finished)}
+    return {"event": "end"} | done | {"views": record.views, "seconds": seconds}
+
+
+class _Record:
+    """Writes events down, then passes them on; in any thread."""
+
+    def __init__(self, log: Journal, emit: Callable[[Event], None]) -> None:
+        self.done = self.failed = self.views = 0
+        self._log, self._emit, self._lock = log, emit, threading.Lock()
+        self._said: set[str] = set()
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            if event["event"] == "warning":  # each worker has the same to say
+                if event["text"] in self._said:
+                    return
+                self._said.add(event["text"])
+            self.done += event["event"] == "done"
+            self.failed += event["event"] == "failed"
+            self.views += len(event.get("photographs", ()))
+            self._log.write(event)
+            self._emit(event)
+
+
+def _here(jobs: list[Job], settings: Settings, plan: Plan, emit: Callable[[Event], None]) -> None:
+    work(Model.of(settings, plan, emit), iter(jobs), emit)
+
+
+def _of_each(scenes: Sequence[Scene], settings: Settings) -> list[Settings]:
+    """Each scene's settings: those of videos are for videos alone. Raises InputError if there are none."""
+    given = [name for name in ("fps", "max_frames") if getattr(settings, name) is not None]
+    if not given:
+        return [settings] * len(scenes)
+    videos = [holds_video(scene) for scene in scenes]
+    if not any(videos):
+        raise InputError(f"{given[0]} is for a video, and none was given", argument=given[0])
+    without = dataclasses.replace(settings, fps=None, max_frames=None)
+    return [settings if video else without for video in videos]

@@ -1,0 +1,181 @@
+"""The loop of one process: while a scene is computed, the next one is loaded and the last one written."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from fastvggt_jax import pipeline
+from fastvggt_jax.batch.scenes import Scene
+from fastvggt_jax.errors import Error, out_of_memory
+from fastvggt_jax.pipeline import Plan, Programs, Settings
+from fastvggt_jax.sources.photographs import without_pillows_warnings
+
+T = TypeVar("T")
+Event = dict[str, Any]  # JSON values; "event" says what happened
+
+
+class Job(NamedTuple):
+    """A scene with the settings that are its own."""
+
+    scene: Scene
+    settings: Settings
+
+
+def job_of(scene: Scene, settings: Settings, *, replaces: bool = False) -> Job:
+    """settings: of all scenes; `output` is the folder for all results."""
+    own: dict[str, Any] = dict(photos=(scene.path,), output=Path(settings.output) / scene.name)
+    overwrite = settings.overwrite or replaces
+    return Job(scene, dataclasses.replace(settings, **own, overwrite=overwrite, **scene.options))
+
+
+class _Account:
+    """Of one scene while it goes from thread to thread: seconds of its steps, and its warnings."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.warnings: dict[str, None] = {}
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+_here = threading.local()  # account: whose warnings this thread's are
+
+
+@contextlib.contextmanager
+def _warnings_by_thread() -> Iterator[None]:
+    """Within the block a UserWarning goes to the account of its thread, if there is one. Filters belong to
+    all threads, so they are set once, around all of them.
+    """
+    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+        warnings.simplefilter("always", UserWarning)
+        stack.enter_context(without_pillows_warnings())
+        before = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any, **how: Any) -> None:
+            account = getattr(_here, "account", None)
+            if account is not None and issubclass(category, UserWarning):
+                account.warnings[str(message)] = None
+            else:
+                before(message, category, *where, **how)
+
+        warnings.showwarning = show
+        yield
+
+
+def _within(account: _Account, function: Callable[..., T], *arguments: Any) -> T:
+    _here.account = account
+    try:
+        return function(*arguments, account.step)
+    finally:
+        _here.account = None
+
+
+class Model(NamedTuple):
+    """Loaded once; programs: that were compiled for it."""
+
+    plan: Plan
+    model: Any
+    params: Any
+    programs: Programs
+
+    @classmethod
+    def of(cls, settings: Settings, plan: Plan, emit: Callable[[Event], None]) -> Model:
+        """emit gets an event {"event": "warning", "text"} of what there is to say of it."""
+        account = _Account()
+        with _warnings_by_thread():
+            model = _within(account, lambda _: pipeline.load_model(settings, plan))
+        for text in account.warnings:
+            emit({"event": "warning", "text": text})
+        return cls(plan, *model, Programs())
+
+
+def work(model: Model, jobs: Iterator[Job], emit: Callable[[Event], None]) -> None:
+    """Reconstructs one job after the other. What goes wrong with one is an event, and the next one's turn.
+
+    emit: gets an event for each job as it ends, {"event": "done", "scene": name, **report of
+      `pipeline.reconstruct`, "seconds"} or {"event": "failed", "scene", "error": a sentence}, with
+      "traceback" where it is our fault; it may be called in another thread.
+    When it is interrupted, what is being written is finished first.
+    """
+    loader, writer = ThreadPoolExecutor(1, "load"), ThreadPoolExecutor(1, "write")
+    writing: Future[None] | None = None
+
+    def load(job: Job) -> Callable[[_Account], Any]:
+        return lambda step: pipeline.load(job.settings, model.plan, step)
+
+    def compute(loaded: pipeline.Loaded, step: pipeline.Step) -> pipeline.Computed:
+        return pipeline.compute(loaded, model.model, model.params, step, programs=model.programs)
+
+    def write(job: Job, account: _Account, loaded: pipeline.Loaded, computed: pipeline.Computed) -> None:
+        event = _tried(job, lambda: _within(account, pipeline.write, loaded, computed))
+        if isinstance(event, _Failed):
+            emit(event.event)
+            return
+        more = {"warnings": list(account.warnings), "seconds": account.seconds}
+        emit({"event": "done", "scene": job.scene.name} | event | more)
+
+    def begin() -> tuple[Job, _Account, Future[Any]] | None:
+        job = next(jobs, None)
+        if job is None:
+            return None
+        account, chosen = _Account(), job
+        return job, account, loader.submit(_tried, job, lambda: _within(account, load(chosen)))
+
+    try:
+        with _warnings_by_thread():
+            coming = begin()
+            while coming is not None:
+                job, account, future = coming
+                loaded = future.result()
+                coming = begin()
+                if isinstance(loaded, _Failed):
+                    emit(loaded.event)
+                    continue
+                computed = _tried(job, lambda a=account, x=loaded: _within(a, compute, x))
+                if writing is not None:
+                    writing.result()
+                    writing = None
+                if isinstance(computed, _Failed):
+                    emit(computed.event)
+                    continue
+                writing = writer.submit(write, job, account, loaded, computed)
+                del loaded, computed, future
+            if writing is not None:
+                writing.result()
+    finally:
+        loader.shutdown(wait=False, cancel_futures=True)
+        writer.shutdown()
+
+
+class _Failed(NamedTuple):
+    event: Event
+
+
+def _tried(job: Job, function: Callable[[], T]) -> T | _Failed:
+    """What the function gives, or how it failed."""
+    try:
+        return function()
+    except Error as error:
+        return _Failed(failed(job.scene, str(error)))
+    except Exception as error:
+        if out_of_memory(error):
+            return _Failed(failed(job.scene, f"{job.scene.path} takes more memory than there is"))
+        text = f"{job.scene.path} met a bug of this program: {type(error).__name__}: {error}"
+        return _Failed(failed(job.scene, text) | {"traceback": traceback.format_exc()})
+
+
+def failed(scene: Scene, sentence: str) -> Event:
+    return {"event": "failed", "scene": scene.name, "path": scene.path, "error": sentence}
