@@ -62,7 +62,7 @@ class Journal:
 
 
 def clean(target: Path) -> None:
-    """Removes what runs that were killed while they wrote it have left; not what somebody is still writing."""
+    """Removes what runs that were killed while they wrote it have left; not what is still being written."""
     for path in leftovers(target):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -85,7 +85,7 @@ def journal(
     folder = Path(os.path.abspath(folder))
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise TargetError(f"the output {folder} is a file; give a folder", argument="output")
-    path, of = folder / NAME, json.loads(json.dumps(of))
+    path, of = folder / NAME, dict(json.loads(json.dumps(of)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with held(folder):
@@ -105,7 +105,9 @@ def journal(
         raise FileError(text, cause=error, argument="output") from error
 
 
-def _known(path: Path, lines: list[bytes], of: dict[str, Any], overwrite: bool) -> dict[str, dict[str, Any]]:
+def _known(
+    path: Path, lines: list[bytes], of: Mapping[str, Any], overwrite: bool
+) -> dict[str, dict[str, Any]]:
     """The last line of each scene by its name. Raises TargetError for what is not our file of this batch."""
     if not lines:
         return {}
@@ -115,7 +117,7 @@ def _known(path: Path, lines: list[bytes], of: dict[str, Any], overwrite: bool) 
         raise TargetError(text, argument="output")
     theirs = first.get("of")
     theirs = theirs if isinstance(theirs, dict) else {}
-    differ = [name for name in (of | theirs) if theirs.get(name) != of.get(name)]
+    differ = [name for name in {**of, **theirs} if theirs.get(name) != of.get(name)]
     if differ and not overwrite:
         text = f"{path.parent} holds another batch ({', '.join(differ)} differ): give another output"
         raise TargetError(f"{text}, the same options, or overwrite to replace it", argument="overwrite")
@@ -150,8 +152,9 @@ def _check_folders(
         line = known.get(scene.name)
         if not overwrite and line is not None and os.path.isdir(target) and _state(target) is not None:
             if not _is_of(line, scene):
-                text = f"{target} is of {line['path']} with {line['options'] or 'no options'}, not of {scene.path}"
-                text += f" with {dict(scene.options) or 'none'}: give it another name in an index"
+                theirs, ours = line["options"] or "no options", dict(scene.options) or "none"
+                text = f"{target} is of {line['path']} with {theirs}, not of {scene.path} with {ours}"
+                text += ": give it another name in an index"
                 raise TargetError(f"{text}, another output, or overwrite to replace it", argument="overwrite")
             continue
         check_output_folder(target, overwrite=overwrite, ours=written_in(target))

@@ -178,8 +178,8 @@ class _Crew:
     def run(self) -> None:
         import ray
 
-        crashed = (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError)
-        crashed += (ray.exceptions.OutOfMemoryError, ray.exceptions.LocalRayletDiedError)
+        kinds = ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "LocalRayletDiedError")
+        crashed = tuple(getattr(ray.exceptions, kind) for kind in kinds)
         self._refill()
         while self.running:
             ended, _ = ray.wait(list(self.running), timeout=POLL)

@@ -123,7 +123,7 @@ def _of_pattern(text: str, output: str | os.PathLike) -> list[Scene]:
             f"the pattern {text} stands for no folder, video or photograph; the paths of scenes are needed"
         )
         raise MissingError(wrong, argument="scenes")
-    return [Scene(os.path.abspath(one)) for one in (scenes or [text])]
+    return [Scene(os.path.abspath(one)) for one in (scenes or [Path(text)])]
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:

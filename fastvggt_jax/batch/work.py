@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -113,14 +114,11 @@ def work(model: Model, jobs: Iterator[Job], emit: Callable[[Event], None]) -> No
     loader, writer = ThreadPoolExecutor(1, "load"), ThreadPoolExecutor(1, "write")
     writing: Future[None] | None = None
 
-    def load(job: Job) -> Callable[[_Account], Any]:
-        return lambda step: pipeline.load(job.settings, model.plan, step)
-
     def compute(loaded: pipeline.Loaded, step: pipeline.Step) -> pipeline.Computed:
         return pipeline.compute(loaded, model.model, model.params, step, programs=model.programs)
 
     def write(job: Job, account: _Account, loaded: pipeline.Loaded, computed: pipeline.Computed) -> None:
-        event = _tried(job, lambda: _within(account, pipeline.write, loaded, computed))
+        event = _tried(job, partial(_within, account, pipeline.write, loaded, computed))
         if isinstance(event, _Failed):
             emit(event.event)
             return
@@ -131,8 +129,9 @@ def work(model: Model, jobs: Iterator[Job], emit: Callable[[Event], None]) -> No
         job = next(jobs, None)
         if job is None:
             return None
-        account, chosen = _Account(), job
-        return job, account, loader.submit(_tried, job, lambda: _within(account, load(chosen)))
+        account = _Account()
+        steps = partial(_within, account, pipeline.load, job.settings, model.plan)
+        return job, account, loader.submit(_tried, job, steps)
 
     try:
         with _warnings_by_thread():
@@ -144,7 +143,7 @@ def work(model: Model, jobs: Iterator[Job], emit: Callable[[Event], None]) -> No
                 if isinstance(loaded, _Failed):
                     emit(loaded.event)
                     continue
-                computed = _tried(job, lambda a=account, x=loaded: _within(a, compute, x))
+                computed = _tried(job, partial(_within, account, compute, loaded))
                 if writing is not None:
                     writing.result()
                     writing = None

@@ -1,0 +1,321 @@
+"""`fastvggt batch` in this process, with a toy model: the files of `reconstruct`, failures, killed runs."""
+
+import json
+import os
+import signal
+import sys
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fastvggt_jax import pipeline
+from fastvggt_jax.cli.app import app
+from fastvggt_jax.io import files
+from fastvggt_jax.io.weights import save_params
+from fastvggt_jax.models import registry
+from fastvggt_jax.testing.random_weights import random_params
+from tests.faults.runner import contents
+from tests.toys import model as toy
+
+OPTIONS = ["--format", "ply,cameras", "--mode", "pad"]
+SIZES = {"a": 1, "b": 3, "c": 2, "d": 2}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "toy.safetensors"
+    with registry.registered("toy", toy.PATH):
+        save_params(path, random_params(toy.Toy()), toy.Toy())
+        yield path
+
+
+def make(folder):
+    rng = np.random.default_rng(0)
+    for name, count in SIZES.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def scenes(tmp_path, monkeypatch):
+    """Four, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    return make(tmp_path / "scenes")
+
+
+@pytest.fixture(scope="module")
+def expected(weights, tmp_path_factory):
+    """What `reconstruct` writes of each, one by one."""
+    folder = tmp_path_factory.mktemp("one_by_one")
+    scenes, out = make(folder / "scenes"), folder / "out"
+    for name in SIZES:
+        ended = run("reconstruct", scenes / name, "-c", weights, "-o", out / name, *OPTIONS)
+        assert ended.exit_code == 0, ended.output
+    return results(out)
+
+
+def run(*args):
+    return CliRunner().invoke(app, [str(a) for a in args])
+
+
+def batch(weights, *more, scenes=("scenes/*",), out="out"):
+    """(exit code, the lines of JSON, what was said)"""
+    ended = run("batch", *scenes, "-c", weights, "-o", out, *OPTIONS, "--json", *more)
+    assert "Traceback" not in ended.stderr, ended.stderr
+    return ended.exit_code, [json.loads(line) for line in ended.stdout.splitlines()], ended.stderr
+
+
+def said(lines, kind):
+    return [line["scene"] for line in lines if line.get("event") == kind]
+
+
+def refused(weights, words, *more, **how):
+    code, lines, stderr = batch(weights, *more, **how)
+    assert code in (1, 2) and words in stderr and list(lines[-1]) == ["error"], stderr
+
+
+def results(out=Path("out")):
+    """The files of each scene, in which photographs' folders are left out."""
+    here = str(out.absolute().parent).encode()
+    found = {path.name: contents(path) for path in out.iterdir() if path.is_dir()}
+    return {name: {f: data.replace(here, b"") for f, data in files.items()} for name, files in found.items()}
+
+
+def test_the_files_are_those_of_reconstruct_and_the_largest_first(weights, scenes, expected, monkeypatch):
+    compiled, loads = [], []
+    real, load_model = pipeline._compiled, pipeline.load_model
+    monkeypatch.setattr(pipeline, "_compiled", lambda *of: compiled.append(of[2].shape[1]) or real(*of))
+    monkeypatch.setattr(pipeline, "load_model", lambda *of: loads.append(1) or load_model(*of))
+    code, lines, stderr = batch(weights)
+    assert code == 0 and stderr == ""
+    assert results() == expected
+    assert said(lines, "done") == ["b", "c", "d", "a"]
+    assert compiled == [3, 2, 1] and loads == [1], "a program for each number of views, and one model"
+    assert lines[0]["scenes"] == 4 and lines[0]["views"] == 8
+    assert {name: lines[-1][name] for name in ("event", "done", "failed", "finished", "views")} == {
+        "event": "end",
+        "done": 4,
+        "failed": 0,
+        "finished": 0,
+        "views": 8,
+    }
+    done = next(line for line in lines if line.get("scene") == "c")
+    assert list(done["seconds"]) == ["load photographs", "compile", "run", "write"]
+    assert done["photographs"] == ["0.png", "1.png"] and done["warnings"] == []
+    # Once more: there is nothing to do, and no model is needed.
+    code, lines, _ = batch(weights)
+    assert code == 0 and sorted(said(lines, "finished")) == list("abcd") and loads == [1]
+    assert lines[-1]["done"] == 0 and lines[-1]["finished"] == 4
+
+
+def test_a_scene_that_fails_is_said_and_stops_no_other(weights, scenes, expected, monkeypatch):
+    (scenes / "b" / "1.png").write_bytes(b"no image")
+    (scenes / "empty").mkdir()
+    real = pipeline.compute
+
+    def compute(loaded, *more, **how):
+        if loaded.settings.output.name == "c":
+            raise TypeError("a bug")
+        return real(loaded, *more, **how)
+
+    monkeypatch.setattr(pipeline, "compute", compute)
+    code, lines, stderr = batch(weights, scenes=("scenes/*", "gone"))
+    assert code == 1 and sorted(said(lines, "done")) == ["a", "d"]
+    errors = {line["scene"]: line["error"] for line in lines if line.get("event") == "failed"}
+    assert "1.png is damaged or not an image" in errors["b"] and "gone does not exist" in errors["gone"]
+    assert "empty holds no images" in errors["empty"] and "TypeError: a bug" in errors["c"]
+    bug = next(line for line in lines if line.get("scene") == "c")
+    assert "Traceback" in bug["traceback"] and lines[-1]["failed"] == 4
+    assert results() == {name: expected[name] for name in "ad"} and sorted(os.listdir("out")) == [
+        "a",
+        "batch.jsonl",
+        "d",
+    ]
+    # In words, and those that failed are tried again.
+    ended = run("batch", "scenes/*", "-c", weights, "-o", "out", *OPTIONS)
+    assert ended.exit_code == 1 and "error b: " in ended.stderr and "error empty: " in ended.stderr
+    assert "0 scenes done, 3 failed, 2 were finished before; 0 photographs" in ended.stdout
+    monkeypatch.setattr(pipeline, "compute", real)
+    assert said(batch(weights)[1], "done") == ["c"]
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing is cleaned up after it."""
+
+
+def kill(patch, where, name, well, done):
+    """The call after so many that go well ends everything, before it has done anything or when it has."""
+    real, calls = getattr(where, name), []
+
+    def call(*of, **how):
+        calls.append(1)
+        if len(calls) <= well:
+            return real(*of, **how)
+        patch.setattr(files.shutil, "rmtree", lambda *of, **how: None)
+        if done:
+            real(*of, **how)
+        raise Killed
+
+    patch.setattr(where, name, call)
+
+
+@pytest.mark.parametrize(
+    "where, name, done",
+    [
+        (pipeline, "load", False),
+        (pipeline, "compute", False),
+        (pipeline, "write_formats", True),
+        (files, "_put_in_place", False),
+        (files, "_put_in_place", True),
+    ],
+)
+def test_a_run_that_was_killed_goes_on(weights, scenes, expected, monkeypatch, where, name, done):
+    """At the first scene and at a later one: nothing is lost, nothing is done twice, nothing is left."""
+    placed = Counter()
+    place = files._put_in_place
+    monkeypatch.setattr(files, "_put_in_place", lambda *of: (place(*of), placed.update([of[1].name])))
+    for well in (0, 2):
+        with monkeypatch.context() as patch:
+            kill(patch, where, name, well, done)
+            with pytest.raises(Killed):
+                run("batch", "scenes/*", "-c", weights, "-o", "out", *OPTIONS)
+        halves = [path for path in os.listdir("out") if path.startswith(".")]
+        assert len(halves) == (name == "write_formats" or (name == "_put_in_place" and not done))
+        assert {one: found for one, found in results().items() if one not in halves} == {
+            one: expected[one] for one in placed
+        }
+    code, lines, stderr = batch(weights)
+    assert code == 0 and stderr == "" and results() == expected
+    assert placed == dict.fromkeys(SIZES, 1), placed
+    assert set(os.listdir("out")) == {*SIZES, "batch.jsonl"}
+
+
+def test_a_signal_lets_what_is_being_written_end(weights, scenes, expected, monkeypatch):
+    real, calls = pipeline.compute, []
+
+    def compute(*of, **how):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*of, **how)
+
+    monkeypatch.setattr(pipeline, "compute", compute)
+    ended = run("batch", "scenes/*", "-c", weights, "-o", "out", *OPTIONS)
+    assert ended.exit_code == 128 + signal.SIGTERM and "Traceback" not in ended.stderr
+    assert results() == {"b": expected["b"]} and sorted(os.listdir("out")) == ["b", "batch.jsonl"]
+
+
+def test_what_the_user_had_is_refused_and_stays(weights, scenes, expected):
+    mine = Path("out/c/notes.txt")
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    refused(weights, "out/c is not empty; give another one")
+    refused(weights, "out/c holds what was not written here (notes.txt), so --overwrite", "--overwrite")
+    assert (
+        mine.read_text() == "mine"
+        and os.listdir("out/c") == ["notes.txt"]
+        and not results()["c"].keys() - {"notes.txt"}
+    )
+    mine.rename("notes.txt")
+    assert batch(weights)[0] == 0 and results() == expected
+    refused(weights, "holds another batch (export differ)", "--conf-percentile", "50")
+    Path("index.jsonl").write_text(json.dumps({"scene": "scenes/a", "name": "b"}))
+    refused(weights, f"out/b is of {scenes / 'b'} with no options, not of", scenes=("index.jsonl",))
+    assert results() == expected
+    code, lines, _ = batch(weights, "--conf-percentile", "50", "--overwrite")
+    assert code == 0 and sorted(said(lines, "done")) == list("abcd") and results() != expected
+    Path("out/batch.jsonl").write_text("mine\n")
+    refused(weights, "batch.jsonl is not of a batch of fastvggt; move it")
+    Path("file").write_text("")
+    refused(weights, "file is a file; give a folder", out="file")
+
+
+def test_an_overwriting_run_that_was_killed_goes_on_without_the_old_results(
+    weights, scenes, expected, monkeypatch
+):
+    assert batch(weights, "--conf-percentile", "50")[0] == 0
+    old, real = results(), pipeline.load
+
+    def load(settings, *more):
+        if settings.output.name == "d":
+            raise KeyboardInterrupt
+        return real(settings, *more)
+
+    monkeypatch.setattr(pipeline, "load", load)
+    assert run("batch", "scenes/*", "-c", weights, "-o", "out", *OPTIONS, "--overwrite").exit_code == 130
+    monkeypatch.setattr(pipeline, "load", real)
+    now = results()
+    assert now["a"] == old["a"] and now["d"] == old["d"] and now["b"] == expected["b"]
+    code, lines, _ = batch(weights)
+    assert code == 0 and "a" in said(lines, "done") and said(lines, "finished")[0] == "b"
+    assert results() == expected
+
+
+def test_two_batches_do_not_write_one_folder(weights, scenes):
+    Path("out").mkdir()
+    with files.held("out"):
+        refused(weights, "another program is writing the folder")
+
+
+def test_options_of_a_scene_and_of_videos(weights, scenes):
+    pytest.importorskip("av")
+    from tests.sources.test_video import write
+
+    write(scenes / "clip.mp4", np.arange(0, 4, 0.1))
+    lines = [{"scene": "scenes/clip.mp4", "fps": 1}, {"scene": "scenes/a", "intrinsics": "20,20,15,10"}]
+    Path("i.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    code, lines, _ = batch(weights, "--max-frames", "3", scenes=("i.jsonl",))
+    done = {line["scene"]: line for line in lines if line.get("event") == "done"}
+    assert code == 0 and len(done["clip"]["photographs"]) == 3 and done["a"]["intrinsics"] == ["given"]
+    refused(weights, "--fps is for a video, and none was given", "--fps", "1", scenes=("scenes/a",), out="o")
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--size", "17"], "--size must be a positive multiple"),
+        (["--ray", "nowhere"], "--ray must be auto, local, HOST:PORT or ray://HOST:PORT, not 'nowhere'"),
+        (["--ray", "localhost:1"], "--ray localhost:1 does not answer"),
+        (["--workers", "0"], "--workers must be at least 1, not 0"),
+        (["--format", "plyy"], "plyy"),
+        (["--intrinsics", "gone.json"], "gone.json"),
+    ],
+)
+def test_what_is_wrong_whatever_the_scene(weights, scenes, more, words):
+    if more[0] in ("--ray", "--workers"):
+        pytest.importorskip("ray")
+    code, lines, stderr = batch(weights, *more)
+    assert code in (1, 2) and words in stderr + json.dumps(lines)
+    assert not [path for path in Path().glob("out/*") if path.is_dir()]
+
+
+def test_without_ray_workers_need_their_extra(weights, scenes, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    refused(weights, "--workers needs Ray: pip install 'fastvggt_jax[ray]'", "--workers", "2")
+
+
+def test_warnings_are_those_of_their_scene(weights, scenes, monkeypatch):
+    real = {name: getattr(pipeline, name) for name in ("load", "write")}
+
+    def warned(name):
+        def function(first, *more):
+            settings = first if name == "load" else first.settings
+            warnings.warn(f"{name} of {settings.output.name}", stacklevel=2)
+            return real[name](first, *more)
+
+        return function
+
+    for name in real:
+        monkeypatch.setattr(pipeline, name, warned(name))
+    lines = batch(weights)[1]
+    for line in lines:
+        if line.get("event") == "done":
+            assert line["warnings"] == [f"load of {line['scene']}", f"write of {line['scene']}"]
+    assert len(said(lines, "done")) == 4
