@@ -1,4 +1,4 @@
-"""Batches by Ray on the CPU (extra `ray`): the files of one by one, workers that die, runs that are killed."""
+"""Batches by Ray on the CPU (extra `ray`): the files of one by one, workers that die, killed runs."""
 
 import functools
 import json
