@@ -87,7 +87,6 @@ def batch(
 
     cache_dir, weights = options.pop("cache_dir"), options.pop("weights")
     prepare = functools.partial(prepare_process, cache_dir)
-    prepare()
     settings = chosen_settings(
         **(options | {"intrinsics": _absolute(options["intrinsics"])}),
         weights=_absolute(check_weights(weights)),
