@@ -19,6 +19,7 @@ from fastvggt_jax.export.cameras import written_in
 from fastvggt_jax.io.files import check_output_folder, held, leftovers, reason, regular_file, write_file
 from fastvggt_jax.io.json_files import parse_json
 from fastvggt_jax.io.scenes import CAMERAS
+from fastvggt_jax.pipeline import piece_folder
 
 NAME, FORMAT = "batch.jsonl", "fastvggt_jax batch"
 
@@ -161,12 +162,14 @@ def _check_folders(
 
 
 def _state(folder: Path) -> list[int] | None:
-    """By which one result is told from another; None if there is none."""
-    try:
-        stat = os.stat(folder / CAMERAS)
-    except OSError:
-        return None
-    return [stat.st_ino, stat.st_mtime_ns]
+    """By which one result is told from another; None if there is none. Of a scene in pieces the first
+    has it.
+    """
+    for cameras in (folder / CAMERAS, folder / piece_folder(0) / CAMERAS):
+        with contextlib.suppress(OSError):
+            stat = os.stat(cameras)
+            return [stat.st_ino, stat.st_mtime_ns]
+    return None
 
 
 def settings_of(settings: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,6 +19,7 @@ from fastvggt_jax.cli.app import app
 from fastvggt_jax.io import files
 from fastvggt_jax.io.weights import save_params
 from fastvggt_jax.models import registry
+from fastvggt_jax.sequence import Joined, Piece
 from fastvggt_jax.testing.random_weights import random_params
 from tests.faults.runner import contents
 from tests.toys import model as toy
@@ -319,3 +321,22 @@ def test_warnings_are_those_of_their_scene(weights, scenes, monkeypatch):
         if line.get("event") == "done":
             assert line["warnings"] == [f"load of {line['scene']}", f"write of {line['scene']}"]
     assert len(said(lines, "done")) == 4
+
+
+def test_a_scene_in_pieces_is_finished_too(weights, scenes, monkeypatch):
+    """Its cameras are in the pieces' folders."""
+    joined = pipeline._joined
+
+    def apart(*arguments):
+        found, density, _ = joined(*arguments)
+        ((frames, whole),) = found.pieces
+        some = lambda at: jax.tree.map(lambda x: x[:, at], whole)
+        pieces = [Piece(frames[at], some(at)) for at in (slice(1), slice(1, None))]
+        return Joined(pieces, [None], [], [False]), density, [frames[:1], frames[1:]]
+
+    monkeypatch.setattr(pipeline, "_joined", apart)
+    code, lines, _ = batch(weights, scenes=("scenes/b",))
+    assert code == 0 and said(lines, "done") == ["b"]
+    assert sorted(path.name for path in Path("out/b").iterdir()) == ["piece-1", "piece-2"]
+    code, lines, _ = batch(weights, scenes=("scenes/b",))
+    assert code == 0 and said(lines, "finished") == ["b"] and not said(lines, "done")
