@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import expm, logm
 from scipy.optimize import least_squares
 from scipy.sparse import csr_matrix
 from scipy.spatial.transform import Rotation
@@ -178,21 +177,3 @@ def optimise(
         node: Similarity(float(found.scale[i]), found.rotation[i], found.translation[i])
         for i, node in enumerate(nodes)
     }
-
-
-def matrix_of(similarity: Similarity) -> Float[np.ndarray, "4 4"]:
-    matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = similarity.scale * similarity.rotation, similarity.translation
-    return matrix
-
-
-def logarithm(similarity: Similarity) -> Float[np.ndarray, "4 4"]:
-    """Of its matrix: half of it is half of the way, evenly along one motion."""
-    return np.real(logm(matrix_of(similarity)))
-
-
-def exponential(matrix: Float[np.ndarray, "4 4"]) -> Similarity:
-    """The similarity whose logarithm this is."""
-    found = expm(matrix)
-    scale = float(np.cbrt(np.linalg.det(found[:3, :3])))
-    return Similarity(scale, found[:3, :3] / scale, found[:3, 3])

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from fastvggt_jax.geometry.alignment import Similarity
 from fastvggt_jax.models.prediction import Reconstruction
 from fastvggt_jax.sequence.fit import Fit, Part, fit
-from fastvggt_jax.sequence.graph import Edge, chain, components, exponential, logarithm, matrix_of, optimise
+from fastvggt_jax.sequence.graph import Edge, chain, components, optimise
 from fastvggt_jax.sequence.loops import AGREES, AGREES_AT_LEAST, candidates, one_place, together
 from fastvggt_jax.sequence.plan import owners
 
@@ -179,9 +178,8 @@ def _piece(
         where = optimise(where, edges, depth)
     whole = len(frames) == len(owner)
     arrays = {name: values if whole else values[frames] for name, values in maps.items()}
-    gaps = _gaps(where, edges)
     for i, frame in enumerate(frames):  # one by one: no second copy of all
-        similarity = _of_frame(int(frame), int(owner[frame]), parts, where, gaps)
+        similarity = where[int(owner[frame])]
         arrays["points"][i] = similarity(arrays["points"][i])
         arrays["depth"][i] *= similarity.scale
         arrays["cam_from_world"][i] = similarity.of_cameras(arrays["cam_from_world"][i])
@@ -192,35 +190,3 @@ def _piece(
     if "conf" not in arrays:
         found = dataclasses.replace(found, conf=found.depth_conf)
     return Piece(frames, found)
-
-
-def _gaps(where: dict[int, Similarity], edges: list[Edge]) -> dict[tuple[int, int], np.ndarray]:
-    """For each chunk and its neighbour by what the graph puts the neighbour off, in the chunk's world, from
-    where their overlap has it: the logarithm, of those that are off at all.
-    """
-    gaps = {}
-    for first, second, measured, *_ in edges:
-        if second == first + 1 and first in where and second in where:
-            for here, there, lies in ((first, second, measured), (second, first, measured.inverse())):
-                off = where[here].inverse().after(where[there]).after(lies.inverse())
-                if not np.allclose(matrix_of(off), np.eye(4), atol=1e-9):
-                    gaps[here, there] = logarithm(off)
-    return gaps
-
-
-def _of_frame(
-    frame: int,
-    node: int,
-    parts: list[Part],
-    where: dict[int, Similarity],
-    gaps: dict[tuple[int, int], np.ndarray],
-) -> Similarity:
-    """Where a frame of a chunk goes: with the chunk in its middle. From there to where a neighbour takes over
-    up to half of the gap between them is closed, so that what closing a loop changes is shared by all frames.
-    """
-    middle = parts[node].frames.mean()
-    neighbour = node + (1 if frame > middle else -1)
-    if (node, neighbour) not in gaps:
-        return where[node]
-    share = (frame - middle) / (parts[neighbour].frames.mean() - middle)
-    return where[node].after(exponential(share * gaps[node, neighbour]))

@@ -8,7 +8,7 @@ import pytest
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.geometry.alignment import Similarity
 from fastvggt_jax.sequence.fit import Part, fit
-from fastvggt_jax.sequence.graph import Edge, chain, components, exponential, logarithm, optimise
+from fastvggt_jax.sequence.graph import Edge, chain, components, optimise
 from fastvggt_jax.sequence.join import join
 from fastvggt_jax.sequence.loops import candidates, together
 from fastvggt_jax.sequence.plan import owners, plan
@@ -119,7 +119,7 @@ def test_closing_a_loop_takes_most_of_the_drift():
         (piece,) = joined.pieces
         errors[closed] = block.error(piece.found)
         assert bool(joined.loops) == closed
-    assert errors[True] < 0.3 * errors[False]
+    assert errors[True] < 0.2 * errors[False]  # edges that gave at a far origin would be at 0.3
 
 
 def test_a_loop_that_does_not_agree_is_let_go():
@@ -132,6 +132,15 @@ def test_a_loop_that_does_not_agree_is_let_go():
     alike = np.zeros((60, 1)) + 1.0
     joined = join(lying, plan(60, 12, 4), block.shown, alike)
     assert not joined.loops and block.error(joined.pieces[0].found) < 1e-3
+
+
+def test_a_loop_whose_halves_are_not_as_their_chunks_have_them_is_let_go():
+    block = Block(54, again=6)
+    for noise, closes in ((0.01, True), (0.2, False)):
+        poor = lambda frames, noise=noise: block.reconstruct(
+            frames, noise=noise * (np.diff(frames).max() > 1)
+        )
+        assert bool(join(poor, plan(60, 12, 4), block.shown, block.descriptors).loops) == closes
 
 
 def test_one_wrong_edge_among_right_ones_is_let_go():
@@ -172,13 +181,6 @@ def test_two_places_that_come_out_apart_close_no_loop():
 
     joined = join(apart, plan(60, 12, 4), block.shown, np.ones((60, 1)))
     assert not joined.loops and block.error(joined.pieces[0].found) < 1e-3
-
-
-def test_a_similarity_partway():
-    one = Similarity(2.0, rotation([0.3, 0.1, -0.2]), np.array([1.0, 2, 3]))
-    half, x = exponential(0.5 * logarithm(one)), np.random.default_rng(0).normal(size=(5, 3))
-    np.testing.assert_allclose(half(half(x)), one(x))
-    np.testing.assert_allclose(exponential(0 * logarithm(one))(x), x, atol=1e-12)
 
 
 def test_chunks_that_share_nothing_are_pieces_of_their_own():
