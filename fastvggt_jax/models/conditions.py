@@ -126,7 +126,7 @@ class Fed(NamedTuple):
       depth: f32[B, F, H, W, 2], in units of `unit`, and 1 where it is known, or None.
       world_from_cam: f32[B, F, 4, 4], in the first view's coordinates and a unit of the scene's own, or None
         where no scene can have a pose.
-      unit: f32[B], the mean of the depth that is known; 1 where none is.
+      unit: f32[B], by which depth and translations were divided.
     """
 
     rays: Array | None
@@ -147,41 +147,42 @@ def prepare(conditions: Conditions, batch: int, frames: int, size: tuple[int, in
     unless the scene is at rest.
     """
     c = jax.tree.map(lambda x: jnp.asarray(x, bool if x.dtype == bool else jnp.float32), conditions)
-    unit, depth = jnp.ones(batch, jnp.float32), None
+    unit, known = jnp.ones(batch, jnp.float32), None
     if c.depth is not None:
         known = c.depth > 0
         count = known.sum((1, 2, 3))
         mean = jnp.where(known, c.depth, 0).sum((1, 2, 3)) / jnp.maximum(count, 1)
         unit = jnp.where(count > 0, mean, 1)
-        depth = jnp.stack([c.depth / (unit[:, None, None, None] + 1e-8), known.astype(jnp.float32)], -1)
+    pose, posed, length = None, None, jnp.ones(batch, jnp.float32)
+    if c.world_from_cam is not None and frames > 1:
+        by_depth = jnp.zeros(batch, bool)  # scenes whose depth gives the unit
+        if c.depth is not None:
+            by_depth = jnp.ones(batch, bool) if c.depth_mask is None else c.depth_mask.any(1)
+        pose = geometry.compose(geometry.invert_se3(c.world_from_cam[:, :1]), c.world_from_cam)
+        step = pose[..., :3, 3] / unit[:, None, None]
+        length = jnp.where(by_depth, 1, step_length(step))
+        pose = pose.at[..., :3, 3].set(step / length[:, None, None])
+        if c.pose_mask is not None:
+            posed = c.pose_mask & (c.pose_mask.sum(1, keepdims=True) != 1)
+    depth = None
+    if c.depth is not None:
+        divide = lambda x: x[:, None, None, None]
+        depth = c.depth / divide(unit + 1e-8) / divide(length)
+        depth = jnp.stack([depth, known.astype(jnp.float32)], -1)  # type: ignore[union-attr]
     rays = None
     if c.K is not None:
         rays = rays_of(c.K, *size)[..., :2]
     elif c.rays is not None:
         rays = c.rays[..., :2] / (c.rays[..., 2:] + 1e-6)
-    pose, posed = c.world_from_cam, c.pose_mask
-    if pose is not None and frames > 1:
-        by_depth = jnp.zeros(batch, bool)  # scenes whose depth gives the unit
-        if c.depth is not None:
-            by_depth = jnp.ones(batch, bool) if c.depth_mask is None else c.depth_mask.any(1)
-        pose = relative_poses(pose, unit, by_depth)
-        if posed is not None:
-            posed = posed & (posed.sum(1, keepdims=True) != 1)
-    else:
-        pose, posed = None, None
-    return Fed(rays, c.ray_mask, depth, c.depth_mask, pose, posed, unit)
+    return Fed(rays, c.ray_mask, depth, c.depth_mask, pose, posed, unit * length)
 
 
-def relative_poses(world_from_cam: Array, unit: Array, by_depth: Array) -> Array:
-    """f32[B, F, 4, 4] in view 0's coordinates; translations in `unit` f32[B], and, where `by_depth` bool[B]
-    is false, of mean length 1 from view 1 on, unless the farthest is nearer than `AT_REST`.
+def step_length(step: Array) -> Array:
+    """f32[B]: of the translations f32[B, F, 3] from view 1 on the mean length; 1 of a scene at rest, where the
+    longest is below `AT_REST`.
     """
-    pose = geometry.compose(geometry.invert_se3(world_from_cam[:, :1]), world_from_cam)
-    step = pose[..., :3, 3] / unit[:, None, None]
     length = jnp.linalg.norm(jax.lax.stop_gradient(step)[:, 1:], axis=-1)  # [B, F - 1]
-    moves = ~by_depth & (length.max(1) >= AT_REST)
-    step = step / jnp.where(moves, length.mean(1) + 1e-8, 1)[:, None, None]
-    return pose.at[..., :3, 3].set(step)
+    return jnp.where(length.max(1) >= AT_REST, length.mean(1) + 1e-8, 1)
 
 
 def rays_of(K: Array, height: int, width: int) -> Array:
