@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -24,14 +24,14 @@ AT_REST = 2e-2  # the largest translation, from which on a scene is scaled to th
 class Conditions:
     """What is known of F views of each of B scenes, every field None by default.
 
-    Pixels as everywhere: the outer corner of the first one is (0, 0), its centre (0.5, 0.5). The unit of depth
-    and poses is arbitrary: the model divides it out and finds the metres by itself.
+    Pixels as everywhere: the outer corner of the first one is (0, 0), its centre (0.5, 0.5). The unit of
+    depth and poses is arbitrary: the model divides it out and finds the metres by itself.
 
     Attributes:
       depth: [B, F, H, W] along the optical axis, 0 where it is not known; in one unit with world_from_cam.
       K: [B, F, 3, 3] in pixels of the model's images.
-      rays: [B, F, H, W, 3] the direction of each pixel in camera coordinates, z > 0, of any length; instead of
-        K.
+      rays: [B, F, H, W, 3] instead of K, the direction of each pixel in camera coordinates, z > 0, of any
+        length.
       world_from_cam: [B, F, 4, 4] rigid, OpenCV axes, in any world. A scene with one posed view alone loses
         it.
       depth_mask, ray_mask, pose_mask: [B, F] the views for which depth, K or rays, and world_from_cam hold;
@@ -62,9 +62,9 @@ class Conditions:
         if self.K is not None and self.rays is not None:
             text = "K and rays were given, which say the same: give one of them"
             raise InputError(text, argument="conditions")
-        for mask, of in _MASKS.items():
-            if getattr(self, mask) is not None and all(getattr(self, name) is None for name in of):
-                text = f"{mask} was given, but not what it is about: give {' or '.join(of)} too"
+        for mask, about in _MASKS.items():
+            if getattr(self, mask) is not None and all(getattr(self, name) is None for name in about):
+                text = f"{mask} was given, but not what it is about: give {' or '.join(about)} too"
                 raise InputError(text, argument="conditions")
         self._check_numbers()
         if self.world_from_cam is not None:
@@ -74,16 +74,16 @@ class Conditions:
                 warnings.warn(text, stacklevel=4)
 
     def _check_numbers(self) -> None:
-        def bad(name: str, wrong: np.ndarray, what: str) -> None:
-            """wrong: bool[B, F, ...]"""
-            wrong = wrong.reshape(*wrong.shape[:2], -1).any(-1)
+        def bad(name: str, where: Any, what: str) -> None:
+            """where: bool[B, F, ...]"""
+            wrong = np.asarray(where).reshape(*where.shape[:2], -1).any(-1)
             mask = {one: mask for mask, of in _MASKS.items() for one in of}[name]
             if _known(getattr(self, mask)):
                 wrong = wrong & np.asarray(getattr(self, mask))
             if wrong.any():
                 b, f = (int(i) for i in np.argwhere(wrong)[0])
-                where = f"view {f}" + (f" of scene {b}" if len(wrong) > 1 else "")
-                raise InputError(f"{name} of {where} {what}", argument="conditions")
+                view = f"view {f}" + (f" of scene {b}" if len(wrong) > 1 else "")
+                raise InputError(f"{name} of {view} {what}", argument="conditions")
 
         if _known(self.depth):
             depth = np.asarray(self.depth)
@@ -178,8 +178,8 @@ def prepare(conditions: Conditions, batch: int, frames: int, size: tuple[int, in
 
 
 def step_length(step: Array) -> Array:
-    """f32[B]: of the translations f32[B, F, 3] from view 1 on the mean length; 1 of a scene at rest, where the
-    longest is below `AT_REST`.
+    """f32[B]: of the translations f32[B, F, 3] from view 1 on the mean length; 1 of a scene at rest, where
+    the longest is below `AT_REST`.
     """
     length = jnp.linalg.norm(jax.lax.stop_gradient(step)[:, 1:], axis=-1)  # [B, F - 1]
     return jnp.where(length.max(1) >= AT_REST, length.mean(1) + 1e-8, 1)

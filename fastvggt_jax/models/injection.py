@@ -70,7 +70,9 @@ def restore(out: Array, views: Views) -> Array:
 
 
 def _rope(views: Views, head_dim: int, direction: int) -> Rope:
-    """Columns turn the first half of the rotary channels, rows the second; forth against the decoder's RoPE."""
+    """Columns turn the first half of the rotary channels, rows the second; -1 is against the decoder's
+    RoPE.
+    """
     return rope_tables(direction * views.positions[:, ::-1], head_dim // 2)
 
 
@@ -91,7 +93,7 @@ def hide_unposed(q: Array, k: Array, v: Array, posed: Array) -> tuple[Array, Arr
     not posed, bool[B, F], score so little that they weigh exactly nothing. So no kernel has to know of masks.
     If no view is posed, all keys score alike.
     """
-    (B, T, N, H), F = q.shape, posed.shape[1]
+    T, H, F = q.shape[1], q.shape[3], posed.shape[1]
     wide = partial(jnp.pad, pad_width=((0, 0), (0, 0), (0, 0), (0, EXTRA)))
     least = min(UNSEEN, float(jnp.finfo(k.dtype).max) / 4)
     penalty = jnp.repeat(jnp.where(posed, 0, -least), T // F, 1)[:, :, None]  # [B, T, 1]

@@ -1,5 +1,5 @@
-"""Pi3X, π³'s successor: metres, and known cameras and depth as inputs (upstream: yyfz/Pi3, pi3/models/pi3x.py,
-as of May 2026).
+"""Pi3X, π³'s successor: metres, and known cameras and depth as inputs (upstream: yyfz/Pi3,
+pi3/models/pi3x.py, as of May 2026).
 
 It is π³ up to its heads. These are convolutions; a token that attends to everything finds the scene's metres;
 and what is known of the views beforehand (`Conditions`) is added to the patch tokens, or, of poses, between
@@ -184,8 +184,8 @@ class Pi3X(Pi3):
             text = f"conditions must be fv.Conditions, not {type(conditions).__name__}"
             raise InputError(text, argument="conditions")
         if CONDITIONS not in self.heads:
-            text = 'conditions were given, but the model is without the part that reads them: load it with "conditions" '
-            raise InputError(text + "among its heads", argument="conditions")
+            text = "conditions were given, but the model is without the part that reads them"
+            raise InputError(f'{text}: load it with "conditions" among its heads', argument="conditions")
         conditions.check(images.shape)
 
     def fuse(self, tokens: Array, fed: Fed) -> Array:
@@ -278,8 +278,8 @@ class Pi3X(Pi3):
 
 
 def activate_points(raw: Array) -> tuple[Array, Array]:
-    """Raw (x, y, z) f32[..., 3] -> points (x·e^z, y·e^z, e^z), z at most `FARTHEST`; and their rays, (x, y, 1)
-    at length 1.
+    """Raw (x, y, z) f32[..., 3] -> points (x·e^z, y·e^z, e^z), z at most `FARTHEST`; and their rays, (x, y,
+    1) at length 1.
     """
     z = jnp.exp(jnp.minimum(raw[..., 2:], FARTHEST))
     ray = jnp.concatenate([raw[..., :2], jnp.ones_like(z)], -1)

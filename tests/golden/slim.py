@@ -21,6 +21,9 @@ DROP = (
     "sparse_vggt_tiny_84x112_q32k16_r50.",
 )
 DROP += ("pi3_tiny_b1n3", "pi3_tiny_hd64", "sparse_pi3_tiny_84x112_q32")
+DROP += ("pi3x_tiny_b1", "pi3x_tiny_hd64_b1", "full_pi3x_n2_224x280_images")
+# Of the geometry beside Pi3X ours fits K and finds edges in other ways.
+DROP += ("layer_pi3x_metric_hd64", "layer_pi3x_pose_inject_hd64", "layer_pi3x_geometry")
 SETTINGS = ("r50", "r50c90", "r80c40", "r50c90_max")
 HERE = Path(__file__).parent
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from fastvggt_jax import Conditions
 from fastvggt_jax.models.conditions import prepare
+from fastvggt_jax.models.injection import Views
 from fastvggt_jax.models.rope import patch_positions
 from tests.parity.goldens import Goldens, images_of, load_model
 from tests.parity.models import encoder_stages
@@ -128,8 +129,6 @@ def condition_stages(model, params, stages, conditions, images, stride: int) -> 
 def added_by(model, x, fed, j, positions, grid):
     patches = x[:, :, model.num_special :]
     params = jax.tree.map(lambda p: p[j], model.pose_inject_blocks.variables["params"])
-    from fastvggt_jax.models.injection import Views
-
     views = Views(fed.world_from_cam, fed.pose_mask, positions[model.num_special :] - 1)
     block = model.pose_inject_blocks.clone(parent=None)
     out = block.apply({"params": params}, patches.reshape(len(x), -1, x.shape[-1]), views).reshape(

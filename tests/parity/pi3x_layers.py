@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastvggt_jax import geometry
+from fastvggt_jax.models.dinov2 import PatchEmbed
 from fastvggt_jax.models.heads import conv
 from fastvggt_jax.models.heads.dpt import uv_axes
 from fastvggt_jax.models.heads.metric import MetricDecoder
 from fastvggt_jax.models.injection import InjectionBlock, Views, restore
-from fastvggt_jax.models.injection import _rope as prope_rope
 from fastvggt_jax.models.injection import _seen_from as seen_from
 from fastvggt_jax.models.pi3x import ConditionEncoder, activate_points
 from fastvggt_jax.models.rope import patch_positions, rope_tables
@@ -175,8 +175,6 @@ def embeddings(goldens: Goldens, name: str, golden: Golden) -> Golden:
         model.img_size, 14, model.embed_dim, model.encoder_depth, model.encoder_num_heads
     )
     out, state = captured(encoder, params["depth_encoder"], nhwc(golden["in.depth"]))
-    from fastvggt_jax.models.dinov2 import PatchEmbed
-
     rays = PatchEmbed(14, model.embed_dim, jnp.float32).apply(
         {"params": params["ray_embed"]}, nhwc(golden["in.rays"])
     )

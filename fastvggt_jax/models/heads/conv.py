@@ -1,8 +1,9 @@
 """Pi3X's dense head: convolutions and upsampling to every pixel (upstream: pi3/models/layers/conv_head.py).
 NHWC, float32.
 
-Unlike in VGGT's DPT heads: convolutions pad by repeating the edge, the resize does not align corners, the image
-plane's (u, v) are two channels more and not an embedding, and a residual unit's skip carries its input itself.
+Unlike in VGGT's DPT heads: convolutions pad by repeating the edge, the resize does not align corners, the
+image plane's (u, v) are two channels more and not an embedding, and a residual unit's skip carries its input
+itself.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ NORM_EPS = 1e-5
 
 def append_uv(x: Array, aspect: float) -> Array:
     """[N, h, w, C] -> [N, h, w, C + 2]: u and v of each cell on the plane of an image of this W / H."""
-    u, v = (jnp.asarray(axis, x.dtype) for axis in uv_axes(*x.shape[1:3], aspect))
+    u, v = (jnp.asarray(axis, x.dtype) for axis in uv_axes(x.shape[1], x.shape[2], aspect))
     shape = (*x.shape[:3], 1)
     planes = (jnp.broadcast_to(u[:, None], shape), jnp.broadcast_to(v[:, None, None], shape))
     return jnp.concatenate([x, *planes], -1)
