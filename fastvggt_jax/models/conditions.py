@@ -76,7 +76,7 @@ class Conditions:
     def _check_numbers(self) -> None:
         def bad(name: str, where: Any, what: str) -> None:
             """where: bool[B, F, ...]"""
-            wrong = np.asarray(where).reshape(*where.shape[:2], -1).any(-1)
+            wrong: Any = np.asarray(where).reshape(*where.shape[:2], -1).any(-1)
             mask = {one: mask for mask, of in _MASKS.items() for one in of}[name]
             if _known(getattr(self, mask)):
                 wrong = wrong & np.asarray(getattr(self, mask))

@@ -164,8 +164,8 @@ class Pi3(Model):
             self.camera_head = PoseHead()
 
     def dense_head(self, *channels: int) -> nn.Module:
-        """From patch tokens f32[B, h·w, head_out_dim] and (h, w) to f32[B, H, W, C], groups of so many channels
-        one after another.
+        """From patch tokens f32[B, h·w, head_out_dim] and (h, w) to f32[B, H, W, C], groups of so many
+        channels one after another.
         """
         return PixelShuffleHead(sum(channels), self.patch_size)
 

@@ -1,4 +1,4 @@
-"""Copies the reference goldens into this folder, slimmed to what the test suite needs (at most 15 MB).
+"""Copies the reference goldens into this folder, slimmed to what the test suite needs (at most 17 MB).
 
     python tests/golden/slim.py REFERENCE_DIR
 

@@ -30,9 +30,11 @@ heads_first = lambda x: np.swapaxes(np.asarray(x), 1, 2)
 def captured(module: nn.Module, params, *args, **kwargs):
     """Outputs of every submodule; only what is asked for by name is looked at."""
     capture = lambda _, method: method in ("__call__", "context", "normalise", "embed")
-    return module.apply(
-        {"params": params}, *args, **kwargs, capture_intermediates=capture, mutable=["intermediates"]
-    )
+    return jax.jit(
+        lambda p: module.apply(
+            {"params": p}, *args, **kwargs, capture_intermediates=capture, mutable=["intermediates"]
+        )
+    )(params)
 
 
 def call(state: dict, *path: str):
