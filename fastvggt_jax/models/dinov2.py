@@ -120,7 +120,7 @@ def embed_frames(encoder: DinoV2, special: Array, images: Array, chunk: int | No
 
     def step(encoder: DinoV2, _: Arrays, start: Array | int, size: int) -> Arrays:
         some = to_unit(take(images, start, size))
-        patches = encoder(some.reshape(B * size, H, W, 3)).reshape(B, size, -1, encoder.embed_dim)
+        patches = encoder(some.reshape(B * size, H, W, -1)).reshape(B, size, -1, encoder.embed_dim)
         front = take(special, start, size)
         return (jnp.concatenate([jnp.broadcast_to(front, (B, *front.shape[1:])), patches], 2),)
 

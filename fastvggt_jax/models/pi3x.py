@@ -19,9 +19,9 @@ from jaxtyping import Num
 
 from fastvggt_jax import geometry
 from fastvggt_jax.errors import InputError
-from fastvggt_jax.models.base import PRODUCTS, check_images, to_unit
+from fastvggt_jax.models.base import PRODUCTS, check_images
 from fastvggt_jax.models.conditions import Conditions, Fed, prepare
-from fastvggt_jax.models.dinov2 import DinoV2, PatchEmbed
+from fastvggt_jax.models.dinov2 import DinoV2, PatchEmbed, embed_frames
 from fastvggt_jax.models.fields import Heads, Layer, Layers, Width
 from fastvggt_jax.models.heads.conv import ConvHead
 from fastvggt_jax.models.heads.metric import MetricDecoder
@@ -30,6 +30,7 @@ from fastvggt_jax.models.pi3 import Pi3, camera_poses
 from fastvggt_jax.models.prediction import Prediction, Reconstruction
 from fastvggt_jax.models.rope import Rope, patch_positions, rope_tables
 from fastvggt_jax.models.vit import scan_blocks
+from fastvggt_jax.sharding import FRAMES, Spread, mesh_of
 
 if TYPE_CHECKING:
     from fastvggt_jax.datasets.base import Truth
@@ -125,7 +126,6 @@ class Pi3X(Pi3):
                 self.encoder_num_heads,
                 dtype=self.dtype,
                 remat=self.remat,
-                rows=self.rows,
             )
             self.depth_emb = token("depth_emb", D)
             self.ray_embed = PatchEmbed(self.patch_size, D, self.dtype)
@@ -146,17 +146,25 @@ class Pi3X(Pi3):
         """
         check_images(images, self.patch_size)
         self._check_parts(images, conditions)
+        return self.on_mesh(images, None, conditions)
+
+    def forward(self, spread: Spread, images: Array, query_points: Array | None, *options: Any) -> Prediction:
+        """See `Model`; the only option are the conditions."""
+        (conditions,) = options
         B, F, H, W, _ = images.shape
         grid = (H // self.patch_size, W // self.patch_size)
-        tokens, after = self.embed(to_unit(images)), None
+        tokens, after = self.embed(images), None
         if conditions is not None:
             fed = prepare(conditions, B, F, (H, W))
             tokens, after = self.fuse(tokens, fed), self.injection(fed, grid)
-        raw, density = self.look(tokens, (H, W), after)
+        raw, density = self.look(spread, tokens, (H, W), after)
         out: dict[str, Any] = {"density": density, "made_by": type(self)}
         metric = jnp.ones(B, jnp.float32)  # the network's own unit, where nobody asks for metres
         if "metric" in self.heads:
-            metric = out["metric"] = jnp.exp(self.log_metric(raw["context"], grid))
+            metric = jnp.exp(self.log_metric(spread.all_frames(raw["context"]), grid))
+            if FRAMES in spread.axes:  # the same on all devices, which is not known of what was gathered
+                metric = jax.lax.pmean(metric, FRAMES)
+            out["metric"] = metric
         if "point" in raw:
             local, out["rays"] = activate_points(raw["point"])
             out["local_points"] = local * metric[:, None, None, None, None]
@@ -186,6 +194,9 @@ class Pi3X(Pi3):
         if CONDITIONS not in self.heads:
             text = "conditions were given, but the model is without the part that reads them"
             raise InputError(f'{text}: load it with "conditions" among its heads', argument="conditions")
+        if not self.is_initializing() and mesh_of(images) is not None:
+            text = "conditions were given for images that are spread over several devices: compute on one"
+            raise InputError(text, argument="conditions")
         conditions.check(images.shape)
 
     def fuse(self, tokens: Array, fed: Fed) -> Array:
@@ -198,11 +209,13 @@ class Pi3X(Pi3):
                 found = jnp.where(mask[..., None, None], found, 0)
             return tokens.at[:, :, self.num_special :].add(found)
 
-        frames = lambda x: x.reshape(B * F, *x.shape[2:])
         if fed.rays is not None:
-            tokens = add(tokens, self.ray_embed(frames(fed.rays)).astype(jnp.float32), fed.ray_mask)
+            rays = self.ray_embed(fed.rays.reshape(B * F, *fed.rays.shape[2:]))
+            tokens = add(tokens, rays.astype(jnp.float32), fed.ray_mask)
         if fed.depth is not None:
-            tokens = add(tokens, self.depth_encoder(frames(fed.depth)) + self.depth_emb, fed.depth_mask)
+            none = jnp.zeros((1, F, 0, self.embed_dim))  # special tokens
+            depth = embed_frames(self.depth_encoder, none, fed.depth, self.blocks_chunk)
+            tokens = add(tokens, depth + self.depth_emb, fed.depth_mask)
         return tokens
 
     def injection(self, fed: Fed, grid: tuple[int, int]) -> Callable[..., Array] | None:

@@ -80,6 +80,7 @@ class Prediction:
         names = [field.name for field in dataclasses.fields(cls) if field.name != "made_by"]
         specs: dict[str, Any] = dict.fromkeys(names, PartitionSpec(scenes, frames))
         specs |= {"track_list": PartitionSpec(None, scenes, frames), "density": PartitionSpec()}
+        specs["metric"] = PartitionSpec(scenes)
         return cls(**specs, made_by=made_by)
 
 
