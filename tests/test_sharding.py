@@ -77,7 +77,9 @@ def test_the_gradient_of_the_training_loss_of_pi3():
 def test_pi3x_whose_metric_token_attends_to_the_frames_of_all_devices():
     found = run("pi3x")
     assert found["error"] < 1e-5
-    assert found["refused"].startswith("conditions were given for images that are spread over several devices")
+    assert found["refused"].startswith(
+        "conditions were given for images that are spread over several devices"
+    )
 
 
 @pytest.mark.slow

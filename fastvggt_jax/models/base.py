@@ -257,6 +257,7 @@ class Model(nn.Module):
 
 # Where memory is scarce: tokens of an MLP and frames of a block at a time.
 ROWS, BLOCKS_CHUNK = 1 << 17, 64
+CONDITIONS = "conditions"  # among a model's heads: the part that reads what is known of the views
 COMPUTE = "compute"  # in place of a dtype of parameters: that of `Model.storage`
 # Of a transformer block the parameters of its four products.
 PRODUCTS = r"/(attn/(qkv|proj)|mlp/fc[12])/(kernel|bias)"

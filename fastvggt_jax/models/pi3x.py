@@ -19,7 +19,7 @@ from jaxtyping import Num
 
 from fastvggt_jax import geometry
 from fastvggt_jax.errors import InputError
-from fastvggt_jax.models.base import PRODUCTS, check_images
+from fastvggt_jax.models.base import CONDITIONS, PRODUCTS, check_images
 from fastvggt_jax.models.conditions import Conditions, Fed, prepare
 from fastvggt_jax.models.dinov2 import DinoV2, PatchEmbed, embed_frames
 from fastvggt_jax.models.fields import Heads, Layer, Layers, Width
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from fastvggt_jax.datasets.base import Truth
 
 Array = jax.Array
-CONDITIONS = "conditions"  # a part that is loaded and left out as heads are
 HEADS = ("point", "conf", "camera", "metric", CONDITIONS)
 FARTHEST = 15.0  # largest logarithm of a depth
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from fastvggt_jax.attention import dense_attention
+from fastvggt_jax.attention import dense_attention, varying_as
 from fastvggt_jax.models.rope import Rope, apply_rope
 from fastvggt_jax.models.vit import Mlp, layer_norm, scan_blocks
 
@@ -72,6 +72,6 @@ class MetricDecoder(nn.Module):
     def __call__(self, token: Array, context: Array, rope: Rope) -> Array:
         """token f32[1, 1, 2D]; context f32[B, F·P, embed_dim]; rope of the F·P tokens."""
         x = self.projects_x(token).astype(jnp.float32)
-        x = jnp.broadcast_to(x, (len(context), 1, self.embed_dim))
+        x = varying_as(jnp.broadcast_to(x, (len(context), 1, self.embed_dim)), context)
         x = scan_blocks(self.blocks, self.depth, x, context, rope, remat=self.remat)
         return self.linear_out(x).astype(jnp.float32)
