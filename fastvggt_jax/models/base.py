@@ -230,6 +230,12 @@ class Model(nn.Module):
         """
         raise NotImplementedError
 
+    def training_inputs(self, truth: Truth, query_points: Array | None, key: Array) -> tuple[Any, ...]:
+        """What its call takes in training after the images, of a batch of which this is true and with random
+        numbers of the key.
+        """
+        return (query_points,)
+
     @classmethod
     def loss(cls, prediction: Prediction, truth: Truth, **weights: float) -> tuple[Array, dict[str, Array]]:
         """The training loss that the model was published with, f32[], and its parts by name, unweighted.

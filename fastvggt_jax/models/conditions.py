@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.struct
 import jax
@@ -15,6 +15,9 @@ from jaxtyping import Bool, Float
 from fastvggt_jax import geometry
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.geometry.alignment import is_rotation
+
+if TYPE_CHECKING:
+    from fastvggt_jax.datasets.base import Truth
 
 Array = jax.Array
 AT_REST = 2e-2  # the largest translation, from which on a scene is scaled to the mean one
@@ -33,7 +36,8 @@ class Conditions:
       rays: [B, F, H, W, 3] instead of K, the direction of each pixel in camera coordinates, z > 0, of any
         length.
       world_from_cam: [B, F, 4, 4] rigid, OpenCV axes, in any world. A scene with one posed view alone loses
-        it.
+        it. Where depth is known of no view, the mean distance from view 0 is the unit, also of views whose
+        mask is off: put these where they do not change it.
       depth_mask, ray_mask, pose_mask: [B, F] the views for which depth, K or rays, and world_from_cam hold;
         None: all. One program serves every choice.
     """
@@ -116,6 +120,25 @@ _MASKS: Mapping[str, tuple[str, ...]] = {
 
 def _known(x: object) -> bool:
     return x is not None and not isinstance(x, jax.core.Tracer)
+
+
+def drawn(key: Array, truth: Truth) -> Conditions:
+    """Of what is true some, for training: in each scene each of depth, K and poses is known with probability
+    1/2, and then of all views or, as often, of each with probability 1/2. So an eighth of the scenes have
+    nothing. Upstream has not published its shares.
+    """
+    B, F = truth.valid.shape[:2]
+    of_kind, of_all, of_view = jax.random.split(key, 3)
+    half = lambda key, *shape: jax.random.bernoulli(key, 0.5, (3, B, *shape))
+    depth_mask, ray_mask, pose_mask = half(of_kind, 1) & (half(of_all, 1) | half(of_view, F))
+    return Conditions(
+        depth=jnp.where(truth.valid, truth.depth, 0),
+        K=truth.K,
+        world_from_cam=geometry.invert_se3(truth.cam_from_world),
+        depth_mask=depth_mask,
+        ray_mask=ray_mask,
+        pose_mask=pose_mask,
+    )
 
 
 class Fed(NamedTuple):

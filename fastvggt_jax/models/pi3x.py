@@ -20,7 +20,7 @@ from jaxtyping import Num
 from fastvggt_jax import geometry
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.models.base import CONDITIONS, PRODUCTS, check_images
-from fastvggt_jax.models.conditions import Conditions, Fed, prepare
+from fastvggt_jax.models.conditions import Conditions, Fed, drawn, prepare
 from fastvggt_jax.models.dinov2 import DinoV2, PatchEmbed, embed_frames
 from fastvggt_jax.models.fields import Heads, Layer, Layers, Width
 from fastvggt_jax.models.heads.conv import ConvHead
@@ -155,7 +155,9 @@ class Pi3X(Pi3):
         tokens, after = self.embed(images), None
         if conditions is not None:
             fed = prepare(conditions, B, F, (H, W))
-            tokens, after = self.fuse(tokens, fed), self.injection(fed, grid)
+            with jax.named_scope("conditions"):
+                tokens = self.fuse(tokens, fed)
+            after = self.injection(fed, grid)
         raw, density = self.look(spread, tokens, (H, W), after)
         out: dict[str, Any] = {"density": density, "made_by": type(self)}
         metric = jnp.ones(B, jnp.float32)  # the network's own unit, where nobody asks for metres
@@ -245,7 +247,8 @@ class Pi3X(Pi3):
 
         def inject(x: Array, pair: Array, positions: np.ndarray) -> Array:
             here = lambda x: add(x, slot[pair], positions)
-            return jax.lax.cond(wanted[pair], here, lambda x: x, x)
+            with jax.named_scope("pose_injection"):
+                return jax.lax.cond(wanted[pair], here, lambda x: x, x)
 
         return inject
 
@@ -280,6 +283,10 @@ class Pi3X(Pi3):
         if prediction.metric is None:
             return found
         return found.replace(metric_scale=jnp.ones_like(prediction.metric))  # type: ignore[attr-defined]
+
+    def training_inputs(self, truth: Truth, query_points: Array | None, key: Array) -> tuple[Any, ...]:
+        """See `Model`: of what is true, some; see `conditions.drawn`."""
+        return (drawn(key, truth) if CONDITIONS in self.heads else None,)
 
     @classmethod
     def loss(cls, prediction: Prediction, truth: Truth, **weights: float) -> tuple[Array, dict[str, Array]]:

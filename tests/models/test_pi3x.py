@@ -15,10 +15,13 @@ from fastvggt_jax import Conditions, Pi3X, Prediction, Scene, Sparsity, load_ima
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.geometry import invert_se3
 from fastvggt_jax.io.weights import save_params
+from fastvggt_jax.models import injection
 from fastvggt_jax.models.conditions import prepare, rays_of
 from fastvggt_jax.models.injection import Views, prope_attention
 from fastvggt_jax.models.rope import patch_positions
 from fastvggt_jax.pretrained import from_pretrained
+from pallas_kernels import BlockMask
+from pallas_kernels.shift import FIXED_SHIFT_RANGE
 from tests.conftest import TOLERANCE, max_error
 from tests.parity.goldens import load_model
 
@@ -185,6 +188,40 @@ def test_prope_is_its_definition_even_far_from_the_identity(posed):
     rows = np.repeat(here, 6)
     assert max_error(found[0, rows, 0], wanted[rows]) < 2e-4
     assert np.isfinite(found).all()
+
+
+def test_the_kernels_bound_is_of_the_norms_that_cameras_make(monkeypatch):
+    """Keys of QK-norm are 4 long and seen from cameras far away 400: a kernel whose shift is fixed by a bound
+    of the first would overflow. Triton's, in its interpreter.
+    """
+    from pallas_kernels.triton import attention
+    from pallas_kernels.triton.config import TuningConfig
+
+    asked = []
+
+    def by_kernel(q, k, v):
+        asked.append((q, k, v))
+        full = BlockMask.full(1, q.shape[2], q.shape[1], (k.shape[1],), block=(32, 32))
+        return attention.block_sparse_attention(q, k, v, full, TuningConfig(32, 32, 4, 2), interpret=True)
+
+    rng, F, grid, H = np.random.default_rng(3), 4, (4, 4), 16
+    pose = np.tile(np.eye(4), (F, 1, 1))
+    pose[:, :3, :3], pose[:, :3, 3] = rotations(rng, F), 60 * rng.normal(size=(F, 3))
+    views = Views(jnp.asarray(pose[None], jnp.float32), None, patch_positions(*grid, 0) - 1)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 64, 2, H)), jnp.bfloat16) for _ in range(3))
+    monkeypatch.setattr(injection, "dense_attention", by_kernel)
+    found = prope_attention(q, k, v, views)
+    length = lambda x: float(jnp.linalg.norm(x.astype(jnp.float32), axis=-1).max())
+    seen_q, seen_k, seen_v = asked[0]
+    scale = np.log2(np.e) / np.sqrt(H)
+    assert (
+        2 * scale * length(q) * length(k) < FIXED_SHIFT_RANGE < scale * length(seen_q) * length(seen_k) / 100
+    )
+    exact = jax.nn.dot_product_attention(*(x.astype(jnp.float32) for x in asked[0]))
+    wanted = injection.restore(exact.astype(jnp.bfloat16), views)
+    assert (
+        max_error(found, wanted) < TOLERANCE["bfloat16"] and np.isfinite(np.asarray(found, np.float32)).all()
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastvggt_jax import geometry
+from fastvggt_jax.export.lenses import model_from_original
+from fastvggt_jax.geometry.intrinsics import fit_intrinsics
 from fastvggt_jax.models.dinov2 import PatchEmbed
 from fastvggt_jax.models.heads import conv
 from fastvggt_jax.models.heads.dpt import uv_axes
@@ -18,6 +20,8 @@ from fastvggt_jax.models.injection import InjectionBlock, Views, restore
 from fastvggt_jax.models.injection import _seen_from as seen_from
 from fastvggt_jax.models.pi3x import ConditionEncoder, activate_points
 from fastvggt_jax.models.rope import patch_positions, rope_tables
+from fastvggt_jax.refine.given import in_model
+from fastvggt_jax.sources import ImageTransform
 from tests.parity.goldens import Goldens, load_model
 from tests.parity.pi3x import conditions_of, encoded
 
@@ -217,7 +221,20 @@ def outputs(goldens: Goldens, name: str, golden: Golden) -> Golden:
     return mine
 
 
+def beside(goldens: Goldens, name: str, golden: Golden) -> Golden:
+    """K from rays, and what is known of a photograph at the model's size."""
+    found = np.stack([fit_intrinsics(p, np.ones(p.shape[:2]))[0] for p in golden["in.local_points"]])
+    mine = {"intrinsics_free": geometry.move_origin(found, -0.5)}  # upstream's count from the first centre
+    depth, K = golden["in.resize.depths"], golden["in.resize.intrinsics"]
+    (h, w), (H, W) = depth.shape[1:], golden["resize.depths"].shape[1:]
+    t = ImageTransform(w, h, W, H, W / w, H / h, 0, 0)
+    usable = np.where(np.isfinite(depth) & (depth > 0), depth, 0)
+    mine["resize.depths"] = np.stack([in_model(one, t) for one in usable])
+    return mine | {"resize.intrinsics": model_from_original(t) @ K}
+
+
 CASES = {
+    "layer_pi3x_geometry": beside,
     "layer_pi3x_conv_heads": conv_heads,
     "layer_pi3x_metric": metric,
     "layer_pi3x_prope": prope,
