@@ -53,14 +53,17 @@ from fastvggt_jax.io.files import (
     temporary_sibling,
     warn_of_leftovers,
 )
-from fastvggt_jax.models.base import Model
+from fastvggt_jax.models.base import CONDITIONS, Model
+from fastvggt_jax.models.conditions import Conditions
 from fastvggt_jax.models.memory import fits, needed_bytes
 from fastvggt_jax.models.prediction import Reconstruction
 from fastvggt_jax.pretrained import from_pretrained, read_model
 from fastvggt_jax.refine.bundle import adjusted_or_as_it_is, require
+from fastvggt_jax.refine.given import conditions_of
 from fastvggt_jax.refine.known import (
     Positions,
     aligned_or_as_it_is,
+    known_cameras,
     known_K,
     known_positions,
     poses_in,
@@ -105,6 +108,8 @@ class Settings:
     mask_sky: bool = False
     intrinsics: str | None = None
     align_to: str | None = None
+    cameras: str | None = None
+    depth: str | None = None
     bundle: bool = False
     tracks: bool = False
     devices: int | str | None = None  # how many share the frames, or all; None: the first computes
@@ -114,12 +119,13 @@ class Settings:
 
 class Plan(NamedTuple):
     """What settings come to, before anything is read: the model without its parameters, those of its heads
-    that are needed, and the formats.
+    that are needed, and the formats; and whether it takes what is known beforehand as inputs.
     """
 
     model: Model
     heads: tuple[str, ...]
     formats: list[Format]
+    as_inputs: bool
 
 
 class Loaded(NamedTuple):
@@ -129,6 +135,8 @@ class Loaded(NamedTuple):
     plan: Plan
     images: Images
     known: _Known
+    conditions: Conditions | None
+    counts: dict[str, int]  # of how many photographs what was asked for is known
     ours: list[str]
 
 
@@ -179,9 +187,23 @@ def planned(settings: Settings) -> Plan:
         raise InputError(text, argument="tracks")
     model = read_model(s.weights)
     heads = model.heads_for(s.points_from)
+    as_inputs = CONDITIONS in model.heads and any(one is not None for one in _asked(s).values())
+    if as_inputs and s.devices is not None:
+        text = "what is known beforehand goes into this model on one device only: leave devices out"
+        raise InputError(text, argument="devices")
+    if as_inputs:
+        heads = (*heads, CONDITIONS)
+    elif s.depth is not None:
+        text = f"depth is for a model that takes it as input, such as Pi3X, and {s.weights} is none"
+        raise InputError(text, argument="depth")
     if s.tracks:
         heads = (*heads, _track_head(model, s.weights, formats))
-    return Plan(model, heads, formats)
+    return Plan(model, heads, formats, as_inputs)
+
+
+def _asked(settings: Settings) -> dict[str, str | None]:
+    s = settings
+    return {"cameras": s.cameras, "intrinsics": s.intrinsics, "depth": s.depth}
 
 
 def load(settings: Settings, plan: Plan, step: Step) -> Loaded:
@@ -200,9 +222,16 @@ def load(settings: Settings, plan: Plan, step: Step) -> Loaded:
             skip_bad=s.skip_bad,
         )
     _check_not_in(s.output, (frame and frame.path for frame in images.frames))
-    known = _known(images.names, images.transforms, s.export, s.intrinsics, s.align_to)
+    conditions, counts = conditions_of(images, **_asked(s)) if plan.as_inputs else (None, {})
+    intrinsics, align_to = None if plan.as_inputs else s.intrinsics, s.align_to
+    if not plan.as_inputs and s.cameras is not None:  # they act after the model
+        counts["cameras"] = _usable_after(images, s.cameras)
+        align_to = align_to or s.cameras
+        if counts["cameras"] == len(images.names):
+            intrinsics = intrinsics or s.cameras
+    known = _known(images.names, images.transforms, s.export, intrinsics, align_to)
     check_space(s.output, images.pixels[..., 0].size * sum(format.pixel_bytes for format in plan.formats))
-    return Loaded(s, plan, images, known, ours)
+    return Loaded(s, plan, images, known, conditions, counts, ours)
 
 
 def _check_output(settings: Settings) -> list[str]:
@@ -242,14 +271,16 @@ def compute(
     queries = None
     if s.tracks:
         queries = choose_queries(images.pixels, images.shown(), s.export.track_points)
-    found, density = predict(model, params, images, step, s.points_from, queries, mesh, programs)
+    found, density = predict(
+        model, params, images, step, s.points_from, queries, mesh, programs, loaded.conditions
+    )
     parameters = sum(x.size for x in jax.tree.leaves(params))
     return Computed(found, density, queries, model, parameters, 1 if mesh is None else mesh.size)
 
 
 def write(loaded: Loaded, computed: Computed, step: Step) -> dict[str, Any]:
     """The files, and a JSON-able account of what was done."""
-    s, plan, images, known, ours = loaded
+    s, plan, images, known, _, counts, ours = loaded
     found, model = computed.found, computed.model
     wanted = s.bundle or s.mask_sky or known.K is not None or known.positions is not None
     with step("refine") if wanted else contextlib.nullcontext():
@@ -279,6 +310,7 @@ def write(loaded: Loaded, computed: Computed, step: Step) -> dict[str, Any]:
         "alignment": alignment,
         "comparison": _comparison(scene, s.photos),
         "intrinsics": list(scene.intrinsics),
+        "known": _account(_asked(s), counts, plan.as_inputs),
         "model": {
             "class": type(model).__name__,
             "heads": list(model.heads),
@@ -323,6 +355,33 @@ def _comparison(scene: Scene, photos: Sequence[str]) -> dict[str, Any] | None:
         "translation_degrees": translation,
         "auc30": round(auc(*errors, 30), 2),
     }
+
+
+def _usable_after(images: Images, cameras: str) -> int:
+    """Of how many photographs the cameras are known; InputError for one, to which no scene can be aligned. A
+    warning where some are missing.
+    """
+    every = len(images.names)
+    count = len(known_cameras(images.names, original_sizes(images.transforms), cameras))
+    if count < 2 <= every:
+        text = f"cameras {cameras} names one of the photographs, at least two are needed to align the scene"
+        raise InputError(text, argument="cameras")
+    if count < every:
+        text = f"cameras {cameras} names {count} of {every} photographs"
+        warnings.warn(f"{text}: the scene is aligned to these, and its K stays the model's", stacklevel=3)
+    return count
+
+
+def _account(
+    asked: dict[str, str | None], counts: dict[str, int], as_inputs: bool
+) -> dict[str, dict[str, Any]] | None:
+    """Of what was known beforehand, whether the model was told, and of how many photographs."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, file in asked.items():
+        if file is not None:
+            found[name] = {"file": file, "use": "input of the model" if as_inputs else "after the model"}
+            found[name] |= {"photographs": counts[name]} if name in counts else {}
+    return found or None
 
 
 class _Known(NamedTuple):
@@ -446,17 +505,21 @@ def predict(
     queries: Queries | None = None,
     mesh: Mesh | None = None,
     programs: Programs | None = None,
+    conditions: Conditions | None = None,
 ) -> tuple[Reconstruction, list[float] | None]:
     """(the reconstruction of these images, computed; the share of blocks that each sparse layer has attended
     to).
 
     mesh: that is set and shares the frames, if any.
     programs: where to find those of other scenes, of this model, points_from and mesh.
+    conditions: what is known of the views, for a model that takes them.
     """
     pixels = images.pixels[None]
-    given = (params, () if queries is None else (np.asarray(queries.xy)[None],))
+    asked: tuple[Any, ...] = () if conditions is None else (conditions,)
+    asked = asked if queries is None else (*asked, np.asarray(queries.xy)[None])
+    given = (params, asked)
     frames = None if queries is None else queries.frames
-    key = (pixels.shape, frames, None if queries is None else queries.xy.shape)
+    key = (pixels.shape, frames, repr(jax.tree.map(np.shape, asked)))
     with step("compile"), memory_errors(images, params):
         make = partial(_fitting, model, given, pixels, points_from, frames, mesh)
         program = make() if programs is None else programs.of(key, make)
@@ -487,8 +550,8 @@ def _fitting(
 
     def run(model: Model, given: Any, pixels: jax.Array) -> tuple[Reconstruction, jax.Array | None]:
         nonlocal one_confidence
-        params, xy = given
-        asked = () if frames is None else (*xy, frames)
+        params, asked = given
+        asked = asked if frames is None else (*asked, frames)
         prediction = model.apply(params, pixels, *asked)
         found = model.reconstruction(prediction, points_from)
         one_confidence = found.conf is found.depth_conf
