@@ -47,20 +47,23 @@ def prope_attention(q: Array, k: Array, v: Array, views: Views) -> Array:
     """[B, F·p, N, H] -> [B, F·p, N, H]: attention as the views' cameras see it, H a multiple of 8. Views
     without a camera are not attended to; what theirs attend to means nothing, but is finite.
     """
-    q, k, v = _seen_from(q, k, v, views)
     if views.posed is None:
-        return restore(dense_attention(q, k, v), views)
-    q, k, v = hide_unposed(q, k, v, views.posed)
+        return restore(dense_attention(*_seen_from(q, k, v, views)), views)
+    H = q.shape[-1]  # attention divides by the root of the wider head
+    q, k, v = hide_unposed(*_seen_from(q, k, v, views, math.sqrt((H + EXTRA) / H)), views.posed)
     return restore(dense_attention(q, k, v)[..., :-EXTRA], views)
 
 
-def _seen_from(q: Array, k: Array, v: Array, views: Views) -> tuple[Array, Array, Array]:
-    """Queries, keys and values [B, F·p, N, H] as attention takes them, in the dtype that they had."""
+def _seen_from(q: Array, k: Array, v: Array, views: Views, longer: float = 1.0) -> tuple[Array, Array, Array]:
+    """Queries, `longer` times as long, keys and values [B, F·p, N, H] as attention takes them, in the dtype
+    that they had.
+    """
     forth = views.world_from_cam
     back = jnp.swapaxes(geometry.invert_se3(forth), -1, -2)
     turn = _rope(views, q.shape[-1], -1)
     moved = lambda x, matrix: transform(x, matrix, turn).astype(x.dtype)
-    return moved(q, back), moved(k, forth), moved(v, forth)
+    seen_q = longer * transform(q, back, turn)  # rounded once
+    return seen_q.astype(q.dtype), moved(k, forth), moved(v, forth)
 
 
 def restore(out: Array, views: Views) -> Array:
@@ -97,8 +100,6 @@ def hide_unposed(q: Array, k: Array, v: Array, posed: Array) -> tuple[Array, Arr
     wide = partial(jnp.pad, pad_width=((0, 0), (0, 0), (0, 0), (0, EXTRA)))
     least = min(UNSEEN, float(jnp.finfo(k.dtype).max) / 4)
     penalty = jnp.repeat(jnp.where(posed, 0, -least), T // F, 1)[:, :, None]  # [B, T, 1]
-    # Attention divides by the root of the wider head.
-    q = (q.astype(jnp.float32) * math.sqrt((H + EXTRA) / H)).astype(q.dtype)
     return wide(q).at[..., H].set(1), wide(k).at[..., H].set(penalty.astype(k.dtype)), wide(v)
 
 
