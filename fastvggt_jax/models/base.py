@@ -21,6 +21,7 @@ from flax.errors import FlaxError
 
 from fastvggt_jax.attention import slower_sparse, unused_float8
 from fastvggt_jax.errors import InputError
+from fastvggt_jax.models.conditions import Conditions
 from fastvggt_jax.models.prediction import Prediction, Reconstruction
 from fastvggt_jax.sharding import Spread, mesh_of, over_mesh
 from fastvggt_jax.sources.sizing import ImagePolicy, check_sides
@@ -195,6 +196,12 @@ class Model(nn.Module):
         return unused_float8(self.dtype, self.embed_dim // self.num_heads, keys, block)
 
     # ---- how it runs
+
+    def refuse_conditions(self, given: Any) -> None:
+        """Raises InputError for conditions in the place of points to track."""
+        if isinstance(given, Conditions):
+            text = f"conditions were given, but a {type(self).__name__} takes none: Pi3X does"
+            raise InputError(text, argument="conditions")
 
     def forward(self, spread: Spread, images: Array, query_points: Array | None, *options: Any) -> Prediction:
         """The prediction of the frames on this device, from arguments that `__call__` has checked."""

@@ -186,6 +186,7 @@ class Pi3(Model):
           InputError: wrong shape or dtype, or query points.
         """
         check_images(images, self.patch_size)
+        self.refuse_conditions(query_points)
         if query_points is not None:
             text = "query_points were given, but π³ has no track head: use VGGT to track points"
             raise InputError(text, argument="query_points")

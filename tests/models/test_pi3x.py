@@ -20,6 +20,7 @@ from fastvggt_jax.models.conditions import prepare, rays_of
 from fastvggt_jax.models.injection import Views, prope_attention
 from fastvggt_jax.models.rope import patch_positions
 from fastvggt_jax.pretrained import from_pretrained
+from fastvggt_jax.testing.tiny import tiny_model
 from pallas_kernels import BlockMask
 from pallas_kernels.shift import FIXED_SHIFT_RANGE
 from tests.conftest import TOLERANCE, max_error
@@ -382,6 +383,9 @@ def test_what_is_no_conditions_or_no_model_gets_one_sentence(tiny, images):
     model, params = tiny
     with pytest.raises(InputError, match=r"conditions must be fv.Conditions, not ndarray"):
         model.apply(params, images, np.zeros(3))
+    for other in (tiny_model("vggt"), tiny_model("pi3")):
+        with pytest.raises(InputError, match="conditions were given, but a (VGGT|Pi3) takes none: Pi3X does"):
+            jax.eval_shape(other.apply, other.abstract_params(), images, known())
     with pytest.raises(InputError, match=r"inject_after=\(2,\) must be odd numbers below 12"):
         model.clone(inject_after=(2,)).apply(params, images)
     with pytest.raises(InputError, match=r"heads=.'pose',.: .'pose'. is none of"):
