@@ -1,4 +1,4 @@
-"""VGGT and π³ in JAX: photographs of a scene to cameras, depth and points, with block-sparse attention.
+"""VGGT, π³ and Pi3X in JAX: photographs of a scene to cameras, depth and points, with block-sparse attention.
 
 Names are imported where they are first used: `import fastvggt_jax` alone is quick and pulls no optional
 dependency.
