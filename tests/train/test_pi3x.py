@@ -14,12 +14,12 @@ from fastvggt_jax.train.optimizer import learning_rates
 from fastvggt_jax.train.state import make_mesh, make_step, start, state_sharding
 from tests.train.runs import config, planes, start_once
 
-SHAPE = Shape(scenes=3, frames=3, height=14, width=28)
+SHAPE = Shape(scenes=2, frames=3, height=14, width=28)
 MODEL = Pi3X(
     **dict(img_size=28, embed_dim=64, encoder_depth=1, encoder_num_heads=1, num_heads=2, depth=2),
     **dict(head_embed_dim=32, head_depth=1, head_num_heads=1, head_out_dim=32, camera_out_dim=16),
     **dict(metric_embed_dim=32, metric_depth=1, metric_num_heads=1, metric_out_dim=16),
-    **dict(inject_after=(1,), conv_channels=(), dtype=jnp.float32),
+    **dict(inject_after=(1,), conv_channels=(16, 16, 16), dtype=jnp.float32),
 )
 
 
@@ -90,17 +90,17 @@ def pose_errors(found, wanted):
 
 @pytest.fixture(scope="module")
 def learnt():
-    """(batch, parameters at the start, after 300 steps) of two scenes with the same photographs, which only
-    what is given tells apart, and one with its own.
+    """(batch, parameters at the start, after 400 steps) of two scenes with the same photographs, which only
+    what is given tells apart.
     """
     batch = planes(0, SHAPE)
-    batch = batch.replace(images=batch.images.at[1].set(batch.images[0]))
-    of = config(model=MODEL, shapes=(SHAPE,), steps=300, warmup_steps=30, ema_decay=None)
+    batch = batch.replace(images=jnp.broadcast_to(batch.images[:1], batch.images.shape))
+    of = config(model=MODEL, shapes=(SHAPE,), steps=400, warmup_steps=40, validation_scenes=0)
     mesh = make_mesh()
     step, rates = make_step(of, mesh), np.asarray(learning_rates(of), np.float32)
     state = jax.device_put(start(of, start_once(MODEL)), state_sharding(of, mesh))
-    for i in range(of.steps):
-        state, _ = step(state, batch, rates[i])
+    for rate in rates:
+        state, _ = step(state, batch, rate)
     return batch, start_once(MODEL), state.params
 
 
@@ -108,21 +108,19 @@ def learnt():
 def test_a_batch_is_learnt_by_heart_and_true_cameras_are_followed(learnt):
     batch, before, after = learnt
     run, true = jax.jit(MODEL.apply), geometry.invert_se3(batch.truth.cam_from_world)
-    other = true[np.array([1, 0, 2])]
     cameras = Conditions(world_from_cam=true)
     every = cameras.replace(K=batch.truth.K, depth=jnp.where(batch.truth.valid, batch.truth.depth, 0))
-    given = {"none": None, "cameras": cameras, "all": every, "other": cameras.replace(world_from_cam=other)}
+    given = {
+        "none": None,
+        "cameras": cameras,
+        "all": every,
+        "swapped": cameras.replace(world_from_cam=true[::-1]),
+    }
     pose = {name: run({"params": after}, batch.images, one).camera_poses for name, one in given.items()}
-    first = run({"params": before}, batch.images, None).camera_poses
-    two, own = np.array([0, 1]), np.array([2])
-    error = lambda pose, wanted, scenes: np.array(pose_errors(pose[scenes], wanted[scenes]))
-    by_heart = {name: error(pose[name], true, own) / error(first, true, own) for name in ("none", "all")}
-    assert max(map(max, by_heart.values())) < 0.5, by_heart
-    told, untold = error(pose["cameras"], true, two), error(pose["none"], true, two)
-    assert (told < 0.75 * untold).all() and (error(pose["all"], true, two) < 0.75 * untold).all(), (
-        told,
-        untold,
-    )
-    # Cameras that these photographs were never seen with are followed as well.
-    followed, ignored = error(pose["other"], other, two), error(pose["other"], true, two)
-    assert (followed < 0.75 * ignored).all(), (followed, ignored)
+    first = np.array(pose_errors(run({"params": before}, batch.images, None).camera_poses, true))
+    error = {name: np.array(pose_errors(found, true)) for name, found in pose.items()}
+    assert error["none"][0] < first[0] / 3 and error["all"][0] < first[0] / 6, (first, error)
+    for name in ("cameras", "all"):
+        assert (error[name] < 0.75 * error["none"]).all(), error
+    followed = np.array(pose_errors(pose["swapped"], true[::-1]))
+    assert (followed < 0.75 * error["swapped"]).all(), (followed, error)
