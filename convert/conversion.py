@@ -202,10 +202,6 @@ def _recognise(checkpoint: Source, asked: str | None) -> str:
     found = [name for name, (_, rules) in known.items() if rules.recognises(keys)]
     if any("/" in key for key in keys):
         raise WeightsError(f"{path} is a native weight file already, not an official checkpoint")
-    for name in found:
-        for pattern, sentence in known[name][1].others.items():
-            if any(re.fullmatch(pattern, key) for key in keys):
-                raise WeightsError(f"{path} is {sentence}")
     if asked and found and asked not in found:
         names = " and ".join(found)
         text = f"{path} is a checkpoint of {names}, not of {asked}: leave model out or give {found[0]}"

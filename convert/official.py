@@ -19,12 +19,14 @@ class Official:
       constants: what the architecture fixes: another value would be another model.
       twice_width: paths whose value must be 2 · embed_dim.
       halved: path -> the field that is half of it.
+      told: paths of what a checkpoint's keys tell by themselves.
     """
 
     fields: dict[str, str]
     constants: dict[str, Any]
     twice_width: tuple[str, ...]
     halved: dict[str, str] = dataclasses.field(default_factory=dict)
+    told: tuple[str, ...] = ()
 
 
 ENCODER_CONSTANTS = {
@@ -46,8 +48,8 @@ def fields_of(config: Mapping[str, Any], cls: type[Model], official: Official) -
     if not any(isinstance(value, Mapping) for value in config.values()):
         return dict(config)
     flat = _flatten(config)
-    known = official.fields | official.constants | official.halved
-    wrong = [f"unknown key {key}" for key in flat if key not in known and key not in official.twice_width]
+    known = {*official.fields, *official.constants, *official.halved, *official.twice_width, *official.told}
+    wrong = [f"unknown key {key}" for key in flat if key not in known]
     wrong += [
         f"{key}={flat[key]!r} (only {fixed!r} is supported)"
         for key, fixed in official.constants.items()

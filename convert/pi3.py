@@ -9,7 +9,7 @@ from convert.rules import Rule, conv, linear, norm
 from convert.table import Repository, Table
 
 KEY = r"(?:point|conf|camera)_decoder\..+"  # the keys by which a checkpoint is known to be a π³
-# which only Pi3X has, a later model with other heads
+# which only Pi3X has, a later model
 PI3X_KEY = r"metric_token|metric_(?:head|decoder)\..+|depth_encoder\..+"
 
 _STACKS = (
@@ -20,7 +20,7 @@ _FRAME = (r"decoder\.(?P<layer>\d*[02468])\.", "decoder/frame_blocks")
 _GLOBAL = (r"decoder\.(?P<layer>\d*[13579])\.", "decoder/global_blocks")
 
 
-def _block(path: str, target: str, every: int = 1) -> list[Rule]:
+def block(path: str, target: str, every: int = 1) -> list[Rule]:
     rules = (
         *norm(path + r"(?P<name>norm[12]|attn\.[qk]_norm)", target + "/{name}"),
         *linear(path + r"(?P<name>attn\.(?:qkv|proj)|mlp\.fc[12])", target + "/{name}"),
@@ -29,16 +29,15 @@ def _block(path: str, target: str, every: int = 1) -> list[Rule]:
     return [dataclasses.replace(rule, every=every) for rule in rules]
 
 
-RULES = (
-    *_block(*_STACKS),
-    *_block(*_FRAME, every=2),
-    *_block(*_GLOBAL, every=2),
+SHARED = (  # with Pi3X
+    *block(*_STACKS),
+    *block(*_FRAME, every=2),
+    *block(*_GLOBAL, every=2),
     Rule("register_token", "register_token"),
     Rule(r"encoder\.(?P<name>cls_token|pos_embed|register_tokens)", "encoder/{name}"),
     *conv(r"encoder\.patch_embed\.proj", "encoder/patch_embed/proj"),
     *norm(r"encoder\.norm", "encoder/norm"),
     *linear(r"(?P<name>(?:point|conf|camera)_decoder\.(?:projects|linear_out))", "{name}"),
-    *linear(r"(?P<name>(?:point|conf)_head\.proj)", "{name}"),
     *linear(
         r"camera_head\.res_conv\.(?P<index>[01])\.(?P<name>res_conv[123])",
         "camera_head/res_conv_{index}/{name}",
@@ -46,6 +45,7 @@ RULES = (
     *linear(r"camera_head\.more_mlps\.(?P<index>[02])", "camera_head/more_mlps_{index}"),
     *linear(r"camera_head\.(?P<name>fc_t|fc_rot)", "camera_head/{name}"),
 )
+RULES = (*SHARED, *linear(r"(?P<name>(?:point|conf)_head\.proj)", "{name}"))
 
 IGNORE = {
     r"image_(?:mean|std)": "the constants of ImageNet, which the encoder has",
@@ -91,10 +91,7 @@ TABLE = Table(
     ignore=IGNORE,
     official=OFFICIAL,
     sizes="the released π³",
-    others={
-        PI3X_KEY: "a checkpoint of Pi3X, another model than π³, with other heads and inputs: "
-        "convert one of yyfz233/Pi3"
-    },
+    others=PI3X_KEY,
     published={
         "yyfz233/Pi3": Repository(
             "model.safetensors", "CC BY-NC 4.0 (non-commercial use only; github.com/yyfz/Pi3, README)"

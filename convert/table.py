@@ -53,7 +53,8 @@ class Table:
         reason.
       official: how a configuration in upstream's words describes the model.
       sizes: what the class's defaults are the sizes of, in words.
-      others: pattern of a key that only another model has -> a sentence that refuses its checkpoints.
+      others: pattern of a key that only another model has, which has the rest too: its checkpoints are not
+        this one's.
       variants: by name.
       published: by the name of the repository.
     """
@@ -63,12 +64,14 @@ class Table:
     ignore: Mapping[str, str]
     official: Official
     sizes: str
-    others: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    others: str | None = None
     variants: Mapping[str, Variant] = dataclasses.field(default_factory=dict)
     published: Mapping[str, Repository] = dataclasses.field(default_factory=dict)
 
     def recognises(self, keys: Iterable[str]) -> bool:
-        return any(re.fullmatch(self.key, key) for key in keys)
+        keys = list(keys)
+        has = lambda pattern: any(re.fullmatch(pattern, key) for key in keys)
+        return has(self.key) and not (self.others and has(self.others))
 
     def heads_in(self, cls: type[Model], heads: tuple[str, ...], keys: Iterable[str]) -> tuple[str, ...]:
         """Those of the heads of which a checkpoint with these keys has a parameter."""

@@ -1,4 +1,4 @@
-"""VGGT and π³ in JAX: photographs of a scene to cameras, depth and points, with block-sparse attention.
+"""VGGT, π³ and Pi3X in JAX: photographs of a scene to cameras, depth and points, with block-sparse attention.
 
 Names are imported where they are first used: `import fastvggt_jax` alone is quick and pulls no optional
 dependency.
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastvggt_jax import errors as errors
     from fastvggt_jax import export as export
+    from fastvggt_jax.models.conditions import Conditions as Conditions
     from fastvggt_jax.models.pi3 import Pi3 as Pi3
+    from fastvggt_jax.models.pi3x import Pi3X as Pi3X
     from fastvggt_jax.models.prediction import Prediction as Prediction
     from fastvggt_jax.models.prediction import Reconstruction as Reconstruction
     from fastvggt_jax.models.vggt import VGGT as VGGT
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Conditions": "fastvggt_jax.models.conditions",
     "Pi3": "fastvggt_jax.models.pi3",
+    "Pi3X": "fastvggt_jax.models.pi3x",
     "VGGT": "fastvggt_jax.models.vggt",
     "Prediction": "fastvggt_jax.models.prediction",
     "Reconstruction": "fastvggt_jax.models.prediction",
@@ -38,7 +42,9 @@ _HOME = {
 _MODULES = ("errors", "export")
 __all__ = [
     "VGGT",
+    "Conditions",
     "Pi3",
+    "Pi3X",
     "Prediction",
     "Reconstruction",
     "Scene",

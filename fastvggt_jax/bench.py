@@ -30,7 +30,8 @@ from fastvggt_jax.attention import dense_attention, to_float8
 from fastvggt_jax.errors import Error, FailedError, InputError, out_of_memory
 from fastvggt_jax.io.json_files import read_json
 from fastvggt_jax.models import registry
-from fastvggt_jax.models.base import COMPUTE, Model
+from fastvggt_jax.models.base import COMPUTE, CONDITIONS, Model
+from fastvggt_jax.models.conditions import Conditions
 from fastvggt_jax.models.memory import fits, needed_bytes
 from fastvggt_jax.profile import profile
 from fastvggt_jax.sharding import along_frames, frames_mesh
@@ -53,7 +54,8 @@ class Case:
     Attributes:
       model: a name of the registry. config: a JSON file of the sizes of another model than the released one.
       frames, size, height: views, and pixels of their width and height, by default a square.
-      heads: None for all but the tracker, which needs points to track.
+      heads: None for all but the tracker, which needs points to track, and what reads conditions.
+      conditions: the model is given K, depth and pose of every view.
       sparsity, block: as the command line spells them. float8_scores: see `Model`.
       dtype: of the backbone's matrix products, None for the model's.
       param_dtype: of the parameters; "compute" as `from_pretrained` knows it.
@@ -72,6 +74,7 @@ class Case:
     sparsity: str = "dense"
     block: str = "128x64"
     heads: tuple[str, ...] | None = None
+    conditions: bool = False
     float8_scores: bool = False
     dtype: str | None = None
     param_dtype: str = COMPUTE
@@ -115,10 +118,15 @@ class Case:
         if unknown:
             text = f"heads: {cls.__name__} has no {', '.join(unknown)}; it has {', '.join(model.heads)}"
             raise InputError(text, argument="heads")
-        model = model.clone(
-            heads=self.heads or tuple(head for head in model.heads if head != "track"),
-            float8_scores=self.float8_scores,
-        )
+        if self.conditions and CONDITIONS not in model.heads:
+            text = f"conditions are for a model that takes them, such as pi3x, and {self.model} does not"
+            raise InputError(text, argument="conditions")
+        if self.conditions and self.devices > 1:
+            raise InputError("conditions are taken on one device: leave devices out", argument="conditions")
+        heads = self.heads or tuple(head for head in model.heads if head not in ("track", CONDITIONS))
+        if self.conditions:
+            heads = (*(head for head in heads if head != CONDITIONS), CONDITIONS)
+        model = model.clone(heads=heads, float8_scores=self.float8_scores)
         return model.clone(dtype=jnp.dtype(self.dtype)) if self.dtype else model
 
     def _fields(self, cls: type[Model]) -> dict[str, Any]:
@@ -144,14 +152,16 @@ def measure(case: Case) -> dict[str, Any]:
         params = random_params(model, stored=stored)
     height, width = case.height or case.side, case.side
     images = jax.random.uniform(jax.random.key(1), (1, case.frames, height, width, 3))
-    points = None
+    given: Any = None
     if "track" in model.heads:
-        points = jnp.full((1, QUERY_POINTS, 2), min(height, width) / 2, jnp.float32)
+        given = jnp.full((1, QUERY_POINTS, 2), min(height, width) / 2, jnp.float32)
+    elif case.conditions:
+        given = some_conditions(case.frames, height, width)
     if mesh.size > 1:
         whole = NamedSharding(mesh, PartitionSpec())
-        params, points = jax.device_put((params, points), whole)
+        params, given = jax.device_put((params, given), whole)
         images = jax.device_put(images, along_frames(mesh, images.shape, case.frames))
-    jax.block_until_ready((params, images))
+    jax.block_until_ready((params, images, given))
 
     def compiled(low_memory: bool) -> jax.stages.Compiled:
         nonlocal model
@@ -161,7 +171,7 @@ def measure(case: Case) -> dict[str, Any]:
                 stack.enter_context(only(*case.kernels))
             if mesh.size > 1:
                 stack.enter_context(jax.set_mesh(mesh))
-            return jax.jit(model.apply).lower(params, images, points).compile()
+            return jax.jit(model.apply).lower(params, images, given).compile()
 
     start = time.perf_counter()
     step = compiled(case.low_memory)
@@ -171,11 +181,11 @@ def measure(case: Case) -> dict[str, Any]:
     times = []
     for _ in range(1 + case.repeats):
         start = time.perf_counter()
-        jax.block_until_ready(step(params, images, points))
+        jax.block_until_ready(step(params, images, given))
         times.append(time.perf_counter() - start)
     seconds = statistics.median(times[1:] or times)
     stats = [device.memory_stats() or {} for device in mesh.devices.flat]
-    details = profile(model, params, images, step) if case.profile else {}
+    details = profile(model, params, images, step, given) if case.profile else {}
     return details | {
         "model": case.model,
         "frames": case.frames,
@@ -184,6 +194,7 @@ def measure(case: Case) -> dict[str, Any]:
         "low_memory": model.low_memory,
         "sparsity": case.sparsity,
         "float8_scores": case.float8_scores,
+        "conditions": case.conditions,
         "seconds": seconds,
         "ms_per_frame": 1e3 * seconds / case.frames,
         "compile_seconds": compile_s,
@@ -192,6 +203,14 @@ def measure(case: Case) -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }
+
+
+def some_conditions(frames: int, height: int, width: int) -> Conditions:
+    """Of everything: cameras in a row, looking the same way."""
+    K = jnp.array([[width, 0, width / 2], [0, width, height / 2], [0, 0, 1]], jnp.float32)
+    poses = jnp.tile(jnp.eye(4), (1, frames, 1, 1)).at[0, :, 0, 3].set(0.1 * jnp.arange(frames))
+    depth = jax.random.uniform(jax.random.key(2), (1, frames, height, width), minval=1.0, maxval=3.0)
+    return Conditions(depth=depth, K=jnp.tile(K, (1, frames, 1, 1)), world_from_cam=poses)
 
 
 def measure_attention(case: Case) -> dict[str, Any]:

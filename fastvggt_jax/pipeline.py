@@ -55,14 +55,17 @@ from fastvggt_jax.io.files import (
     temporary_sibling,
     warn_of_leftovers,
 )
-from fastvggt_jax.models.base import Model
+from fastvggt_jax.models.base import CONDITIONS, Model
+from fastvggt_jax.models.conditions import Conditions
 from fastvggt_jax.models.memory import fits, needed_bytes
 from fastvggt_jax.models.prediction import Reconstruction
 from fastvggt_jax.pretrained import from_pretrained, read_model
 from fastvggt_jax.refine.bundle import adjusted_or_as_it_is, require
+from fastvggt_jax.refine.given import conditions_of
 from fastvggt_jax.refine.known import (
     Positions,
     aligned_or_as_it_is,
+    known_cameras,
     known_K,
     known_positions,
     poses_in,
@@ -118,6 +121,8 @@ class Settings:
     mask_sky: bool = False
     intrinsics: str | None = None
     align_to: str | None = None
+    cameras: str | None = None
+    depth: str | None = None
     bundle: bool = False
     tracks: bool = False
     chunk: int | None = None  # photographs at a time; None: all, or what fits
@@ -130,12 +135,13 @@ class Settings:
 
 class Plan(NamedTuple):
     """What settings come to, before anything is read: the model without its parameters, those of its heads
-    that are needed, and the formats.
+    that are needed, and the formats; and whether it takes what is known beforehand as inputs.
     """
 
     model: Model
     heads: tuple[str, ...]
     formats: list[Format]
+    as_inputs: bool
 
 
 class Loaded(NamedTuple):
@@ -145,6 +151,8 @@ class Loaded(NamedTuple):
     plan: Plan
     images: Images
     known: _Known
+    conditions: Conditions | None
+    counts: dict[str, int]  # of how many photographs what was asked for is known
     ours: list[str]
 
 
@@ -199,9 +207,23 @@ def planned(settings: Settings) -> Plan:
     _check_chunk(s)
     model = read_model(s.weights)
     heads = model.heads_for(s.points_from)
+    as_inputs = CONDITIONS in model.heads and any(one is not None for one in _asked(s).values())
+    if as_inputs and s.devices is not None:
+        text = "what is known beforehand goes into this model on one device only: leave devices out"
+        raise InputError(text, argument="devices")
+    if as_inputs:
+        heads = (*heads, CONDITIONS)
+    elif s.depth is not None:
+        text = f"depth is for a model that takes it as input, such as Pi3X, and {s.weights} is none"
+        raise InputError(text, argument="depth")
     if s.tracks:
         heads = (*heads, _track_head(model, s.weights, formats))
-    return Plan(model, heads, formats)
+    return Plan(model, heads, formats, as_inputs)
+
+
+def _asked(settings: Settings) -> dict[str, str | None]:
+    s = settings
+    return {"cameras": s.cameras, "intrinsics": s.intrinsics, "depth": s.depth}
 
 
 def load(settings: Settings, plan: Plan, step: Step) -> Loaded:
@@ -220,9 +242,16 @@ def load(settings: Settings, plan: Plan, step: Step) -> Loaded:
             skip_bad=s.skip_bad,
         )
     _check_not_in(s.output, (frame and frame.path for frame in images.frames))
-    known = _known(images.names, images.transforms, s.export, s.intrinsics, s.align_to)
+    conditions, counts = conditions_of(images, **_asked(s)) if plan.as_inputs else (None, {})
+    intrinsics, align_to = None if plan.as_inputs else s.intrinsics, s.align_to
+    if not plan.as_inputs and s.cameras is not None:  # they act after the model
+        counts["cameras"] = _usable_after(images, s.cameras)
+        align_to = align_to or s.cameras
+        if counts["cameras"] == len(images.names):
+            intrinsics = intrinsics or s.cameras
+    known = _known(images.names, images.transforms, s.export, intrinsics, align_to)
     check_space(s.output, images.pixels[..., 0].size * sum(format.pixel_bytes for format in plan.formats))
-    return Loaded(s, plan, images, known, ours)
+    return Loaded(s, plan, images, known, conditions, counts, ours)
 
 
 def _check_output(settings: Settings) -> list[str]:
@@ -284,7 +313,7 @@ def write(loaded: Loaded, computed: Computed, step: Step) -> dict[str, Any]:
                 to_scene(found, shown),
                 s.export,
                 s.bundle,
-                known if whole else _known_of(frames, shown, known, s),
+                known if whole else _known_of(frames, shown, known),
                 sky=s.mask_sky,
             )
             followed = _followed(computed.queries, found)
@@ -312,6 +341,7 @@ def write(loaded: Loaded, computed: Computed, step: Step) -> dict[str, Any]:
             "mode": s.mode or model.image_policy.mode,
         },
         **(reports[0] if len(reports) == 1 else _of_all(reports)),
+        "known": _account(_asked(s), loaded.counts, loaded.plan.as_inputs),
         "sequence": sequence,
         "model": {
             "class": type(model).__name__,
@@ -375,12 +405,12 @@ def _of_all(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return nothing | {"points": sum(report["points"] for report in reports), "intrinsics": intrinsics}
 
 
-def _known_of(frames: np.ndarray, images: Images, known: _Known, settings: Settings) -> _Known:
+def _known_of(frames: np.ndarray, images: Images, known: _Known) -> _Known:
     """What is known of a piece, whose own positions may be too few."""
     positions = None
-    if known.positions is not None and settings.align_to is not None:
+    if known.positions is not None:
         try:
-            positions = known_positions(settings.align_to, images.names)
+            positions = known_positions(known.positions.path, images.names)
         except Error as error:
             warnings.warn(f"the piece from {images.names[0]} on is not aligned: {error}", stacklevel=2)
     return _Known(None if known.K is None else known.K[frames], positions)
@@ -417,6 +447,33 @@ def _comparison(scene: Scene, photos: Sequence[str]) -> dict[str, Any] | None:
         "translation_degrees": translation,
         "auc30": round(auc(*errors, 30), 2),
     }
+
+
+def _usable_after(images: Images, cameras: str) -> int:
+    """Of how many photographs the cameras are known; InputError for one, to which no scene can be aligned. A
+    warning where some are missing.
+    """
+    every = len(images.names)
+    count = len(known_cameras(images.names, original_sizes(images.transforms), cameras))
+    if count < 2 <= every:
+        text = f"cameras {cameras} names one of the photographs, at least two are needed to align the scene"
+        raise InputError(text, argument="cameras")
+    if count < every:
+        text = f"cameras {cameras} names {count} of {every} photographs"
+        warnings.warn(f"{text}: the scene is aligned to these, and its K stays the model's", stacklevel=3)
+    return count
+
+
+def _account(
+    asked: dict[str, str | None], counts: dict[str, int], as_inputs: bool
+) -> dict[str, dict[str, Any]] | None:
+    """Of what was known beforehand, whether the model was told, and of how many photographs."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, file in asked.items():
+        if file is not None:
+            found[name] = {"file": file, "use": "input of the model" if as_inputs else "after the model"}
+            found[name] |= {"photographs": counts[name]} if name in counts else {}
+    return found or None
 
 
 class _Known(NamedTuple):
@@ -536,7 +593,8 @@ def _joined(
         chunks, densities = plan(frames, chunk, overlap), []
 
         def found(numbers: np.ndarray) -> Reconstruction:
-            result, density = run(images.some(numbers))
+            some = jax.tree.map(lambda x: x[:, numbers], loaded.conditions)
+            result, density = run(images.some(numbers), conditions=some)
             densities.append(density)
             return result
 
@@ -555,7 +613,7 @@ def _joined(
         text = f"{frames} photographs are no more than a chunk of {s.chunk}: they are reconstructed at once"
         warnings.warn(text, stacklevel=2)
     try:
-        result, density = run(images, queries=queries)
+        result, density = run(images, queries=queries, conditions=loaded.conditions)
         return Joined([Piece(np.arange(frames), result)], [], [], []), density, None
     except _DoesNotFit as error:
         if queries is not None or s.chunk is not None or jax.process_count() > 1:
@@ -640,17 +698,21 @@ def predict(
     queries: Queries | None = None,
     mesh: Mesh | None = None,
     programs: Programs | None = None,
+    conditions: Conditions | None = None,
 ) -> tuple[Reconstruction, list[float] | None]:
     """(the reconstruction of these images, computed; the share of blocks that each sparse layer has attended
     to).
 
     mesh: that is set and shares the frames, if any.
     programs: where to find those of other scenes, of this model, points_from and mesh.
+    conditions: what is known of the views, for a model that takes them.
     """
     pixels = images.pixels[None]
-    given = (params, () if queries is None else (np.asarray(queries.xy)[None],))
+    asked: tuple[Any, ...] = () if conditions is None else (conditions,)
+    asked = asked if queries is None else (*asked, np.asarray(queries.xy)[None])
+    given = (params, asked)
     frames = None if queries is None else queries.frames
-    key = (pixels.shape, frames, None if queries is None else queries.xy.shape)
+    key = (pixels.shape, frames, repr(jax.tree.map(np.shape, asked)))
     with step("compile"), memory_errors(images, params):
         make = partial(_fitting, model, given, pixels, points_from, frames, mesh)
         program = make() if programs is None else programs.of(key, make)
@@ -683,8 +745,8 @@ def _fitting(
 
     def run(model: Model, given: Any, pixels: jax.Array) -> tuple[Reconstruction, jax.Array | None]:
         nonlocal one_confidence
-        params, xy = given
-        asked = () if frames is None else (*xy, frames)
+        params, asked = given
+        asked = asked if frames is None else (*asked, frames)
         prediction = model.apply(params, pixels, *asked)
         found = model.reconstruction(prediction, points_from)
         one_confidence = found.conf is found.depth_conf

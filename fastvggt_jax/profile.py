@@ -35,6 +35,7 @@ from fastvggt_jax.sources.sizing import WIDTH, check_sides
 # Of the names that operations bear, the first that fits says which part it is of.
 PARTS: dict[str, str] = {
     "sent between devices": r"/(all_to_all|all_gather|psum|pmean)",
+    "conditions": r"/(conditions|pose_injection)/",
     "encoder": r"patch_embed|/encoder",
     # The scan over pairs of blocks is a method of the frame blocks.
     "frame blocks: attention": r"/frame_blocks/(?!.*global_blocks).*/attend",
@@ -49,6 +50,7 @@ PARTS: dict[str, str] = {
     "depth head": r"depth_head",
     "point head": r"point_(decoder|head)",
     "confidence head": r"conf_(decoder|head)",
+    "metric head": r"metric_(decoder|head)",
     "track head": r"track_head",
 }
 OF_THE_CEILINGS = 0.7  # what whole models come to, see docs/performance.md
@@ -216,8 +218,9 @@ def _fastest(function: Any, argument: Any, repeats: int = 5) -> float:
     return min(times)
 
 
-def profile(model: Any, params: Any, images: jax.Array, step: Any) -> dict[str, Any]:
-    """A table of parts, JSON-able. step: the compiled `model.apply` of these, which has run once.
+def profile(model: Any, params: Any, images: jax.Array, step: Any, given: Any = None) -> dict[str, Any]:
+    """A table of parts, JSON-able. step: the compiled `model.apply` of these, which has run once. given: what
+    the model takes after the images; arithmetic is counted without.
 
     seconds: of one whole run; parts: by name seconds, of several devices their mean, flop and bytes of all,
     and share, of the time that the devices' ceilings would need for them. They and "between kernels" add up
@@ -226,7 +229,7 @@ def profile(model: Any, params: Any, images: jax.Array, step: Any) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             start = time.perf_counter()
-            prediction = jax.block_until_ready(step(params, images, None))
+            prediction = jax.block_until_ready(step(params, images, given))
             seconds = time.perf_counter() - start
         kernels = kernel_times(Path(folder))
     times = times_of_parts(kernels, operation_names(step.as_text()))

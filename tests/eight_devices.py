@@ -10,15 +10,17 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from fastvggt_jax import Sparsity
+from fastvggt_jax import Conditions, Pi3X, Sparsity
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.pipeline import Settings, reconstruct
 from fastvggt_jax.pretrained import BUNDLED, from_pretrained
 from fastvggt_jax.sharding import frames_mesh
 from fastvggt_jax.testing.random_weights import random_params
+from fastvggt_jax.testing.tiny import tiny_model
 from fastvggt_jax.train import Shape
 from tests.train.runs import CAMERAS, MODEL, PI3, planes
 
@@ -120,6 +122,20 @@ def gradient(model=VGGT, scenes: int = 1, frames: int = 3, devices: int = 2) -> 
 
 def gradient_of_pi3() -> dict:
     return gradient(PI3.clone(num_heads=2), frames=3, devices=2)
+
+
+def pi3x() -> dict:
+    """Its metric token attends to the frames of all devices; three frames on two, which do not divide."""
+    model = tiny_model("pi3x", dtype=jnp.float32, heads=("point", "conf", "camera", "metric"))
+    found = equal(model, mesh_of(frames=2), photographs(1, 3))
+    try:
+        with jax.set_mesh(mesh_of(frames=2)):
+            given = Conditions(K=np.tile(np.eye(3, dtype=np.float32), (1, 3, 1, 1)))
+            model = model.clone(heads=Pi3X.heads)
+            jax.eval_shape(model.apply, model.abstract_params(), photographs(1, 3), given)
+    except InputError as error:
+        found["refused"] = str(error)
+    return found
 
 
 def tracks() -> dict:

@@ -9,6 +9,9 @@ import pytest
 
 from fastvggt_jax import Sparsity, from_pretrained, load_images
 from fastvggt_jax.attention import dense_attention
+from fastvggt_jax.models import injection
+from fastvggt_jax.models.injection import Views, prope_attention
+from fastvggt_jax.models.rope import patch_positions
 from fastvggt_jax.pretrained import BUNDLED
 from fastvggt_jax.sharding import frames_mesh
 from pallas_kernels import BlockMask, block_sparse_attention, pooled_block_mask
@@ -131,6 +134,32 @@ def test_the_mask_kernel_keeps_what_xla_keeps(T, cdf_threshold, kernel):
     assert (ours.kv_num_blocks >= keep + 8).all()
     if cdf_threshold is None:
         assert (ours.kv_num_blocks == keep + 8).mean() > 0.999  # more only where blocks tie
+
+
+@pytest.mark.parametrize("far, unposed", [(1.0, 0), (30.0, 0), (1.0, 2)])
+def test_pose_injection_is_exact_attention_of_what_cameras_make_of_it(far, unposed):
+    """Of enough keys for the Hopper kernel, whose shift is bound by the norms that it is given; with views
+    without a camera by cuDNN, which does not see these.
+    """
+    F, grid = 10, (30, 30)
+    rng, T = np.random.default_rng(0), F * grid[0] * grid[1]
+    pose = np.tile(np.eye(4, dtype=np.float32), (1, F, 1, 1))
+    pose[..., :3, :3] = np.linalg.qr(rng.normal(size=(1, F, 3, 3)))[0]
+    pose[..., :3, :3] *= np.sign(np.linalg.det(pose[..., :3, :3]))[..., None, None]
+    pose[..., :3, 3] = far * rng.normal(size=(1, F, 3))
+    q, k, v = (
+        jax.random.normal(key, (1, T, 2, 64), jnp.bfloat16) for key in jax.random.split(jax.random.key(0), 3)
+    )
+    views = Views(jnp.asarray(pose), None, patch_positions(*grid, 0) - 1)
+    kept = T - unposed * grid[0] * grid[1]
+    posed = jnp.arange(F)[None] < F - unposed if unposed else None
+    found = jax.jit(prope_attention)(q, k, v, views._replace(posed=posed))
+    seen_q, seen_k, seen_v = (x.astype(jnp.float32) for x in injection._seen_from(q, k, v, views))
+    with jax.default_matmul_precision("highest"):
+        exact = jax.nn.dot_product_attention(seen_q, seen_k[:, :kept], seen_v[:, :kept], implementation="xla")
+    wanted = injection.restore(exact.astype(jnp.bfloat16), views)
+    assert np.isfinite(np.asarray(found, np.float32)).all()
+    assert max_error(found[:, :kept], wanted[:, :kept]) < TOLERANCE["bfloat16"]
 
 
 def test_nothing_dropped_is_dense_in_bfloat16():

@@ -52,7 +52,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     "datasets": {"geometry", "io", "registry"},
     "scene": {"geometry", "sources", "io", "models"},
     "export": {"scene", "geometry", "sources", "io", "registry"},
-    "refine": {"export", "scene", "geometry", "io"},
+    "refine": {"export", "scene", "geometry", "io", "models", "sources"},
     "sequence": {"geometry", "models", "scene", "sources"},
     "pretrained": {"models", "sparsity", "sharding", "io", "convert"},
     "convert": {"models", "io"},

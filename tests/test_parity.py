@@ -17,6 +17,7 @@ COVERED = (  # by the other cases together
     *("sparse_vggt_tiny_84x112_q32k16_r50c70", "sparse_vggt_tiny_hd64_70x84_q16k8_r60c50"),
     *("sparse_vggt_tiny_84x112_q32k16_c90", "sparse_vggt_tiny_hd64_70x84_q16k8_r50_max"),
     *("vggt_tiny_b1n3_56x84", "vggt_tiny_hd64", "sparse_vggt_tiny_84x112_q16k8_r80c40"),
+    *("pi3x_tiny_b2n2", "pi3x_tiny_hd64_b2n2_56x42_dropped"),
 )
 EVERY_JAX = ("vggt_tiny_b2n2_70x42", "pi3_tiny_b2n2_70x42", "geometry")
 # Golden tensors that nothing of ours computes on its own: activations that no VGGT head asks for, and a

@@ -74,6 +74,15 @@ def test_the_gradient_of_the_training_loss_of_pi3():
 
 
 @pytest.mark.slow
+def test_pi3x_whose_metric_token_attends_to_the_frames_of_all_devices():
+    found = run("pi3x")
+    assert found["error"] < 1e-5
+    assert found["refused"].startswith(
+        "conditions were given for images that are spread over several devices"
+    )
+
+
+@pytest.mark.slow
 def test_tracks_and_less_memory():
     assert run("tracks")["error"] < 1e-5
 

@@ -22,7 +22,7 @@ COMMANDS = ("reconstruct", "batch", "export", "info", "evaluate", "train", "conv
 
 app = typer.Typer(
     name="fastvggt",
-    help="VGGT and π³ in JAX: photographs of a scene to cameras, depth and a point cloud.",
+    help="VGGT, π³ and Pi3X in JAX: photographs of a scene to cameras, depth and a point cloud.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

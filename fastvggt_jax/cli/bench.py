@@ -29,6 +29,9 @@ def bench(
     heads: Annotated[
         str | None, typer.Option(help="Such as camera,depth. Default: all but the tracker.")
     ] = None,
+    conditions: Annotated[
+        bool, typer.Option("--conditions", help="Known K, depth and pose of every view, of pi3x.")
+    ] = False,
     float8_scores: Float8Scores = False,
     dtype: Annotated[
         str | None, typer.Option(help="Of the backbone's matrix products. Default: the model's.")
@@ -82,6 +85,7 @@ def bench(
             sparsity=text,
             block=block or "128x64",
             heads=tuple(heads.split(",")) if heads else None,
+            conditions=conditions,
             float8_scores=float8_scores,
             dtype=dtype,
             param_dtype=param_dtype,

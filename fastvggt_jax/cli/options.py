@@ -116,7 +116,7 @@ Intrinsics = Annotated[
     typer.Option(
         metavar="FILE",
         help="Known K: a cameras.json, a COLMAP folder, or fx,fy,cx,cy (or a file of that) in the "
-        "photographs' pixels; depth follows.",
+        "photographs' pixels; depth follows. Pi3X takes it as input.",
     ),
 ]
 AlignTo = Annotated[

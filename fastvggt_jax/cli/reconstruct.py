@@ -119,6 +119,22 @@ def reconstruct(
     ] = False,
     intrinsics: Intrinsics = None,
     align_to: AlignTo = None,
+    cameras: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Known cameras: a cameras.json, a COLMAP folder or nerfstudio's transforms.json. Pi3X takes "
+            "them as input; of other models the scene is aligned to them and gets their K.",
+        ),
+    ] = None,
+    depth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Known depth, an input of Pi3X: NAME.npy, .npz or .png of 16 bits (millimetres) of some or "
+            "all photographs, in the unit of --cameras.",
+        ),
+    ] = None,
     masks: Annotated[
         str | None,
         typer.Option(
@@ -208,6 +224,8 @@ def reconstruct(
         tracks=tracks,
         intrinsics=intrinsics,
         align_to=align_to,
+        cameras=cameras,
+        depth=depth,
         masks=masks,
         paint_masks=paint_masks,
         mask_sky=mask_sky,
@@ -374,6 +392,9 @@ def _print_report(report: dict[str, Any], quiet: bool, as_json: bool) -> None:
         text = f"joined {len(sequence['chunks'])} chunks"
         text += f", the worst two off by {max(off):.2%} of the distance" if off else ""
         typer.echo(f"{text}; {len(sequence['loops'])} loops closed")
+    for name, one in (report["known"] or {}).items():
+        of = f", {one['photographs']} photographs" if "photographs" in one else ""
+        typer.echo(f"{name} {printable(one['file'])}{of}: {one['use']}")
     say_tracks(report)
     if density:
         typer.echo(f"global attention computed {sum(density) / len(density):.1%} of its blocks")

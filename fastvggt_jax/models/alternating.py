@@ -4,6 +4,8 @@ in turn, scanned in pairs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -43,6 +45,7 @@ def alternate(
     low_memory: bool = False,
     chunk: int | None = None,
     float8_scores: bool = False,
+    after: Callable[[Array, Array, np.ndarray], Array] | None = None,
 ) -> tuple[Array, Array, Array | None]:
     """Applies `taps[-1] + 1` pairs of a frame and a global block, whose parameters get a leading layer axis.
 
@@ -58,6 +61,8 @@ def alternate(
       low_memory: the taps are in the host's memory.
       chunk: frames, of all scenes, that a frame block takes at a time; None: all.
       float8_scores: see `Model`.
+      after: what becomes of the tokens f32[B, F, P, D] after each pair, whose number i32[] it is told, and
+        the (y, x) of each token, i32[P, 2], in their order here.
 
     Returns:
       dtype[taps, B, F, P, 2D], the frame block's output beside the global block's; f32[B, F, 2D], the same of
@@ -72,7 +77,7 @@ def alternate(
     rope = rope_tables(positions, D // global_blocks.num_heads)
     global_rope = Rope(*(jnp.tile(t, (F, 1, 1)) for t in rope))
     depth = taps[-1] + 1
-    layers = {"tap": jnp.array([layer in taps for layer in range(depth)])}
+    layers = {"tap": jnp.array([layer in taps for layer in range(depth)]), "pair": jnp.arange(depth)}
     layers |= {"slot": jnp.array([sum(tap < layer for tap in taps) for layer in range(depth)])}
     if sparsity is not None:
         layers |= _layer_sparsity(sparsity, depth, spread.frames * grid[0] * grid[1])
@@ -104,6 +109,9 @@ def alternate(
             return out
 
         x = global_block(frame_out.reshape(B, F * P, D), global_rope, attend).reshape(B, F, P, D)
+        if after is not None:
+            x = after(x, layer["pair"], positions)
+            global_block.sow("intermediates", "after", x)
 
         def write(tapped: Array, frame_out: Array, x: Array) -> Array:
             both = jnp.concatenate([frame_out, x], -1).astype(tapped.dtype)

@@ -21,6 +21,7 @@ from flax.errors import FlaxError
 
 from fastvggt_jax.attention import slower_sparse, unused_float8
 from fastvggt_jax.errors import InputError
+from fastvggt_jax.models.conditions import Conditions
 from fastvggt_jax.models.prediction import Prediction, Reconstruction
 from fastvggt_jax.sharding import Spread, mesh_of, over_mesh
 from fastvggt_jax.sources.sizing import ImagePolicy, check_sides
@@ -196,6 +197,12 @@ class Model(nn.Module):
 
     # ---- how it runs
 
+    def refuse_conditions(self, given: Any) -> None:
+        """Raises InputError for conditions in the place of points to track."""
+        if isinstance(given, Conditions):
+            text = f"conditions were given, but a {type(self).__name__} takes none: Pi3X does"
+            raise InputError(text, argument="conditions")
+
     def forward(self, spread: Spread, images: Array, query_points: Array | None, *options: Any) -> Prediction:
         """The prediction of the frames on this device, from arguments that `__call__` has checked."""
         raise NotImplementedError
@@ -247,6 +254,12 @@ class Model(nn.Module):
         """
         raise NotImplementedError
 
+    def training_inputs(self, truth: Truth, query_points: Array | None, key: Array) -> tuple[Any, ...]:
+        """What its call takes in training after the images, of a batch of which this is true and with random
+        numbers of the key.
+        """
+        return (query_points,)
+
     @classmethod
     def loss(cls, prediction: Prediction, truth: Truth, **weights: float) -> tuple[Array, dict[str, Array]]:
         """The training loss that the model was published with, f32[], and its parts by name, unweighted.
@@ -274,6 +287,7 @@ class Model(nn.Module):
 
 # Where memory is scarce: tokens of an MLP and frames of a block at a time.
 ROWS, BLOCKS_CHUNK = 1 << 17, 64
+CONDITIONS = "conditions"  # among a model's heads: the part that reads what is known of the views
 COMPUTE = "compute"  # in place of a dtype of parameters: that of `Model.storage`
 # Of a transformer block the parameters of its four products.
 PRODUCTS = r"/(attn/(qkv|proj)|mlp/fc[12])/(kernel|bias)"

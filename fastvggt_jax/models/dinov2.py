@@ -37,7 +37,7 @@ def resize_pos_embed(table: Array, h: int, w: int) -> Array:
 
 
 class PatchProjection(nn.Module):
-    """A convolution whose stride is its size, as one matrix product: [B, h·p, w·p, 3] -> [B, h·w, D],
+    """A convolution whose stride is its size, as one matrix product: [B, h·p, w·p, C] -> [B, h·w, D],
     row-major.
     """
 
@@ -91,13 +91,15 @@ class DinoV2(nn.Module):
         self.blocks = Block(self.num_heads, NORM_EPS, self.mlp_ratio, dtype=self.dtype)
         self.norm = layer_norm(NORM_EPS)
 
+    def standardise(self, images: Array) -> Array:
+        return (images - jnp.asarray(IMAGE_MEAN, jnp.float32)) / jnp.asarray(IMAGE_STD, jnp.float32)
+
     def embed(self, images: Array) -> Array:
         """[B, H, W, 3] in [0, 1] -> f32[B, 1 + registers + h·w, D]: class token, registers, patches.
         Registers get no position.
         """
         B, H, W, _ = images.shape
-        images = (images - jnp.asarray(IMAGE_MEAN, jnp.float32)) / jnp.asarray(IMAGE_STD, jnp.float32)
-        patches = self.patch_embed(images).astype(jnp.float32)
+        patches = self.patch_embed(self.standardise(images)).astype(jnp.float32)
         x = jnp.concatenate([jnp.tile(self.cls_token, (B, 1, 1)), patches], 1)
         x = x + resize_pos_embed(self.pos_embed, H // self.patch_size, W // self.patch_size)
         return jnp.concatenate([x[:, :1], jnp.tile(self.register_tokens, (B, 1, 1)), x[:, 1:]], 1)
@@ -118,7 +120,7 @@ def embed_frames(encoder: DinoV2, special: Array, images: Array, chunk: int | No
 
     def step(encoder: DinoV2, _: Arrays, start: Array | int, size: int) -> Arrays:
         some = to_unit(take(images, start, size))
-        patches = encoder(some.reshape(B * size, H, W, 3)).reshape(B, size, -1, encoder.embed_dim)
+        patches = encoder(some.reshape(B * size, H, W, -1)).reshape(B, size, -1, encoder.embed_dim)
         front = take(special, start, size)
         return (jnp.concatenate([jnp.broadcast_to(front, (B, *front.shape[1:])), patches], 2),)
 

@@ -8,7 +8,7 @@ the output. Letters: B batch, F frames, P tokens a frame (register + patches), D
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
@@ -137,7 +137,7 @@ class Pi3(Model):
         return HEADS
 
     def setup(self) -> None:
-        self.check_heads(HEADS)
+        self.check_heads(type(self).heads)
         D = self.embed_dim
         self.encoder = DinoV2(
             self.img_size,
@@ -155,13 +155,19 @@ class Pi3(Model):
         shape = (self.head_embed_dim, self.head_depth, self.head_num_heads)
         if "point" in self.heads:
             self.point_decoder = FrameDecoder(*shape, self.head_out_dim, self.dtype, self.remat)
-            self.point_head = PixelShuffleHead(3, self.patch_size)
+            self.point_head = self.dense_head(2, 1)
         if "conf" in self.heads:
             self.conf_decoder = FrameDecoder(*shape, self.head_out_dim, self.dtype, self.remat)
-            self.conf_head = PixelShuffleHead(1, self.patch_size)
+            self.conf_head = self.dense_head(1)
         if "camera" in self.heads:
             self.camera_decoder = FrameDecoder(*shape, self.camera_out_dim, self.dtype, self.remat)
             self.camera_head = PoseHead()
+
+    def dense_head(self, *channels: int) -> nn.Module:
+        """From patch tokens f32[B, h·w, head_out_dim] and (h, w) to f32[B, H, W, C], groups of so many
+        channels one after another.
+        """
+        return PixelShuffleHead(sum(channels), self.patch_size)
 
     def embed(self, images: Array) -> Array:
         """[B, F, H, W, 3] -> f32[B, F, P, D]: the same register tokens before every frame's patches."""
@@ -185,6 +191,7 @@ class Pi3(Model):
           InputError: wrong shape or dtype, or query points.
         """
         check_images(images, self.patch_size)
+        self.refuse_conditions(query_points)
         if query_points is not None:
             text = "query_points were given, but π³ has no track head: use VGGT to track points"
             raise InputError(text, argument="query_points")
@@ -192,10 +199,32 @@ class Pi3(Model):
 
     def forward(self, spread: Spread, images: Array, query_points: Array | None, *options: Any) -> Prediction:
         """See `Model`."""
-        H, W = images.shape[2:4]
+        raw, density = self.look(spread, self.embed(images), (images.shape[2], images.shape[3]))
+        out: dict[str, Any] = {"density": density, "made_by": type(self)}
+        if "point" in raw:
+            out["local_points"] = activate_points(raw["point"])
+        if "conf" in raw:
+            out["conf"] = raw["conf"]
+        if "camera" in self.heads:
+            out["camera_poses"] = camera_poses(raw)
+            if "point" in raw:
+                out["points"] = geometry.transform(out["camera_poses"], out["local_points"])
+        return Prediction(**out)
+
+    def look(
+        self,
+        spread: Spread,
+        tokens: Array,
+        size: tuple[int, int],
+        after: Callable[..., Array] | None = None,
+    ) -> tuple[dict[str, Array], Array | None]:
+        """What `decode` finds in the tokens f32[B, F, P, D] of images of (H, W) pixels, each f32[B, F, ...],
+        after the decoder; and its density. `after` is what `alternate` does after a pair of blocks.
+        """
+        H, W = size
         grid = (H // self.patch_size, W // self.patch_size)
-        tokens, density = self.decoder(
-            self.embed(images),
+        taps, density = self.decoder(
+            tokens,
             spread=spread,
             grid=grid,
             num_special=self.num_special,
@@ -205,32 +234,29 @@ class Pi3(Model):
             low_memory=self.low_memory,
             chunk=self.blocks_chunk,
             float8_scores=self.float8_scores,
+            after=after,
         )
-        shapes = {"point": ((H, W, 3),), "conf": ((H, W, 1),), "camera": ((3,), (9,))}
+        shapes = self.raw_shapes(H, W)
         found = over_frame_chunks(
             self,
-            lambda self, tokens: self.decode(tokens[0], grid),
-            tokens,
-            tuple(shape for head in HEADS if head in self.heads for shape in shapes[head]),
+            lambda self, tokens: tuple(self.decode(tokens[0], grid).values()),
+            taps,
+            tuple(shapes.values()),
             self.frames_chunk,
             self.remat,
             self.low_memory,
         )
-        raw = iter(found)
-        out: dict[str, Any] = {"density": density, "made_by": type(self)}
-        if "point" in self.heads:
-            out["local_points"] = activate_points(next(raw))
-        if "conf" in self.heads:
-            out["conf"] = next(raw)
-        if "camera" in self.heads:
-            translation, matrix = next(raw), next(raw)
-            rotation = decode_rotation(matrix.reshape(*matrix.shape[:2], 3, 3))
-            out["camera_poses"] = geometry.to_4x4(jnp.concatenate([rotation, translation[..., None]], -1))
-            if "point" in self.heads:
-                out["points"] = geometry.transform(out["camera_poses"], out["local_points"])
-        return Prediction(**out)
+        return dict(zip(shapes, found, strict=True)), density
 
-    def decode(self, tokens: Array, grid: tuple[int, int]) -> tuple[Array, ...]:
+    def raw_shapes(self, H: int, W: int) -> dict[str, tuple[int, ...]]:
+        """Of what `decode` finds in one frame, by name, in its order."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        shapes |= {"point": (H, W, 3)} if "point" in self.heads else {}
+        shapes |= {"conf": (H, W, 1)} if "conf" in self.heads else {}
+        shapes |= {"translation": (3,), "matrix": (9,)} if "camera" in self.heads else {}
+        return shapes
+
+    def decode(self, tokens: Array, grid: tuple[int, int]) -> dict[str, Array]:
         """dtype[B, P, 2D] -> of the heads that are on: points before activation f32[B, H, W, 3], confidence
         logits f32[B, H, W, 1], translation f32[B, 3] and matrix f32[B, 9].
         """
@@ -238,14 +264,14 @@ class Pi3(Model):
             patch_positions(*grid, self.num_special), self.head_embed_dim // self.head_num_heads
         )
         patches = lambda decoder: decoder(tokens, rope)[:, self.num_special :]
-        out: list[Array] = []
+        out: dict[str, Array] = {}
         if "point" in self.heads:
-            out.append(self.point_head(patches(self.point_decoder), grid))
+            out["point"] = self.point_head(patches(self.point_decoder), grid)
         if "conf" in self.heads:
-            out.append(self.conf_head(patches(self.conf_decoder), grid))
+            out["conf"] = self.conf_head(patches(self.conf_decoder), grid)
         if "camera" in self.heads:
-            out += self.camera_head(patches(self.camera_decoder))
-        return tuple(out)
+            out["translation"], out["matrix"] = self.camera_head(patches(self.camera_decoder))
+        return out
 
     @classmethod
     def reconstruction(cls, prediction: Prediction, points_from: str | None = None) -> Reconstruction:
@@ -275,3 +301,10 @@ class Pi3(Model):
         from fastvggt_jax.models.losses import pi3 as losses
 
         return losses.loss(prediction, truth, **weights)
+
+
+def camera_poses(raw: Mapping[str, Array]) -> Array:
+    """World_from_cam f32[B, F, 4, 4] of a raw translation f32[B, F, 3] and matrix f32[B, F, 9]."""
+    matrix, translation = raw["matrix"], raw["translation"]
+    rotation = decode_rotation(matrix.reshape(*matrix.shape[:2], 3, 3))
+    return geometry.to_4x4(jnp.concatenate([rotation, translation[..., None]], -1))

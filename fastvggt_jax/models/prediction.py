@@ -42,6 +42,8 @@ class Prediction:
       points: [B, F, H, W, 3] in π³'s own world; no camera is at its origin.
       local_points: [B, F, H, W, 3] the same in each camera's coordinates, OpenCV axes; the last is the depth.
       camera_poses: [B, F, 4, 4] world_from_cam.
+      rays: [B, F, H, W, 3] Pi3X: the direction of each pixel in its camera's coordinates, of length 1.
+      metric: [B] Pi3X: the factor that has made the points and cameras metres; None: they have no unit.
       density: [layers] the share of blocks that each global layer computed; None without sparsity.
       made_by: the model's class, which knows what the fields mean.
     """
@@ -59,6 +61,8 @@ class Prediction:
     points: Float[Array, "B F H W 3"] | None = None
     local_points: Float[Array, "B F H W 3"] | None = None
     camera_poses: Float[Array, "B F 4 4"] | None = None
+    rays: Float[Array, "B F H W 3"] | None = None
+    metric: Float[Array, " B"] | None = None
     density: Float[Array, " layers"] | None = None
     made_by: type[Model] | None = flax.struct.field(pytree_node=False, default=None)
 
@@ -76,6 +80,7 @@ class Prediction:
         names = [field.name for field in dataclasses.fields(cls) if field.name != "made_by"]
         specs: dict[str, Any] = dict.fromkeys(names, PartitionSpec(scenes, frames))
         specs |= {"track_list": PartitionSpec(None, scenes, frames), "density": PartitionSpec()}
+        specs["metric"] = PartitionSpec(scenes)
         return cls(**specs, made_by=made_by)
 
 

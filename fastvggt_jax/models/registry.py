@@ -11,7 +11,12 @@ from fastvggt_jax.models.base import Model
 from fastvggt_jax.registry import Registry
 
 MODELS: Registry[type[Model]] = Registry(
-    "model", {"vggt": "fastvggt_jax.models.vggt:VGGT", "pi3": "fastvggt_jax.models.pi3:Pi3"}
+    "model",
+    {
+        "vggt": "fastvggt_jax.models.vggt:VGGT",
+        "pi3": "fastvggt_jax.models.pi3:Pi3",
+        "pi3x": "fastvggt_jax.models.pi3x:Pi3X",
+    },
 )
 register, registered, names = MODELS.register, MODELS.registered, MODELS.names
 

@@ -308,6 +308,7 @@ class VGGT(Model):
           InputError: wrong shape or dtype.
         """
         check_images(images, self.patch_size)
+        self.refuse_conditions(query_points)
         if query_points is not None:
             self.check_query_points(images, query_points, query_frames)
         return self.on_mesh(images, query_points, query_frames)

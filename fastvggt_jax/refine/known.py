@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import math
 import os
 import warnings
 from collections import Counter
@@ -16,6 +17,7 @@ import numpy as np
 
 from fastvggt_jax.errors import Error, FailedError, FileError, InputError, MissingError
 from fastvggt_jax.export.lenses import original_sizes, with_K
+from fastvggt_jax.export.nerfstudio import CV_FROM_GL
 from fastvggt_jax.export.tracks import Tracks, placed
 from fastvggt_jax.geometry.alignment import Similarity, align, best_rotation, is_rotation
 from fastvggt_jax.io.colmap import read_model
@@ -86,10 +88,7 @@ def known_K(names: Sequence[str], sizes: Sequence[tuple[int, int]], given: str) 
     if os.path.isdir(path):
         model = read_model(path, "intrinsics")
         known = {one.name: (one.K, one.size) for one in model}
-        bent = [one.name for one in model if one.distorted]
-        if bent:
-            text = f"intrinsics {given}: the lens of {bent[0]} and {len(bent) - 1} more has distortion"
-            warnings.warn(f"{text}, which is left out: undistort the photographs", stacklevel=4)
+        _warn_of_distortion([one.name for one in model if one.distorted], f"intrinsics {given}")
     else:
         images, *_ = _images(path, "intrinsics")
         known = {one["name"]: (one["K"], (one["width"], one["height"])) for one in images}
@@ -105,6 +104,63 @@ def known_K(names: Sequence[str], sizes: Sequence[tuple[int, int]], given: str) 
     return np.stack(found)
 
 
+def known_cameras(
+    names: Sequence[str], sizes: Sequence[tuple[int, int]], path: str
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """K f64[3, 3] in pixels of the photographs and world_from_cam f64[4, 4], by the positions of these
+    photographs, of original sizes (width, height), as far as a file has them.
+
+    path: a cameras.json, a transforms.json of nerfstudio or the folder of a COLMAP model.
+
+    Raises MissingError, or InputError if it is none of these, of none of the photographs, or of other sizes.
+    """
+    argument = "cameras"
+    if not path.strip():
+        text = "cameras must be a cameras.json, a transforms.json or a COLMAP folder, not empty"
+        raise InputError(text, argument=argument)
+    known: dict[str, tuple[Any, Any, tuple[int, int]]] = {}
+    if os.path.isdir(path):
+        model = read_model(path, argument)
+        _warn_of_distortion([one.name for one in model if one.distorted], f"{argument} {path}")
+        for one in model:
+            pose = np.eye(4)
+            pose[:3, :3] = one.cam_from_world[:, :3].T
+            pose[:3, 3] = -pose[:3, :3] @ one.cam_from_world[:, 3]
+            known[one.name] = one.K, pose, one.size
+    else:
+        images, *_ = _images(Path(path), argument)
+        known = {one["name"]: (one["K"], one["world_from_cam"], _size(one)) for one in images}
+    found = {}
+    for i, key in enumerate(_keys(names, known, f"cameras {path}", argument)):
+        if key is None:
+            continue
+        K, values, size = known[key]
+        matrix = _matrix(values)
+        if matrix is None or not is_rotation(matrix[:3, :3]) or not np.allclose(matrix[3], (0, 0, 0, 1)):
+            text = f"cameras {path}: the world_from_cam of {key} is no 4x4 matrix of a rotation"
+            raise InputError(f"{text} and a position within {FARTHEST:.0e}", argument=argument)
+        if size != tuple(sizes[i]):
+            pixels = "{}x{}".format(*size), "{}x{}".format(*sizes[i])
+            text = f"cameras {path}: {names[i]} has {pixels[0]} pixels there, and {pixels[1]} here"
+            raise InputError(text, argument=argument)
+        found[i] = _checked_K(K, path, argument), matrix
+    if not found:
+        theirs = ", ".join(list(known)[:3]) or "none"
+        text = f"cameras {path} names none of the photographs, such as {names[0]}; it has {theirs}"
+        raise InputError(text, argument=argument)
+    return found
+
+
+def _size(one: Mapping[str, Any]) -> tuple[int, int]:
+    return one["width"], one["height"]
+
+
+def _warn_of_distortion(names: Sequence[str], what: str) -> None:
+    if names:
+        text = f"{what}: the lens of {names[0]} and {len(names) - 1} more has distortion"
+        warnings.warn(f"{text}, which is left out: undistort the photographs", stacklevel=5)
+
+
 def _numbers(text: str) -> list[float] | None:
     try:
         numbers = [float(part) for part in text.replace(",", " ").split()]
@@ -113,7 +169,7 @@ def _numbers(text: str) -> list[float] | None:
     return numbers if len(numbers) == 4 else None
 
 
-def _checked_K(K: Any, given: str) -> np.ndarray:
+def _checked_K(K: Any, given: str, argument: str = "intrinsics") -> np.ndarray:
     try:
         K = np.asarray(K, np.float64)
     except (TypeError, ValueError, OverflowError):
@@ -126,9 +182,9 @@ def _checked_K(K: Any, given: str) -> np.ndarray:
         or K[2, 2] != 1
         or min(K[0, 0], K[1, 1]) < SHORTEST_FOCAL
     ):
-        text = f"intrinsics {given}: a K must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels, with focal"
+        text = f"{argument} {given}: a K must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels, with focal"
         text += f" lengths of {SHORTEST_FOCAL:g} to {LONGEST_FOCAL:g}"
-        raise InputError(text, argument="intrinsics")
+        raise InputError(text, argument=argument)
     return K
 
 
@@ -192,7 +248,8 @@ def aligned_to(scene: Scene, path: str) -> tuple[Scene, Alignment]:
     """The scene in given coordinates, by the similarity that brings its cameras nearest to where they are
     said to have stood; positions that do not fit the others weigh little.
 
-    path: a cameras.json; the folder of a COLMAP model; or a CSV file whose first line names its columns:
+    path: a cameras.json, whose metric_scale becomes the scene's, if it has one; a transforms.json of
+      nerfstudio; the folder of a COLMAP model; or a CSV file whose first line names its columns:
       name, and x, y, z in metres, or latitude, longitude (degrees, WGS 84) and altitude (metres), which
       become metres east, north and up of the first photograph that it names. It may name some of the
       photographs only.
@@ -218,7 +275,7 @@ def aligned(scene: Scene, positions: Positions) -> tuple[Scene, Alignment]:
     found = _fitted(pose, truth, rotations, path)
     moved = dataclasses.replace(
         _moved(scene, found),
-        metric_scale=known.metric_scale,
+        metric_scale=known.metric_scale or (scene.metric_scale and scene.metric_scale / found.scale),
         origin=known.origin,
         offset=tuple(offset.tolist()),
     )
@@ -458,11 +515,13 @@ World = tuple[np.ndarray, tuple[float, float, float] | None]
 
 
 def _images(path: Path, argument: str) -> tuple[list[dict[str, Any]], float | None, World]:
-    """Of a cameras.json, ours or one that is written like it; its metric_scale; and what its coordinates are
-    less by, and its origin, see `Scene`.
+    """Of a cameras.json, ours or one that is written like it, or of nerfstudio's transforms.json; its
+    metric_scale; and what its coordinates are less by, and its origin, see `Scene`.
     """
     text = f"{argument} {path} is no cameras.json"
     content = read_json(path, argument)
+    if isinstance(content, dict) and "frames" in content and "images" not in content:
+        content = {"images": _of_nerfstudio(content, path, argument)}
     try:
         images, scale = content["images"], content.get("metric_scale")
         for one in images:
@@ -488,6 +547,46 @@ def _images(path: Path, argument: str) -> tuple[list[dict[str, Any]], float | No
         places[name] = None if place is None else tuple(map(float, place))
     origin: Any = places["origin"]
     return images, scale, (np.array(places["offset"] or (0.0, 0.0, 0.0)), origin)
+
+
+def _of_nerfstudio(content: dict[str, Any], path: Path, argument: str) -> list[dict[str, Any]]:
+    """The frames of a transforms.json as a cameras.json has them: cameras to world, their axes turned from
+    OpenGL's; what a frame does not say of its lens, the file says of all.
+    """
+    found = []
+    bent = False
+    try:
+        for frame in content["frames"]:
+            of = lambda name, frame=frame: frame.get(name, content.get(name))
+            w, h, fl_x = of("w"), of("h"), of("fl_x")
+            if fl_x is None and of("camera_angle_x") is not None:
+                fl_x = w / 2 / math.tan(of("camera_angle_x") / 2)
+            if w is None or h is None or fl_x is None:
+                raise KeyError("w, h or fl_x")
+            given = [of("fl_y"), of("cx"), of("cy")]
+            fl_y, cx, cy = (
+                default if one is None else one
+                for one, default in zip(given, (fl_x, w / 2, h / 2), strict=True)
+            )
+            bent = bent or any(of(name) for name in ("k1", "k2", "k3", "k4", "p1", "p2"))
+            pose = _matrix(frame["transform_matrix"])
+            found.append(
+                {
+                    "name": frame["file_path"],
+                    "K": [[fl_x, 0, cx], [0, fl_y, cy], [0, 0, 1]],
+                    "width": int(w),
+                    "height": int(h),
+                    "world_from_cam": None if pose is None else pose @ CV_FROM_GL,
+                }
+            )
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
+        what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else "a frame's numbers are none"
+        text = f"{argument} {path} is no transforms.json of nerfstudio: {what}"
+        raise InputError(text, argument=argument) from error
+    if bent:
+        text = f"{argument} {path}: its lenses have distortion, which is left out: undistort the photographs"
+        warnings.warn(text, stacklevel=4)
+    return found
 
 
 def _key(name: str, known: Mapping[str, object]) -> str | None:

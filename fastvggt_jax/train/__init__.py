@@ -1,4 +1,4 @@
-"""Training of VGGT or π³ on scenes whose truth is known: from scratch, or on from converted weights.
+"""Training of VGGT, π³ or Pi3X on scenes whose truth is known: from scratch, or on from converted weights.
 
 `train(config, workdir)` runs what a `TrainConfig` describes; `fastvggt train CONFIG.py --workdir DIR` is the
 command.

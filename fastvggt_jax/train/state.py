@@ -118,7 +118,7 @@ def make_step(
     def step(state: TrainState, batch: Batch, rate: Array) -> tuple[TrainState, dict[str, Array]]:
         def objective(params: Any) -> tuple[Array, dict[str, Array]]:
             params = jax.tree.map(lambda p, trained: p if trained else jax.lax.stop_gradient(p), params, free)
-            return loss_of(config, params, batch)
+            return loss_of(config, params, batch, jax.random.fold_in(jax.random.key(config.seed), state.step))
 
         (total, parts), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -146,7 +146,14 @@ def along_scenes(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
-def loss_of(config: TrainConfig, params: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
-    """The loss that the model was published with, and its parts by name."""
-    prediction = config.model.apply({"params": params}, batch.images, batch.query_points)
+def loss_of(
+    config: TrainConfig, params: Any, batch: Batch, key: Array | None = None
+) -> tuple[Array, dict[str, Array]]:
+    """The loss that the model was published with, and its parts by name.
+
+    key: of what the model draws by chance; None, as in validation: the same each time.
+    """
+    key = jax.random.key(0) if key is None else key
+    inputs = config.model.training_inputs(batch.truth, batch.query_points, key)
+    prediction = config.model.apply({"params": params}, batch.images, *inputs)
     return config.model.loss(prediction, batch.truth, **config.loss_weights)

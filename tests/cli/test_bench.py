@@ -13,6 +13,10 @@ HEADS = dict(head_embed_dim=32, head_depth=1, head_num_heads=1, head_out_dim=32,
 CONFIGS = {
     "vggt": TINY | dict(depth=4, taps=[0, 1, 2, 3], dpt_features=16),
     "pi3": TINY | dict(depth=2, **HEADS),
+    "pi3x": TINY
+    | HEADS
+    | dict(depth=2, conv_channels=[16, 16, 16], metric_embed_dim=32, metric_depth=1, metric_num_heads=1)
+    | dict(metric_out_dim=16, inject_after=[1]),
 }
 
 
@@ -30,6 +34,8 @@ def run(*arguments):
         (["--block", "128,64"], "--block must be queries x keys such as 128x64"),
         (["--frames", 0], "--frames must be at least 1"),
         (["--heads", "nose"], "VGGT has no nose; it has camera, depth, point, track"),
+        (["--conditions"], "--conditions are for a model that takes them, such as pi3x, and vggt does not"),
+        (["--model", "pi3x", "--conditions", "--devices", 2], "--conditions are taken on one device"),
         (["--model", "maxi"], "there is no --model 'maxi'; there are vggt, pi3"),
         (["--dtype", "nonsense"], "--dtype must be float32 or bfloat16 or float16, not 'nonsense'"),
         (
@@ -47,7 +53,7 @@ def test_what_is_wrong_with_its_options_is_one_sentence(options, message, monkey
 
 
 @pytest.mark.slow  # tests/test_extension.py measures a toy
-@pytest.mark.parametrize("name, heads", [("vggt", "depth"), ("pi3", "point")])
+@pytest.mark.parametrize("name, heads", [("vggt", "depth"), ("pi3", "point"), ("pi3x", "point")])
 def test_models_dense_and_sparse(name, heads, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "run", lambda what, case: bench.MEASURES[what](case))
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS[name]))
@@ -64,6 +70,7 @@ def test_models_dense_and_sparse(name, heads, tmp_path, monkeypatch):
         1,
     ]
     options += ["--sparsity", "dense", "--sparsity", "0.75", "--heads", heads, "--only", "model"]
+    options += ["--conditions", "--profile"] if name == "pi3x" else []
     result = run(*options, "--json")
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in result.stdout.splitlines()]
@@ -71,6 +78,8 @@ def test_models_dense_and_sparse(name, heads, tmp_path, monkeypatch):
         (name, 2, "dense"),
         (name, 2, "0.75"),
     ]
+    if name == "pi3x":
+        assert {"conditions", "point head"} <= set(rows[0]["parts"]) and rows[0]["conditions"]
     assert all(row["ms_per_frame"] == 500 * row["seconds"] > 0 and row["needs_gib"] > 0 for row in rows)
 
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from fastvggt_jax import VGGT, Scene, Sparsity, pipeline
+from fastvggt_jax import VGGT, Pi3X, Scene, Sparsity, pipeline
 from fastvggt_jax.cli.app import app
 from fastvggt_jax.cli.info import in_words
 from fastvggt_jax.cli.options import use_compilation_cache
@@ -24,6 +24,7 @@ from fastvggt_jax.errors import OutOfMemoryError
 from fastvggt_jax.evaluate import metrics
 from fastvggt_jax.io import files
 from fastvggt_jax.io.weights import save_params
+from fastvggt_jax.models.conditions import prepare
 from fastvggt_jax.models.memory import needed_bytes
 from fastvggt_jax.models.prediction import Prediction
 from fastvggt_jax.pretrained import BUNDLED, from_pretrained
@@ -71,7 +72,9 @@ def reconstruct_args(
     return ["reconstruct", *photos, "-c", weights, "-o", out, "--size", 56, *more]
 
 
-def fake_predict(model, params, images, step, points_from, queries=None, mesh=None, programs=None):
+def fake_predict(
+    model, params, images, step, points_from, queries=None, mesh=None, programs=None, conditions=None
+):
     """In place of the model, for tests of what comes after it."""
     frames, height, width, _ = images.pixels.shape
     pose_enc = np.zeros((1, frames, 9), np.float32)
@@ -384,6 +387,91 @@ def test_pi3_writes_the_same_files(pi3_weights, tmp_path):
         "--points-from must be 'point_head' for a Pi3, not 'depth'" in result.stderr
         and not (tmp_path / "no").exists()
     )
+
+
+def two_cameras(photos):
+    """A cameras.json's content."""
+    images = []
+    for x, photo in enumerate(photos):
+        width, height = Image.open(photo).size
+        pose = np.eye(4)
+        pose[0, 3] = 5 * x
+        K = [[90, 0, width / 2], [0, 90, height / 2], [0, 0, 1]]
+        one = {"name": photo.name, "width": width, "height": height, "K": K}
+        images.append(one | {"world_from_cam": pose.tolist()})
+    return {"images": images}
+
+
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_known_cameras_and_depth_are_inputs_of_pi3x(whole, tmp_path, monkeypatch):
+    photos = PHOTOS / "landscape_101x67.png", PHOTOS / "rgba_97x55.png"
+    weights, cameras, depth = tmp_path / "pi3x.safetensors", tmp_path / "known.json", tmp_path / "depth"
+    if whole:
+        write_random_weights(weights, "pi3x")
+    else:
+        model = tiny_model("pi3x")
+        save_params(
+            weights, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), model.abstract_params()), model
+        )
+    cameras.write_text(json.dumps(two_cameras(photos)))
+    depth.mkdir()
+    np.save(depth / f"{photos[0].name}.npy", np.full((67, 101), 2.0))
+    fed, fuse = [], Pi3X.fuse
+
+    def traced(model, params, images, step, points_from, queries, mesh, programs, conditions):
+        fed.append(prepare(conditions, 1, 2, images.pixels.shape[1:3]))
+        shapes = jax.eval_shape(model.apply, params, images.pixels[None], conditions)
+        zeros = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
+        return model.reconstruction(zeros.replace(camera_poses=jnp.tile(jnp.eye(4), (1, 2, 1, 1)))), None
+
+    if whole:
+        recorded = lambda self, tokens, one: fuse(self, tokens, fed.append(one) or one)
+        monkeypatch.setattr(Pi3X, "fuse", recorded)
+    else:
+        monkeypatch.setattr(pipeline, "predict", traced)
+    more = ["--json", "--format", "cameras,scene", "--cameras", cameras, "--depth", depth]
+    result = run(*reconstruct_args(weights, tmp_path / "out", *more))
+    assert result.exit_code == 0, result.output
+    report, scene = json.loads(result.stdout), Scene.load(tmp_path / "out")
+    assert report["known"] == {
+        "cameras": {"file": str(cameras), "use": "input of the model", "photographs": 2},
+        "depth": {"file": str(depth), "use": "input of the model", "photographs": 1},
+    }
+    assert "conditions" in report["model"]["heads"] and report["alignment"] is None
+    assert all(one is not None for one in (fed[0].rays, fed[0].depth, fed[0].world_from_cam))
+    assert scene.metric_scale == 1 and set(scene.intrinsics) <= {"recovered", "guessed"}
+    monkeypatch.setattr(pipeline, "predict", None)  # the rest is said before the model runs
+    for option, value, words in (
+        ("--cameras", "gone.json", "gone.json"),
+        ("--devices", "1", "goes into this model on one device only: leave --devices out"),
+    ):
+        wrong = run(*reconstruct_args(weights, tmp_path / "o", "--depth", depth, option, value))
+        assert_sentence(wrong, words, 2, tmp_path / "o")
+
+
+def test_known_cameras_act_after_a_model_that_does_not_take_them(
+    weights, tmp_path, without_model, monkeypatch
+):
+    photos, cameras = (PHOTOS / "landscape_101x67.png", PHOTOS / "rgba_97x55.png"), tmp_path / "known.json"
+    content = two_cameras(photos)
+    cameras.write_text(json.dumps(content))
+    more = ["--json", "--cameras", cameras, "--format", "cameras,scene"]
+    result = run(*reconstruct_args(weights, tmp_path / "out", *more))
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["known"] == {
+        "cameras": {"file": str(cameras), "use": "after the model", "photographs": 2}
+    }
+    scene = Scene.load(tmp_path / "out")
+    assert set(scene.intrinsics) == {"given"}
+    np.testing.assert_allclose(scene.K_original(0)[:2], [[90, 0, 50.5], [0, 90, 33.5]], atol=1e-3)
+    monkeypatch.setattr(pipeline, "predict", None)  # the rest is said before the model runs
+    cameras.write_text(json.dumps({"images": content["images"][:1]}))
+    for option, value, words in (
+        ("--cameras", cameras, "names one of the photographs, at least two are needed"),
+        ("--depth", tmp_path, "--depth is for a model that takes it as input, such as Pi3X, and"),
+    ):
+        wrong = run(*reconstruct_args(weights, tmp_path / "o", option, value))
+        assert_sentence(wrong, words, 2, tmp_path / "o")
 
 
 @pytest.mark.slow  # tests/test_extension.py has a sparse run

@@ -18,7 +18,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from convert import conversion, hub, pi3, vggt
+from convert import conversion, hub, pi3, pi3x, vggt
 from convert.convert_weights import main
 from convert.official import fields_of
 from convert.rules import make_plan
@@ -26,6 +26,7 @@ from convert.sources import open_source
 from fastvggt_jax.errors import WeightsError
 from fastvggt_jax.io.weights import abstract_tensors, native_metadata
 from fastvggt_jax.models.pi3 import Pi3
+from fastvggt_jax.models.pi3x import Pi3X
 from fastvggt_jax.models.vggt import VGGT
 from fastvggt_jax.pretrained import from_pretrained
 from tests import make_checkpoint
@@ -72,6 +73,28 @@ def test_every_key_of_the_released_pi3_is_accounted_for():
     del source["decoder.7.norm1.weight"]
     with pytest.raises(WeightsError, match=r"^1 missing: decoder\.7\.norm1\.weight$"):
         make_plan(source, full_size, pi3.RULES, pi3.IGNORE)
+
+
+def test_every_key_of_the_released_pi3x_is_accounted_for():
+    full_size = abstract_tensors(Pi3X())
+    source = manifest_shapes("pi3x")
+    table = pi3x.TABLE
+    plan = make_plan(source, full_size, table.rules, table.ignore)
+    assert sorted(key for key, _ in plan.ignored) == ["image_mean", "image_std"]
+    used = [key for target in plan.targets for key in target.keys]
+    assert len(used) == len(set(used)) == 1873 - 2
+    assert sum(math.prod(t.shape) for t in plan.targets) == 1_360_032_439 - 6
+    targets = {t.name: t.keys for t in plan.targets}
+    injections = targets["pose_inject_blocks/attn/qkv/kernel"]
+    assert injections == tuple(f"pose_inject_blk.{i}.attn.qkv.weight" for i in range(5))
+    assert table.recognises(source) and not pi3.TABLE.recognises(source)
+    # Without the part that reads conditions, as upstream can be built, it is a Pi3X all the same.
+    gone = re.compile(r"depth_encoder\..*|depth_emb|ray_embed\..*|pose_inject_blk\..*")
+    few = {key: shape for key, shape in source.items() if not gone.fullmatch(key)}
+    assert len(source) - len(few) == 436 and table.recognises(few)
+    model = Pi3X(heads=table.heads_in(Pi3X, Pi3X().heads, few))
+    assert model.heads == ("point", "conf", "camera", "metric")
+    assert len(make_plan(few, abstract_tensors(model), table.rules, table.ignore).targets) < len(targets)
 
 
 @pytest.mark.parametrize("key", ["camera_head.token_norm.bias", "aggregator.frame_blocks.7.mlp.fc1.weight"])
@@ -291,18 +314,22 @@ def test_other_models_are_refused(tmp_path, capsys):
         for key in ("point_decoder.projects.weight", "metric_token", "conf_head.uv.weight")
     }
     save_file(tensors, tmp_path / "pi3x.safetensors")
-    assert "pi3x.safetensors is a checkpoint of Pi3X, another model than π³" in refused(
+    assert "pi3x.safetensors does not fit the sizes of the released Pi3X" in refused(
         capsys, tmp_path / "pi3x.safetensors", out
     )
-    save_file({"depth_encoder.proj.weight": np.zeros((2, 2), np.float32)}, tmp_path / "other.safetensors")
-    assert "is not a VGGT or Pi3 checkpoint" in refused(capsys, tmp_path / "other.safetensors", out)
+    assert "pi3x.safetensors is a checkpoint of pi3x, not of pi3: leave --model out or give pi3x" in refused(
+        capsys, tmp_path / "pi3x.safetensors", out, "--model", "pi3"
+    )
+    save_file({"depth_decoder.proj.weight": np.zeros((2, 2), np.float32)}, tmp_path / "other.safetensors")
+    assert "is not a VGGT or Pi3 or Pi3X checkpoint" in refused(capsys, tmp_path / "other.safetensors", out)
     save_file({"aggregator.camera_token": np.zeros((2, 2), np.float32)}, tmp_path / "vggt.safetensors")
     assert "vggt.safetensors is a checkpoint of vggt, not of pi3" in refused(
         capsys, tmp_path / "vggt.safetensors", out, "--model", "pi3"
     )
     save_file({"layer1.0.conv1.weight": np.zeros((2, 2), np.float32)}, tmp_path / "resnet.safetensors")
-    assert "is not a VGGT or Pi3 checkpoint: it holds layer1.0.conv1.weight, ..., no aggregator" in refused(
-        capsys, tmp_path / "resnet.safetensors", out
+    assert (
+        "is not a VGGT or Pi3 or Pi3X checkpoint: it holds layer1.0.conv1.weight, ..., no aggregator"
+        in refused(capsys, tmp_path / "resnet.safetensors", out)
     )
     assert "does not fit the sizes" in refused(
         capsys, tmp_path / "resnet.safetensors", out, "--model", "vggt", "--config", TINY

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.parity import layers, models, pi3, pipeline, sparse
+from tests.parity import layers, models, pi3, pi3x, pipeline, sparse
 from tests.parity.goldens import Goldens
 
 
@@ -20,6 +20,8 @@ def run_case(goldens: Goldens, name: str, workdir: Path | None = None) -> dict[s
         return sparse.run(goldens, name)
     if name in pipeline.CASES:
         return pipeline.CASES[name](goldens)
+    if "pi3x" in name:
+        return pi3x.run(goldens, name, workdir)
     if "pi3" in name:
         return pi3.run(goldens, name, workdir)
     return models.run(goldens, name, workdir)

@@ -18,6 +18,7 @@ from fastvggt_jax.models.heads.pi3 import PixelShuffleHead, PoseHead, decode_rot
 from fastvggt_jax.models.rope import apply_rope, rope_tables
 from fastvggt_jax.models.vit import Attention, Block, gelu
 from tests.parity.goldens import Goldens, load_model
+from tests.parity.pi3x_layers import CASES as PI3X_CASES
 
 Golden = dict[str, np.ndarray]
 
@@ -288,4 +289,5 @@ CASES = {
     "layer_functions": functions,
     "layer_pi3_heads": pi3_heads,
     "layer_tracker": tracker,
+    **PI3X_CASES,
 }

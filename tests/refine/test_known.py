@@ -159,6 +159,11 @@ def test_positions_bring_the_scene_back_also_where_one_is_wrong(scene, cameras, 
     back, done = aligned_to(moved, str(tmp_path / "one_wrong.json"))
     assert_same(back, scene, atol=1e-3)
     assert done.residual < 1e-3 and 99 < done.largest < 101 and back.metric_scale == 2.5
+    del content["metric_scale"]  # what the scene knows of its own unit stays true
+    path = tmp_path / "no_unit.json"
+    path.write_text(json.dumps(content))
+    metres, done = aligned_to(dataclasses.replace(moved, metric_scale=3.0), str(path))
+    np.testing.assert_allclose(metres.metric_scale * done.scale, 3)
 
 
 def table(scene, header, rows):

@@ -102,19 +102,22 @@ def _conv(
 
 
 class PatchUpsample(nn.Module):
-    """A transposed convolution whose stride is its size: [N, h, w, C] -> [N, h·size, w·size, C]."""
+    """A transposed convolution whose stride is its size: [N, h, w, C] -> [N, h·size, w·size, features],
+    by default as many as there were.
+    """
 
     size: int
     dtype: DTypeLike = jnp.float32
+    features: int | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         n, h, w, C = x.shape
-        s = self.size
-        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=-2), (s, s, C, C), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (C,), jnp.float32)
+        s, D = self.size, self.features or C
+        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=-2), (s, s, C, D), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (D,), jnp.float32)
         x, kernel, bias = (y.astype(self.dtype) for y in (x, kernel, bias))
-        return jnp.einsum("nhwc,ijcd->nhiwjd", x, kernel).reshape(n, h * s, w * s, C) + bias
+        return jnp.einsum("nhwc,ijcd->nhiwjd", x, kernel).reshape(n, h * s, w * s, D) + bias
 
 
 class ResidualConvUnit(nn.Module):

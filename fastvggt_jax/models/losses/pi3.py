@@ -60,11 +60,7 @@ def loss(prediction: Prediction, truth: Truth, background: float = 0.0) -> tuple
     truth = normalise(truth)
     valid, mask = truth.valid, truth.valid[..., None]
     cam_from_world = truth.cam_from_world
-    # [B, F, H, W, 3], in each camera
-    target = jnp.where(mask, geometry.transform(cam_from_world, truth.points), 0)
-    depth = target[..., 2]
-    nearest = NEAREST * depth.sum((2, 3)) / jnp.maximum(valid.sum((2, 3)), 1)  # [B, F]
-    weight = jnp.where(valid, 1 / (jnp.maximum(depth, nearest[..., None, None]) + 1e-6), 0)
+    target, weight = targets(truth)
 
     points = jnp.where(mask, prediction.local_points, 0)
     count = valid.sum((1, 2, 3))
@@ -96,6 +92,17 @@ def loss(prediction: Prediction, truth: Truth, background: float = 0.0) -> tuple
     confidence = parts["confidence"] + parts.get("background", 0)
     cameras = parts["rotation"] + TRANSLATION * parts["translation"]
     return parts["point error"] + NORMAL * parts["normal"] + CONFIDENCE * confidence + CAMERA * cameras, parts
+
+
+def targets(truth: Truth) -> tuple[Array, Array]:
+    """The true points in each camera, f32[B, F, H, W, 3], and what each weighs, f32[B, F, H, W]: 0 where
+    nothing is valid.
+    """
+    valid = truth.valid
+    target = jnp.where(valid[..., None], geometry.transform(truth.cam_from_world, truth.points), 0)
+    depth = target[..., 2]
+    nearest = NEAREST * depth.sum((2, 3)) / jnp.maximum(valid.sum((2, 3)), 1)  # [B, F]
+    return target, jnp.where(valid, 1 / (jnp.maximum(depth, nearest[..., None, None]) + 1e-6), 0)
 
 
 def align_scale(points: Array, target: Array, weight: Array, valid: Array) -> Array:
