@@ -7,7 +7,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -117,6 +119,8 @@ def _cluster(address: str | None) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's own handler of this signal would end the process before anything is cleaned up.
+    ending = signal.getsignal(signal.SIGTERM)
     try:
         here = dict(include_dashboard=False) if address in (None, "local") else {}
         how: dict[str, Any] = dict(log_to_driver=False, logging_level="ERROR", configure_logging=True)
@@ -124,6 +128,8 @@ def _cluster(address: str | None) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         text = f"ray could not be started or reached ({_first_line(error)})"
         raise FailedError(f"{text}: give the address of a Ray cluster that runs", argument="ray") from error
+    if ending is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ending)
     try:
         yield
     finally:
