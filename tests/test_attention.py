@@ -261,6 +261,19 @@ def test_an_mlp_takes_the_kernel_where_it_is_faster_and_keeps_its_gradient():
     jax.tree.map(np.testing.assert_array_equal, same, gradient)
 
 
+def test_an_mlp_fills_its_rows_up_for_the_kernel_and_cuts_them_off_again():
+    mlp, kernel = Mlp(16, 4), Fused()
+    x = jax.random.normal(jax.random.key(0), (2, 5, 4))
+    params = mlp.init(jax.random.key(1), x)
+    expected, gradient = mlp.apply(params, x), jax.grad(lambda p: mlp.apply(p, x).sum())(params)
+    with registered(kernel):
+        found = mlp.apply(params, x)
+        same = jax.grad(lambda p: mlp.apply(p, x).sum())(params)
+    assert kernel.seen == [(16, 4)] and found.shape == (2, 5, 4)
+    assert 1e-5 < np.abs(found - expected).max() < 0.1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), same, gradient)
+
+
 class LongKernel(Implementation):
     """Stands for a kernel that beats the library from 40 tokens on; plain XLA computes for it."""
 

@@ -7,6 +7,7 @@ LayerNorm, QK-norm, RoPE, softmax statistics, heads, geometry. So it is in the o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -37,8 +38,13 @@ def gelu(x: Array) -> Array:
     return (0.5 * x32 * (1 + jax.lax.erf(x32 * 0.5**0.5))).astype(x.dtype)
 
 
+FULL_ROWS = 8  # a kernel of gelu(x w + b) copies others
+
+
 class DenseGelu(nn.Module):
-    """gelu(x w + b), of a kernel of ours where that is faster."""
+    """gelu(x w + b), of a kernel of ours where that is faster: then [M, features], M being filled up to a
+    multiple of FULL_ROWS, where x [..., K] has other rows. To cut them off here would copy the result.
+    """
 
     features: int
     dtype: DTypeLike = jnp.float32
@@ -50,6 +56,8 @@ class DenseGelu(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         if name := faster_matmul_gelu(x, kernel):
+            if extra := -math.prod(x.shape[:-1]) % FULL_ROWS:
+                x = jnp.pad(x.reshape(-1, x.shape[-1]), ((0, extra), (0, 0)))
             return _in_one(name, x, kernel, bias)
         return _in_turn(x, kernel, bias)
 
@@ -99,8 +107,11 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = DenseGelu(self.hidden, self.dtype, name="fc1")(x)
-        return nn.Dense(self.out, dtype=self.dtype, bias_init=self.out_bias, name="fc2")(x)
+        hidden = DenseGelu(self.hidden, self.dtype, name="fc1")(x)
+        out = nn.Dense(self.out, dtype=self.dtype, bias_init=self.out_bias, name="fc2")(hidden)
+        if out.shape[:-1] != x.shape[:-1]:  # rows that were filled up; cut off in what adds the result up
+            out = out[: math.prod(x.shape[:-1])].reshape(*x.shape[:-1], self.out)
+        return out
 
 
 class HeadNorm(nn.Module):

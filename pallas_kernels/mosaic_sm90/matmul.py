@@ -9,7 +9,8 @@ How it works. Thread blocks stay on their multiprocessors and take tiles of the 
 time, into a ring of stages in shared memory, and two *consumer* warpgroups, each for half of the rows,
 multiply what lies there (wgmma). While they compute GELUs the producer fetches what the next tile begins
 with. Barriers count arrivals: a copy arrives when its bytes have landed, a consumer when it has read a stage.
-Where the last rows do not fill a tile the copy engine reads zeros, and writes nothing.
+Where the last rows do not fill a tile the copy engine reads zeros, and writes nothing. Mosaic takes rows in
+multiples of MATMUL_ROW_MULTIPLE only: others are filled up, and cut off afterwards, which copies them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.block_mask import cdiv
-from pallas_kernels.mosaic_sm90.config import MATMUL_COLUMNS, MATMUL_DEPTH
+from pallas_kernels.mosaic_sm90.config import MATMUL_COLUMNS, MATMUL_DEPTH, MATMUL_ROW_MULTIPLE
 from pallas_kernels.varying import result, varying_as
 
 Array = jax.Array
@@ -69,7 +70,11 @@ def matmul_gelu(
 
     @jax.custom_batching.custom_vmap
     def product(x: Array, w: Array, bias: Array) -> Array:
-        return _launch(x.reshape(-1, x.shape[-1]), w, bias, blocks, interpret).reshape(*x.shape[:-1], -1)
+        rows = x.reshape(-1, x.shape[-1])
+        M, extra = len(rows), -len(rows) % MATMUL_ROW_MULTIPLE
+        if extra:
+            rows = jnp.pad(rows, ((0, extra), (0, 0)))
+        return _launch(rows, w, bias, blocks, interpret)[:M].reshape(*x.shape[:-1], -1)
 
     @product.def_vmap
     def _(size: int, batched: list[bool], x: Array, w: Array, bias: Array) -> tuple[Array, bool]:
