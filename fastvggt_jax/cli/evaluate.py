@@ -35,7 +35,7 @@ from fastvggt_jax.cli.options import (
     Weights,
     use_compilation_cache,
 )
-from fastvggt_jax.errors import InputError
+from fastvggt_jax.errors import InputError, printable
 
 if TYPE_CHECKING:
     from fastvggt_jax.datasets.base import Dataset
@@ -100,7 +100,7 @@ def evaluate(
     from fastvggt_jax.datasets.base import Options, load_dataset
     from fastvggt_jax.evaluate.journal import Journal
     from fastvggt_jax.evaluate.plot import measured_panels, require_matplotlib, write_plot
-    from fastvggt_jax.evaluate.report import baseline_table, encode, report, table
+    from fastvggt_jax.evaluate.report import baseline_table, encode, left_out_lines, report, table
     from fastvggt_jax.evaluate.runner import check_size, whole_batch
     from fastvggt_jax.io.files import check_output_folder, output_folder, write_file
     from fastvggt_jax.pretrained import recommended_block
@@ -138,11 +138,12 @@ def evaluate(
             }
             journal = stack.enter_context(Journal(_so_far(output), of, overwrite=overwrite))
             if journal.batches:
-                done = sum(len(next(iter(b.values())).scenes) for b in journal.batches.values())
+                done = sum(next(iter(b.values())).seen for b in journal.batches.values())
                 typer.echo(f"{done} scenes were measured before, and stand in {journal.path}", err=True)
         results = _measure(model, params, runs, data, batch, journal, silent=quiet or as_json)
         found = report(described, data, runs, results, batch=batch, block=blocks, version=__version__)
         rows, measured = found["configurations"], len(found["dataset"]["scenes"])
+        seen = measured + len(found["dataset"].get("left_out", []))
         if output is not None:
             with output_folder(output, overwrite=overwrite, ours=OURS) as folder:
                 write_file(folder / "evaluation.json", encode(found))
@@ -151,7 +152,7 @@ def evaluate(
                 elif plot:
                     what = f"{measured} scene{'s' * (measured != 1)} of {data.name}"
                     write_plot(rows, f"{Path(weights).stem}: {what}", folder / "quality.png")
-        if journal is not None and measured == len(data):
+        if journal is not None and seen == len(data):
             journal.remove()
     if as_json:
         typer.echo(json.dumps(found))
@@ -159,8 +160,11 @@ def evaluate(
         typer.echo(table(rows))
         if baselines := baseline_table(rows):
             typer.echo(baselines)
-    if measured < len(data):
-        text = f"interrupted: this is of the first {measured} of {len(data)} scenes"
+    if not quiet:
+        for line in left_out_lines(found["dataset"]):
+            typer.echo(printable(line), err=True)
+    if seen < len(data):
+        text = f"interrupted: this is of the first {seen} of {len(data)} scenes"
         on = "" if output is None else "; the same command with --overwrite goes on"
         typer.echo(text + on, err=True)
         raise typer.Exit(INTERRUPTED)

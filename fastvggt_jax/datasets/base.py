@@ -83,7 +83,9 @@ class Dataset(Protocol):
         """How many scenes."""
 
     def __getitem__(self, number: int, /) -> Sample:
-        """One of them; IndexError beyond the last. Called from several threads at a time."""
+        """One of them; IndexError beyond the last. Called from several threads at a time. Raises
+        SceneError for one that cannot be measured, which is left out.
+        """
 
     def describe(self) -> dict[str, Any]:
         """What a report has to say so that the same scenes can be found again: JSON values."""
@@ -126,6 +128,7 @@ DATASETS: Registry[Build] = Registry(
     {
         "synthetic": "fastvggt_jax.datasets.rendered:Rendered.build",
         "stereo": "fastvggt_jax.datasets.stereo:Stereo.build",
+        "real": "fastvggt_jax.datasets.real:Real.build",
     },
 )
 register, registered, names = DATASETS.register, DATASETS.registered, DATASETS.names

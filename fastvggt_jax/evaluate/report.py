@@ -13,6 +13,7 @@ from fastvggt_jax.evaluate.ablations import Configuration
 from fastvggt_jax.evaluate.measures import DEFINITIONS
 from fastvggt_jax.evaluate.runner import Result
 
+MOST = 10  # scenes that are named, of those that are left out
 Rows = Sequence[Mapping[str, Any]]
 COLUMNS = {  # of the table: name in a summary -> (heading, format)
     "effective sparsity": ("sparsity", "8.1%"),
@@ -54,12 +55,14 @@ def report(
         for run in runs
     ]
     measured = results[runs[0].label].scenes
+    left_out = [{"scene": name, "reason": why} for name, why in results[runs[0].label].left_out]
     names = {"scene's size", "baselines", *(name for row in rows for name in row["summary"])}
+    described = {"name": dataset.name, **dataset.describe(), "scenes": measured, "batch": batch}
     return {
         "format": "fastvggt_jax evaluation",
         "version": version,
         "model": dict(model),
-        "dataset": {"name": dataset.name, **dataset.describe(), "scenes": measured, "batch": batch},
+        "dataset": described | ({"left_out": left_out} if left_out else {}),
         "block": list(block),
         "device": jax.devices()[0].device_kind,
         "definitions": {name: text for name, text in DEFINITIONS.items() if name in names},
@@ -70,6 +73,16 @@ def report(
 def encode(found: Mapping[str, Any]) -> bytes:
     """The report as evaluation.json holds it."""
     return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False).encode()
+
+
+def left_out_lines(dataset: Mapping[str, Any]) -> list[str]:
+    """What to say of scenes that were not measured, from the "dataset" of a report."""
+    some = dataset.get("left_out", [])
+    if not some:
+        return []
+    counted = f"{len(some)} of {len(some) + len(dataset['scenes'])} scenes are left out"
+    lines = [f"{counted}, and in no number:", *(f"  {one['scene']}: {one['reason']}" for one in some[:MOST])]
+    return lines + ([f"  and {len(some) - MOST} more"] if len(some) > MOST else [])
 
 
 def table(rows: Rows) -> str:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from fastvggt_jax.datasets.base import Dataset
-from fastvggt_jax.errors import FailedError, InputError
+from fastvggt_jax.errors import FailedError, ImageError, InputError, MissingError, SceneError
 from fastvggt_jax.evaluate.measures import Reference, measure, of_pairs
 from fastvggt_jax.models.base import Model
 from fastvggt_jax.models.prediction import Prediction, Reconstruction
@@ -51,7 +51,8 @@ class Scene(NamedTuple):
 @dataclasses.dataclass
 class Result:
     """Of one predictor. scenes: their names. pairs: f64[2, pairs] of each, and their baselines f64[pairs];
-    metrics: of each scene; density: f64[layers] of each, none if dense.
+    metrics: of each scene; density: f64[layers] of each, none if dense. left_out: (name, reason) of scenes
+    that could not be measured, the same of every predictor.
     """
 
     scenes: list[str] = dataclasses.field(default_factory=list)
@@ -59,6 +60,12 @@ class Result:
     baselines: list[np.ndarray] = dataclasses.field(default_factory=list)
     metrics: list[dict[str, float]] = dataclasses.field(default_factory=list)
     density: list[np.ndarray] = dataclasses.field(default_factory=list)
+    left_out: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+    @property
+    def seen(self) -> int:
+        """How many scenes were measured or left out."""
+        return len(self.scenes) + len(self.left_out)
 
     def extend(self, other: Result) -> None:
         """By what the same predictor has given on other scenes."""
@@ -145,8 +152,9 @@ def evaluate(
     each runs once more for it.
     journal: what was found is written to it batch by batch, and what it holds is not measured again.
 
-    Raises FailedError if a prediction is not finite, InputError for what cannot be measured, and what the
-    data set raises.
+    A scene that cannot be measured (SceneError, photographs that cannot be read) is left out. Raises
+    FailedError if a prediction is not finite, InputError for what cannot be measured, also if no scene can
+    be, and what the data set raises.
     """
     if len(dataset) == 0:
         raise InputError(f"the data set {dataset.name} has no scenes to measure", argument="dataset")
@@ -159,11 +167,16 @@ def evaluate(
             if journal is not None and start in journal.batches:
                 for name, result in journal.batches[start].items():
                     results[name].extend(result)
-                    advance(len(result.scenes))
+                    advance(result.seen)
                 continue
             found = {name: Result() for name in predictors}
             try:
-                for scenes in _batches(dataset, range(start, start + batch), policy, threads):
+                loaded = _batches(dataset, range(start, start + batch), policy, threads)
+                for name, why in next(loaded):
+                    for result in found.values():
+                        result.left_out.append((name, why))
+                        advance(1)
+                for scenes in loaded:
                     if not compiled:
                         _compile(predictors, scenes, threads)
                         compiled = True
@@ -176,24 +189,38 @@ def evaluate(
                 journal.add(start, found)
             for name, result in found.items():
                 results[name].extend(result)
+    one = next(iter(results.values()), Result())
+    if one.left_out and not one.scenes:
+        name, why = one.left_out[0]
+        text = f"none of the {len(one.left_out)} scenes of {dataset.name} can be measured; the first, {name}"
+        raise InputError(f"{text}: {why}", argument="dataset")
     return results
 
 
-def _batches(
-    dataset: Dataset, numbers: range, policy: ImagePolicy, threads: Executor
-) -> Iterator[list[Scene]]:
-    """These scenes, those whose pixels have one shape together."""
+def _batches(dataset: Dataset, numbers: range, policy: ImagePolicy, threads: Executor) -> Iterator[list[Any]]:
+    """(name, reason) of those of these scenes that cannot be measured; then the others, those whose pixels
+    have one shape together.
+    """
 
-    def load(number: int) -> Scene:
-        sample = dataset[number]
-        images = sized_images(dataset, sample.images, policy)
-        return Scene(images.pixels, Reference(sample, images.transforms, dataset.metrics))
+    def load(number: int) -> Scene | tuple[str, str]:
+        name = f"scene {number}"
+        try:
+            sample = dataset[number]
+            name = sample.name
+            images = sized_images(dataset, sample.images, policy)
+            return Scene(images.pixels, Reference(sample, images.transforms, dataset.metrics))
+        except SceneError as error:
+            return error.scene, error.text
+        except (ImageError, MissingError) as error:
+            return name, error.text
 
     # One before the others: what a data set compiles is compiled once.
     scenes = [load(numbers[0]), *threads.map(load, numbers[1:])]
+    yield [one for one in scenes if not isinstance(one, Scene)]
     by_shape: dict[tuple[int, ...], list[Scene]] = {}
     for scene in scenes:
-        by_shape.setdefault(scene.pixels.shape, []).append(scene)
+        if isinstance(scene, Scene):
+            by_shape.setdefault(scene.pixels.shape, []).append(scene)
     yield from by_shape.values()
 
 
