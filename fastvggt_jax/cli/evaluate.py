@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from fastvggt_jax.datasets.base import Dataset
     from fastvggt_jax.evaluate.ablations import Configuration
     from fastvggt_jax.evaluate.journal import Journal
+    from fastvggt_jax.evaluate.protocols import Rules
     from fastvggt_jax.evaluate.runner import Result
     from fastvggt_jax.models.base import Model
 
@@ -63,6 +64,22 @@ def evaluate(
     first: Annotated[int | None, typer.Option(help="Number of the first one.")] = None,
     views: Annotated[
         int | None, typer.Option(help="Views of each scene. Default: the data set's own, 8 of synthetic.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Of the photographs of a scene every so manieth.")
+    ] = None,
+    frames: Annotated[
+        Path | None,
+        typer.Option(
+            help="A JSON file of {scene: [numbers of its photographs]}, as π³'s evaluation has them."
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="How it is measured: pi3-2025-08, the default where papers measure on the data set, ours, "
+            "or another; a wrong name lists all."
+        ),
     ] = None,
     size: Size = None,
     root: Annotated[
@@ -100,6 +117,7 @@ def evaluate(
     from fastvggt_jax.datasets.base import Options, load_dataset
     from fastvggt_jax.evaluate.journal import Journal
     from fastvggt_jax.evaluate.plot import measured_panels, require_matplotlib, write_plot
+    from fastvggt_jax.evaluate.protocols import protocol_named, rules_for
     from fastvggt_jax.evaluate.report import baseline_table, encode, left_out_lines, report, table
     from fastvggt_jax.evaluate.runner import check_size, whole_batch
     from fastvggt_jax.io.files import check_output_folder, output_folder, write_file
@@ -107,7 +125,10 @@ def evaluate(
     from fastvggt_jax.sparsity import parse_block
 
     blocks = parse_block(block) if block else recommended_block(weights)
-    data = load_dataset(dataset, Options(scenes, first, views, size, root))
+    if protocol is not None:
+        protocol_named(protocol)
+    data = load_dataset(dataset, Options(scenes, first, views, size, root, stride, frames, protocol))
+    rules = rules_for(data, protocol)
     batch = whole_batch(len(data), batch)
     if plot:
         require_matplotlib()
@@ -120,8 +141,8 @@ def evaluate(
     use_compilation_cache(cache_dir)
     model, params = _load(weights, dtype)
     model = model.clone(float8_scores=float8_scores)
-    check_size(data, model.image_policy)
-    runs = _ablations(model, data, blocks, family) if ablations or family else []
+    check_size(data, rules.policy(model.image_policy))
+    runs = _ablations(model, data, blocks, family, rules) if ablations or family else []
     runs = list({run.label: run for run in (*runs, *by_hand)}.values())
     described = _describe(weights, model)
     with contextlib.ExitStack() as stack:
@@ -131,7 +152,15 @@ def evaluate(
                 "model": described,
                 "weights": _version_of(weights),
                 "dataset": {"name": data.name, **data.describe(), "scenes": len(data)},
-                "options": [first, views, size, root and os.path.abspath(root)],
+                "options": [
+                    first,
+                    views,
+                    size,
+                    root and os.path.abspath(root),
+                    stride,
+                    frames and str(frames),
+                ],
+                "protocol": rules.describe(),
                 "configurations": [repr(run) for run in runs],
                 "batch": batch,
                 "version": __version__,
@@ -140,8 +169,10 @@ def evaluate(
             if journal.batches:
                 done = sum(next(iter(b.values())).seen for b in journal.batches.values())
                 typer.echo(f"{done} scenes were measured before, and stand in {journal.path}", err=True)
-        results = _measure(model, params, runs, data, batch, journal, silent=quiet or as_json)
-        found = report(described, data, runs, results, batch=batch, block=blocks, version=__version__)
+        results = _measure(model, params, runs, data, batch, journal, rules, silent=quiet or as_json)
+        found = report(
+            described, data, runs, results, batch=batch, block=blocks, version=__version__, rules=rules
+        )
         rows, measured = found["configurations"], len(found["dataset"]["scenes"])
         seen = measured + len(found["dataset"].get("left_out", []))
         if output is not None:
@@ -180,12 +211,16 @@ def _by_hand(texts: list[str] | None, block: tuple[int, int], *, dense: bool) ->
 
 
 def _ablations(
-    model: Model, data: Dataset, block: tuple[int, int], family: list[str] | None
+    model: Model,
+    data: Dataset,
+    block: tuple[int, int],
+    family: list[str] | None,
+    rules: Rules | None = None,
 ) -> list[Configuration]:
     from fastvggt_jax.evaluate.ablations import ablations
     from fastvggt_jax.evaluate.runner import sized_images
 
-    policy = model.image_policy
+    policy = model.image_policy if rules is None else rules.policy(model.image_policy)
     frames, height, width, _ = sized_images(data, data[0].images, policy).pixels.shape
     return ablations(model.depth, block, frames * height * width // policy.patch**2, family)
 
@@ -211,6 +246,7 @@ def _measure(
     data: Dataset,
     batch: int,
     journal: Journal | None,
+    rules: Rules,
     *,
     silent: bool,
 ) -> dict[str, Result]:
@@ -238,6 +274,7 @@ def _measure(
             # Only where compiling takes longer than running.
             together=jax.default_backend() == "gpu" and compiles_in_threads(model.dtype),
             journal=journal,
+            rules=rules,
         )
 
 

@@ -34,6 +34,7 @@ class Real(FileDataset):
 
     @classmethod
     def build(cls, options: Options) -> Self:
+        options.refuse(cls.name, "stride", "frames")
         root, views = root_of(options, cls.name), VIEWS if options.views is None else options.views
         if views < 2:
             raise InputError(

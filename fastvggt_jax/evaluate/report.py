@@ -11,6 +11,7 @@ import jax
 from fastvggt_jax.datasets.base import Dataset
 from fastvggt_jax.evaluate.ablations import Configuration
 from fastvggt_jax.evaluate.measures import DEFINITIONS
+from fastvggt_jax.evaluate.protocols import Rules
 from fastvggt_jax.evaluate.runner import Result
 
 MOST = 10  # scenes that are named, of those that are left out
@@ -21,7 +22,24 @@ COLUMNS = {  # of the table: name in a summary -> (heading, format)
     "RRA@5": ("RRA@5", "6.1f"),
     "RTA@5": ("RTA@5", "6.1f"),
     "AUC@5": ("AUC@5", "6.1f"),
+    "AUC@15": ("AUC@15", "6.1f"),
     "AUC@30": ("AUC@30", "6.1f"),
+    "normalised ATE": ("ATE", "6.3f"),
+    "trajectory ATE": ("ATE", "7.4f"),
+    "RPE translation": ("RPE t", "7.4f"),
+    "RPE rotation": ("RPE r °", "7.3f"),
+    "Acc mean": ("Acc", "7.4f"),
+    "Acc median": ("median", "7.4f"),
+    "Comp mean": ("Comp", "7.4f"),
+    "Comp median": ("median", "7.4f"),
+    "NC mean": ("NC", "6.3f"),
+    "NC median": ("median", "6.3f"),
+    "point clouds": ("Chamfer", "7.4f"),
+    "AbsRel, scale": ("AbsRel", "7.4f"),
+    "delta, scale": ("δ<1.25", "6.1f"),
+    "AbsRel, scale&shift": ("AbsRel s&s", "10.4f"),
+    "delta, scale&shift": ("δ<1.25 s&s", "10.1f"),
+    "seconds": ("s/scene", "8.3f"),
     "ATE": ("ATE %", "6.2f"),
     "AbsRel": ("AbsRel", "7.4f"),
     "delta": ("δ<1.25", "6.1f"),
@@ -45,13 +63,16 @@ def report(
     batch: int,
     block: tuple[int, int],
     version: str,
+    rules: Rules,
 ) -> dict[str, Any]:
     """All that was found, as JSON values.
 
-    model: which it was. results: by the labels of the runs. version: of this package.
+    model: which it was. rules: how it was measured. results: by the labels of the runs. version: of
+    this package.
     """
     rows = [
-        {"label": run.label, "family": run.family, "name": run.name} | results[run.label].report()
+        {"label": run.label, "family": run.family, "name": run.name}
+        | results[run.label].report(rules.mean_over)
         for run in runs
     ]
     measured = results[runs[0].label].scenes
@@ -62,6 +83,7 @@ def report(
         "format": "fastvggt_jax evaluation",
         "version": version,
         "model": dict(model),
+        "protocol": rules.describe(),
         "dataset": described | ({"left_out": left_out} if left_out else {}),
         "block": list(block),
         "device": jax.devices()[0].device_kind,
