@@ -58,7 +58,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     "convert": {"models", "io"},
     "testing": {"models", "io"},
     "train": {"models", "geometry", "sources", "datasets", "pretrained", "io"},
-    "evaluate": {"kernels", "sparsity", "models", "geometry", "sources", "datasets", "io"},
+    "evaluate": {"kernels", "sparsity", "sharding", "models", "geometry", "sources", "datasets", "io"},
     "pipeline": {
         "models",
         "sparsity",

@@ -10,16 +10,17 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from PIL import Image
 
 from fastvggt_jax.datasets.base import Options, Sample
-from fastvggt_jax.errors import InputError, MissingError, SceneError
+from fastvggt_jax.errors import ImageError, InputError, MissingError, SceneError, whole_number
 from fastvggt_jax.geometry.alignment import is_rotation
+from fastvggt_jax.io.json_files import read_json
 from fastvggt_jax.sources.base import Frame
-from fastvggt_jax.sources.photographs import open_as_stored
+from fastvggt_jax.sources.photographs import SUFFIXES, natural, open_as_stored, opened
 
 MOST = 10  # files that are named, of those that are missing
 SEED = 42  # of the lists of frames that π³'s evaluation draws
@@ -29,15 +30,50 @@ SEED = 42  # of the lists of frames that π³'s evaluation draws
 class FileDataset:
     """A data set below the folder `root`; a child has `name`, `metrics` and `read`.
 
-    scenes: their names, in order. size: see `Dataset`.
+    scenes: their names, in order. size: see `Dataset`. frames: which photographs of each are taken, by their
+    numbers. frame_list: `digest` of the list of all scenes of the copy, of which `published` are those that
+    papers use.
     """
 
     root: Path
     scenes: tuple[str, ...]
     size: int | None = None
+    frames: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    frame_list: str | None = None
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]] = ("cameras", "depth", "points")
+    published: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def of(cls, options: Options, root: Path, frames: Mapping[str, Sequence[int]], **more: Any) -> Self:
+        """With these frames, or those of the options' file, and as many scenes as are asked for. Raises
+        InputError.
+        """
+        if options.frames is not None:
+            given = frames_in(Path(options.frames))
+            if not set(given) & set(frames):
+                text = f"frames {options.frames} names {len(given)} scenes, such as {next(iter(given))}"
+                raise InputError(f"{text}, none of which is in {root}", argument="frames")
+            frames = given
+        scenes = chosen(list(frames), options)
+        kept = {scene: frames[scene] for scene in scenes}
+        return cls(
+            root=root, scenes=scenes, size=options.size, frames=kept, frame_list=digest(frames), **more
+        )
+
+    def taken(self, scene: str, count: int, least: int = 2) -> list[int]:
+        """The numbers of a scene's photographs, of which its copy has `count`. Raises SceneError where they
+        do not fit it, or are fewer than `least`.
+        """
+        wanted = list(self.frames[scene])
+        if wanted and max(wanted) >= count:
+            text = f"the list of frames goes to number {max(wanted)}, and the copy has {count} frames"
+            raise SceneError(text, scene=scene)
+        if len(wanted) < least:
+            text = f"of its {count} frames {len(wanted)} are taken, and {least} are needed"
+            raise SceneError(text, scene=scene)
+        return wanted
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -52,7 +88,11 @@ class FileDataset:
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
-        return {"size": self.size}
+        found: dict[str, Any] = {"size": self.size}
+        if self.frame_list is not None:
+            found["frame_list"] = self.published.get(self.frame_list, f"of this copy ({self.frame_list})")
+            found["frames"] = {scene: list(numbers) for scene, numbers in self.frames.items()}
+        return found
 
 
 class Lazy(Sequence):
@@ -187,6 +227,64 @@ def drawn(counts: Mapping[str, int], views: int) -> dict[str, list[int]]:
         scene: generator.choice(count, views, replace=False).tolist() if count >= views else []
         for scene, count in counts.items()
     }
+
+
+def strided(count: int, stride: int) -> list[int]:
+    return list(range(0, count, stride))
+
+
+def stride_of(options: Options, default: int) -> int:
+    """Raises InputError."""
+    return whole_number("stride", default if options.stride is None else options.stride, least=1)
+
+
+def views_of(options: Options, default: int) -> int:
+    """Raises InputError."""
+    views = default if options.views is None else options.views
+    if views < 2:
+        raise InputError(f"views must be at least 2, not {views}: cameras are compared", argument="views")
+    return views
+
+
+def frames_in(path: Path) -> dict[str, list[int]]:
+    """{scene: numbers} of a JSON file. Raises MissingError, FileError, InputError."""
+    found = read_json(path, "frames")
+    good = isinstance(found, dict) and all(
+        isinstance(numbers, list) and all(type(x) is int and x >= 0 for x in numbers)
+        for numbers in found.values()
+    )
+    if not good or not found:
+        text = f"frames {path} must hold an object of lists of numbers from 0 on, a list for each scene"
+        raise InputError(text, argument="frames")
+    return found
+
+
+def folders(root: Path) -> list[str]:
+    """The names of those in a folder, sorted."""
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def numbered(folder: Path, pattern: str) -> list[Path]:
+    """The files of a pattern, 2 before 10; none where there is no such folder."""
+    return sorted(folder.glob(pattern), key=natural)
+
+
+def pictures(folder: Path) -> list[Path]:
+    """The photographs in a folder, by name as it is sorted by characters."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."
+    )
+
+
+def size_of(path: Path, scene: str) -> tuple[int, int]:
+    """(width, height) of a photograph as stored. Raises SceneError."""
+    try:
+        with opened(path) as image:
+            return image.size
+    except ImageError as error:
+        raise SceneError(error.text, scene=scene) from error
 
 
 def digest(frames: Mapping[str, Sequence[int]]) -> str:

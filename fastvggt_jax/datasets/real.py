@@ -53,7 +53,7 @@ class Real(FileDataset):
             count = len(read_cameras(folder / FILE)["images"])
             runs = max(1, count // views)
             scenes += [f"{folder.name} {views * i}-{min(views * (i + 1), count) - 1}" for i in range(runs)]
-        return cls(root, chosen(scenes, options), options.size, views)
+        return cls(root, chosen(scenes, options), options.size, views=views)
 
     def read(self, scene: str) -> Sample:
         name, _, run = scene.rpartition(" ")
