@@ -219,4 +219,8 @@ def test_the_plot_has_a_line_a_family_in_order_of_sparsity(tmp_path, monkeypatch
     rows += [{"family": "a", "summary": metric(0.5, 7)}, {"family": "a", "summary": metric(0.2, 8)}]
     plot.write_plot(rows, "title", tmp_path / "p.png")
     assert drawn == [("a", [20, 50], [8, 7])] * 2, "a panel for each metric that was measured"
+    drawn.clear()
+    timed = [row | {"seconds": [second, second + 2]} for row, second in zip(rows, (5, 2, 3), strict=True)]
+    plot.write_plot(timed, "title", tmp_path / "p.png")
+    assert drawn[2:] == [("dense", [6], [9]), ("a", [3, 4], [7, 8])] * 2, "quality against time"
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
