@@ -12,7 +12,10 @@ from fastvggt_jax.cli.options import Quiet
 from fastvggt_jax.errors import FailedError, InputError, printable
 
 # What is to be made ready, as released files are not read as they are: a function of root, output, say.
-PREPARATIONS = {"eth3d": "fastvggt_jax.datasets.eth3d_prepare:prepare"}
+PREPARATIONS = {
+    "eth3d": "fastvggt_jax.datasets.eth3d_prepare:prepare",
+    "co3dv2": "fastvggt_jax.datasets.co3dv2_prepare:prepare",
+}
 
 
 @one_sentence()

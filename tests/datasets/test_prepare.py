@@ -1,4 +1,10 @@
-"""ETH3D's released files: a fisheye's photographs and depth of a plane become a pinhole camera's."""
+"""Released files made ready: ETH3D's fisheye photographs and depth become a pinhole camera's; CO3D's
+annotations.
+"""
+
+import gzip
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,7 +123,7 @@ def test_the_command_makes_what_the_data_set_reads(tmp_path):
 @pytest.mark.parametrize(
     "arguments, sentence, code",
     [
-        (["prepare", "7scenes"], "must be one of eth3d, not '7scenes'", 2),
+        (["prepare", "7scenes"], "must be one of eth3d, co3dv2, not '7scenes'", 2),
         (["prepare", "eth3d"], "--root, the released files, and -o", 2),
         (
             ["prepare", "eth3d", "--root", "ROOT", "-o", "OUT"],
@@ -142,6 +148,44 @@ def test_bad_input_is_one_sentence(tmp_path, arguments, sentence, code):
     )
 
 
-def test_all_data_sets_are_listed():
+def test_all_data_sets_are_listed_and_described():
     done = CliRunner().invoke(app, ["data", "list"])
-    assert done.exit_code == 0 and {"synthetic", "real", "co3dv2", "7scenes"} <= set(done.stdout.split())
+    listed = done.stdout.split()
+    assert done.exit_code == 0 and {"synthetic", "real", "co3dv2", "7scenes"} <= set(listed)
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    assert not [name for name in listed if f"`{name}`" not in page and name not in ("synthetic", "stereo")]
+
+
+def test_co3ds_released_annotations_become_one_file(tmp_path):
+    """Frames in the order of the list of the test set, of sequences that are good enough."""
+    folder = tmp_path / "raw" / "apple"
+    viewpoint = lambda i: {
+        "R": np.eye(3).tolist(),
+        "T": [i, 0, 1],
+        "focal_length": [2, 2],
+        "principal_point": [0, 0],
+    }
+    frames = [
+        {"sequence_name": name, "frame_number": i, "viewpoint": viewpoint(i)}
+        for name in ("good", "bad")
+        for i in range(60)
+    ]
+    sequences = [
+        {"sequence_name": "good", "viewpoint_quality_score": 0.9},
+        {"sequence_name": "bad", "viewpoint_quality_score": 0.5},
+    ]
+    file = lambda name, i: f"apple/{name}/images/frame{i:06}.jpg"
+    test = [[name, i, file(name, i)] for i in reversed(range(55)) for name in ("good", "bad")]
+    layouts.text(folder / "set_lists/set_lists_fewview_dev.json", json.dumps({"train": [], "test": test}))
+    for name, content in (("frame", frames), ("sequence", sequences)):
+        (folder / f"{name}_annotations.jgz").write_bytes(gzip.compress(json.dumps(content).encode()))
+    asked = ["data", "prepare", "co3dv2", "--root", str(tmp_path / "raw"), "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0 and done.stdout == "apple: 1 sequences\n", (done.output, done.exception)
+    data = load_dataset("co3dv2", Options(root=tmp_path / "out"))
+    assert data.scenes == ("apple/good",)
+    assert [e["T"][0] for e in data.entries["apple/good"]] == [54 - n for n in data.frames["apple/good"]]
+    (tmp_path / "out/apple_test.jgz").unlink()
+    (folder / "frame_annotations.jgz").write_bytes(b"no gzip")
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 1 and "1 scenes of co3dv2 could not be prepared: apple" in done.stderr
