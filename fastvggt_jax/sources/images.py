@@ -134,8 +134,8 @@ def load_images(
       padded with white to the largest. "area", π³'s: all are stretched to one size, in the proportions of the
       first and of about as many pixels as a square of `size`. "wide", of π³'s evaluation: all to one size,
       `size` wide and in the proportions of the first.
-    size: pixels, a multiple of the policy's patch (but for "area" and "wide"); without one, 518, what VGGT was trained
-      with, and for "area" upstream's 255,000 pixels in all, a square of 505.
+    size: pixels, a multiple of the policy's patch (but for "area" and "wide"); without one, 518, what VGGT
+      was trained with, and for "area" upstream's 255,000 pixels in all, a square of 505.
     white: the number that is white in grey images of more than 8 bits, see `sources.pixels`; by default the
       largest that their bits can hold.
     masks: a folder of masks, see `sources.masks`: what is black there makes no point and no depth, as what is
