@@ -181,6 +181,7 @@ def evaluate(
         plot,
         gallery,
         overwrite,
+        {},
     )
     reports = {}
     for table, task in zip(tables, tasks, strict=True):
@@ -229,6 +230,7 @@ class _Setup(NamedTuple):
     plot: bool
     gallery: bool
     overwrite: bool
+    placed: dict[Any, Any]
 
 
 def _task(table: Table, output: Path | None) -> _Task:
@@ -415,7 +417,9 @@ def _measure(
 
     model = setup.model
     predictors = {
-        run.label: predictor(model.clone(sparsity=run.sparsity), setup.params, setup.points_from)
+        run.label: predictor(
+            model.clone(sparsity=run.sparsity), setup.params, setup.points_from, setup.placed
+        )
         for run in runs
     }
     columns = (

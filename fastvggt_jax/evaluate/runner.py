@@ -36,35 +36,58 @@ Predict = Callable[[Any], tuple[Reconstruction, Array | None]]
 
 class Predictor:
     """u8[B, F, H, W, 3] -> the Reconstruction, and the density of each global layer, f32[layers], or None of
-    a dense model. points_from: see `Model.reconstruction`.
+    a dense model. points_from: see `Model.reconstruction`. placed: by a mesh of devices, the parameters whole
+    on each of them; predictors of the same parameters share it.
     """
 
-    def __init__(self, model: Model, params: Mapping[str, Any], points_from: str | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        params: Mapping[str, Any],
+        points_from: str | None = None,
+        placed: dict[Any, Any] | None = None,
+    ) -> None:
         @jax.jit
         def run(params: Mapping[str, Any], images: Array) -> tuple[Reconstruction, Array | None]:
             prediction = cast(Prediction, model.apply(params, images))
             return model.reconstruction(prediction, points_from), prediction.density
 
         self.run, self.params = run, params
+        self.placed = {} if placed is None else placed
         self.programs: dict[Any, Any] = {}
 
     def compile(self, images: Any) -> None:
         """For images of this shape, so that what follows takes the time of running alone."""
         key = self._key(images)
         if key not in self.programs:
-            self.programs[key] = self.run.lower(self.params, images).compile()
+            self.programs[key] = self.run.lower(self._params_for(images), images).compile()
 
     def __call__(self, images: Any) -> tuple[Reconstruction, Array | None]:
         program = self.programs.get(self._key(images))
-        return (program or self.run)(self.params, images)
+        return (program or self.run)(self._params_for(images), images)
+
+    def _params_for(self, images: Any) -> Any:
+        """Sent to the devices once, and not with every batch."""
+        sharding = getattr(images, "sharding", None)
+        if not isinstance(sharding, NamedSharding):
+            return self.params
+        if sharding.mesh not in self.placed:
+            whole = NamedSharding(sharding.mesh, PartitionSpec())
+            self.placed[sharding.mesh] = jax.device_put(self.params, whole)
+        return self.placed[sharding.mesh]
 
     @staticmethod
     def _key(images: Any) -> Any:
         return images.shape, images.dtype, getattr(images, "sharding", None)
 
 
-def predictor(model: Model, params: Mapping[str, Any], points_from: str | None = None) -> Predict:
-    return Predictor(model, params, points_from)
+def predictor(
+    model: Model,
+    params: Mapping[str, Any],
+    points_from: str | None = None,
+    placed: dict[Any, Any] | None = None,
+) -> Predict:
+    return Predictor(model, params, points_from, placed)
 
 
 class Scene(NamedTuple):

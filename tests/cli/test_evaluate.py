@@ -112,7 +112,7 @@ def test_ablations_count_the_patches_that_the_model_sees():
 def test_an_interrupted_evaluation_reports_its_scenes_so_far(weights, tmp_path, monkeypatch):
     calls, predictor = [], runner.predictor
 
-    def interrupted(net, params, points_from):
+    def interrupted(net, params, *how):
         predict = predictor(net, params)
 
         def once(images):
@@ -148,7 +148,7 @@ def test_an_evaluation_that_was_killed_goes_on(weights, tmp_path, monkeypatch):
     straight = run(*asked, "-o", tmp_path / "straight")
     predictor, calls = runner.predictor, []
 
-    def killed(net, params, points_from):
+    def killed(net, params, *how):
         predict = predictor(net, params)
 
         def once(images):

@@ -13,8 +13,10 @@ from fastvggt_jax import errors
 from fastvggt_jax.datasets import co3dv2, dtu, idr, nrgbd, realestate10k, seven_scenes, tanksandtemples
 from fastvggt_jax.datasets.base import Options, load_dataset
 from fastvggt_jax.datasets.files import digest, drawn, strided
+from fastvggt_jax.datasets.rendered import Rendered
 from fastvggt_jax.evaluate.measures import Reference, measure
 from fastvggt_jax.evaluate.protocols import PI3, rules_for
+from fastvggt_jax.evaluate.runner import evaluate
 from fastvggt_jax.models.prediction import Reconstruction
 from fastvggt_jax.sources import ImagePolicy, load_images
 from tests.datasets import layouts
@@ -110,7 +112,7 @@ def written(name, root, frames=6):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_the_truth_as_prediction_is_perfect_in_any_world_and_not_in_a_mirror(name, tmp_path):
-    frames = 3 if name in CLOUDS else 6
+    frames = 2 if name in CLOUDS else 6
     true, data = written(name, tmp_path, frames)
     sample, rules = data[0], rules_for(data)
     assert rules.protocol.name == PI3 and data.describe()["size"] is None
@@ -473,3 +475,45 @@ def test_a_true_colmap_text_model(tmp_path):
     truth = load_dataset("colmap", Options(root=tmp_path))[0].truth
     same = load_dataset("real", Options(root=source, views=12))[0].truth
     assert max(errors_.max() for errors_ in pair_errors(truth.cam_from_world, same.cam_from_world)) < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["realestate10k", "sintel", "tum"])
+def test_rendered_scenes_the_whole_way(name, tmp_path):
+    """A scene of our renderer in the layout, and the truth of its photographs as what a model says."""
+    count = 10
+    rendered = Rendered(scenes=1, first=3, views=count, size=56)[0]
+    images, truth = rendered.images, rendered.truth
+    depth = np.where(truth.valid, truth.depth, 0).astype(np.float32)
+    K, poses = np.asarray(truth.K[0], np.float64), np.asarray(truth.cam_from_world, np.float64)
+    true = layouts.True_(images, K, poses, depth)
+    write, options = LAYOUTS[name]
+    write(tmp_path, true)
+    options = options | ({"views": 10} if "views" in options else {})
+    data = load_dataset(name, Options(root=tmp_path, scenes=1, **options))
+    numbers = list(data.frames.get(data.scenes[0]) or range(count))
+    pi3 = ImagePolicy("crop", 518, 14)
+
+    def predict(pixels):
+        height, width = pixels.shape[2:4]
+        side = true.images.shape[1:3]
+        y, x = np.mgrid[: side[0], : side[1]] + 0.5
+        rays = np.stack([x, y, np.ones_like(x)], -1) @ np.linalg.inv(true.K).T
+        c2w, z = true.world_from_cam[numbers], true.depth[numbers]
+        points = np.einsum("fij,fhwj->fhwi", c2w[:, :3, :3], rays * z[..., None]) + c2w[:, None, None, :3, 3]
+        rows, columns = (np.arange(n) * m // n for n, m in zip((height, width), side, strict=True))
+        at = (slice(None), slice(None), rows[:, None], columns)
+        poses = true.poses[numbers][None].astype(np.float32)
+        z, points = z[None][at], points.astype(np.float32)[None][at]
+        return Reconstruction(poses, None, z, z, points, z), None
+
+    result = evaluate({"truth": predict}, pi3, data)["truth"]
+    rules = rules_for(data)
+    summary = result.summary(rules.mean_over)
+    assert result.scenes == [data.scenes[0]]
+    for group in rules.wanted:
+        for metric, value in BEST[group].items():
+            if group == "video depth":  # of fewer pixels, which are not quite the same
+                assert abs(summary[metric] - value) < (5 if metric.startswith("delta") else 0.05), metric
+            else:
+                assert summary[metric] == pytest.approx(value, abs=2e-3 if value == 0 else 0.01), metric

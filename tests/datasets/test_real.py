@@ -12,9 +12,11 @@ from fastvggt_jax import errors
 from fastvggt_jax.cli.app import app
 from fastvggt_jax.datasets.base import Options, load_dataset
 from fastvggt_jax.evaluate.metrics import pair_errors
+from fastvggt_jax.evaluate.runner import evaluate
 from fastvggt_jax.io.weights import save_params
 from fastvggt_jax.models import registry
-from fastvggt_jax.sources import load_images
+from fastvggt_jax.models.prediction import Reconstruction
+from fastvggt_jax.sources import ImagePolicy, load_images
 from fastvggt_jax.testing.random_weights import random_params
 from tests.evaluate.test_metrics import some_cameras
 from tests.toys import model as toy
@@ -126,3 +128,20 @@ def test_the_photographs_here():
     for number in range(len(data)):
         sample = data[number]
         assert 8 <= len(sample.images) == len(sample.truth.cam_from_world) <= 12
+
+
+def test_a_photograph_that_is_damaged_leaves_its_scene_out(tmp_path):
+    true = write(tmp_path, counts=(("castle", 3), ("fox", 3)))
+    (tmp_path / "castle" / "images" / "001.png").write_bytes(b"no photograph")
+    data, policy = load_dataset("real", Options(root=tmp_path)), ImagePolicy("crop", 40, 4)
+    counted = []
+
+    def predict(images):
+        poses = true["fox"][None].astype(np.float32)
+        depth = np.ones(images.shape[:4], np.float32)
+        return Reconstruction(poses, None, depth, depth, np.zeros((*depth.shape, 3), np.float32), depth), None
+
+    result = evaluate({"x": predict}, policy, data, advance=counted.append)["x"]
+    assert result.scenes == ["fox 0-2"] and result.summary()["AUC@30"] == 100 and counted == [1, 1]
+    ((name, why),) = result.left_out
+    assert name == "castle 0-2" and "001.png is damaged or not an image" in why and result.seen == 2
