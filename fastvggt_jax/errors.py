@@ -43,6 +43,18 @@ class ImageError(InputError):
     """A photograph that cannot be used; the text names it."""
 
 
+class SceneError(InputError):
+    """A scene of a data set that cannot be measured: an evaluation goes on without it, and says so.
+
+    Attributes:
+      scene: what reports call it.
+    """
+
+    def __init__(self, text: str, *, scene: str) -> None:
+        super().__init__(text)
+        self.scene = scene
+
+
 class WeightsError(InputError):
     """A weight file that is damaged, of another kind, or that does not fit the model."""
 

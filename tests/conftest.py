@@ -37,7 +37,11 @@ from tests import signatures
 # Calls are held to the shapes and dtypes in the signatures, where no test passes wrong ones on purpose.
 # Before anything of these is imported.
 install_import_hook(
-    ["fastvggt_jax.geometry", "fastvggt_jax.evaluate.metrics"], f"{signatures.__name__}.checked"
+    [
+        "fastvggt_jax.geometry",
+        *(f"fastvggt_jax.evaluate.{name}" for name in ("metrics", "trajectories", "clouds", "depths")),
+    ],
+    f"{signatures.__name__}.checked",
 )
 
 from fastvggt_jax import VGGT

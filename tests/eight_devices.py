@@ -16,12 +16,15 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fastvggt_jax import Conditions, Pi3X, Sparsity
 from fastvggt_jax.errors import InputError
+from fastvggt_jax.evaluate.runner import evaluate, predictor
 from fastvggt_jax.pipeline import Settings, reconstruct
 from fastvggt_jax.pretrained import BUNDLED, from_pretrained
 from fastvggt_jax.sharding import frames_mesh
+from fastvggt_jax.sources import ImagePolicy
 from fastvggt_jax.testing.random_weights import random_params
 from fastvggt_jax.testing.tiny import tiny_model
 from fastvggt_jax.train import Shape
+from tests.toys.dataset import Walls
 from tests.train.runs import CAMERAS, MODEL, PI3, planes
 
 VGGT = CAMERAS.clone(num_heads=4)
@@ -190,6 +193,23 @@ def refusals() -> dict:
     refused("intermediates", intermediates)
     refused("parameters", lambda: from_pretrained("mini", mesh=mesh_of(data=2)))
     return said
+
+
+def evaluated() -> dict:
+    """Eight scenes at a time, one on each device, beside one at a time on one."""
+    model = VGGT.clone(heads=("camera", "depth"))
+    predict = predictor(model.clone(sparsity=Sparsity(0.5, 0.9, **SPARSE)), random_params(model))
+    both, where, data = [], [], Walls(scenes=8, shape=(28, 28))
+
+    def seen(images):
+        where.append(len(images.sharding.device_set))
+        return predict(images)
+
+    for batch in (8, 1):
+        found = evaluate({"x": seen}, ImagePolicy("crop", 28, 14), data, batch=batch)
+        both.append(found["x"].report()["summary"])
+    error = max(abs(both[0][name] - value) / max(1, abs(value)) for name, value in both[1].items())
+    return {"error": error, "devices": sorted(set(where)), "sparsity": both[0]["effective sparsity"]}
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     "io": {"geometry"},
     "sources": {"io", "registry"},
     "models": {"attention", "sparsity", "sharding", "geometry", "sources", "registry"},
-    "datasets": {"geometry", "io", "registry"},
+    "datasets": {"geometry", "io", "registry", "sources"},
     "scene": {"geometry", "sources", "io", "models"},
     "export": {"scene", "geometry", "sources", "io", "registry"},
     "refine": {"export", "scene", "geometry", "io", "models", "sources"},
@@ -58,7 +58,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     "convert": {"models", "io"},
     "testing": {"models", "io"},
     "train": {"models", "geometry", "sources", "datasets", "pretrained", "io"},
-    "evaluate": {"kernels", "sparsity", "models", "geometry", "sources", "datasets", "io"},
+    "evaluate": {"kernels", "sparsity", "sharding", "models", "geometry", "sources", "datasets", "io"},
     "pipeline": {
         "models",
         "sparsity",

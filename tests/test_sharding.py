@@ -121,3 +121,9 @@ def test_a_reconstruction_on_several_devices_and_on_two_hosts(tmp_path):
     first, second = map(found_by, hosts)
     assert first["device"] == "4 × cpu" and not second  # which writes nothing
     same_depth(tmp_path / "hosts", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_an_evaluation_spreads_its_scenes_over_the_devices():
+    found = run("evaluated")
+    assert found["devices"] == [1, 8] and found["error"] < 1e-4 and found["sparsity"] > 0.1

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -35,23 +36,28 @@ from fastvggt_jax.cli.options import (
     Weights,
     use_compilation_cache,
 )
-from fastvggt_jax.errors import InputError
+from fastvggt_jax.errors import InputError, printable
 
 if TYPE_CHECKING:
     from fastvggt_jax.datasets.base import Dataset
     from fastvggt_jax.evaluate.ablations import Configuration
     from fastvggt_jax.evaluate.journal import Journal
+    from fastvggt_jax.evaluate.protocols import Rules
     from fastvggt_jax.evaluate.runner import Result
+    from fastvggt_jax.evaluate.suite import Table
     from fastvggt_jax.models.base import Model
 
-OURS = ("evaluation.json", "quality.png")  # what --overwrite may replace
+OURS = ("evaluation.json", "quality.png", "gallery.png")  # what --overwrite may replace
 
 
 @one_sentence(smaller="take fewer --views, a smaller --size or a smaller --batch")
 def evaluate(
     dataset: Annotated[
         str,
-        typer.Argument(help="A data set, such as synthetic, rendered scenes; a wrong name lists all."),
+        typer.Argument(
+            help="A data set, such as synthetic, rendered scenes, or real, photographs with a cameras.json; "
+            "a wrong name lists all. all: the paper's tables, of the data sets whose folders lie in --root."
+        ),
     ],
     weights: Weights,
     output: Annotated[
@@ -63,6 +69,22 @@ def evaluate(
     first: Annotated[int | None, typer.Option(help="Number of the first one.")] = None,
     views: Annotated[
         int | None, typer.Option(help="Views of each scene. Default: the data set's own, 8 of synthetic.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Of the photographs of a scene every so manieth.")
+    ] = None,
+    frames: Annotated[
+        Path | None,
+        typer.Option(
+            help="A JSON file of {scene: [numbers of its photographs]}, as π³'s evaluation has them."
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="How it is measured: pi3-2025-08, the default where papers measure on the data set, ours, "
+            "or another; a wrong name lists all."
+        ),
     ] = None,
     size: Size = None,
     root: Annotated[
@@ -83,6 +105,13 @@ def evaluate(
     block: Block = None,
     float8_scores: Float8Scores = False,
     dtype: Dtype = "auto",
+    points_from: Annotated[
+        str | None,
+        typer.Option(help="VGGT's points: depth, unprojected, or point_head. Default: the model's own."),
+    ] = None,
+    gallery: Annotated[
+        bool, typer.Option("--gallery", help="Write gallery.png: the worst, the median and the best scene.")
+    ] = False,
     plot: Annotated[
         bool | None,
         typer.Option("--plot/--no-plot", help="Write quality.png. Default: if matplotlib is installed."),
@@ -97,73 +126,240 @@ def evaluate(
     Interrupted (Ctrl-C), it reports the scenes up to there. With -o the numbers are written down batch by
     batch, beside that folder: the same command goes on where one was ended, however it was.
     """
-    from fastvggt_jax.datasets.base import Options, load_dataset
-    from fastvggt_jax.evaluate.journal import Journal
-    from fastvggt_jax.evaluate.plot import measured_panels, require_matplotlib, write_plot
-    from fastvggt_jax.evaluate.report import baseline_table, encode, report, table
-    from fastvggt_jax.evaluate.runner import check_size, whole_batch
-    from fastvggt_jax.io.files import check_output_folder, output_folder, write_file
+    from fastvggt_jax.datasets.base import Options
+    from fastvggt_jax.evaluate.plot import require_matplotlib
+    from fastvggt_jax.evaluate.protocols import protocol_named
+    from fastvggt_jax.evaluate.suite import ALL, Table, tables_in
+    from fastvggt_jax.io.files import check_output_folder
     from fastvggt_jax.pretrained import recommended_block
     from fastvggt_jax.sparsity import parse_block
 
     blocks = parse_block(block) if block else recommended_block(weights)
-    data = load_dataset(dataset, Options(scenes, first, views, size, root))
-    batch = whole_batch(len(data), batch)
-    if plot:
+    if protocol is not None:
+        protocol_named(protocol)
+    given = Options(scenes, first, views, size, root, stride, frames, protocol)
+    missing: list[str] = []
+    if dataset == ALL:
+        given.refuse(ALL, "first", "views", "stride", "frames", "protocol")
+        tables, missing = tables_in(root)
+        assert root is not None
+        tables = [
+            table._replace(
+                options=dataclasses.replace(
+                    table.options, scenes=scenes, size=size, root=root / table.dataset
+                )
+            )
+            for table in tables
+        ]
+    else:
+        tables = [Table(dataset, dataset, given)]
+    tasks = [_task(table, output / table.label if output and dataset == ALL else output) for table in tables]
+    if plot or gallery:
         require_matplotlib()
         if output is None:
-            raise InputError("--plot needs a folder to write quality.png into: give -o")
+            what = ("--plot", "quality.png") if plot else ("--gallery", "gallery.png")
+            raise InputError(f"{what[0]} needs a folder to write {what[1]} into: give -o")
     plot = importlib.util.find_spec("matplotlib") is not None if plot is None else plot
-    if output is not None:
+    if batch < 1:
+        raise InputError(f"batch must be at least 1, not {batch}", argument="batch")
+    if dataset != ALL and output is not None:
         check_output_folder(output, overwrite=overwrite, ours=OURS)
     by_hand = _by_hand(sparsity, blocks, dense=not (ablations or family))
     use_compilation_cache(cache_dir)
-    model, params = _load(weights, dtype)
+    model, params = _load(weights, dtype, points_from)
     model = model.clone(float8_scores=float8_scores)
-    check_size(data, model.image_policy)
-    runs = _ablations(model, data, blocks, family) if ablations or family else []
-    runs = list({run.label: run for run in (*runs, *by_hand)}.values())
-    described = _describe(weights, model)
+    setup = _Setup(
+        model,
+        params,
+        weights,
+        blocks,
+        by_hand,
+        ablations,
+        family,
+        batch,
+        points_from,
+        plot,
+        gallery,
+        overwrite,
+        {},
+    )
+    reports = {}
+    for table, task in zip(tables, tasks, strict=True):
+        found, whole = _one(setup, task, goes_on=dataset == ALL, silent=quiet or as_json)
+        reports[table.label] = found
+        if not (quiet or as_json):
+            if dataset == ALL:
+                typer.echo(f"\n{table.label}")
+            _say(found)
+        if not quiet:
+            _say_left_out(found)
+        if not whole:
+            on = "" if output is None else "; the same command with --overwrite goes on"
+            if dataset == ALL:
+                on = on.replace(" with --overwrite", "")
+            counted = f"{_seen(found)} of {len(task.data)} scenes"
+            typer.echo(f"interrupted: this is of the first {counted}{on}", err=True)
+            raise typer.Exit(INTERRUPTED)
+    if missing and not quiet:
+        typer.echo(f"not in {root}, so not measured: {', '.join(missing)}", err=True)
+    if as_json:
+        typer.echo(json.dumps(reports if dataset == ALL else reports[dataset]))
+
+
+class _Task(NamedTuple):
+    """A data set, how it is measured, and where its report goes."""
+
+    data: Dataset
+    rules: Rules
+    output: Path | None
+    options: dict[str, Any]
+
+
+class _Setup(NamedTuple):
+    """What is the same for all data sets."""
+
+    model: Model
+    params: Any
+    weights: str
+    block: tuple[int, int]
+    by_hand: list[Configuration]
+    ablations: bool
+    family: list[str] | None
+    batch: int
+    points_from: str | None
+    plot: bool
+    gallery: bool
+    overwrite: bool
+    placed: dict[Any, Any]
+
+
+def _task(table: Table, output: Path | None) -> _Task:
+    from fastvggt_jax.datasets.base import load_dataset
+    from fastvggt_jax.evaluate.protocols import rules_for
+
+    data = load_dataset(table.dataset, table.options)
+    chosen = dataclasses.asdict(table.options)
+    chosen |= {name: str(os.path.abspath(chosen[name])) for name in ("root", "frames") if chosen[name]}
+    return _Task(data, rules_for(data, table.options.protocol), output, chosen)
+
+
+def _one(setup: _Setup, task: _Task, *, goes_on: bool, silent: bool) -> tuple[dict[str, Any], bool]:
+    """The report of one data set, and whether it is of all scenes. goes_on: what is written already, and is
+    of the same evaluation, is taken.
+    """
+    from fastvggt_jax.evaluate.journal import Journal
+    from fastvggt_jax.evaluate.report import encode, report
+    from fastvggt_jax.evaluate.runner import check_size, whole_batch
+    from fastvggt_jax.io.files import check_output_folder, output_folder, write_file
+
+    data, rules, output, model = task.data, task.rules, task.output, setup.model
+    batch = whole_batch(len(data), setup.batch)
+    check_size(data, rules.policy(model.image_policy))
+    runs = []
+    if setup.ablations or setup.family:
+        runs = _ablations(model, data, setup.block, setup.family, rules)
+    runs = list({run.label: run for run in (*runs, *setup.by_hand)}.values())
+    described = _describe(setup.weights, model, setup.points_from)
+    described["image_policy"] = rules.policy(model.image_policy)._asdict()
+    if goes_on and output is not None and not setup.overwrite:
+        before = _written(output, described, task, [run.label for run in runs])
+        if before is not None:
+            return before, True
     with contextlib.ExitStack() as stack:
         journal = None
         if output is not None:
+            check_output_folder(output, overwrite=setup.overwrite, ours=OURS)
             of = {
                 "model": described,
-                "weights": _version_of(weights),
+                "weights": _version_of(setup.weights),
                 "dataset": {"name": data.name, **data.describe(), "scenes": len(data)},
-                "options": [first, views, size, root and os.path.abspath(root)],
+                "options": task.options,
+                "protocol": rules.describe(),
                 "configurations": [repr(run) for run in runs],
                 "batch": batch,
                 "version": __version__,
             }
-            journal = stack.enter_context(Journal(_so_far(output), of, overwrite=overwrite))
+            journal = stack.enter_context(Journal(_so_far(output), of, overwrite=setup.overwrite))
             if journal.batches:
-                done = sum(len(next(iter(b.values())).scenes) for b in journal.batches.values())
+                done = sum(next(iter(b.values())).seen for b in journal.batches.values())
                 typer.echo(f"{done} scenes were measured before, and stand in {journal.path}", err=True)
-        results = _measure(model, params, runs, data, batch, journal, silent=quiet or as_json)
-        found = report(described, data, runs, results, batch=batch, block=blocks, version=__version__)
-        rows, measured = found["configurations"], len(found["dataset"]["scenes"])
+        results = _measure(setup, runs, data, batch, journal, rules, silent=silent)
+        found = report(
+            described, data, runs, results, batch=batch, block=setup.block, version=__version__, rules=rules
+        )
         if output is not None:
-            with output_folder(output, overwrite=overwrite, ours=OURS) as folder:
+            with output_folder(output, overwrite=setup.overwrite, ours=OURS) as folder:
                 write_file(folder / "evaluation.json", encode(found))
-                if plot and not measured_panels(rows):
-                    typer.echo("nothing of what quality.png shows was measured: it is not written", err=True)
-                elif plot:
-                    what = f"{measured} scene{'s' * (measured != 1)} of {data.name}"
-                    write_plot(rows, f"{Path(weights).stem}: {what}", folder / "quality.png")
-        if journal is not None and measured == len(data):
+                _draw(setup, task, runs, found, folder)
+        whole = _seen(found) == len(data)
+        if journal is not None and whole:
             journal.remove()
-    if as_json:
-        typer.echo(json.dumps(found))
-    elif not quiet:
-        typer.echo(table(rows))
-        if baselines := baseline_table(rows):
-            typer.echo(baselines)
-    if measured < len(data):
-        text = f"interrupted: this is of the first {measured} of {len(data)} scenes"
-        on = "" if output is None else "; the same command with --overwrite goes on"
-        typer.echo(text + on, err=True)
-        raise typer.Exit(INTERRUPTED)
+    return found, whole
+
+
+def _written(output: Path, described: dict, task: _Task, labels: list[str]) -> dict[str, Any] | None:
+    """The whole report that lies there, if it is of this evaluation. TargetError if it is of another."""
+    from fastvggt_jax.errors import TargetError
+    from fastvggt_jax.io.json_files import read_json
+
+    path = output / "evaluation.json"
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    try:
+        parts = (found["model"], found["protocol"], [row["label"] for row in found["configurations"]])
+        same = parts == (json.loads(json.dumps(described)), task.rules.describe(), labels)
+        same = same and found["version"] == __version__ and found["dataset"]["name"] == task.data.name
+        whole = _seen(found) == len(task.data)
+    except (KeyError, TypeError):
+        same = whole = False
+    if not same:
+        text = f"{path} is of another evaluation; delete it, give another output, or overwrite it"
+        raise TargetError(text, argument="overwrite")
+    return found if whole else None
+
+
+def _seen(found: dict[str, Any]) -> int:
+    """How many scenes a report has measured or left out."""
+    return len(found["dataset"]["scenes"]) + len(found["dataset"].get("left_out", []))
+
+
+def _say(found: dict[str, Any]) -> None:
+    from fastvggt_jax.evaluate.report import baseline_table, comparison, table
+
+    typer.echo(table(found["configurations"], found["published"]))
+    if baselines := baseline_table(found["configurations"]):
+        typer.echo(baselines)
+    for line in comparison(found):
+        typer.echo(line)
+
+
+def _say_left_out(found: dict[str, Any]) -> None:
+    from fastvggt_jax.evaluate.report import left_out_lines
+
+    for line in left_out_lines(found["dataset"]):
+        typer.echo(printable(line), err=True)
+
+
+def _draw(setup: _Setup, task: _Task, runs: list[Configuration], found: dict[str, Any], folder: Path) -> None:
+    """quality.png and gallery.png, as far as they are wanted."""
+    from fastvggt_jax.evaluate.gallery import write_gallery
+    from fastvggt_jax.evaluate.plot import measured_panels, write_plot
+
+    rows, measured = found["configurations"], len(found["dataset"]["scenes"])
+    title = f"{Path(setup.weights).stem}: {measured} scene{'s' * (measured != 1)} of {task.data.name}"
+    if setup.plot and not measured_panels(rows):
+        typer.echo("nothing of what quality.png shows was measured: it is not written", err=True)
+    elif setup.plot:
+        write_plot(rows, title, folder / "quality.png")
+    if setup.gallery:
+        from fastvggt_jax.evaluate.runner import predictor
+
+        model = setup.model.clone(sparsity=runs[0].sparsity)
+        predict = predictor(model, setup.params, setup.points_from)
+        write_gallery(
+            predict, model.image_policy, task.data, task.rules, found, title, folder / "gallery.png"
+        )
 
 
 def _by_hand(texts: list[str] | None, block: tuple[int, int], *, dense: bool) -> list[Configuration]:
@@ -176,24 +372,28 @@ def _by_hand(texts: list[str] | None, block: tuple[int, int], *, dense: bool) ->
 
 
 def _ablations(
-    model: Model, data: Dataset, block: tuple[int, int], family: list[str] | None
+    model: Model,
+    data: Dataset,
+    block: tuple[int, int],
+    family: list[str] | None,
+    rules: Rules | None = None,
 ) -> list[Configuration]:
     from fastvggt_jax.evaluate.ablations import ablations
     from fastvggt_jax.evaluate.runner import sized_images
 
-    policy = model.image_policy
+    policy = model.image_policy if rules is None else rules.policy(model.image_policy)
     frames, height, width, _ = sized_images(data, data[0].images, policy).pixels.shape
     return ablations(model.depth, block, frames * height * width // policy.patch**2, family)
 
 
-def _load(weights: str, dtype: str) -> tuple[Model, Any]:
+def _load(weights: str, dtype: str, points_from: str | None) -> tuple[Model, Any]:
     """(model, params) with the heads that are measured."""
     import jax
 
     from fastvggt_jax.pipeline import compute_dtype
     from fastvggt_jax.pretrained import from_pretrained, read_model
 
-    model, params = from_pretrained(weights, heads=read_model(weights).heads_for(None))
+    model, params = from_pretrained(weights, heads=read_model(weights).heads_for(points_from))
     if dtype == "float32" and jax.default_backend() == "gpu":
         # And not TF32, whose errors would be measured too.
         jax.config.update("jax_default_matmul_precision", "highest")
@@ -201,12 +401,12 @@ def _load(weights: str, dtype: str) -> tuple[Model, Any]:
 
 
 def _measure(
-    model: Model,
-    params: Any,
+    setup: _Setup,
     runs: list[Configuration],
     data: Dataset,
     batch: int,
     journal: Journal | None,
+    rules: Rules,
     *,
     silent: bool,
 ) -> dict[str, Result]:
@@ -215,7 +415,13 @@ def _measure(
     from fastvggt_jax.evaluate.runner import evaluate, predictor
     from pallas_kernels import compiles_in_threads
 
-    predictors = {run.label: predictor(model.clone(sparsity=run.sparsity), params) for run in runs}
+    model = setup.model
+    predictors = {
+        run.label: predictor(
+            model.clone(sparsity=run.sparsity), setup.params, setup.points_from, setup.placed
+        )
+        for run in runs
+    }
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -234,6 +440,7 @@ def _measure(
             # Only where compiling takes longer than running.
             together=jax.default_backend() == "gpu" and compiles_in_threads(model.dtype),
             journal=journal,
+            rules=rules,
         )
 
 
@@ -250,7 +457,7 @@ def _version_of(weights: str) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _describe(weights: str, model: Model) -> dict[str, Any]:
+def _describe(weights: str, model: Model, points_from: str | None) -> dict[str, Any]:
     import jax.numpy as jnp
 
     return {
@@ -258,5 +465,5 @@ def _describe(weights: str, model: Model) -> dict[str, Any]:
         "class": type(model).__name__,
         "dtype": jnp.dtype(model.dtype).name,
         "float8_scores": model.float8_scores,
-        "image_policy": model.image_policy._asdict(),
+        "points_from": points_from or model.point_sources[0],
     }

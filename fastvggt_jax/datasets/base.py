@@ -60,6 +60,28 @@ class Sample(NamedTuple):
 
 
 METRICS = ("cameras", "depth", "points", "rank correlation")
+# What papers measure by their own definitions, see `evaluate.measures`.
+FIELD = ("cameras", "Procrustes", "trajectory", "clouds", "video depth")
+PAIRS, SCENES, PIXELS, CATEGORIES = "pairs", "scenes", "pixels", "categories"
+POSE_WIDTH, CLOUD_WIDTH = 512, 518  # pixels that π³'s evaluation shows its models
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """How papers measure a data set; `evaluate.protocols` has what differs between them.
+
+    metrics: of FIELD. mean_over: of what the reported means are: PAIRS of views of all scenes together, or
+    SCENES. width: pixels that the model sees. reach: how far ICP looks for partners, in the data set's unit.
+    farthest: depth from which on a video's pixels do not count, None: all do; clipped: whether predictions
+    are cut there too.
+    """
+
+    metrics: tuple[str, ...]
+    mean_over: str = SCENES
+    width: int = POSE_WIDTH
+    reach: float = 0.1
+    farthest: float | None = None
+    clipped: bool = False
 
 
 class Dataset(Protocol):
@@ -70,6 +92,8 @@ class Dataset(Protocol):
       metrics: which of METRICS are to be measured, where a scene's truth has what they need. The rank
         correlation needs depths in the right order alone, in whatever unit.
       size: pixels of what the model is to see, as `load_images` takes it; None is the model's own.
+
+    It may have a `field`, a Field, if papers measure on it.
     """
 
     @property
@@ -83,7 +107,9 @@ class Dataset(Protocol):
         """How many scenes."""
 
     def __getitem__(self, number: int, /) -> Sample:
-        """One of them; IndexError beyond the last. Called from several threads at a time."""
+        """One of them; IndexError beyond the last. Called from several threads at a time. Raises
+        SceneError for one that cannot be measured, which is left out.
+        """
 
     def describe(self) -> dict[str, Any]:
         """What a report has to say so that the same scenes can be found again: JSON values."""
@@ -94,7 +120,10 @@ class Options:
     """What can be chosen of a data set; None is its own default.
 
     scenes: how many, from number `first` on. views: photographs of each. size: see `Dataset`. root: the
-    folder that its files lie in. Raises InputError, naming the field, for what is no such thing.
+    folder that its files lie in. stride: of the photographs of a scene every so manieth. frames: a JSON file
+    of {scene: [numbers of its photographs]}, in the place of a list that is generated. protocol: of
+    `evaluate.protocols`, where it decides which photographs are taken. Raises InputError, naming the field,
+    for what is no such thing.
     """
 
     scenes: int | None = None
@@ -102,13 +131,18 @@ class Options:
     views: int | None = None
     size: int | None = None
     root: Path | None = None
+    stride: int | None = None
+    frames: Path | None = None
+    protocol: str | None = None
 
     def __post_init__(self) -> None:
-        for field in ("scenes", "first", "views", "size"):
+        for field in ("scenes", "first", "views", "size", "stride"):
             if getattr(self, field) is not None:
                 whole_number(field, getattr(self, field))
-        if self.root is not None and not isinstance(self.root, str | os.PathLike):
-            raise InputError(f"root must be a folder, not {self.root!r}", argument="root")
+        for field, kind in (("root", "folder"), ("frames", "file")):
+            value = getattr(self, field)
+            if value is not None and not isinstance(value, str | os.PathLike):
+                raise InputError(f"{field} must be a {kind}, not {value!r}", argument=field)
 
     def refuse(self, name: str, *arguments: str) -> None:
         """Raises InputError if one of these was chosen, which the data set of this name has no choice of."""
@@ -126,6 +160,22 @@ DATASETS: Registry[Build] = Registry(
     {
         "synthetic": "fastvggt_jax.datasets.rendered:Rendered.build",
         "stereo": "fastvggt_jax.datasets.stereo:Stereo.build",
+        "real": "fastvggt_jax.datasets.real:Real.build",
+        "colmap": "fastvggt_jax.datasets.colmap:Colmap.build",
+        "nerfstudio": "fastvggt_jax.datasets.nerfstudio:Nerfstudio.build",
+        "idr": "fastvggt_jax.datasets.idr:IDR.build",
+        "realestate10k": "fastvggt_jax.datasets.realestate10k:RealEstate10K.build",
+        "co3dv2": "fastvggt_jax.datasets.co3dv2:CO3Dv2.build",
+        "tanksandtemples": "fastvggt_jax.datasets.tanksandtemples:TanksAndTemples.build",
+        "eth3d": "fastvggt_jax.datasets.eth3d:ETH3D.build",
+        "7scenes": "fastvggt_jax.datasets.seven_scenes:SevenScenes.build",
+        "nrgbd": "fastvggt_jax.datasets.nrgbd:NRGBD.build",
+        "dtu": "fastvggt_jax.datasets.dtu:DTU.build",
+        "scannet": "fastvggt_jax.datasets.scannet:ScanNet.build",
+        "tum": "fastvggt_jax.datasets.tum:TUM.build",
+        "sintel": "fastvggt_jax.datasets.sintel:Sintel.build",
+        "bonn": "fastvggt_jax.datasets.bonn:Bonn.build",
+        "kitti": "fastvggt_jax.datasets.kitti:KITTI.build",
     },
 )
 register, registered, names = DATASETS.register, DATASETS.registered, DATASETS.names

@@ -49,10 +49,9 @@ class Rendered:
 
     @classmethod
     def build(cls, options: Options) -> Self:
-        options.refuse(cls.name, "root")
-        return cls(
-            **{name: value for name, value in dataclasses.asdict(options).items() if value is not None}
-        )
+        options.refuse(cls.name, "root", "stride", "frames")
+        given = {field.name: getattr(options, field.name) for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in given.items() if value is not None})
 
     def __len__(self) -> int:
         return self.scenes

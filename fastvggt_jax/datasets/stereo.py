@@ -37,7 +37,7 @@ class Stereo:
 
     @classmethod
     def build(cls, options: Options) -> Self:
-        options.refuse(cls.name, "scenes", "first", "views", "root")
+        options.refuse(cls.name, "scenes", "first", "views", "root", "stride", "frames")
         return cls(*motorcycle(), options.size)
 
     def __len__(self) -> int:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 
-from fastvggt_jax.datasets.base import Sample
-from fastvggt_jax.errors import FailedError
-from fastvggt_jax.evaluate import metrics
-from fastvggt_jax.evaluate.truth import in_model_pixels, known
+from fastvggt_jax.datasets.base import CLOUD_WIDTH, Field, Sample
+from fastvggt_jax.errors import FailedError, SceneError
+from fastvggt_jax.evaluate import clouds, depths, metrics, trajectories
+from fastvggt_jax.evaluate.truth import in_model_pixels, known, unprojected
 from fastvggt_jax.models.prediction import Reconstruction
 from fastvggt_jax.sources import ImageTransform
 
 # Of a scene's pixels: among which neighbours are looked up, and for how many.
 SURFACE_POINTS, SURFACE_QUERIES = 50_000, 2_500
-ACCURACIES, AREAS = (5, 15), (5, 30)  # thresholds in degrees
+ACCURACIES, AREAS = (5, 15, 30), (5, 15, 30)  # thresholds in degrees
+NEAREST = 1e-4  # of true depths, from which on they make a point of a cloud
+PATCH = 14  # pixels, of which a cloud's height is a multiple
+VIDEO = ("AbsRel", "delta")  # of a video's depth, after
+ALIGNMENTS = (depths.SCALE, depths.SCALE_SHIFT)
+WEIGHT = "valid pixels"
 DEFINITIONS = {
     "scene's size": "the mean distance of its true points from the first camera, VGGT's unit; of a data set "
     "without points, the mean distance of the other cameras from the first; percentages of lengths are of it",
@@ -55,6 +62,37 @@ DEFINITIONS = {
     "ranked pixels": "of how many pixels that is, where both depths are known; the mean over scenes",
     "ranked share": "percent; how many that is of the pixels of the photographs with true depth; the mean "
     "over scenes",
+    "normalised ATE": "Tanks & Temples' ATE: camera centres of truth and prediction are centred and brought "
+    "to length 1, then aligned by Procrustes; the root mean square over all 3F numbers, without unit, "
+    "falling as 1/√F; the mean over scenes",
+    "trajectory ATE": "in the data set's unit; evo's APE of translations, root mean square after alignment "
+    "by a similarity; the mean over scenes",
+    "RPE translation": "in the data set's unit; evo's RPE of each two frames that follow one another, root "
+    "mean square after the same alignment; the mean over scenes",
+    "RPE rotation": "the same in degrees",
+    **{
+        f"{name} {kind}": f"{text}, the {kind} of a scene, after alignment by a similarity over all valid "
+        f"pixels and ICP; the mean over scenes"
+        for name, text in (
+            ("Acc", "in the data set's unit; distance from predicted points to the nearest true ones"),
+            ("Comp", "in the data set's unit; distance from true points to the nearest predicted ones"),
+            ("NC", "|cosine| of the normals of nearest points, over both directions"),
+            ("NC1", "|cosine| of the normals of predicted points and the nearest true ones"),
+            ("NC2", "|cosine| of the normals of true points and the nearest predicted ones"),
+        )
+        for kind in ("mean", "median")
+    },
+    "point clouds": "Chamfer distance, in the data set's unit: the mean of Acc mean and Comp mean",
+    **{
+        f"{name}, {how}": f"{text} after one {how.replace('&', ' and ')} for all frames of a video; the mean "
+        "over videos, weighted by their valid pixels"
+        for name, text in (
+            ("AbsRel", "mean of |depth - truth| / truth"),
+            ("delta", "percent of depths wrong by a factor below 1.25"),
+        )
+        for how in ALIGNMENTS
+    },
+    WEIGHT: "of a video, whose true depth is known; the mean over videos",
     "baselines": "the same errors of pairs by the distance of their two cameras, from one percentage of the "
     "scene's size to another",
     "effective sparsity": "share of the blocks of patch queries that were not computed, special keys "
@@ -65,16 +103,35 @@ DEFINITIONS = {
 class Reference:
     """What is true of a scene, in numpy, with what only needs to be computed once.
 
-    wanted: of `datasets.base.METRICS`; what the truth has no part for is left out.
+    wanted: of `datasets.base.METRICS` and FIELD; what the truth has no part for is left out. field: how
+    papers measure the latter. order: of relative poses, see `metrics.pair_errors`. Raises SceneError where a
+    cloud or a video has no true depth.
 
     Attributes:
       baselines: f64[pairs], the distance of each two cameras in percent of the scene's size; none without
         cameras.
     """
 
-    def __init__(self, sample: Sample, transforms: Sequence[ImageTransform], wanted: Sequence[str]) -> None:
-        self.name, self.transforms = sample.name, transforms
-        truth = in_model_pixels(sample.truth, transforms)
+    def __init__(
+        self,
+        sample: Sample,
+        transforms: Sequence[ImageTransform],
+        wanted: Sequence[str],
+        field: Field | None = None,
+        order: str = metrics.I_FROM_J,
+    ) -> None:
+        self.name, self.transforms, self.order, self.field = (
+            sample.name,
+            transforms,
+            order,
+            field or Field(()),
+        )
+        if {"clouds", "video depth"} & {*wanted}:
+            self._read_depth(sample, wanted)
+        given = sample.truth
+        if not {"depth", "points", "rank correlation"} & {*wanted}:
+            given = dataclasses.replace(given, depth=None, points=None, valid=None)
+        truth = in_model_pixels(given, transforms)
         pixels = 0 if truth.valid is None else int(truth.valid.sum())
         some = pixels > 0
         cameras = truth.cam_from_world is not None
@@ -84,6 +141,10 @@ class Reference:
             # Alignment and normals are of three points at least.
             "points": pixels >= 3 and cameras and truth.points is not None,
             "rank correlation": some and truth.depth is not None,
+            "Procrustes": cameras and len(transforms) > 1,
+            "trajectory": cameras and len(transforms) > 1,
+            "clouds": True,
+            "video depth": True,
         }
         self.groups = [group for group in wanted if there[group]]
         self.cam_from_world, self.valid = truth.cam_from_world, truth.valid
@@ -110,6 +171,30 @@ class Reference:
         distances = np.linalg.norm((centres[1:] if points is None else points) - centres[0], axis=-1)
         return float(distances.mean()) if len(distances) else 0.0
 
+    def _read_depth(self, sample: Sample, wanted: Sequence[str]) -> None:
+        """True points at the size at which clouds are compared, and true depth; one photograph at a time."""
+        truth, clouded = sample.truth, "clouds" in wanted
+        self.cloud_valid: list[np.ndarray] = []
+        self.video_depth: list[np.ndarray] = []
+        points = []
+        for f in range(len(self.transforms)):
+            depth = np.asarray(truth.depth[f])
+            if truth.valid is not None:
+                depth = np.where(truth.valid[f], depth, 0)
+            if clouded:
+                where, valid = _cloud(depth, truth.K[f], truth.cam_from_world[f])
+                points.append(where[valid])
+                self.cloud_valid.append(valid)
+            if "video depth" in wanted:
+                far = np.inf if self.field.farthest is None else self.field.farthest
+                self.video_depth.append(np.where(np.isfinite(depth) & (depth > 0) & (depth < far), depth, 0))
+        if clouded:
+            self.cloud = np.concatenate(points).astype(np.float64)
+            if len(self.cloud) < 3:
+                raise SceneError("hardly a pixel has a known depth", scene=self.name)
+        elif not any(depth.any() for depth in self.video_depth):
+            raise SceneError("no pixel has a known depth", scene=self.name)
+
     @property
     def percent(self) -> float:
         """What a length is multiplied by to be a percentage of the scene's size; 0 if it has none."""
@@ -124,7 +209,7 @@ def measure(found: Reconstruction, truth: Reference) -> tuple[np.ndarray, dict[s
     values: dict[str, float] = {}
     if "cameras" in truth.groups:
         poses = np.asarray(found.cam_from_world)
-        pairs = np.stack(metrics.pair_errors(poses, truth.cam_from_world))
+        pairs = np.stack(metrics.pair_errors(poses, truth.cam_from_world, truth.order))
         values |= of_pairs(pairs)
         if truth.percent:  # cameras that all stand in one place have no size to measure by
             values["ATE"] = truth.percent * metrics.ate(poses, truth.cam_from_world)
@@ -139,7 +224,72 @@ def measure(found: Reconstruction, truth: Reference) -> tuple[np.ndarray, dict[s
         values |= _of_points(np.asarray(found.points)[truth.valid].astype(np.float64), truth)
     if "rank correlation" in truth.groups:
         values |= _ranks(found, truth)
+    if "Procrustes" in truth.groups:
+        poses = np.asarray(found.cam_from_world)
+        values["normalised ATE"] = trajectories.procrustes_ate(poses, truth.cam_from_world)
+    if "trajectory" in truth.groups:
+        errors = trajectories.trajectory_errors(np.asarray(found.cam_from_world), truth.cam_from_world)
+        values |= {"trajectory ATE" if name == "ATE" else name: value for name, value in errors.items()}
+    if "clouds" in truth.groups:
+        values |= _of_clouds(np.asarray(found.points), truth)
+    if "video depth" in truth.groups:
+        values |= _of_video(np.asarray(found.depth), truth)
     return pairs, values
+
+
+def _cloud(depth: np.ndarray, K: np.ndarray, cam_from_world: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(points f32[H, W, 3], valid bool[H, W]) of a photograph at the size of clouds: from the nearest pixel
+    as OpenCV counts them, K scaled by the larger of both ratios (π³'s evaluation branch,
+    datasets/utils/cropping.py).
+    """
+    height, width = depth.shape
+    tall = max(1, round(height * CLOUD_WIDTH / width / PATCH)) * PATCH
+    rows = np.minimum(np.arange(tall) * height // tall, height - 1)
+    columns = np.minimum(np.arange(CLOUD_WIDTH) * width // CLOUD_WIDTH, width - 1)
+    depth = depth[rows[:, None], columns]
+    valid = np.isfinite(depth) & (depth > NEAREST)
+    K = np.array(K, np.float64)
+    K[:2] *= max(CLOUD_WIDTH / width, tall / height)
+    x, y = np.arange(CLOUD_WIDTH) + 0.5, np.arange(tall) + 0.5
+    return unprojected(np.where(valid, depth, 0), x, y, K, np.asarray(cam_from_world, np.float64)), valid
+
+
+def _of_clouds(points: np.ndarray, truth: Reference) -> dict[str, float]:
+    pairs = zip(points, truth.cloud_valid, strict=True)
+    # A point at a time is a pixel's: the same pixels of truth and prediction.
+    predicted = np.concatenate([_resized(one, *valid.shape)[valid] for one, valid in pairs]).astype(
+        np.float64
+    )
+    predicted = metrics.align(predicted, truth.cloud)(predicted)
+    found = clouds.cloud_errors(predicted, truth.cloud, reach=truth.field.reach)
+    return found | {"point clouds": (found["Acc mean"] + found["Comp mean"]) / 2}
+
+
+def _resized(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """f32[height, width, 3] of f32[h, w, 3], bilinear, smoothed where it shrinks."""
+    if points.shape[:2] == (height, width):
+        return points
+    parts = [Image.fromarray(np.ascontiguousarray(points[..., i], np.float32)) for i in range(3)]
+    resized = [np.asarray(one.resize((width, height), Image.Resampling.BILINEAR)) for one in parts]
+    return np.stack(resized, -1)
+
+
+def _of_video(depth: np.ndarray, truth: Reference) -> dict[str, float]:
+    ours, theirs = [], []
+    for one, true in zip(depth, truth.video_depth, strict=True):
+        valid = true > 0
+        if valid.any():
+            ours.append(depths.cubic_resized(one, *true.shape)[valid])
+            theirs.append(true[valid].astype(np.float64))
+    predicted, true = np.concatenate(ours), np.concatenate(theirs)
+    values: dict[str, float] = {WEIGHT: len(true)}
+    for how in ALIGNMENTS:
+        aligned = depths.aligned(predicted, true, how)
+        if truth.field.clipped:
+            aligned = np.clip(aligned, None, truth.field.farthest)
+        found = depths.depth_errors(aligned, true)
+        values |= {f"{name}, {how}": found[name] for name in VIDEO}
+    return values
 
 
 def of_pairs(pairs: np.ndarray) -> dict[str, float]:

@@ -12,25 +12,32 @@ from jaxtyping import Float, Int
 from scipy.spatial import cKDTree
 from scipy.stats import spearmanr
 
+from fastvggt_jax.errors import InputError
 from fastvggt_jax.geometry.alignment import align
 
 NEIGHBOURS = 30  # that a normal is fitted to, as Open3D's default
+CHUNK = 100_000  # points whose neighbours are held at a time: 70 MB
+ORDERS = I_FROM_J, J_FROM_I, IN_WORLD = "i from j", "j from i", "in the world"  # of a relative pose
 
 # ---- cameras
 
 
 def pair_errors(
-    cam_from_world: Float[np.ndarray, "F 3 4"], truth: Float[np.ndarray, "F 3 4"]
+    cam_from_world: Float[np.ndarray, "F 3 4"], truth: Float[np.ndarray, "F 3 4"], order: str = I_FROM_J
 ) -> tuple[Float[np.ndarray, " pairs"], Float[np.ndarray, " pairs"]]:
-    """Errors of the relative poses cam_i_from_cam_j of all pairs of views i < j, in degrees: f64[F·(F-1)/2]
-    twice.
+    """Errors of the relative poses of all pairs of views i < j, in degrees: f64[F·(F-1)/2] twice.
 
     The first is the angle of the rotation between the two rotations, the second the angle between the two
     translations, up to sign: at most 90°, which it also is where one of them is zero (VGGT's
     evaluation/test_co3d.py, after PoseDiffusion, arXiv 2306.15667 §4).
+
+    order: which relative pose, of T = cam_from_world. I_FROM_J: T_i · inv(T_j), ours. J_FROM_I: T_j ·
+      inv(T_i), π³'s (evaluation branch, relpose/metric.py); rotation errors are the same, a translation is
+      seen from the other camera. IN_WORLD: inv(T_i) · T_j of cameras given relative to the first one, what
+      VGGT's official script computes; both errors are others.
     """
     (R, t), (R_true, t_true) = (
-        _relative_poses(np.asarray(poses, np.float64)) for poses in (cam_from_world, truth)
+        _relative_poses(np.asarray(poses, np.float64), order) for poses in (cam_from_world, truth)
     )
     chord = (
         np.linalg.norm(R - R_true, axis=(-2, -1)) / 8**0.5
@@ -48,8 +55,17 @@ def baselines(cam_from_world: Float[np.ndarray, "F 3 4"]) -> Float[np.ndarray, "
     return np.linalg.norm(_relative_poses(np.asarray(cam_from_world, np.float64))[1], axis=-1)
 
 
-def _relative_poses(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _relative_poses(poses: np.ndarray, order: str = I_FROM_J) -> tuple[np.ndarray, np.ndarray]:
     i, j = np.triu_indices(len(poses), 1)
+    if order == J_FROM_I:
+        i, j = j, i
+    elif order == IN_WORLD:
+        first = poses[0]
+        R = np.einsum("fij,kj->fik", poses[:, :, :3], first[:, :3])  # f64[F, 3, 3], cam_from_first
+        t = poses[:, :, 3] - np.einsum("fij,j->fi", R, first[:, 3])
+        return np.einsum("pji,pjk->pik", R[i], R[j]), np.einsum("pji,pj->pi", R[i], t[j] - t[i])
+    elif order != I_FROM_J:
+        raise InputError(f"order must be one of {', '.join(ORDERS)}, not {order!r}", argument="order")
     R = poses[i, :, :3] @ poses[j, :, :3].swapaxes(-1, -2)  # [pairs, 3, 3]
     return R, poses[i, :, 3] - np.einsum("pij,pj->pi", R, poses[j, :, 3])
 
@@ -132,16 +148,23 @@ class Surface:
         self.tree = cKDTree(self.points)
 
     def nearest(
-        self, points: Float[np.ndarray, "Q 3"]
+        self, points: Float[np.ndarray, "Q 3"], *, threads: int = 1
     ) -> tuple[Float[np.ndarray, " Q"], Int[np.ndarray, " Q"]]:
-        """The distances f64[Q] to the nearest points of the surface, and their numbers i64[Q]."""
-        return self.tree.query(points)
+        """The distances f64[Q] to the nearest points of the surface, and their numbers i64[Q]. threads: -1 is
+        one a core.
+        """
+        return self.tree.query(points, workers=threads)
 
-    def normals(self, points: Float[np.ndarray, "Q 3"]) -> Float[np.ndarray, "Q 3"]:
+    def normals(self, points: Float[np.ndarray, "Q 3"], *, threads: int = 1) -> Float[np.ndarray, "Q 3"]:
         """Unit normals f64[Q, 3], up to sign: across the plane through each point's nearest neighbours."""
-        _, found = self.tree.query(points, min(NEIGHBOURS, len(self.points)))
-        around = self.points[found] - self.points[found].mean(1, keepdims=True)  # [Q, neighbours, 3]
-        return np.linalg.eigh(np.einsum("qni,qnj->qij", around, around))[1][..., 0]
+        normals = np.empty((len(points), 3))
+        for start in range(0, len(points), CHUNK):
+            some = slice(start, start + CHUNK)
+            _, found = self.tree.query(points[some], min(NEIGHBOURS, len(self.points)), workers=threads)
+            around = self.points[found.reshape(len(found), -1)]  # [q, neighbours, 3]
+            around -= around.mean(1, keepdims=True)
+            normals[some] = np.linalg.eigh(np.einsum("qni,qnj->qij", around, around))[1][..., 0]
+        return normals
 
 
 def surface_errors(surface: Surface, truth: Surface, queries: slice = slice(None)) -> dict[str, float]:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from fastvggt_jax.datasets.base import Dataset
-from fastvggt_jax.errors import FailedError, InputError
-from fastvggt_jax.evaluate.measures import Reference, measure, of_pairs
+from fastvggt_jax.datasets.base import CATEGORIES, PAIRS, Dataset
+from fastvggt_jax.errors import FailedError, ImageError, InputError, MissingError, SceneError
+from fastvggt_jax.evaluate.measures import ALIGNMENTS, VIDEO, WEIGHT, Reference, measure, of_pairs
+from fastvggt_jax.evaluate.protocols import Rules, rules_for
 from fastvggt_jax.models.base import Model
 from fastvggt_jax.models.prediction import Prediction, Reconstruction
+from fastvggt_jax.sharding import SCENES
 from fastvggt_jax.sources import ImagePolicy, Images, load_images
 from fastvggt_jax.sources.sizing import check_sides
 
@@ -23,22 +28,66 @@ if TYPE_CHECKING:
     from fastvggt_jax.evaluate.journal import Journal
 
 Array = jax.Array
+WEIGHTED = {f"{name}, {how}" for name in VIDEO for how in ALIGNMENTS}
 # Percent of the scene's size, between which pairs of views are told apart.
 BASELINES = (0, 3, 6, 12, 25, 50, np.inf)
 Predict = Callable[[Any], tuple[Reconstruction, Array | None]]
 
 
-def predictor(model: Model, params: Mapping[str, Any]) -> Predict:
+class Predictor:
     """u8[B, F, H, W, 3] -> the Reconstruction, and the density of each global layer, f32[layers], or None of
-    a dense model. Jitted.
+    a dense model. points_from: see `Model.reconstruction`. placed: by a mesh of devices, the parameters whole
+    on each of them; predictors of the same parameters share it.
     """
 
-    @jax.jit
-    def run(params: Mapping[str, Any], images: Array) -> tuple[Reconstruction, Array | None]:
-        prediction = cast(Prediction, model.apply(params, images))
-        return model.reconstruction(prediction), prediction.density
+    def __init__(
+        self,
+        model: Model,
+        params: Mapping[str, Any],
+        points_from: str | None = None,
+        placed: dict[Any, Any] | None = None,
+    ) -> None:
+        @jax.jit
+        def run(params: Mapping[str, Any], images: Array) -> tuple[Reconstruction, Array | None]:
+            prediction = cast(Prediction, model.apply(params, images))
+            return model.reconstruction(prediction, points_from), prediction.density
 
-    return lambda images: run(params, images)
+        self.run, self.params = run, params
+        self.placed = {} if placed is None else placed
+        self.programs: dict[Any, Any] = {}
+
+    def compile(self, images: Any) -> None:
+        """For images of this shape, so that what follows takes the time of running alone."""
+        key = self._key(images)
+        if key not in self.programs:
+            self.programs[key] = self.run.lower(self._params_for(images), images).compile()
+
+    def __call__(self, images: Any) -> tuple[Reconstruction, Array | None]:
+        program = self.programs.get(self._key(images))
+        return (program or self.run)(self._params_for(images), images)
+
+    def _params_for(self, images: Any) -> Any:
+        """Sent to the devices once, and not with every batch."""
+        sharding = getattr(images, "sharding", None)
+        if not isinstance(sharding, NamedSharding):
+            return self.params
+        if sharding.mesh not in self.placed:
+            whole = NamedSharding(sharding.mesh, PartitionSpec())
+            self.placed[sharding.mesh] = jax.device_put(self.params, whole)
+        return self.placed[sharding.mesh]
+
+    @staticmethod
+    def _key(images: Any) -> Any:
+        return images.shape, images.dtype, getattr(images, "sharding", None)
+
+
+def predictor(
+    model: Model,
+    params: Mapping[str, Any],
+    points_from: str | None = None,
+    placed: dict[Any, Any] | None = None,
+) -> Predict:
+    return Predictor(model, params, points_from, placed)
 
 
 class Scene(NamedTuple):
@@ -51,7 +100,9 @@ class Scene(NamedTuple):
 @dataclasses.dataclass
 class Result:
     """Of one predictor. scenes: their names. pairs: f64[2, pairs] of each, and their baselines f64[pairs];
-    metrics: of each scene; density: f64[layers] of each, none if dense.
+    metrics: of each scene; density: f64[layers] of each, none if dense. seconds: that predicting each took,
+    without compiling where the predictor is a `Predictor`. left_out: (name, reason) of scenes
+    that could not be measured, the same of every predictor.
     """
 
     scenes: list[str] = dataclasses.field(default_factory=list)
@@ -59,6 +110,13 @@ class Result:
     baselines: list[np.ndarray] = dataclasses.field(default_factory=list)
     metrics: list[dict[str, float]] = dataclasses.field(default_factory=list)
     density: list[np.ndarray] = dataclasses.field(default_factory=list)
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    left_out: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+    @property
+    def seen(self) -> int:
+        """How many scenes were measured or left out."""
+        return len(self.scenes) + len(self.left_out)
 
     def extend(self, other: Result) -> None:
         """By what the same predictor has given on other scenes."""
@@ -69,15 +127,27 @@ class Result:
         """Of the metrics that some scene has."""
         return list(dict.fromkeys(name for scene in self.metrics for name in scene))
 
-    def summary(self) -> dict[str, float]:
-        """Over all scenes that have the metric, by the names of `measures.DEFINITIONS`."""
-        means = {
-            name: float(np.mean([scene[name] for scene in self.metrics if name in scene]))
-            for name in self.names()
-        }
+    def summary(self, mean_over: str = PAIRS) -> dict[str, float]:
+        """Over all scenes that have the metric, by the names of `measures.DEFINITIONS`; mean_over: see
+        `datasets.base.Field`, CATEGORIES being of the first parts of scenes' names, "apple/...".
+        """
         density = float(np.mean(self.density)) if self.density else 1.0
-        pairs = np.concatenate(self.pairs, 1)
-        return {"effective sparsity": 1 - density} | means | (of_pairs(pairs) if pairs.size else {})
+        found = {"effective sparsity": 1 - density} | {name: self._mean(name) for name in self.names()}
+        if mean_over == CATEGORIES:
+            of: dict[str, list[np.ndarray]] = {}
+            for scene, pairs in zip(self.scenes, self.pairs, strict=True):
+                of.setdefault(scene.split("/")[0], []).append(pairs)
+            each = [of_pairs(both) for one in of.values() if (both := np.concatenate(one, 1)).size]
+            found |= {name: float(np.mean([one[name] for one in each])) for name in (each or [{}])[0]}
+        elif mean_over == PAIRS and (both := np.concatenate(self.pairs, 1)).size:
+            found |= of_pairs(both)
+        return found
+
+    def _mean(self, name: str) -> float:
+        """Over the scenes that have it; of a video's depth each counts by its valid pixels."""
+        scenes = [scene for scene in self.metrics if name in scene]
+        weights = [scene[WEIGHT] for scene in scenes] if name in WEIGHTED else None
+        return float(np.average([scene[name] for scene in scenes], weights=weights))
 
     def by_baseline(self) -> list[dict[str, float | None]]:
         """The metrics of pairs between each two of BASELINES, where there are some; "to" is None at the end,
@@ -92,16 +162,17 @@ class Result:
                 found.append({"from": low, "to": end, "share": share, **of_pairs(pairs[:, chosen])})
         return found
 
-    def report(self) -> dict[str, Any]:
-        """The summary, and what it is made of: pairs by their baseline, the density of each layer, and every
-        scene's metrics, None where one has no such truth.
+    def report(self, mean_over: str = PAIRS) -> dict[str, Any]:
+        """The summary, and what it is made of: pairs by their baseline, the density of each layer, seconds,
+        and every scene's metrics, None where one has no such truth.
         """
         layers = [round(float(d), 4) for d in np.mean(self.density, 0)] if self.density else None
         rounded = lambda value: None if value is None else round(value, 4)
         return {
-            "summary": self.summary(),
+            "summary": self.summary(mean_over),
             "baselines": self.by_baseline(),
             "density": layers,
+            "seconds": [round(second, 4) for second in self.seconds],
             "scenes": {name: [rounded(scene.get(name)) for scene in self.metrics] for name in self.names()},
         }
 
@@ -117,7 +188,7 @@ def whole_batch(count: int, at_most: int) -> int:
 
 def check_size(dataset: Dataset, policy: ImagePolicy) -> None:
     """Raises InputError if the data set is to be seen at a size that the model cannot take."""
-    if policy.mode != "area" and dataset.size is not None:
+    if policy.mode not in ("area", "wide") and dataset.size is not None:
         check_sides(policy.patch, size=dataset.size)
 
 
@@ -135,21 +206,26 @@ def evaluate(
     advance: Callable[[int], object] = lambda scenes: None,
     together: bool = False,
     journal: Journal | None = None,
+    rules: Rules | None = None,
 ) -> dict[str, Result]:
-    """Every predictor on every scene, sized by the policy; calls `advance` with a number of scenes whenever
-    one predictor has been measured on so many. Interrupted (KeyboardInterrupt), it returns what the batches
-    before have given, if there are some.
+    """Every predictor on every scene, sized by the policy or by the protocol; calls `advance` with a number
+    of scenes whenever one predictor has been measured on so many. Interrupted (KeyboardInterrupt), it returns
+    what the batches before have given, if there are some.
 
     batch: scenes at a time, at most; of these, those of one size in pixels are predicted at once.
+    rules: what is measured, by default `rules_for` the data set.
     together: predictors are compiled at the same time, in threads, see `pallas_kernels.compiles_in_threads`;
     each runs once more for it.
     journal: what was found is written to it batch by batch, and what it holds is not measured again.
 
-    Raises FailedError if a prediction is not finite, InputError for what cannot be measured, and what the
-    data set raises.
+    A scene that cannot be measured (SceneError, photographs that cannot be read) is left out. Raises
+    FailedError if a prediction is not finite, InputError for what cannot be measured, also if no scene can
+    be, and what the data set raises.
     """
     if len(dataset) == 0:
         raise InputError(f"the data set {dataset.name} has no scenes to measure", argument="dataset")
+    rules = rules_for(dataset) if rules is None else rules
+    policy = rules.policy(policy)
     check_size(dataset, policy)
     batch = whole_batch(len(dataset), batch)
     results = {name: Result() for name in predictors}
@@ -159,11 +235,16 @@ def evaluate(
             if journal is not None and start in journal.batches:
                 for name, result in journal.batches[start].items():
                     results[name].extend(result)
-                    advance(len(result.scenes))
+                    advance(result.seen)
                 continue
             found = {name: Result() for name in predictors}
             try:
-                for scenes in _batches(dataset, range(start, start + batch), policy, threads):
+                loaded = _batches(dataset, range(start, start + batch), policy, threads, rules)
+                for name, why in next(loaded):
+                    for result in found.values():
+                        result.left_out.append((name, why))
+                        advance(1)
+                for scenes in loaded:
                     if not compiled:
                         _compile(predictors, scenes, threads)
                         compiled = True
@@ -176,34 +257,73 @@ def evaluate(
                 journal.add(start, found)
             for name, result in found.items():
                 results[name].extend(result)
+    one = next(iter(results.values()), Result())
+    if one.left_out and not one.scenes:
+        name, why = one.left_out[0]
+        text = f"none of the {len(one.left_out)} scenes of {dataset.name} can be measured; the first, {name}"
+        raise InputError(f"{text}: {why}", argument="dataset")
     return results
 
 
 def _batches(
-    dataset: Dataset, numbers: range, policy: ImagePolicy, threads: Executor
-) -> Iterator[list[Scene]]:
-    """These scenes, those whose pixels have one shape together."""
+    dataset: Dataset, numbers: range, policy: ImagePolicy, threads: Executor, rules: Rules
+) -> Iterator[list[Any]]:
+    """(name, reason) of those of these scenes that cannot be measured; then the others, those whose pixels
+    have one shape together.
+    """
 
-    def load(number: int) -> Scene:
-        sample = dataset[number]
-        images = sized_images(dataset, sample.images, policy)
-        return Scene(images.pixels, Reference(sample, images.transforms, dataset.metrics))
+    def load(number: int) -> Scene | tuple[str, str]:
+        name = f"scene {number}"
+        try:
+            sample = dataset[number]
+            name = sample.name
+            images = sized_images(dataset, sample.images, policy)
+            truth = Reference(sample, images.transforms, rules.wanted, rules.field, rules.order)
+            return Scene(images.pixels, truth)
+        except SceneError as error:
+            return error.scene, error.text
+        except (ImageError, MissingError) as error:
+            return name, error.text
 
     # One before the others: what a data set compiles is compiled once.
     scenes = [load(numbers[0]), *threads.map(load, numbers[1:])]
+    yield [one for one in scenes if not isinstance(one, Scene)]
     by_shape: dict[tuple[int, ...], list[Scene]] = {}
     for scene in scenes:
-        by_shape.setdefault(scene.pixels.shape, []).append(scene)
+        if isinstance(scene, Scene):
+            by_shape.setdefault(scene.pixels.shape, []).append(scene)
     yield from by_shape.values()
 
 
 def _compile(predictors: Mapping[str, Predict], scenes: list[Scene], threads: Executor) -> None:
-    images = np.stack([scene.pixels for scene in scenes])
+    images = _on_devices(scenes)
 
     def once(predict: Predict) -> None:
-        jax.block_until_ready(predict(images))
+        if isinstance(predict, Predictor):
+            predict.compile(images)
+        else:
+            jax.block_until_ready(predict(images))
 
     list(threads.map(once, predictors.values()))
+
+
+def _on_devices(scenes: list[Scene]) -> Array:
+    """u8[B, F, H, W, 3], scenes spread over all devices where they come out even, else on one."""
+    images = np.stack([scene.pixels for scene in scenes])
+    count = jax.local_device_count()
+    if count == 1 or len(images) % count:
+        return jax.device_put(images)
+    mesh = jax.make_mesh((count,), (SCENES,), axis_types=(AxisType.Explicit,))
+    return jax.device_put(images, NamedSharding(mesh, PartitionSpec(SCENES)))
+
+
+def _timed(predict: Predict, images: Array) -> tuple[tuple[Reconstruction, Any], float]:
+    """What it says, in numpy, and the seconds that it took, without compiling where that can be told."""
+    if isinstance(predict, Predictor):
+        predict.compile(images)
+    start = time.perf_counter()
+    found = jax.block_until_ready(predict(images))
+    return jax.device_get(found), time.perf_counter() - start
 
 
 def _measure(
@@ -214,26 +334,38 @@ def _measure(
     advance: Callable[[int], object],
 ) -> None:
     """Adds to the results what every predictor says of scenes of one shape."""
-    images = jax.device_put(np.stack([scene.pixels for scene in scenes]))  # [B, F, H, W, 3]
+    images = _on_devices(scenes)
     truths = [scene.truth for scene in scenes]
-    names = list(predictors)
-    running: Any = predictors[names[0]](images)
-    for name, following in itertools.zip_longest(names, names[1:]):
-        found, density = jax.device_get(running)
-        # The device predicts while this one is measured.
-        running = following and predictors[following](images)
+    waiting: Callable[[], None] = lambda: None
+    for name, predict in predictors.items():
+        (found, density), seconds = _timed(predict, images)
+        waiting()  # the one before was measured while the device predicted
         each = [jax.tree.map(lambda x, b=b: x[b], found) for b in range(len(scenes))]
         for one, truth in zip(each, truths, strict=True):
             if not all(np.isfinite(x).all() for x in jax.tree.leaves(one)):
                 text = f"the model's cameras or points of {truth.name} are not finite: damaged weights?"
                 raise FailedError(f"{name}: {text}")
-        result = results[name]
-        for truth, (pairs, values) in zip(truths, threads.map(measure, each, truths), strict=True):
-            result.scenes.append(truth.name)
-            result.pairs.append(pairs)
-            result.baselines.append(truth.baselines)
-            result.metrics.append(values)
-        if density is not None:
-            # Of every scene: batches whose photographs differ in shape are predicted in parts.
-            result.density += [np.asarray(density, np.float64)] * len(scenes)
-        advance(len(scenes))
+        measured = [threads.submit(measure, one, truth) for one, truth in zip(each, truths, strict=True)]
+        waiting = partial(_collect, results[name], truths, measured, density, seconds, advance)
+    waiting()
+
+
+def _collect(
+    result: Result,
+    truths: list[Reference],
+    measured: list[Future],
+    density: Any,
+    seconds: float,
+    advance: Callable[[int], object],
+) -> None:
+    for truth, one in zip(truths, measured, strict=True):
+        pairs, values = one.result()
+        result.scenes.append(truth.name)
+        result.pairs.append(pairs)
+        result.baselines.append(truth.baselines)
+        result.metrics.append(values)
+        result.seconds.append(seconds / len(truths))
+    if density is not None:
+        # Of every scene: batches whose photographs differ in shape are predicted in parts.
+        result.density += [np.asarray(density, np.float64)] * len(truths)
+    advance(len(truths))

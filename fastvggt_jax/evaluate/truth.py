@@ -14,65 +14,78 @@ def in_model_pixels(truth: Truth, transforms: Sequence[ImageTransform]) -> Truth
     """The truth of F photographs in their own pixels (`datasets.base.Sample`) in the model's, in numpy.
 
     Maps are taken from the nearest pixel; padding is not valid. Points follow from depth, K and cameras
-    where they are not given; what needs a part that is not known stays None.
+    where they are not given; what needs a part that is not known stays None. Maps are read one photograph
+    at a time.
     """
-    points, valid = _points(truth), known(truth)
-    frames = range(len(transforms))
-    if valid is None:
-        cropped = None
-    else:
-        shows = [t.valid_mask() for t in transforms]
-        cropped = np.stack([_nearest(valid[f], transforms[f]) & shows[f] for f in frames])
-    maps = lambda values: (
-        None if values is None else np.stack([_nearest(np.asarray(values[f]), transforms[f]) for f in frames])
-    )
+    frames = [_sampled(truth, f, transform) for f, transform in enumerate(transforms)]
+
+    def stacked(part: str) -> np.ndarray | None:
+        maps = [found for x in frames if (found := x[part]) is not None]
+        return np.stack(maps) if maps and len(maps) == len(frames) else None
+
     K = None
     if truth.K is not None:
         K = np.stack([_to_model(t) @ np.asarray(truth.K[f], np.float64) for f, t in enumerate(transforms)])
     poses = None if truth.cam_from_world is None else np.asarray(truth.cam_from_world)
-    return Truth(cam_from_world=poses, K=K, depth=maps(truth.depth), points=maps(points), valid=cropped)
+    return Truth(poses, K, stacked("depth"), stacked("points"), stacked("valid"))
 
 
 def known(truth: Truth) -> list[np.ndarray] | None:
     """bool[H, W] of each photograph: where the depth or the point of a pixel is known. None if nowhere."""
-    if truth.valid is not None:
-        return [np.asarray(one) for one in truth.valid]
-    if truth.depth is not None:
-        return [np.isfinite(one) & (np.asarray(one) > 0) for one in truth.depth]
-    if truth.points is not None:
-        return [np.isfinite(one).all(-1) for one in truth.points]
-    return None
-
-
-def _points(truth: Truth) -> Sequence[np.ndarray] | None:
-    if truth.points is not None:
-        return truth.points
-    if truth.depth is None or truth.K is None or truth.cam_from_world is None:
+    parts = (truth.valid, truth.depth, truth.points)
+    there = next((part for part in parts if part is not None), None)
+    if there is None:
         return None
-    return [
-        _unprojected(np.asarray(depth), np.asarray(K, np.float64), np.asarray(pose, np.float64))
-        for depth, K, pose in zip(truth.depth, truth.K, truth.cam_from_world, strict=True)
-    ]
+    valid, depth, points = (part is there and part is not None for part in parts)
+    each = [_known(one if valid else None, one if depth else None, one if points else None) for one in there]
+    return [one for one in each if one is not None]
 
 
-def _unprojected(depth: np.ndarray, K: np.ndarray, cam_from_world: np.ndarray) -> np.ndarray:
-    """f32[H, W, 3] in the world. In numpy: XLA would compile it for every size of a photograph."""
-    rows, columns = np.indices(depth.shape)
-    rays = np.stack([columns + 0.5, rows + 0.5, np.ones(depth.shape)], -1) @ np.linalg.inv(K).T
+def _known(
+    valid: np.ndarray | None, depth: np.ndarray | None, points: np.ndarray | None
+) -> np.ndarray | None:
+    if valid is not None:
+        return np.asarray(valid)
+    if depth is not None:
+        return np.isfinite(depth) & (np.asarray(depth) > 0)
+    return None if points is None else np.isfinite(points).all(-1)
+
+
+def _sampled(truth: Truth, f: int, transform: ImageTransform) -> dict[str, np.ndarray | None]:
+    """The maps of one photograph at the model's pixels."""
+    rows, columns = _nearest(transform)
+    maps: dict[str, np.ndarray | None] = {}
+    for part in ("valid", "depth", "points"):
+        values = getattr(truth, part)
+        maps[part] = None if values is None else np.asarray(values[f])[rows[:, None], columns]
+    valid = _known(maps["valid"], maps["depth"], maps["points"])
+    maps["valid"] = None if valid is None else valid & transform.valid_mask()
+    depth, K, pose = maps["depth"], truth.K, truth.cam_from_world
+    if maps["points"] is None and depth is not None and K is not None and pose is not None:
+        K, pose = (np.asarray(x[f], np.float64) for x in (K, pose))
+        maps["points"] = unprojected(depth, columns + 0.5, rows + 0.5, K, pose)
+    return maps
+
+
+def unprojected(
+    depth: np.ndarray, x: np.ndarray, y: np.ndarray, K: np.ndarray, cam_from_world: np.ndarray
+) -> np.ndarray:
+    """f32[H, W, 3] in the world, of depth [H, W] at the pixels x [W] and y [H]. In numpy: XLA would compile
+    it for every size of a photograph.
+    """
+    at = np.stack(np.broadcast_arrays(x, y[:, None], 1.0), -1)  # [H, W, 3]
+    rays = at @ np.linalg.inv(K).T
     R, t = cam_from_world[:, :3], cam_from_world[:, 3]
     return ((rays * depth[..., None] - t) @ R).astype(np.float32)
 
 
-def _nearest(values: np.ndarray, transform: ImageTransform) -> np.ndarray:
-    """[original height, original width, ...] -> [model height, model width, ...]; beyond the photograph its
-    border goes on.
-    """
+def _nearest(transform: ImageTransform) -> tuple[np.ndarray, np.ndarray]:
+    """Rows i64[model height] and columns i64[model width] of the photograph; beyond it its border goes on."""
     width, height = transform.model_width, transform.model_height
     x = transform.to_original(np.stack([np.arange(width) + 0.5, np.zeros(width)], -1))[:, 0]
     y = transform.to_original(np.stack([np.zeros(height), np.arange(height) + 0.5], -1))[:, 1]
-    column = np.clip(np.floor(x).astype(np.int64), 0, transform.original_width - 1)
-    row = np.clip(np.floor(y).astype(np.int64), 0, transform.original_height - 1)
-    return values[row[:, None], column]
+    columns = np.clip(np.floor(x).astype(np.int64), 0, transform.original_width - 1)
+    return np.clip(np.floor(y).astype(np.int64), 0, transform.original_height - 1), columns
 
 
 def _to_model(transform: ImageTransform) -> np.ndarray:

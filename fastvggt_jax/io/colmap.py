@@ -66,7 +66,7 @@ def read_model(folder: str | os.PathLike, argument: str | None = None) -> list[P
         else:
             cameras, images = _cameras_text(path), _images_text(path)
         found = [
-            Photograph(name, *cameras[camera][:2], _pose(quaternion, translation), cameras[camera][2])
+            Photograph(name, *cameras[camera][:2], pose_of(quaternion, translation), cameras[camera][2])
             for name, camera, quaternion, translation in images
         ]
     except OSError as error:
@@ -101,7 +101,7 @@ def _camera(path: Path, model: str, width: int, height: int, parameters: np.ndar
     return (width, height), K, bool(parameters[pinhole:].any())
 
 
-def _pose(quaternion: np.ndarray, translation: np.ndarray) -> np.ndarray:
+def pose_of(quaternion: np.ndarray, translation: np.ndarray) -> np.ndarray:
     """f64[3, 4] of a quaternion (w, x, y, z) and a translation."""
     w, x, y, z = quaternion / np.linalg.norm(quaternion)
     rotation = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from typing import Any
 
 from fastvggt_jax.errors import FileError, InputError
@@ -32,6 +33,34 @@ def read_json(path: str | os.PathLike, argument: str | None = None) -> Any:
         return parse_json(data)
     except ValueError as error:
         raise InputError(f"{path} is no JSON file: {error}", argument=argument) from error
+
+
+def read_cameras(path: str | os.PathLike, argument: str | None = None) -> dict[str, Any]:
+    """What a cameras.json holds, ours or one that is written like it: its "images" have a name of their own
+    each, and "K", "width", "height" and "world_from_cam", of which nothing is checked.
+
+    Raises as `read_json`.
+    """
+    return check_cameras(read_json(path, argument), path, argument)
+
+
+def check_cameras(content: Any, path: str | os.PathLike, argument: str | None = None) -> dict[str, Any]:
+    """What was read of a path, if it is that. Raises InputError."""
+    label = f"{argument} {path}" if argument else str(path)
+    text = f"{label} is no cameras.json"
+    try:
+        images, _ = content["images"], content.get("metric_scale")
+        for one in images:
+            _ = one["K"], one["width"], one["height"], one["world_from_cam"]
+            if not isinstance(one["name"], str):
+                raise InputError(f"{text}: {one['name']!r} is no name", argument=argument)
+    except (AttributeError, KeyError, TypeError) as error:
+        what = f": {error} is missing" if isinstance(error, KeyError) else ""
+        raise InputError(text + what, argument=argument) from error
+    count = Counter(one["name"] for one in images)
+    if twice := [name for name in count if count[name] > 1]:
+        raise InputError(f"{label} names {twice[0]} twice", argument=argument)
+    return content
 
 
 def parse_json(data: bytes | str) -> Any:

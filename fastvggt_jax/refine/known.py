@@ -8,7 +8,6 @@ import io
 import math
 import os
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
@@ -22,7 +21,7 @@ from fastvggt_jax.export.tracks import Tracks, placed
 from fastvggt_jax.geometry.alignment import Similarity, align, best_rotation, is_rotation
 from fastvggt_jax.io.colmap import read_model
 from fastvggt_jax.io.files import regular_file
-from fastvggt_jax.io.json_files import read_json
+from fastvggt_jax.io.json_files import check_cameras, read_json
 from fastvggt_jax.scene import Scene
 
 T = TypeVar("T")
@@ -518,22 +517,11 @@ def _images(path: Path, argument: str) -> tuple[list[dict[str, Any]], float | No
     """Of a cameras.json, ours or one that is written like it, or of nerfstudio's transforms.json; its
     metric_scale; and what its coordinates are less by, and its origin, see `Scene`.
     """
-    text = f"{argument} {path} is no cameras.json"
     content = read_json(path, argument)
     if isinstance(content, dict) and "frames" in content and "images" not in content:
         content = {"images": _of_nerfstudio(content, path, argument)}
-    try:
-        images, scale = content["images"], content.get("metric_scale")
-        for one in images:
-            _ = one["K"], one["width"], one["height"], one["world_from_cam"]
-            if not isinstance(one["name"], str):
-                raise InputError(f"{text}: {one['name']!r} is no name", argument=argument)
-    except (AttributeError, KeyError, TypeError) as error:
-        what = f": {error} is missing" if isinstance(error, KeyError) else ""
-        raise InputError(text + what, argument=argument) from error
-    count = Counter(one["name"] for one in images)
-    if twice := [name for name in count if count[name] > 1]:
-        raise InputError(f"{argument} {path} names {twice[0]} twice", argument=argument)
+    content = check_cameras(content, path, argument)
+    images, scale = content["images"], content.get("metric_scale")
     if scale is not None and not (type(scale) in (int, float) and 0 < scale <= FARTHEST):
         text = f"{argument} {path}: metric_scale={scale!r:.30} must be above 0 and at most {FARTHEST:g}"
         raise InputError(text, argument=argument)

@@ -77,8 +77,10 @@ def registered(name: str, source: Source) -> contextlib.AbstractContextManager[N
 
 def frames_of(source: Any) -> Iterator[Frame]:
     """The pictures that `source` stands for, see `load_images`; an iterator is read no further than it is
-    asked. InputError for what no source knows.
+    asked; a Frame stands for itself. InputError for what no source knows.
     """
+    if isinstance(source, Frame):
+        return iter((source,))
     for known in map(SOURCES.find, SOURCES.names()):
         if known.recognises(source):
             return iter(known.frames(source))

@@ -39,7 +39,9 @@ from fastvggt_jax.sources.sizing import (
     area_size,
     check_sides,
     fit_area,
+    fit_wide,
     stack_images,
+    wide_size,
 )
 
 Fit = Callable[[Image.Image], tuple[np.ndarray, ImageTransform]]
@@ -130,9 +132,10 @@ def load_images(
       is cut off above and below. "pad": the longer side `size`, white around to a square. "square": as
       upstream's COLMAP demo, black around to a square. Photographs that come out in different sizes are
       padded with white to the largest. "area", π³'s: all are stretched to one size, in the proportions of the
-      first and of about as many pixels as a square of `size`.
-    size: pixels, a multiple of the policy's patch (but for "area"); without one, 518, what VGGT was trained
-      with, and for "area" upstream's 255,000 pixels in all, a square of 505.
+      first and of about as many pixels as a square of `size`. "wide", of π³'s evaluation: all to one size,
+      `size` wide and in the proportions of the first.
+    size: pixels, a multiple of the policy's patch (but for "area" and "wide"); without one, 518, what VGGT
+      was trained with, and for "area" upstream's 255,000 pixels in all, a square of 505.
     white: the number that is white in grey images of more than 8 bits, see `sources.pixels`; by default the
       largest that their bits can hold.
     masks: a folder of masks, see `sources.masks`: what is black there makes no point and no depth, as what is
@@ -197,7 +200,7 @@ def check_options(
         size = whole_number("size", size)
         if size > LARGEST:
             raise InputError(f"size must be at most {LARGEST} pixels, not {size}", argument="size")
-        if mode != "area":
+        if mode not in ("area", "wide"):
             check_sides(policy.patch, size=size)
         elif size < policy.patch:
             raise InputError(f"size must be at least {policy.patch}, not {size}", argument="size")
@@ -250,16 +253,21 @@ def _sized(
     """
     numbered = enumerate(frames)
     waiting: list[tuple[Frame, Prepared | ImageError | None]] = []
-    if mode == "area":
-        target = (policy.patch, policy.patch)  # where none can be read
+    if mode in ("area", "wide"):
+        shape = (policy.patch, policy.patch)  # where none can be read
         # The size that all get is that of the first that can be read.
         for position, frame in numbered:
             one = prepare(frame, position)
             waiting.append((frame, one))
             if isinstance(one, Prepared):
-                target = area_size(*one.image.size, AREA if size is None else size**2, policy.patch)
+                shape = one.image.size
                 break
-        fit: Fit = partial(fit_area, target=target)
+        fit: Fit
+        if mode == "area":
+            limit = AREA if size is None else size**2
+            fit = partial(fit_area, target=area_size(*shape, limit, policy.patch))
+        else:
+            fit = partial(fit_wide, target=wide_size(*shape, size or WIDTH, policy.patch))
     else:
         fit = partial(FITS[mode], size=WIDTH if size is None else size, patch=policy.patch)
 

@@ -160,6 +160,17 @@ def open_photograph(path: Path) -> Image.Image:
         return upright(image, whole_file=True)
 
 
+def open_as_stored(path: Path) -> Image.Image:
+    """The photograph as its pixels lie in the file, whatever orientation its EXIF names: as COLMAP and most
+    data sets count them. Raises ImageError as `opened`.
+    """
+    with opened(path) as image:
+        image.load()
+        stored = image.copy()
+        stored.info.pop("exif", None)
+        return stored
+
+
 @contextlib.contextmanager
 def without_pillows_warnings() -> Iterator[None]:
     """For the one thread in whose charge photographs are opened: warnings' filters belong to all threads, and

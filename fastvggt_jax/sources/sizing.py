@@ -182,7 +182,7 @@ def _fit_square(image: Image.Image, size: int, patch: int) -> tuple[np.ndarray, 
 
 
 FITS = {"crop": _fit_crop, "pad": _fit_pad, "square": _fit_square}
-MODES = (*FITS, "area")
+MODES = (*FITS, "area", "wide")
 
 
 def area_size(width: int, height: int, limit: int, patch: int) -> tuple[int, int]:
@@ -204,6 +204,30 @@ def fit_area(image: Image.Image, target: tuple[int, int]) -> tuple[np.ndarray, I
     (w, h), (width, height) = image.size, target
     transform = ImageTransform(w, h, width, height, width / w, height / h, 0.0, 0.0)
     return _resized(image, width, height, Image.Resampling.LANCZOS), transform
+
+
+class Wide(NamedTuple):
+    """(width, height) that photographs are brought to in two steps."""
+
+    first: tuple[int, int]
+    then: tuple[int, int]
+
+
+def wide_size(width: int, height: int, size: int, patch: int) -> Wide:
+    """π³'s evaluation: `size` pixels wide, the height in proportion in whole patches, then a width of whole
+    patches too (its branch `evaluation`, utils/interfaces.py).
+    """
+    tall = max(1, round(height * size / width / patch)) * patch
+    return Wide((size, tall), (max(1, size // patch) * patch, tall))
+
+
+def fit_wide(image: Image.Image, target: Wide) -> tuple[np.ndarray, ImageTransform]:
+    """Lanczos, then bilinear; the second step is rounded to 8 bits, which upstream's is not."""
+    (w, h), (width, height) = image.size, target.then
+    pixels = _resized(image, *target.first, Image.Resampling.LANCZOS)
+    if target.first != target.then:
+        pixels = _resized(Image.fromarray(pixels), width, height, Image.Resampling.BILINEAR)
+    return pixels, ImageTransform(w, h, width, height, width / w, height / h, 0.0, 0.0)
 
 
 def _pad_white(

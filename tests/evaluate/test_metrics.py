@@ -2,18 +2,15 @@
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
-from fastvggt_jax import geometry
 from fastvggt_jax.evaluate import metrics
 from fastvggt_jax.geometry.alignment import Similarity
 
 
 def turn(axis, degrees) -> np.ndarray:
     """f64[3, 3], about an axis."""
-    axis, half = np.asarray(axis, float) / np.linalg.norm(axis), np.deg2rad(degrees) / 2
-    return np.asarray(
-        geometry.quat_xyzw_to_rotation(np.array([*np.sin(half) * axis, np.cos(half)])), np.float64
-    )
+    return Rotation.from_rotvec(np.deg2rad(degrees) * np.asarray(axis) / np.linalg.norm(axis)).as_matrix()
 
 
 def camera(rotation, centre) -> np.ndarray:

@@ -91,7 +91,8 @@ def test_a_perfect_model_has_perfect_scores(truth, model):
     result = evaluate({"perfect": predict}, POLICY, DATA, advance=counted.append)["perfect"]
     np.testing.assert_array_equal(seen[0], np.stack([sample.images for sample in DATA]))
     summary = result.summary()
-    assert set(summary) == {*BEST, "RRA@15", "RTA@5", "effective sparsity"} <= set(DEFINITIONS)
+    thresholds = {"RRA@15", "RRA@30", "RTA@5", "RTA@30", "AUC@15"}
+    assert set(summary) == {*BEST, *thresholds, "effective sparsity"} <= set(DEFINITIONS)
     assert summary["effective sparsity"] == 0 and counted == [2]
     for name, best in BEST.items():
         assert summary[name] == pytest.approx(best, abs=0.02), name

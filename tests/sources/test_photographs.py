@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from fastvggt_jax.errors import ImageError
-from fastvggt_jax.sources import ImageTransform, load_images, photographs, sizing
+from fastvggt_jax.sources import ImagePolicy, ImageTransform, load_images, photographs, sizing
 
 GOLDEN_DIR = Path(__file__).parents[1] / "golden"
 PHOTOS = GOLDEN_DIR / "images"
@@ -323,5 +323,23 @@ def test_bad_arguments(tmp_path):
         load_images(tmp_path, size=500)
     with pytest.raises(ValueError, match="not 0; the nearest is 14"):
         load_images(tmp_path, size=0)
-    with pytest.raises(ValueError, match="crop, pad, square, area, not 'stretch'"):
+    with pytest.raises(ValueError, match="crop, pad, square, area, wide, not 'stretch'"):
         load_images(tmp_path, mode="stretch")
+
+
+@pytest.mark.parametrize(
+    "size, patch, seen",
+    [(518, 14, (518, 392)), (512, 14, (504, 378)), (512, 16, (512, 384)), (20, 14, (14, 14))],
+)
+def test_wide_is_as_pi3s_evaluation_sizes_photographs(tmp_path, size, patch, seen):
+    """640×480: a height in proportion in whole patches, then a width of whole patches; nothing is cut."""
+    y, x = np.mgrid[:480, :640]
+    Image.fromarray(np.stack([x / 2.6, y / 2, 0 * x], -1).astype(np.uint8)).save(tmp_path / "a.png")
+    Image.new("RGB", (300, 500)).save(tmp_path / "b.png")
+    images = load_images(tmp_path, ImagePolicy("wide", size, patch))
+    assert images.pixels.shape == (2, seen[1], seen[0], 3), "the first one's size is everybody's"
+    t = images.transforms[0]
+    assert (t.scale_x, t.scale_y, t.offset_x, t.offset_y) == (seen[0] / 640, seen[1] / 480, 0, 0)
+    at = t.to_original(np.array([[0.5, 0.5], [seen[0] - 0.5, seen[1] - 0.5]]))
+    corner = images.pixels[0, -1, -1].astype(float)
+    np.testing.assert_allclose(corner[:2], at[1] / [2.6, 2], atol=seen[0] < 100 and 12 or 2)

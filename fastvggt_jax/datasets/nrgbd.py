@@ -1,0 +1,91 @@
+"""NRGBD: rendered rooms; point clouds.
+
+D. Azinović et al., "Neural RGB-D surface reconstruction", CVPR 2022. Files as released:
+`SCENE/images/img0.png`, `SCENE/depth/depth0.png` (millimetres of 16 bits) and `SCENE/poses.txt`, four lines a
+frame: world_from_cam with OpenGL axes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+
+from fastvggt_jax.datasets.base import CLOUD_WIDTH, SCENES, Field, Options, Sample, Truth
+from fastvggt_jax.datasets.files import (
+    FileDataset,
+    Lazy,
+    cameras,
+    intrinsics,
+    inverted,
+    millimetres,
+    need,
+    numbered,
+    numbers_in,
+    root_of,
+    stored,
+    stride_of,
+    strided,
+    there,
+    within,
+)
+from fastvggt_jax.errors import SceneError
+
+ALL = (
+    *("breakfast_room", "complete_kitchen", "green_room", "grey_white_room", "kitchen", "morning_apartment"),
+    *("staircase", "thin_geometry", "whiteroom"),
+)
+STRIDE = 500
+NEAREST, FARTHEST = 1e-3, 10.0  # metres
+FOCAL = 554.2562584220408
+GL_FROM_CV = np.diag([1.0, -1.0, -1.0, 1.0])  # of a camera's axes
+K = intrinsics(FOCAL, FOCAL, 320, 240, centres=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class NRGBD(FileDataset):
+    """Every 500th frame of each scene, of one of which that is one alone; the dense table has every 100th."""
+
+    name: ClassVar[str] = "nrgbd"
+    field: ClassVar[Field] = Field(("clouds",), SCENES, CLOUD_WIDTH)
+    published: ClassVar = {
+        "1d6e3ac1fb6e8d9a": "as published with π³, every 500th",
+        "1efdf042cdecc931": "as published with π³, every 100th",
+    }
+
+    @classmethod
+    def build(cls, options: Options) -> Self:
+        options.refuse(cls.name, "views")
+        root, stride = root_of(options, cls.name), stride_of(options, STRIDE)
+        there(root, ALL, "images")
+        counts = {scene: len(numbered(root / scene / "images", "img*.png")) for scene in ALL}
+        return cls.of(options, root, {scene: strided(count, stride) for scene, count in counts.items()})
+
+    def read(self, scene: str) -> Sample:
+        folder = self.root / scene
+        images = numbered(folder / "images", "img*.png")
+        depth = numbered(folder / "depth", "depth*.png")
+        need(scene, [folder / "poses.txt"])
+        poses = read_poses(folder / "poses.txt", scene)
+        if not len(images) == len(depth) == len(poses):
+            text = f"it has {len(images)} images, {len(depth)} depth images and {len(poses)} cameras"
+            raise SceneError(text, scene=scene)
+        numbers = self.taken(scene, len(images), least=1)
+        truth = Truth(
+            cam_from_world=cameras(scene, inverted(poses[numbers])),
+            K=np.tile(K, (len(numbers), 1, 1)),
+            depth=Lazy(partial(_depth, depth[i], scene) for i in numbers),
+        )
+        return Sample(scene, [stored(images[i]) for i in numbers], truth)
+
+
+def read_poses(path: Path, scene: str) -> np.ndarray:
+    """world_from_cam f64[F, 4, 4] with OpenCV axes; some copies have NaN."""
+    return numbers_in(path, scene, (-1, 4, 4)) @ GL_FROM_CV
+
+
+def _depth(path: Path, scene: str) -> np.ndarray:
+    return within(millimetres(path, scene), NEAREST, FARTHEST)
