@@ -102,6 +102,7 @@ def test_train_bench_and_convert(weights, tmp_path):
     assert row["model"] == "toy" and row["size"] == [16, 16] and row["seconds"] > 0
 
 
+@pytest.mark.slow  # in tests/test_attention.py one serves dense and sparse attention
 def test_a_kernel_serves_a_model_that_knows_nothing_of_it(tmp_path):
     write_random_weights(tmp_path / "tiny.safetensors", heads=("camera", "depth"))
     before = Remembering.served

@@ -146,6 +146,7 @@ def tracker_weights(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow  # tests/models/test_heads.py and tests/refine/test_queries.py have its parts
+@pytest.mark.slow  # tests/refine/test_queries.py chooses points, the goldens hold the tracker
 def test_points_are_followed_by_the_track_head(tracker_weights, tmp_path, monkeypatch):
     made = []
     real = pipeline._followed
@@ -271,6 +272,7 @@ def test_what_does_not_fit_waits_in_the_hosts_memory_or_is_said_beforehand(weigh
     assert "take fewer photographs" in result.stderr and not (tmp_path / "c").exists()
 
 
+@pytest.mark.slow
 def test_info_says_what_a_reconstruction_needs(weights):
     result = run("info", weights, "--views", 3, "--size", "70x56", "--json")
     assert result.exit_code == 0, result.output

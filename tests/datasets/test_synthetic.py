@@ -96,6 +96,7 @@ def test_views_overlap_those_before_them_and_nothing_is_too_near():
     assert min(scores) > 0.3  # an overlap of so much, free sight, and not only sky
 
 
+@pytest.mark.slow
 def test_what_stands_before_the_light_casts_a_shadow(scenes):
     plot = scenes[True].world
     away = plot.centre.at[:, 2].set(-50.0)
