@@ -30,6 +30,7 @@ ROLES = {  # path prefix -> role; the longest prefix wins
     "fastvggt_jax/evaluate": "evaluate",
     "fastvggt_jax/pipeline": "pipeline",
     "fastvggt_jax/batch": "batch",
+    "fastvggt_jax/seeing": "seeing",
     "fastvggt_jax/bench": "bench",
     "fastvggt_jax/profile": "profile",
     "fastvggt_jax/cli": "cli",
@@ -73,6 +74,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
         "evaluate",
     },
     "batch": {"pipeline", "sources", "export", "io"},
+    "seeing": {"scene", "export", "refine", "evaluate", "geometry", "io"},
     "profile": {"models", "sources"},
     "bench": {
         "profile",
@@ -87,7 +89,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     },
     "cli": {
         *("kernels", "sparsity", "datasets", "export", "pretrained", "convert"),
-        *("train", "evaluate", "pipeline", "batch", "bench", "profile", "io", "package"),
+        *("train", "evaluate", "pipeline", "seeing", "batch", "bench", "profile", "io", "package"),
     },
 }
 
