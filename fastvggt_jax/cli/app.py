@@ -23,6 +23,7 @@ COMMANDS = (
     "batch",
     "export",
     "report",
+    "view",
     "info",
     "evaluate",
     "data",
