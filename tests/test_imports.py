@@ -31,6 +31,7 @@ ROLES = {  # path prefix -> role; the longest prefix wins
     "fastvggt_jax/pipeline": "pipeline",
     "fastvggt_jax/batch": "batch",
     "fastvggt_jax/seeing": "seeing",
+    "fastvggt_jax/analyze": "analyze",
     "fastvggt_jax/bench": "bench",
     "fastvggt_jax/profile": "profile",
     "fastvggt_jax/cli": "cli",
@@ -75,6 +76,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     },
     "batch": {"pipeline", "sources", "export", "io"},
     "seeing": {"scene", "export", "refine", "evaluate", "geometry", "io"},
+    "analyze": {"models", "sparsity", "profile", "io"},
     "profile": {"models", "sources"},
     "bench": {
         "profile",
@@ -90,6 +92,18 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     "cli": {
         *("kernels", "sparsity", "datasets", "export", "pretrained", "convert"),
         *("train", "evaluate", "pipeline", "seeing", "batch", "bench", "profile", "io", "package"),
+        *(
+            "train",
+            "evaluate",
+            "pipeline",
+            "seeing",
+            "analyze",
+            "sources",
+            "bench",
+            "profile",
+            "io",
+            "package",
+        ),
     },
 }
 
