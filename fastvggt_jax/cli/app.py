@@ -31,6 +31,7 @@ COMMANDS = (
     "report",
     "view",
     "analyze",
+    "track",
     "info",
     "evaluate",
     "train",
