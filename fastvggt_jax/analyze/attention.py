@@ -231,8 +231,8 @@ def _look(
     thresholds = sparsity.cdf_thresholds(1)
     mask = sparsity.block_mask(
         *some,
-        keep_count=counts and counts[0],
-        cdf_threshold=thresholds and thresholds[0],
+        keep_count=None if counts is None else counts[0],
+        cdf_threshold=None if thresholds is None else thresholds[0],
         kv_runs=(frames * patches,),
     )
     frame, rest = divmod(token, special + patches)
@@ -289,5 +289,5 @@ def runtime_shares(
                 with jax.profiler.trace(folder):
                     jax.block_until_ready(step(params, some))
                 kernels = kernel_times(Path(folder))
-        rows.append({"views": count, "parts": times_of_parts(kernels, operation_names(step.as_text()))})
+        rows.append({"views": count, "parts": times_of_parts(kernels, operation_names(step.as_text() or ""))})
     return rows

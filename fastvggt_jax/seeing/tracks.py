@@ -77,7 +77,7 @@ def parse_points(text: str, images: Images) -> Points:
         frame = one.get("frame") if isinstance(one, dict) else None
         if isinstance(frame, str) and frame in images.names:
             frame = images.names.index(frame)
-        xy = [one.get(name) for name in "xy"] if isinstance(one, dict) else [None]
+        xy: list[Any] = [one.get(name) for name in "xy"] if isinstance(one, dict) else []
         if type(frame) is not int or not 0 <= frame < len(images.names):
             there = f"a number from 0 to {len(images.names) - 1}, or a name such as {images.names[0]}"
             raise InputError(
@@ -85,7 +85,7 @@ def parse_points(text: str, images: Images) -> Points:
             )
         t = images.transforms[frame]
         fine = all(type(v) in (int, float) for v in xy)
-        at = np.array(t.to_model(tuple(xy))) if fine else np.full(2, np.nan)
+        at = t.to_model(xy) if fine else np.full(2, np.nan)
         if not ((at >= 0) & (at < (t.model_width, t.model_height))).all():  # False for NaN
             sees = (
                 f"within what the model sees of {images.names[frame]}, {t.original_width}x{t.original_height}"

@@ -7,6 +7,7 @@ import importlib.util
 import socket
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -133,9 +134,12 @@ class Viewer:
                 wxyz=SO3.from_matrix(pose[:3, :3]).wxyz,
                 position=pose[:3, 3],
             )
-            handle.on_click(lambda event, k=k, i=i: self.look_through(k, i, [event.client]))
+            handle.on_click(partial(self._clicked, k, i))
             found.append(handle)
         return found
+
+    def _clicked(self, k: int, i: int, event: Any) -> None:
+        self.look_through(k, i, [event.client])
 
     def draw(self) -> None:
         """The points anew, as the widgets have it."""
