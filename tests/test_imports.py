@@ -75,7 +75,6 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
         "evaluate",
     },
     "batch": {"pipeline", "sources", "export", "io"},
-    "seeing": {"scene", "export", "refine", "evaluate", "geometry", "io"},
     "seeing": {"scene", "export", "refine", "evaluate", "geometry", "sources", "io"},
     "analyze": {"models", "sparsity", "profile", "io"},
     "profile": {"models", "sources"},
@@ -92,19 +91,8 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     },
     "cli": {
         *("kernels", "sparsity", "datasets", "export", "pretrained", "convert"),
-        *("train", "evaluate", "pipeline", "seeing", "batch", "bench", "profile", "io", "package"),
-        *(
-            "train",
-            "evaluate",
-            "pipeline",
-            "seeing",
-            "analyze",
-            "sources",
-            "bench",
-            "profile",
-            "io",
-            "package",
-        ),
+        *("train", "evaluate", "pipeline", "batch", "seeing", "analyze", "sources"),
+        *("bench", "profile", "io", "package"),
     },
 }
 
