@@ -64,7 +64,8 @@ def view(
     viewer = Viewer(shown, host=host, port=port)
     if port is None and viewer.port != PORT:
         say("warning", f"port {PORT} is in use: it is {viewer.port}")
-    typer.echo(viewer.url)
+    if not quiet:
+        typer.echo(viewer.url)
     try:
         while True:
             time.sleep(3600)

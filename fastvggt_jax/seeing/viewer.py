@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
+import io
 import socket
 import threading
 from collections.abc import Sequence
@@ -64,7 +66,8 @@ class Viewer:
 
         chosen = free_port(host, port)
         self.clouds = list(clouds)
-        self.server = viser.ViserServer(host=host, port=chosen, label="fastvggt", verbose=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # its banner; what is said is the caller's
+            self.server = viser.ViserServer(host=host, port=chosen, label="fastvggt", verbose=False)
         if port is not None and self.server.get_port() != port:  # taken meanwhile
             self.stop()
             raise TargetError(f"port {port} is in use: give another one", argument="port")
@@ -87,7 +90,8 @@ class Viewer:
         return f"http://{host}:{self.port}"
 
     def stop(self) -> None:
-        self.server.stop()
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.server.stop()
 
     def _add_widgets(self, gui: Any, frames: int) -> None:
         size = self.clouds[0].size

@@ -2,13 +2,16 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from fastvggt_jax.cli.app import app
-from fastvggt_jax.testing.tiny import write_random_weights
+from fastvggt_jax.io.weights import save_params
+from fastvggt_jax.testing.tiny import tiny_model
 from tests.seeing.test_report import refused
 
 
@@ -19,7 +22,10 @@ def given(tmp_path_factory):
     pixels = np.random.default_rng(0).integers(0, 255, (2, 56, 56, 3), np.uint8)
     for i, one in enumerate(pixels):
         Image.fromarray(one).save(folder / f"{i}.png")
-    write_random_weights(folder / "pi3.safetensors", "pi3")
+    model, rng = tiny_model("pi3"), np.random.default_rng(1)  # numpy's numbers, which need no compiling
+    draw = lambda spec: jnp.asarray(0.1 * rng.normal(size=spec.shape), jnp.float32)
+    params = jax.tree.map(draw, model.abstract_params())
+    save_params(folder / "pi3.safetensors", params, model, source="random numbers", license="none needed")
     return [folder / "0.png", folder / "1.png", "-c", folder / "pi3.safetensors", "--size", 56]
 
 
