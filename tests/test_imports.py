@@ -30,6 +30,8 @@ ROLES = {  # path prefix -> role; the longest prefix wins
     "fastvggt_jax/evaluate": "evaluate",
     "fastvggt_jax/pipeline": "pipeline",
     "fastvggt_jax/batch": "batch",
+    "fastvggt_jax/seeing": "seeing",
+    "fastvggt_jax/analyze": "analyze",
     "fastvggt_jax/bench": "bench",
     "fastvggt_jax/profile": "profile",
     "fastvggt_jax/cli": "cli",
@@ -73,6 +75,8 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
         "evaluate",
     },
     "batch": {"pipeline", "sources", "export", "io"},
+    "seeing": {"scene", "export", "refine", "evaluate", "geometry", "sources", "io"},
+    "analyze": {"models", "sparsity", "profile", "io"},
     "profile": {"models", "sources"},
     "bench": {
         "profile",
@@ -87,7 +91,8 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     },
     "cli": {
         *("kernels", "sparsity", "datasets", "export", "pretrained", "convert"),
-        *("train", "evaluate", "pipeline", "batch", "bench", "profile", "io", "package"),
+        *("train", "evaluate", "pipeline", "batch", "seeing", "analyze", "sources"),
+        *("bench", "profile", "io", "package"),
     },
 }
 

@@ -18,7 +18,21 @@ import typer
 from fastvggt_jax import __version__
 from fastvggt_jax.cli.errors import StandardOutput, StandardOutputError
 
-COMMANDS = ("reconstruct", "batch", "export", "info", "evaluate", "data", "train", "convert", "bench")
+COMMANDS = (
+    "reconstruct",
+    "batch",
+    "export",
+    "report",
+    "view",
+    "analyze",
+    "track",
+    "info",
+    "evaluate",
+    "data",
+    "train",
+    "convert",
+    "bench",
+)
 
 app = typer.Typer(
     name="fastvggt",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import os
+import shlex
+import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from fastvggt_jax import __version__
 from fastvggt_jax.errors import MissingError, printable
 from fastvggt_jax.io.cache import cache_folder
 
@@ -160,6 +164,12 @@ def export_options(max_points: int | None, **fields: Any) -> ExportOptions:
 
     counts = (MAX_POINTS, TRACK_POINTS, MESH_POINTS) if max_points is None else (max_points,) * 3
     return ExportOptions(max_points=counts[0], track_points=counts[1], mesh_points=counts[2], **fields)
+
+
+def made_by() -> dict[str, str]:
+    """The command that runs, as a shell takes it, our version, and the day."""
+    day = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return {"command": shlex.join(["fastvggt", *sys.argv[1:]]), "version": __version__, "day": day}
 
 
 CacheDir = Annotated[

@@ -40,6 +40,7 @@ from fastvggt_jax.cli.options import (
     SparsityText,
     Voxel,
     export_options,
+    made_by,
     say_tracks,
     take_gpu_memory,
     use_compilation_cache,
@@ -341,9 +342,11 @@ def check_weights(weights: str | None) -> str:
 
 
 def _run(settings: Any, cache_dir: str | None, *, silent: bool) -> dict[str, Any]:
-    """pipeline.reconstruct with progress on stderr; adds the seconds of every step to its report."""
+    """pipeline.reconstruct with progress on stderr; adds the seconds of every step to its report, and
+    keeps it in the folder's scene.json."""
     take_gpu_memory()
     use_compilation_cache(cache_dir)
+    from fastvggt_jax.export.conventions import keep_run
     from fastvggt_jax.pipeline import reconstruct
 
     seconds: dict[str, float] = {}
@@ -364,7 +367,10 @@ def _run(settings: Any, cache_dir: str | None, *, silent: bool) -> dict[str, Any
             progress.update(task, completed=1)
 
         report = reconstruct(settings, step)
-    return report | {"seconds": seconds}
+    report |= {"seconds": seconds}
+    if "output" in report:
+        keep_run(report["output"], made_by() | report)
+    return report
 
 
 def _print_report(report: dict[str, Any], quiet: bool, as_json: bool) -> None:

@@ -41,6 +41,7 @@ def written_in(folder: str | os.PathLike) -> list[str]:
     the same of pieces of a sequence in it.
     """
     names = [pattern for format in all_formats() for pattern in format.files if "*" not in pattern]
+    names.append(scenes.PAGE)
     with contextlib.suppress(Error, AttributeError, KeyError, TypeError):  # damaged: then they are nobody's
         for photograph in read_json(Path(folder) / scenes.CAMERAS)["images"]:
             files = photograph["files"].items()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fastvggt_jax.scene import Scene
 
 CAMERAS, SCENE = "cameras.json", "scene.npz"
+PAGE = "report.html"  # what `fastvggt report` adds to a folder
 FORMAT, FORMAT_VERSION = "fastvggt_jax scene", 1
 LARGEST_SIDE, LARGEST_AREA = 1 << 20, 1 << 29  # pixels of a photograph, see sources.photographs
 FARTHEST_CROP = 1 << 28  # model pixels, see sources.sizing

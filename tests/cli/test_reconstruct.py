@@ -118,6 +118,8 @@ def test_photographs_to_files_as_json(weights, tmp_path):
     assert list(report["seconds"]) == ["load photographs", "load weights", "compile", "run", "write"]
     assert all(s >= 0 for s in report["seconds"].values()) and report["peak_memory_bytes"]["host"] > 1e7
     assert report["model"]["heads"] == ["camera", "depth"] and report["model"]["dtype"] == "float32"
+    kept = json.loads((tmp_path / "out" / "scene.json").read_text())["run"]  # what `fastvggt report` reads
+    assert kept.items() >= report.items() and kept["command"].startswith("fastvggt")
     cameras = json.loads((tmp_path / "out" / "cameras.json").read_text())["images"]
     assert [(c["width"], c["height"]) for c in cameras] == [(101, 67), (97, 55)]
     assert sorted(p.name for p in (tmp_path / "out" / "depth").iterdir()) == [

@@ -1,0 +1,1 @@
+"""What a model's global attention attends to: `attention` measures it, `figures` draws it."""
