@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fastvggt_jax.cli.errors import FAILED, one_sentence, say
-from fastvggt_jax.cli.options import Quiet, take_gpu_memory, use_compilation_cache
+from fastvggt_jax.cli.options import Quiet, made_by, take_gpu_memory, use_compilation_cache
 from fastvggt_jax.cli.reconstruct import check_weights, chosen_settings, reconstruct, without_extras
 from fastvggt_jax.errors import printable
 
@@ -84,7 +84,9 @@ def batch(
 ) -> None:
     """Many scenes with one model, each as reconstruct would write it. Started again, it goes on."""
     from fastvggt_jax.batch.run import run
+    from fastvggt_jax.export.conventions import keep_run
 
+    command = made_by()
     cache_dir, weights = options.pop("cache_dir"), options.pop("weights")
     prepare = functools.partial(prepare_process, cache_dir)
     settings = chosen_settings(
@@ -107,6 +109,8 @@ def batch(
         def show(event: dict[str, Any]) -> None:
             if as_json:
                 typer.echo(json.dumps(event))
+            if event["event"] == "done":
+                keep_run(event["output"], command | {k: v for k, v in event.items() if k != "event"})
             if event["event"] == "start":
                 progress.update(bar, total=event["scenes"])
             elif event["event"] in ("done", "finished", "failed"):

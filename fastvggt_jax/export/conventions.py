@@ -45,9 +45,13 @@ def write_conventions(export: Export, folder: Path) -> None:
 
 
 def keep_run(folder: str | os.PathLike, run: Mapping[str, Any]) -> None:
-    """Add to a folder's scene.json how it was made, JSON-able. Raises as `read_json`, and FileError."""
-    content = read_json(Path(folder) / FILE) | {"run": dict(run)}
-    write_file(Path(folder) / FILE, json.dumps(content, indent=1, ensure_ascii=False).encode())
+    """Add to a result's scene.json how it was made, JSON-able; of one in pieces to that of each piece. Raises as
+    `read_json`, and FileError.
+    """
+    whole = Path(folder) / FILE
+    for path in [whole] if whole.exists() else sorted(Path(folder).glob(f"piece-*/{FILE}")):
+        content = read_json(path) | {"run": dict(run)}
+        write_file(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
 
 
 def read_run(folder: str | os.PathLike) -> Mapping[str, Any]:
