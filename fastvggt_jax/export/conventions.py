@@ -45,8 +45,8 @@ def write_conventions(export: Export, folder: Path) -> None:
 
 
 def keep_run(folder: str | os.PathLike, run: Mapping[str, Any]) -> None:
-    """Add to a result's scene.json how it was made, JSON-able; of one in pieces to that of each piece. Raises as
-    `read_json`, and FileError.
+    """Add to a result's scene.json how it was made, JSON-able; of one in pieces to that of each piece. Raises
+    as `read_json`, and FileError.
     """
     whole = Path(folder) / FILE
     for path in [whole] if whole.exists() else sorted(Path(folder).glob(f"piece-*/{FILE}")):

@@ -84,14 +84,14 @@ def refused(weights, words, *more, **how):
 
 
 def results(out=Path("out")):
-    """The files of each scene, in which photographs' folders, and by what command it was made, are left out."""
+    """The files of each scene, less photographs' folders and by what command it was made."""
     here = str(out.absolute().parent).encode()
     found = {path.name: contents(path) for path in out.iterdir() if path.is_dir()}
-    for files in found.values():
-        if "scene.json" in files:
-            about = json.loads(files["scene.json"])
+    for scene in found.values():
+        if "scene.json" in scene:
+            about = json.loads(scene["scene.json"])
             about.pop("run", None)
-            files["scene.json"] = json.dumps(about).encode()
+            scene["scene.json"] = json.dumps(about).encode()
     return {name: {f: data.replace(here, b"") for f, data in files.items()} for name, files in found.items()}
 
 
