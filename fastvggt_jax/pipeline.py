@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -76,7 +75,6 @@ from fastvggt_jax.refine.sky import without_sky
 from fastvggt_jax.scene import Scene, to_scene
 from fastvggt_jax.sequence import (
     LEAST,
-    POOR,
     Joined,
     Piece,
     check_chunk,
@@ -599,7 +597,7 @@ def _joined(
             return result
 
         seen = None
-        if s.loops:
+        if s.loops and len(chunks) > 2:  # two are neighbours
             with step("look for loops"), memory_errors(images.some(chunks[0]), params):
                 seen = describe(model, params, images.pixels)
         joined = join(found, chunks, images.shown(), seen)
@@ -614,6 +612,10 @@ def _joined(
         warnings.warn(text, stacklevel=2)
     try:
         result, density = run(images, queries=queries, conditions=loaded.conditions)
+        about = " and ".join(["overlap"] * (s.overlap is not None) + ["loops"] * s.loops)
+        if about:
+            text = f"{about} did nothing: it is about chunks, and all photographs were reconstructed at once"
+            warnings.warn(text, stacklevel=2)
         return Joined([Piece(np.arange(frames), result)], [], [], []), density, None
     except _DoesNotFit as error:
         if queries is not None or s.chunk is not None or jax.process_count() > 1:
@@ -645,25 +647,16 @@ def _largest_chunk(frames: int, needs: int | None, params: Any) -> int:
 
 def _warn_of_joints(joined: Joined, chunks: list[np.ndarray], names: Sequence[str], s: Settings) -> None:
     """Of chunks that do not hang together, or hardly."""
-    for (one, other), residual, line in zip(pairwise(chunks), joined.residuals, joined.lines, strict=True):
-        where = f"the chunks from {names[one[0]]} and from {names[other[0]]} on"
-        if residual is None:
-            warnings.warn(f"{where} share no points that both are sure of", stacklevel=3)
-        elif residual > POOR:
-            text = (
-                f"{where} hardly agree: half of what both see is {residual:.0%} of its distance off or more"
-            )
-            warnings.warn(text, stacklevel=3)
-        elif line:
-            text = f"what {where} share lies on a line: their cameras alone say how they lie about it"
-            warnings.warn(text, stacklevel=3)
+    for text in joined.warnings(chunks, names):
+        warnings.warn(text, stacklevel=3)
     if len(joined.pieces) > 1:
         folders = f"{s.output / piece_folder(0)} to {piece_folder(len(joined.pieces) - 1)}"
         text = f"the photographs come out as {len(joined.pieces)} scenes that do not hang together: they are "
         text += f"written apart, {folders}; a larger overlap or more photographs between them may help"
         warnings.warn(text, stacklevel=3)
     if s.loops and not joined.loops:
-        warnings.warn("no loop was found that could be closed", stacklevel=3)
+        few = ": two chunks are neighbours, and have none" if len(chunks) < 3 else ""
+        warnings.warn(f"no loop was found that could be closed{few}", stacklevel=3)
 
 
 class Program(NamedTuple):

@@ -95,10 +95,12 @@ def journal(
             for target in (path, *(folder / scene.name for scene in scenes if scene.name in known)):
                 clean(target)
             _check_folders(folder, known, scenes, overwrite)
-            kept = [{"format": FORMAT, "of": of}, *([] if overwrite else _parsed(lines[1:]))]
+            anew = {scene.name for scene in scenes} if overwrite else set()
+            stays = lambda line: line.get("scene") in known and line.get("scene") not in anew
+            kept = [{"format": FORMAT, "of": of}, *filter(stays, _parsed(lines[1:]))]
             write_file(path, *(json.dumps(line).encode() + b"\n" for line in kept))
             with open(path, "ab") as file:
-                yield Journal(folder, file, {} if overwrite else known)
+                yield Journal(folder, file, {name: line for name, line in known.items() if name not in anew})
     except OSError as error:
         if isinstance(error, Error):
             raise
@@ -109,7 +111,9 @@ def journal(
 def _known(
     path: Path, lines: list[bytes], of: Mapping[str, Any], overwrite: bool
 ) -> dict[str, dict[str, Any]]:
-    """The last line of each scene by its name. Raises TargetError for what is not our file of this batch."""
+    """The last line of each scene by its name; none of a batch of other settings. Raises TargetError for what
+    is not our file of this batch.
+    """
     if not lines:
         return {}
     first = next(iter(_parsed(lines[:1])), {})
@@ -122,6 +126,8 @@ def _known(
     if differ and not overwrite:
         text = f"{path.parent} holds another batch ({', '.join(differ)} differ): give another output"
         raise TargetError(f"{text}, the same options, or overwrite to replace it", argument="overwrite")
+    if differ:
+        return {}
     planned = [line for line in _parsed(lines[1:]) if {"path", "options", "was"} <= line.keys()]
     return {str(line.get("scene")): line for line in planned}
 

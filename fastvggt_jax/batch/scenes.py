@@ -20,7 +20,8 @@ from fastvggt_jax.sources.video import Video, expected_frames, is_video
 
 JSON_LINES, PARQUET = (".jsonl", ".ndjson"), (".parquet",)
 PATHS = ("scene", "path")  # either may name the column
-NUMBERS, TEXTS = ("fps", "max_frames", "white"), ("masks", "intrinsics", "align_to")
+NUMBERS = ("fps", "max_frames", "white")
+TEXTS = ("masks", "intrinsics", "align_to", "cameras", "depth")
 OPTIONS = (*NUMBERS, *TEXTS)  # of one scene, as those of `reconstruct`; texts are paths relative to the index
 WILD = re.compile(r"[*?\[]")
 
@@ -181,7 +182,7 @@ def _of_row(path: Path, number: int, row: Any) -> Scene:
     where = f"row {number} of the index {path}"
     if not isinstance(row, dict):
         raise InputError(f'{where} must be an object such as {{"scene": "photos/a"}}', argument="scenes")
-    row = {key: value for key, value in row.items() if value is not None}
+    row = {key: _whole(value) for key, value in row.items() if value is not None and value == value}
     unknown = [key for key in row if key not in (*PATHS, "name", *OPTIONS)]
     if unknown:
         known = ", ".join(("scene or path", "name", *OPTIONS))
@@ -195,6 +196,9 @@ def _of_row(path: Path, number: int, row: Any) -> Scene:
     paths = [row[key] for key in PATHS if key in row]
     if len(paths) != 1:
         raise InputError(f"{where} must have a scene or a path, one of the two", argument="scenes")
+    if Path(paths[0]).suffix.lower() in SUFFIXES and not glob.has_magic(paths[0]):
+        text = f"{paths[0]} in {where} is a photograph, not a scene: name its folder, or name a list of"
+        raise InputError(f"{text} photographs in an index", argument="scenes")
     beside = os.path.dirname(os.path.abspath(path))
     options = {key: row[key] for key in OPTIONS if key in row}
     for key in TEXTS:
@@ -202,6 +206,11 @@ def _of_row(path: Path, number: int, row: Any) -> Scene:
         if key in options and not numbers:
             options[key] = _beside(beside, options[key])
     return Scene(_beside(beside, paths[0]), row.get("name", ""), options)
+
+
+def _whole(value: Any) -> Any:
+    """3.0 as 3: a parquet column with empty places holds no whole numbers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _beside(folder: str, name: str) -> str:

@@ -25,6 +25,8 @@ LEFT_OUT = (
     "demo",
     "align_to",
     "masks",
+    "cameras",
+    "depth",
     "devices",
     "debug",
     "output",
@@ -96,6 +98,8 @@ def batch(
         output=Path(os.path.abspath(output)) if os.fspath(output) else output,
         align_to=None,
         masks=None,
+        cameras=None,
+        depth=None,
         overwrite=overwrite,
     )
     if options["formats"] is None and not (quiet or as_json):

@@ -45,7 +45,7 @@ from fastvggt_jax.cli.options import (
     take_gpu_memory,
     use_compilation_cache,
 )
-from fastvggt_jax.errors import InputError
+from fastvggt_jax.errors import FailedError, InputError
 
 if TYPE_CHECKING:
     from fastvggt_jax.pipeline import Settings
@@ -243,7 +243,11 @@ def reconstruct(
     if devices == "all" and int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
         import jax
 
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (RuntimeError, ValueError) as error:
+            text = "devices=all: the tasks of this job step did not find one another"
+            raise FailedError(f"{text} ({error}); start it by srun", argument="devices") from error
     report = _run(settings, cache_dir, silent=quiet or as_json)
     if "output" not in report:  # another host writes it
         return
@@ -395,7 +399,8 @@ def _print_report(report: dict[str, Any], quiet: bool, as_json: bool) -> None:
     sequence = report["sequence"]
     if sequence:
         off = [residual for residual in sequence["residuals"] if residual is not None]
-        text = f"joined {len(sequence['chunks'])} chunks"
+        apart = len(sequence["pieces"])
+        text = f"joined {len(sequence['chunks'])} chunks" + f" into {apart} pieces" * (apart > 1)
         text += f", the worst two off by {max(off):.2%} of the distance" if off else ""
         typer.echo(f"{text}; {len(sequence['loops'])} loops closed")
     for name, one in (report["known"] or {}).items():

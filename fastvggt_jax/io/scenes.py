@@ -114,7 +114,12 @@ def read_scene(path: str | os.PathLike) -> dict[str, Any]:
     """
     path = Path(path)
     if not os.path.exists(path):
-        raise MissingError(f"{path}: no such file; it is written by reconstruct, or by Scene.save")
+        text = f"{path}: no such file; it is written by reconstruct, or by Scene.save"
+        if (pieces := sorted(path.parent.glob(f"piece-*/{path.name}"))) != []:
+            text = (
+                f"{path.parent} holds a scene in {len(pieces)} pieces: name one, such as {pieces[0].parent}"
+            )
+        raise MissingError(text)
     path = regular_file(path)
     try:
         with np.load(path, allow_pickle=False) as archive:

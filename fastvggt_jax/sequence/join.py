@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from fastvggt_jax.geometry.alignment import Similarity
 from fastvggt_jax.models.prediction import Reconstruction
 from fastvggt_jax.sequence.fit import Fit, Part, fit
 from fastvggt_jax.sequence.graph import Edge, chain, components, optimise
@@ -41,6 +43,21 @@ class Joined:
     residuals: list[float | None]
     loops: list[tuple[int, int]]
     lines: list[bool]
+
+    def warnings(self, chunks: Sequence[np.ndarray], names: Sequence[str]) -> list[str]:
+        """Of neighbours that do not hang together, or hardly, a sentence each."""
+        found = []
+        for (one, other), residual, line in zip(pairwise(chunks), self.residuals, self.lines, strict=True):
+            where = f"the chunks from {names[one[0]]} and from {names[other[0]]} on"
+            if residual is None:
+                found.append(f"{where} share no points that both are sure of")
+            elif residual > POOR:
+                off = f"half of what both see is {residual:.0%} of its distance off or more"
+                found.append(f"{where} hardly agree: {off}")
+            elif line:
+                how = "their cameras alone say how they lie about it"
+                found.append(f"what {where} share lies on a line: {how}")
+        return found
 
     def account(self, chunks: Sequence[np.ndarray]) -> dict[str, Any]:
         """JSON-able."""
@@ -176,6 +193,10 @@ def _piece(
     where = chain(nodes, edges)
     if len(nodes) > 1 and len(edges) >= len(nodes):  # else the chain agrees with all
         where = optimise(where, edges, depth)
+    metres = [scale / where[node].scale for node in own if (scale := scales[node]) is not None]
+    if metres:  # as of all at once, the unit is the metre
+        to_metres = Similarity(float(np.median(metres)), np.eye(3), np.zeros(3))
+        where = {node: to_metres.after(one) for node, one in where.items()}
     whole = len(frames) == len(owner)
     arrays = {name: values if whole else values[frames] for name, values in maps.items()}
     for i, frame in enumerate(frames):  # one by one: no second copy of all
@@ -183,9 +204,8 @@ def _piece(
         arrays["points"][i] = similarity(arrays["points"][i])
         arrays["depth"][i] *= similarity.scale
         arrays["cam_from_world"][i] = similarity.of_cameras(arrays["cam_from_world"][i])
-    metres = [scale / where[node].scale for node in own if (scale := scales[node]) is not None]
     values: dict[str, Any] = {name: values[None] for name, values in arrays.items()}
-    values["metric_scale"] = np.array([np.median(metres)], np.float32) if metres else None
+    values["metric_scale"] = np.ones(1, np.float32) if metres else None
     found = dataclasses.replace(kept, **values, track=None, track_conf=None)
     if "conf" not in arrays:
         found = dataclasses.replace(found, conf=found.depth_conf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -50,8 +51,11 @@ def reconstruct_sequence(
     def run(numbers: np.ndarray) -> Reconstruction:
         return jax.device_get(found(params, images.pixels[numbers][None]))
 
-    seen = describe(model, params, images.pixels) if loops and len(chunks) > 1 else None
-    pieces = join(run, chunks, images.shown(), seen).pieces
+    seen = describe(model, params, images.pixels) if loops and len(chunks) > 2 else None
+    joined = join(run, chunks, images.shown(), seen)
+    for text in joined.warnings(chunks, images.names):
+        warnings.warn(text, stacklevel=2)
+    pieces = joined.pieces
     return [
         to_scene(piece.found, images if len(pieces) == 1 else images.some(piece.frames)) for piece in pieces
     ]

@@ -345,3 +345,22 @@ def test_a_scene_in_pieces_is_finished_too(weights, scenes, monkeypatch):
     assert sorted(path.name for path in Path("out/b").iterdir()) == ["piece-1", "piece-2"]
     code, lines, _ = batch(weights, scenes=("scenes/b",))
     assert code == 0 and said(lines, "finished") == ["b"] and not said(lines, "done")
+
+
+def test_overwriting_one_scene_keeps_what_is_known_of_the_others(weights, scenes):
+    assert batch(weights)[0] == 0
+    code, lines, _ = batch(weights, "--overwrite", scenes=("scenes/a",))
+    assert code == 0 and said(lines, "done") == ["a"]
+    code, lines, _ = batch(weights)
+    assert code == 0 and sorted(said(lines, "finished")) == list("abcd")
+    # Of other settings nothing is known of the others any more.
+    assert batch(weights, "--overwrite", "--conf-percentile", 50, scenes=("scenes/a",))[0] == 0
+    refused(weights, "out/b", "--conf-percentile", 50)
+
+
+def test_cameras_and_depth_are_of_one_scene(weights, scenes):
+    for option in ("--cameras", "--depth", "--align-to"):
+        assert run("batch", "scenes/*", "-c", weights, "-o", "out", option, "x.json").exit_code == 2
+    Path("index.jsonl").write_text(json.dumps({"scene": "scenes/b", "cameras": "gone.json"}))
+    code, lines, _ = batch(weights, scenes=("index.jsonl",))
+    assert code == 1 and "gone.json" in lines[1]["error"]

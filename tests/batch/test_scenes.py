@@ -84,9 +84,13 @@ def test_indices(here):
 def test_a_parquet_index(here):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    table = pyarrow.table({"scene": ["hall", "north/room"], "name": ["a", None]})
+    most = pyarrow.array([3.0, float("nan")])  # as a table with an empty place holds them
+    table = pyarrow.table({"scene": ["hall", "north/room"], "name": ["a", None], "max_frames": most})
     parquet.write_table(table, here / "index.parquet")
-    assert list(named("index.parquet")) == ["a", "room"]
+    assert [(name, one.options) for name, one in named("index.parquet").items()] == [
+        ("a", {"max_frames": 3}),
+        ("room", {}),
+    ]
     (here / "bad.parquet").write_bytes(b"PAR1")
     with pytest.raises(Error, match="bad.parquet is damaged, or no parquet file"):
         named("bad.parquet")
@@ -103,6 +107,7 @@ def test_a_parquet_index(here):
         ('{"scene": "b", "fps": "2"}', "fps in row 2 of the index bad.jsonl must be a number, not '2'"),
         ('{"scene": "b", "fps": true}', "must be a number, not True"),
         ('{"scene": ["b"]}', "must be a text"),
+        ('{"scene": "b/1.png"}', "b/1.png in row 2 of the index bad.jsonl is a photograph, not a scene"),
         ('{"scene": "b", "name": "../b"}', "the name '../b' of the scene"),
         ('{"scene": "b", "name": ".b"}', "cannot be a folder's: leave out"),
         ('{"scene": "b", "name": "' + "x" * 201 + '"}', "is longer than 200 bytes"),

@@ -118,7 +118,7 @@ def test_a_bug_that_looks_like_a_fault_of_standard_output_keeps_its_traceback(er
 
 def test_help_on_a_standard_output_that_is_ascii():
     ended = fastvggt("--help", env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"})
-    assert ended.code == 0 and "VGGT and ?" in ended.stdout and not ended.stderr
+    assert ended.code == 0 and "VGGT, ?" in ended.stdout and not ended.stderr
 
 
 def test_a_platform_that_jax_does_not_have_is_a_sentence(tmp_path):

@@ -98,6 +98,11 @@ def test_what_fits_is_reconstructed_at_once(photographs, weights, tmp_path, bloc
     assert said in report["warnings"]
 
 
+def test_what_is_about_chunks_is_said_to_do_nothing_without_them(photographs, weights, tmp_path, block):
+    report = json.loads(run(photographs, weights, tmp_path / "out", "--overlap", 9, "--json").stdout)
+    assert any(text.startswith("overlap did nothing: it is about chunks") for text in report["warnings"])
+
+
 def test_chunks_are_taken_where_not_all_fit(photographs, weights, tmp_path, block):
     block.fit_at_once = 10
     report = json.loads(run(photographs, weights, tmp_path / "out", "--json").stdout)
@@ -201,7 +206,7 @@ def test_the_function_does_what_the_command_does():
         np.testing.assert_allclose(scene.depth, whole.depth, rtol=1e-4)
         np.testing.assert_allclose(scene.points, whole.points, atol=1e-4)
     with pytest.raises(InputError, match="a Toy has none"):
-        reconstruct_sequence(model, params, images, chunk=6, loops=True)
+        reconstruct_sequence(model, params, images, chunk=6, overlap=2, loops=True)
 
 
 @pytest.mark.parametrize("name", ["pi3", "vggt"])
