@@ -206,7 +206,7 @@ def test_the_function_does_what_the_command_does():
         np.testing.assert_allclose(scene.depth, whole.depth, rtol=1e-4)
         np.testing.assert_allclose(scene.points, whole.points, atol=1e-4)
     with pytest.raises(InputError, match="a Toy has none"):
-        reconstruct_sequence(model, params, images, chunk=6, overlap=2, loops=True)
+        reconstruct_sequence(model, params, images, chunk=4, overlap=1, loops=True)
 
 
 @pytest.mark.parametrize("name", ["pi3", "vggt"])
