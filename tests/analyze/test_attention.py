@@ -97,6 +97,7 @@ def test_a_model_is_seen_as_it_attends(seen):
     )
 
 
+@pytest.mark.slow
 def test_kept_blocks_are_those_of_the_layer(seen):
     model, params, images, q, k = seen
     sparsity = Sparsity(0.5, block=(8, 4))

@@ -42,6 +42,7 @@ def test_what_is_true_is_told_of_some_views():
     assert model.clone(heads=Pi3X.heads_for(None)).training_inputs(truth, None, keys[0]) == (None,)
 
 
+@pytest.mark.slow
 def test_the_metric_factor_is_held_to_the_truths_unit_and_nothing_else_is():
     truth = planes(1, Shape(scenes=2, frames=2, height=14, width=28)).truth
     local = geometry.transform(truth.cam_from_world, truth.points)
