@@ -27,6 +27,7 @@ from fastvggt_jax.datasets.files import (
     listed,
     need,
     root_of,
+    several,
     stored,
     views_of,
 )
@@ -108,6 +109,7 @@ class CO3Dv2(FileDataset):
         if len(entries) < len(wanted):
             text = f"the list of frames goes to number {max(wanted)}, which the copy does not have"
             raise SceneError(text, scene=scene)
+        several(scene, len(entries))
         base = self.root / "data" if (self.root / "data").is_dir() else self.root
         paths = [base / str(one["filepath"]) for one in entries]
         need(scene, paths)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, overload
 
 import numpy as np
 from PIL import Image
@@ -238,10 +238,14 @@ def stride_of(options: Options, default: int) -> int:
     return whole_number("stride", default if options.stride is None else options.stride, least=1)
 
 
-def views_of(options: Options, default: int) -> int:
-    """Raises InputError."""
+@overload
+def views_of(options: Options, default: int) -> int: ...
+@overload
+def views_of(options: Options, default: None) -> int | None: ...
+def views_of(options: Options, default: int | None) -> int | None:
+    """None are all. Raises InputError."""
     views = default if options.views is None else options.views
-    if views < 2:
+    if views is not None and views < 2:
         raise InputError(f"views must be at least 2, not {views}: cameras are compared", argument="views")
     return views
 

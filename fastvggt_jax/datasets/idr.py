@@ -17,7 +17,16 @@ from scipy.linalg import rq
 
 from fastvggt_jax.datasets.base import PAIRS, Field, Options, Sample, Truth
 from fastvggt_jax.datasets.colmap import evenly
-from fastvggt_jax.datasets.files import FileDataset, cameras, folders, pictures, root_of, several, stored
+from fastvggt_jax.datasets.files import (
+    FileDataset,
+    cameras,
+    folders,
+    pictures,
+    root_of,
+    several,
+    stored,
+    views_of,
+)
 from fastvggt_jax.errors import MissingError, SceneError
 
 FILES = ("cameras_sphere.npz", "cameras.npz", "cameras_large.npz")
@@ -43,7 +52,7 @@ class IDR(FileDataset):
         if not scenes:
             text = f"root {root} holds none of {', '.join(FILES)}, and no folder with one"
             raise MissingError(text, argument="root")
-        found = cls.of(options, root, {scene: [] for scene in scenes}, views=options.views)
+        found = cls.of(options, root, {scene: [] for scene in scenes}, views=views_of(options, None))
         return dataclasses.replace(found, frame_list=None)
 
     def read(self, scene: str) -> Sample:

@@ -382,6 +382,26 @@ def test_one_view_is_a_cloud_but_no_pair(tmp_path):
         load_dataset("7scenes", Options(root=tmp_path / "7"))[0]
 
 
+@pytest.mark.parametrize("name", ["colmap", "nerfstudio", "idr", "tanksandtemples"])
+def test_fewer_than_two_views_are_refused(name, tmp_path):
+    written(name, tmp_path, 2)
+    for views in (1, 0, -1):
+        with pytest.raises(errors.InputError, match=f"views must be at least 2, not {views}"):
+            load_dataset(name, Options(root=tmp_path, views=views))
+
+
+@pytest.mark.parametrize("name", ["colmap", "nerfstudio", "idr", "tanksandtemples", "co3dv2"])
+def test_a_scene_of_one_view_is_left_out(name, tmp_path):
+    if name == "co3dv2":
+        layouts.co3dv2(tmp_path / "root", scene(1), repeat=50)
+        (tmp_path / "one.json").write_text('{"110_13051_23361": [7]}')
+        data = load_dataset(name, Options(root=tmp_path / "root", frames=tmp_path / "one.json"))
+    else:
+        data = written(name, tmp_path, 1)[1]
+    with pytest.raises(errors.SceneError, match="it has 1 view, and 2 are compared"):
+        data[0]
+
+
 def test_the_border_of_a_mask_is_taken_off_as_opencv_does(tmp_path):
     cv2 = pytest.importorskip("cv2")
     layouts.dtu(tmp_path, in_millimetres(scene()))
