@@ -382,6 +382,16 @@ def test_one_view_is_a_cloud_but_no_pair(tmp_path):
         load_dataset("7scenes", Options(root=tmp_path / "7"))[0]
 
 
+@pytest.mark.parametrize("gone", ["color/3.jpg", "pose/3.txt"])
+def test_scannets_colours_and_cameras_are_of_the_same_frames(gone, tmp_path):
+    """The copy has a frame more than are taken, so that there are as many of one as of the other."""
+    layouts.scannet(tmp_path, scene(3), prepared=False)
+    (tmp_path / "scene0707_00" / gone).unlink()
+    data = load_dataset("scannet", Options(root=tmp_path, views=2))
+    with pytest.raises(errors.SceneError, match=r"color.[34].jpg and .*pose.[34].txt must be of the same"):
+        data[0]
+
+
 @pytest.mark.parametrize("name", ["colmap", "nerfstudio", "idr", "tanksandtemples"])
 def test_fewer_than_two_views_are_refused(name, tmp_path):
     written(name, tmp_path, 2)
