@@ -1,6 +1,7 @@
 """`fastvggt evaluate all`: tables of what is there, published rows beside ours; protocols and the gallery."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -74,8 +75,39 @@ def test_all_tables_of_what_is_there(weights, root, tmp_path):
     again = run(*asked, "--json")
     assert again.exit_code == 0 and json.loads(again.stdout)["sintel"] == found["sintel"]
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}, "nothing was done twice"
-    other = run(*asked, "--sparsity", "0.5")
-    assert other.exit_code == 2 and "is of another evaluation" in other.stderr
+    newer = tmp_path / weights.name
+    shutil.copyfile(weights, newer)
+    changed = [*(str(a) for a in asked)]
+    changed[changed.index(str(weights))] = str(newer)
+    moved = [*(str(a) for a in asked)]
+    moved[moved.index(str(root))] = str(tmp_path / "moved")
+    (tmp_path / "moved").symlink_to(root)
+    for other in ([*asked, "--sparsity", "0.5"], [*asked, "--size", 112], changed, moved):
+        done = run(*other)
+        assert done.exit_code == 2 and done.stderr.count("is of another evaluation") == 3, other
+
+
+def test_one_of_all_data_sets_that_is_damaged_does_not_end_the_others(weights, root, tmp_path):
+    for name in ("eth3d", "sintel"):
+        (tmp_path / name).symlink_to(root / name)
+    (tmp_path / "co3dv2").mkdir()  # without annotations
+    shutil.copytree(root / "realestate10k", tmp_path / "realestate10k")
+    for path in (tmp_path / "realestate10k").rglob("*.png"):
+        path.write_bytes(b"damaged")
+    asked = ["all", "--root", tmp_path, "-c", weights, "-o", tmp_path / "out", "--size", 56, "--no-plot"]
+    done = run(*asked, "--json")
+    assert done.exit_code == 2 and isinstance(done.exception, SystemExit), (done.output, done.exception)
+    assert "2 of 4 tables could not be made: co3dv2, realestate10k" in done.stderr
+    assert "co3dv2: root" in done.stderr and "none of the 2 scenes of realestate10k" in done.stderr
+    found = json.loads(done.stdout)
+    assert "AbsRel, scale" in found["sintel"]["configurations"][0]["summary"]
+    assert "none of the 2 scenes" in found["realestate10k"]["error"] and "error" in found["co3dv2"]
+    shutil.rmtree(tmp_path / "co3dv2")
+    shutil.copytree(root / "realestate10k", tmp_path / "realestate10k", dirs_exist_ok=True)
+    mended = run(*asked, "--json")
+    assert mended.exit_code == 0, mended.output
+    again = json.loads(mended.stdout)
+    assert len(again["realestate10k"]["dataset"]["scenes"]) == 2 and again["sintel"] == found["sintel"]
 
 
 @pytest.mark.parametrize(
