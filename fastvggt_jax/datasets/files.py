@@ -7,6 +7,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,11 @@ from fastvggt_jax.sources.base import Frame
 from fastvggt_jax.sources.photographs import SUFFIXES, natural, open_as_stored, opened
 
 MOST = 10  # files that are named, of those that are missing
+# What numpy raises for a file of arrays that is damaged, is of other arrays, or is none.
+DAMAGED = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, IndexError, AttributeError),
+    *(zlib.error, zipfile.BadZipFile),
+)
 SEED = 42  # of the lists of frames that π³'s evaluation draws
 
 

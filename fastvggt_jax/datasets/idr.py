@@ -8,7 +8,6 @@ cam_from_world.
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -18,6 +17,7 @@ from scipy.linalg import rq
 from fastvggt_jax.datasets.base import PAIRS, Field, Options, Sample, Truth
 from fastvggt_jax.datasets.colmap import evenly
 from fastvggt_jax.datasets.files import (
+    DAMAGED,
     FileDataset,
     cameras,
     folders,
@@ -78,7 +78,7 @@ def read_cameras_npz(path: Path, scene: str) -> tuple[np.ndarray, np.ndarray]:
             count = sum(name.startswith("world_mat_") and name[10:].isdecimal() for name in found.files)
             matrices = [np.asarray(found[f"world_mat_{i}"], np.float64)[:3, :4] for i in range(count)]
         return tuple(map(np.stack, zip(*map(decomposed, matrices), strict=True)))  # type: ignore[return-value]
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, np.linalg.LinAlgError) as error:
+    except (*DAMAGED, np.linalg.LinAlgError) as error:
         raise SceneError(f"{path} must hold world_mat_0, ..., 4x4 ({error})", scene=scene) from error
 
 

@@ -361,6 +361,45 @@ def test_a_scene_that_is_wrong_is_one_sentence(name, spoil, sentence, tmp_path):
     assert error.value.scene
 
 
+def cut(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def spoil_middle(path):
+    """Of a compressed archive, whose directory stays whole."""
+    np.savez_compressed(path, intrinsics=np.eye(3), extrinsics=np.eye(4), world_mat_0=np.eye(4))
+    data = bytearray(path.read_bytes())
+    for start in [i for i in range(len(data)) if data[i : i + 4] == b"PK\3\4"]:
+        data[start + 60 : start + 75] = b"\xff" * 15
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(b""),
+        cut,
+        spoil_middle,
+        lambda path: np.save(path.open("wb"), np.float64(1)),
+        lambda path: np.save(path.open("wb"), np.array(["a"])),
+    ],
+    ids=["empty", "cut", "spoilt", "a number", "words"],
+)
+@pytest.mark.parametrize(
+    "name, file",
+    [
+        ("eth3d", "courtyard/custom_undistorted_cam/DSC_0001.npz"),
+        ("idr", "mine/cameras_sphere.npz"),
+        ("dtu", "scan1/depths/00000001.npy"),
+    ],
+)
+def test_a_damaged_file_of_arrays_is_one_sentence(name, file, spoil, tmp_path):
+    _, data = written(name, tmp_path, 2)
+    spoil(tmp_path / file)
+    with pytest.raises(errors.SceneError, match=file):
+        list(data[0].truth.depth)
+
+
 @pytest.mark.parametrize("name", ["eth3d", "bonn", "sintel"])
 def test_a_scene_without_depth_is_left_out(name, tmp_path):
     true, data = written(name, tmp_path)
