@@ -367,7 +367,8 @@ def cut(path):
 
 def spoil_middle(path):
     """Of a compressed archive, whose directory stays whole."""
-    np.savez_compressed(path, intrinsics=np.eye(3), extrinsics=np.eye(4), world_mat_0=np.eye(4))
+    with path.open("wb") as file:
+        np.savez_compressed(file, intrinsics=np.eye(3), extrinsics=np.eye(4), world_mat_0=np.eye(4))
     data = bytearray(path.read_bytes())
     for start in [i for i in range(len(data)) if data[i : i + 4] == b"PK\3\4"]:
         data[start + 60 : start + 75] = b"\xff" * 15
