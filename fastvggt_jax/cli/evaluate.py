@@ -310,7 +310,15 @@ def _one(setup: _Setup, task: _Task, *, goes_on: bool, silent: bool) -> tuple[di
                 typer.echo(f"{done} scenes were measured before, and stand in {journal.path}", err=True)
         results = _measure(setup, runs, data, batch, journal, rules, silent=silent)
         found = report(
-            described, data, runs, results, batch=batch, block=setup.block, version=__version__, rules=rules
+            described,
+            data,
+            runs,
+            results,
+            batch=batch,
+            block=setup.block,
+            version=__version__,
+            rules=rules,
+            options=task.options,
         )
         found["of"] = _digest(of)
         if output is not None:

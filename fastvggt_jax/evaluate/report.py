@@ -12,7 +12,7 @@ from fastvggt_jax.datasets.base import Dataset
 from fastvggt_jax.evaluate.ablations import Configuration
 from fastvggt_jax.evaluate.measures import DEFINITIONS
 from fastvggt_jax.evaluate.protocols import Rules
-from fastvggt_jax.evaluate.published import COMPARABLE, Published, published_for
+from fastvggt_jax.evaluate.published import COMPARABLE, Published, as_published, published_for
 from fastvggt_jax.evaluate.runner import Result
 from fastvggt_jax.evaluate.suite import EVERY
 
@@ -71,11 +71,12 @@ def report(
     block: tuple[int, int],
     version: str,
     rules: Rules,
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """All that was found, as JSON values.
 
     model: which it was. rules: how it was measured. results: by the labels of the runs. version: of
-    this package.
+    this package. options: what was chosen of the data set, by the names of `Options`.
     """
     rows = [
         {"label": run.label, "family": run.family, "name": run.name}
@@ -86,6 +87,8 @@ def report(
     left_out = [{"scene": name, "reason": why} for name, why in results[runs[0].label].left_out]
     names = {"scene's size", "baselines", *(name for row in rows for name in row["summary"])}
     described = {"name": dataset.name, **dataset.describe(), "scenes": measured, "batch": batch}
+    comparable = rules.protocol.by_field and as_published(dataset.name, options)
+    published = published_of(dataset, rules) if comparable else []
     return {
         "format": "fastvggt_jax evaluation",
         "version": version,
@@ -97,15 +100,13 @@ def report(
         "devices": jax.local_device_count(),
         "definitions": {name: text for name, text in DEFINITIONS.items() if name in names},
         "configurations": rows,
-        "published": [{"label": row.label, **row._asdict()} for row in published_of(dataset, rules)],
-        "comparable": COMPARABLE.get(dataset.name),
+        "published": [{"label": row.label, **row._asdict()} for row in published],
+        "comparable": COMPARABLE.get(dataset.name) if comparable else None,
     }
 
 
 def published_of(dataset: Dataset, rules: Rules) -> list[Published]:
     """What papers say of this data set, measured in this way."""
-    if not rules.protocol.by_field:
-        return []
     views = getattr(dataset, "views", None)
     options = {"protocol": rules.protocol.name} | (
         {} if views is None else {"views": views if views < EVERY else None}
