@@ -38,7 +38,7 @@ from fastvggt_jax.cli.options import (
     Weights,
     use_compilation_cache,
 )
-from fastvggt_jax.errors import Error, InputError, printable
+from fastvggt_jax.errors import Error, ImageError, InputError, MissingError, SceneError, printable
 
 if TYPE_CHECKING:
     from fastvggt_jax.datasets.base import Dataset
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from fastvggt_jax.evaluate.runner import Result
     from fastvggt_jax.evaluate.suite import Table
     from fastvggt_jax.models.base import Model
+    from fastvggt_jax.sources import ImagePolicy
 
 OURS = ("evaluation.json", "quality.png", "gallery.png")  # what --overwrite may replace
 
@@ -418,11 +419,23 @@ def _ablations(
     rules: Rules | None = None,
 ) -> list[Configuration]:
     from fastvggt_jax.evaluate.ablations import ablations
-    from fastvggt_jax.evaluate.runner import sized_images
 
     policy = model.image_policy if rules is None else rules.policy(model.image_policy)
-    frames, height, width, _ = sized_images(data, data[0].images, policy).pixels.shape
+    frames, height, width, _ = _first_shape(data, policy)
     return ablations(model.depth, block, frames * height * width // policy.patch**2, family)
+
+
+def _first_shape(data: Dataset, policy: ImagePolicy) -> tuple[int, ...]:
+    """[F, H, W, 3] of the first scene that can be read; where none can, the error of the first."""
+    from fastvggt_jax.evaluate.runner import sized_images
+
+    errors: list[Error] = []
+    for number in range(len(data)):
+        try:
+            return sized_images(data, data[number].images, policy).pixels.shape
+        except (SceneError, ImageError, MissingError) as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _load(weights: str, dtype: str, points_from: str | None) -> tuple[Model, Any]:

@@ -26,6 +26,7 @@ from fastvggt_jax.datasets.files import (
     frames_in,
     listed,
     need,
+    none_of,
     root_of,
     several,
     stored,
@@ -101,6 +102,8 @@ class CO3Dv2(FileDataset):
                 kept = [found[i] for i in numbers if i < len(found)]
                 names = ("filepath", "R", "T")
                 entries[scene] = [{name: one.get(name) for name in names} for one in kept]
+        if given is not None and not frames:
+            raise none_of(options.frames, given, root)  # type: ignore[arg-type]
         found_ = cls.of(dataclasses.replace(options, frames=None), root, frames, entries=entries)
         return dataclasses.replace(found_, frame_list=digest(by_sequence))
 

@@ -60,8 +60,7 @@ class FileDataset:
         if options.frames is not None:
             given = frames_in(Path(options.frames))
             if not set(given) & set(frames):
-                text = f"frames {options.frames} names {len(given)} scenes, such as {next(iter(given))}"
-                raise InputError(f"{text}, none of which is in {root}", argument="frames")
+                raise none_of(options.frames, given, root)
             frames = given
         scenes = chosen(list(frames), options)
         kept = {scene: frames[scene] for scene in scenes}
@@ -135,6 +134,8 @@ def chosen(scenes: Sequence[str], options: Options) -> tuple[str, ...]:
     if first < 0 or (options.scenes is not None and options.scenes < 1):
         name = "first" if first < 0 else "scenes"
         raise InputError(f"{name} must be at least {int(first >= 0)}", argument=name)
+    if not scenes:
+        raise InputError(f"root {options.root} holds no scene that can be measured", argument="root")
     if first >= len(scenes):
         text = f"first must be below {len(scenes)}, the number of scenes, not {first}"
         raise InputError(text, argument="first")
@@ -268,6 +269,12 @@ def frames_in(path: Path) -> dict[str, list[int]]:
         text = f"frames {path} must hold an object of lists of numbers from 0 on, a list for each scene"
         raise InputError(text, argument="frames")
     return found
+
+
+def none_of(path: Path, given: Mapping[str, Any], root: Path) -> InputError:
+    """For a list of frames whose scenes are others than those of the copy."""
+    text = f"frames {path} names {len(given)} scenes, such as {next(iter(given))}, none of which is in {root}"
+    return InputError(text, argument="frames")
 
 
 def folders(root: Path) -> list[str]:

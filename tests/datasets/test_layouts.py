@@ -250,6 +250,16 @@ def test_a_list_of_the_users_own(tmp_path):
         assert error.value.argument == "frames"
 
 
+def test_a_list_of_other_sequences_is_refused(tmp_path):
+    layouts.co3dv2(tmp_path, scene(1), names=("short",))
+    (tmp_path / "frames.json").write_text('{"elsewhere": [1, 2]}')
+    with pytest.raises(errors.InputError, match="names 1 scenes, such as elsewhere, none of which is in"):
+        load_dataset("co3dv2", Options(root=tmp_path, frames=tmp_path / "frames.json"))
+    with pytest.raises(errors.InputError, match="root .* holds no scene that can be measured") as error:
+        load_dataset("co3dv2", Options(root=tmp_path))
+    assert error.value.argument == "root"
+
+
 def test_co3d_counts_and_filters_as_the_scripts_do(tmp_path):
     true = scene()
     layouts.co3dv2(tmp_path, true, "apple", ("b", "a"), repeat=9)
