@@ -305,6 +305,14 @@ def size_of(path: Path, scene: str) -> tuple[int, int]:
         raise SceneError(error.text, scene=scene) from error
 
 
+def of_size(paths: Iterable[Path], size: tuple[int, int], scene: str) -> None:
+    """Raises SceneError unless all photographs are (width, height), for which the data set's K is."""
+    for path in paths:
+        if (found := size_of(path, scene)) != size:
+            text = "{} is {}x{} pixels, and the data set's cameras are known for {}x{}, as released"
+            raise SceneError(text.format(path, *found, *size), scene=scene)
+
+
 def digest(frames: Mapping[str, Sequence[int]]) -> str:
     """By which a list of frames is known again."""
     return hashlib.sha256(json.dumps(frames, sort_keys=True).encode()).hexdigest()[:16]

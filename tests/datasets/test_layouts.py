@@ -27,6 +27,21 @@ HERE = (1.0, np.eye(3), np.zeros(3))
 WIDTH, HEIGHT = 518, 14  # at which clouds are compared, so that pixels are pixels
 
 
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """The photographs here are not of the released size, for which these cameras are."""
+    for module in (nrgbd, seven_scenes):
+        monkeypatch.setattr(module, "SIZE", (WIDTH, HEIGHT), raising=False)
+
+
+@pytest.mark.parametrize("name", ["nrgbd", "7scenes"])
+def test_photographs_of_another_size_than_the_cameras_are_refused(name, monkeypatch, tmp_path):
+    _, data = written(name, tmp_path, 2)
+    monkeypatch.undo()
+    with pytest.raises(errors.SceneError, match="is 518x14 pixels, and .* are known for 640x480"):
+        data[0]
+
+
 def scene(frames=6, K=None):
     """Wavy walls at depths that 16 bits hold, in eighths of a metre; a corner of each is not known."""
     rng = np.random.default_rng(2)
@@ -479,7 +494,8 @@ needs_layouts = pytest.mark.skipif(not LAYOUT.is_dir(), reason="true files are n
 
 
 @needs_layouts
-def test_true_files_of_7_scenes(tmp_path):
+def test_true_files_of_7_scenes(tmp_path, monkeypatch):
+    monkeypatch.undo()  # they are of the released size
     folder = tmp_path / "redkitchen" / "seq-03"
     folder.parent.mkdir()
     folder.symlink_to(LAYOUT / "7scenes_redkitchen")
