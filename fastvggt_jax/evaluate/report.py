@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ def report(
     rules: Rules,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All that was found, as JSON values.
+    """All that was found, as JSON values; None for numbers that are not finite.
 
     model: which it was. rules: how it was measured. results: by the labels of the runs. version: of
     this package. options: what was chosen of the data set, by the names of `Options`.
@@ -99,10 +100,18 @@ def report(
         "device": jax.devices()[0].device_kind,
         "devices": jax.local_device_count(),
         "definitions": {name: text for name, text in DEFINITIONS.items() if name in names},
-        "configurations": rows,
+        "configurations": _finite(rows),
         "published": [{"label": row.label, **row._asdict()} for row in published],
         "comparable": COMPARABLE.get(dataset.name) if comparable else None,
     }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def published_of(dataset: Dataset, rules: Rules) -> list[Published]:
@@ -185,5 +194,5 @@ def baseline_table(rows: Rows) -> str:
     line = lambda label, cells: f"{label:{width}}  " + "  ".join(f"{cell:>6}" for cell in cells)
     lines = ["AUC@30 of pairs of views by their distance, in percent of the scene's size", line("", heads)]
     lines.append(line(share, [f"{b['share']:.1f}" for b in bins]))
-    lines += [line(row["label"], [f"{b['AUC@30']:.1f}" for b in row["baselines"]]) for row in rows]
+    lines += [line(row["label"], [_cell(b["AUC@30"], "6.1f") for b in row["baselines"]]) for row in rows]
     return "\n".join(lines)

@@ -12,9 +12,10 @@ from fastvggt_jax.cli.app import app
 from fastvggt_jax.datasets.base import PAIRS, SCENES, Options, load_dataset
 from fastvggt_jax.evaluate.ablations import Configuration
 from fastvggt_jax.evaluate.gallery import ranked
+from fastvggt_jax.evaluate.plot import measured_panels
 from fastvggt_jax.evaluate.protocols import rules_for
 from fastvggt_jax.evaluate.published import COMPARABLE, PUBLISHED, published_for
-from fastvggt_jax.evaluate.report import COLUMNS, comparison, report, table
+from fastvggt_jax.evaluate.report import COLUMNS, comparison, encode, report, table
 from fastvggt_jax.evaluate.runner import Result
 from fastvggt_jax.evaluate.suite import TABLES
 from fastvggt_jax.io.weights import save_params
@@ -183,6 +184,18 @@ def test_published_rows_are_shown_where_numbers_can_be_compared(options, shown, 
     lines = comparison(found)
     assert bool(found["published"]) == bool(lines) == shown
     assert not shown or "To be compared with: π³'s own table" in lines[1]
+
+
+def test_a_metric_that_is_not_finite_is_null_in_the_report(root):
+    data = load_dataset("eth3d", Options(root=root / "eth3d"))
+    bad = Result(["a", "b"], [np.zeros((2, 0))] * 2, [np.zeros(0)] * 2, seconds=[1.0, 1.0])
+    bad.metrics = [{"point clouds": np.nan, "NC mean": 0.5}, {"point clouds": 1.0, "NC mean": 0.5}]
+    runs, how = [Configuration("dense", "dense", None)], dict(batch=1, block=(1, 1), version="0", options={})
+    found = report({}, data, runs, {"dense": bad}, rules=rules_for(data), **how)
+    row = json.loads(encode(found))["configurations"][0]
+    assert row["summary"]["point clouds"] is None and row["scenes"]["point clouds"] == [None, 1.0]
+    assert row["summary"]["NC mean"] == 0.5 and "dense" in table(found["configurations"], found["published"])
+    assert not measured_panels(found["configurations"]), "of one scene it is not known"
 
 
 def test_published_rows_stand_beside_ours():
