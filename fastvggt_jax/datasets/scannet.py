@@ -91,7 +91,7 @@ def _same_frames(scene: str, paths: list[Path], cams: list[Path]) -> None:
     """Raises SceneError where a photograph and the camera of its rank are not of the same frame."""
     for path, cam in zip(paths, cams, strict=False):
         if _number(path) != _number(cam):
-            text = f"{path} and {cam} must be of the same frame; a photograph or a camera before them is missing"
+            text = f"{path} and {cam} must be of the same frame: one before them is missing"
             raise SceneError(text, scene=scene)
 
 
