@@ -196,10 +196,10 @@ def refusals() -> dict:
 
 
 def evaluated() -> dict:
-    """Eight scenes at a time, one on each device, beside one at a time on one."""
+    """Eight scenes at a time, one on each device, and two that are left, beside one at a time on one."""
     model = VGGT.clone(heads=("camera", "depth"))
     predict = predictor(model.clone(sparsity=Sparsity(0.5, 0.9, **SPARSE)), random_params(model))
-    both, where, data = [], [], Walls(scenes=8, shape=(28, 28))
+    both, where, data = [], [], Walls(scenes=10, shape=(28, 28))
 
     def seen(images):
         where.append(len(images.sharding.device_set))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -22,7 +24,7 @@ from rich.progress import (
 )
 
 from fastvggt_jax import __version__
-from fastvggt_jax.cli.errors import INTERRUPTED, one_sentence
+from fastvggt_jax.cli.errors import INTERRUPTED, one_sentence, say
 from fastvggt_jax.cli.options import (
     Block,
     CacheDir,
@@ -36,7 +38,7 @@ from fastvggt_jax.cli.options import (
     Weights,
     use_compilation_cache,
 )
-from fastvggt_jax.errors import InputError, printable
+from fastvggt_jax.errors import Error, ImageError, InputError, MissingError, SceneError, printable
 
 if TYPE_CHECKING:
     from fastvggt_jax.datasets.base import Dataset
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from fastvggt_jax.evaluate.runner import Result
     from fastvggt_jax.evaluate.suite import Table
     from fastvggt_jax.models.base import Model
+    from fastvggt_jax.sources import ImagePolicy
 
 OURS = ("evaluation.json", "quality.png", "gallery.png")  # what --overwrite may replace
 
@@ -153,7 +156,23 @@ def evaluate(
         ]
     else:
         tables = [Table(dataset, dataset, given)]
-    tasks = [_task(table, output / table.label if output and dataset == ALL else output) for table in tables]
+    failed: dict[str, Error] = {}
+
+    @contextlib.contextmanager
+    def by_itself(label: str) -> Iterator[None]:
+        """One of all data sets that cannot be measured does not end the others."""
+        try:
+            yield
+        except Error as error:
+            if dataset != ALL:
+                raise
+            failed[label] = error
+            say("error", f"{label}: {error}")
+
+    tasks: dict[str, _Task] = {}
+    for table in tables:
+        with by_itself(table.label):
+            tasks[table.label] = _task(table, output / table.label if output and dataset == ALL else output)
     if plot or gallery:
         require_matplotlib()
         if output is None:
@@ -183,13 +202,16 @@ def evaluate(
         overwrite,
         {},
     )
-    reports = {}
-    for table, task in zip(tables, tasks, strict=True):
-        found, whole = _one(setup, task, goes_on=dataset == ALL, silent=quiet or as_json)
-        reports[table.label] = found
+    reports: dict[str, Any] = {}
+    for label, task in tasks.items():
+        with by_itself(label):
+            found, whole = _one(setup, task, goes_on=dataset == ALL, silent=quiet or as_json)
+            reports[label] = found
+        if label in failed:
+            continue
         if not (quiet or as_json):
             if dataset == ALL:
-                typer.echo(f"\n{table.label}")
+                typer.echo(f"\n{label}")
             _say(found)
         if not quiet:
             _say_left_out(found)
@@ -203,7 +225,11 @@ def evaluate(
     if missing and not quiet:
         typer.echo(f"not in {root}, so not measured: {', '.join(missing)}", err=True)
     if as_json:
+        reports |= {label: {"error": error.text} for label, error in failed.items()}
         typer.echo(json.dumps(reports if dataset == ALL else reports[dataset]))
+    if failed:
+        typer.echo(f"{len(failed)} of {len(tables)} tables could not be made: {', '.join(failed)}", err=True)
+        raise typer.Exit(max(error.exit_code for error in failed.values()))
 
 
 class _Task(NamedTuple):
@@ -261,32 +287,41 @@ def _one(setup: _Setup, task: _Task, *, goes_on: bool, silent: bool) -> tuple[di
     runs = list({run.label: run for run in (*runs, *setup.by_hand)}.values())
     described = _describe(setup.weights, model, setup.points_from)
     described["image_policy"] = rules.policy(model.image_policy)._asdict()
+    of = {
+        "model": described,
+        "weights": _version_of(setup.weights),
+        "dataset": {"name": data.name, **data.describe(), "scenes": len(data)},
+        "options": task.options,
+        "protocol": rules.describe(),
+        "configurations": [repr(run) for run in runs],
+        "batch": batch,
+        "version": __version__,
+    }
     if goes_on and output is not None and not setup.overwrite:
-        before = _written(output, described, task, [run.label for run in runs])
+        before = _written(output, _digest(of), len(data))
         if before is not None:
             return before, True
     with contextlib.ExitStack() as stack:
         journal = None
         if output is not None:
             check_output_folder(output, overwrite=setup.overwrite, ours=OURS)
-            of = {
-                "model": described,
-                "weights": _version_of(setup.weights),
-                "dataset": {"name": data.name, **data.describe(), "scenes": len(data)},
-                "options": task.options,
-                "protocol": rules.describe(),
-                "configurations": [repr(run) for run in runs],
-                "batch": batch,
-                "version": __version__,
-            }
             journal = stack.enter_context(Journal(_so_far(output), of, overwrite=setup.overwrite))
             if journal.batches:
                 done = sum(next(iter(b.values())).seen for b in journal.batches.values())
                 typer.echo(f"{done} scenes were measured before, and stand in {journal.path}", err=True)
         results = _measure(setup, runs, data, batch, journal, rules, silent=silent)
         found = report(
-            described, data, runs, results, batch=batch, block=setup.block, version=__version__, rules=rules
+            described,
+            data,
+            runs,
+            results,
+            batch=batch,
+            block=setup.block,
+            version=__version__,
+            rules=rules,
+            options=task.options,
         )
+        found["of"] = _digest(of)
         if output is not None:
             with output_folder(output, overwrite=setup.overwrite, ours=OURS) as folder:
                 write_file(folder / "evaluation.json", encode(found))
@@ -297,8 +332,11 @@ def _one(setup: _Setup, task: _Task, *, goes_on: bool, silent: bool) -> tuple[di
     return found, whole
 
 
-def _written(output: Path, described: dict, task: _Task, labels: list[str]) -> dict[str, Any] | None:
-    """The whole report that lies there, if it is of this evaluation. TargetError if it is of another."""
+def _written(output: Path, of: str, scenes: int) -> dict[str, Any] | None:
+    """The whole report that lies there, if it is of this evaluation. TargetError if it is of another.
+
+    of: the digest of all that its numbers depend on.
+    """
     from fastvggt_jax.errors import TargetError
     from fastvggt_jax.io.json_files import read_json
 
@@ -307,16 +345,18 @@ def _written(output: Path, described: dict, task: _Task, labels: list[str]) -> d
         return None
     found = read_json(path)
     try:
-        parts = (found["model"], found["protocol"], [row["label"] for row in found["configurations"]])
-        same = parts == (json.loads(json.dumps(described)), task.rules.describe(), labels)
-        same = same and found["version"] == __version__ and found["dataset"]["name"] == task.data.name
-        whole = _seen(found) == len(task.data)
+        same, whole = found["of"] == of, _seen(found) == scenes
     except (KeyError, TypeError):
         same = whole = False
     if not same:
         text = f"{path} is of another evaluation; delete it, give another output, or overwrite it"
         raise TargetError(text, argument="overwrite")
     return found if whole else None
+
+
+def _digest(of: dict[str, Any]) -> str:
+    """By which an evaluation is known again. It names no folder of the user's."""
+    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _seen(found: dict[str, Any]) -> int:
@@ -379,11 +419,23 @@ def _ablations(
     rules: Rules | None = None,
 ) -> list[Configuration]:
     from fastvggt_jax.evaluate.ablations import ablations
-    from fastvggt_jax.evaluate.runner import sized_images
 
     policy = model.image_policy if rules is None else rules.policy(model.image_policy)
-    frames, height, width, _ = sized_images(data, data[0].images, policy).pixels.shape
+    frames, height, width, _ = _first_shape(data, policy)
     return ablations(model.depth, block, frames * height * width // policy.patch**2, family)
+
+
+def _first_shape(data: Dataset, policy: ImagePolicy) -> tuple[int, ...]:
+    """[F, H, W, 3] of the first scene that can be read; where none can, the error of the first."""
+    from fastvggt_jax.evaluate.runner import sized_images
+
+    errors: list[Error] = []
+    for number in range(len(data)):
+        try:
+            return sized_images(data, data[number].images, policy).pixels.shape
+        except (SceneError, ImageError, MissingError) as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _load(weights: str, dtype: str, points_from: str | None) -> tuple[Model, Any]:

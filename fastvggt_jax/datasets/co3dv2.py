@@ -26,7 +26,9 @@ from fastvggt_jax.datasets.files import (
     frames_in,
     listed,
     need,
+    none_of,
     root_of,
+    several,
     stored,
     views_of,
 )
@@ -100,6 +102,8 @@ class CO3Dv2(FileDataset):
                 kept = [found[i] for i in numbers if i < len(found)]
                 names = ("filepath", "R", "T")
                 entries[scene] = [{name: one.get(name) for name in names} for one in kept]
+        if given is not None and not frames:
+            raise none_of(options.frames, given, root)  # type: ignore[arg-type]
         found_ = cls.of(dataclasses.replace(options, frames=None), root, frames, entries=entries)
         return dataclasses.replace(found_, frame_list=digest(by_sequence))
 
@@ -108,6 +112,7 @@ class CO3Dv2(FileDataset):
         if len(entries) < len(wanted):
             text = f"the list of frames goes to number {max(wanted)}, which the copy does not have"
             raise SceneError(text, scene=scene)
+        several(scene, len(entries))
         base = self.root / "data" if (self.root / "data").is_dir() else self.root
         paths = [base / str(one["filepath"]) for one in entries]
         need(scene, paths)

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from fastvggt_jax.datasets.base import PAIRS, Field, Options, Sample, Truth
-from fastvggt_jax.datasets.files import FileDataset, cameras, folders, root_of, stored
+from fastvggt_jax.datasets.files import FileDataset, cameras, folders, root_of, several, stored, views_of
 from fastvggt_jax.errors import Error, MissingError, SceneError
 from fastvggt_jax.io.colmap import Photograph, find_model, read_model
 
@@ -41,7 +41,7 @@ class Colmap(FileDataset):
                 f"root {root} holds no COLMAP model, and no folder with one: cameras and images, .bin or .txt"
             )
             raise MissingError(text, argument="root")
-        found = cls.of(options, root, {scene: [] for scene in scenes}, views=options.views)
+        found = cls.of(options, root, {scene: [] for scene in scenes}, views=views_of(options, None))
         return dataclasses.replace(found, frame_list=None)
 
     def read(self, scene: str) -> Sample:
@@ -55,6 +55,7 @@ def read_colmap(folder: Path, scene: str, views: int | None) -> Sample:
     except Error as error:
         raise SceneError(error.text, scene=scene) from error
     chosen = [model[i] for i in evenly(len(model), views)]
+    several(scene, len(chosen))
     paths = _photographs(folder, scene, chosen)
     poses, K = np.stack([one.cam_from_world for one in chosen]), np.stack([one.K for one in chosen])
     truth = Truth(cam_from_world=cameras(scene, poses), K=K)

@@ -18,6 +18,7 @@ from scipy.ndimage import binary_erosion
 
 from fastvggt_jax.datasets.base import CLOUD_WIDTH, SCENES, Field, Options, Sample, Truth
 from fastvggt_jax.datasets.files import (
+    DAMAGED,
     FileDataset,
     Lazy,
     cameras,
@@ -70,9 +71,8 @@ class DTU(FileDataset):
             K=np.stack(K) + half,
             depth=Lazy(partial(_depth, d, m, scene) for d, m in zip(depth, masks, strict=True)),
         )
-        images = [
-            Frame(partial(_at_depths_size, path, d), path) for path, d in zip(paths, depth, strict=True)
-        ]
+        sizes = [_size(path, scene) for path in depth]
+        images = [Frame(partial(_resized, path, size), path) for path, size in zip(paths, sizes, strict=True)]
         return Sample(scene, images, truth)
 
 
@@ -87,13 +87,19 @@ def read_cam(path: Path, scene: str) -> tuple[np.ndarray, np.ndarray]:
         raise SceneError(f"{path} is no camera file of MVSNet ({error})", scene=scene) from error
 
 
-def _at_depths_size(path: Path, depth: Path) -> Image.Image:
-    """The photograph resized to the depth's size, for which its K is."""
-    height, width = np.load(depth, mmap_mode="r", allow_pickle=False).shape[:2]
+def _size(depth: Path, scene: str) -> tuple[int, int]:
+    """(width, height) of a file of depths."""
+    try:
+        height, width = np.load(depth, mmap_mode="r", allow_pickle=False).shape[:2]
+    except DAMAGED as error:
+        raise SceneError(f"{depth} must hold depths, height x width ({error})", scene=scene) from error
+    return width, height
+
+
+def _resized(path: Path, size: tuple[int, int]) -> Image.Image:
+    """The photograph at the depth's size, for which its K is."""
     image = open_as_stored(path)
-    return (
-        image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
-    )
+    return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
 
 def _depth(path: Path, mask: Path, scene: str) -> np.ndarray:
@@ -104,7 +110,7 @@ def _depth(path: Path, mask: Path, scene: str) -> np.ndarray:
         size = (depth.shape[1], depth.shape[0])
         with Image.open(mask) as image:
             small = image.convert("L").resize(size, Image.Resampling.NEAREST)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (*DAMAGED, SyntaxError) as error:
         raise SceneError(f"{path} or {mask} cannot be read ({error})", scene=scene) from error
     # OpenCV's erosion keeps to the border of the image, and its even box leans to the left and up.
     inside = binary_erosion(np.asarray(small) > 127.5, ERODED, border_value=1)

@@ -9,7 +9,6 @@ T. Schöps et al., "A multi-view stereo benchmark", CVPR 2017. The layout is tha
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Self
@@ -18,6 +17,7 @@ import numpy as np
 
 from fastvggt_jax.datasets.base import CLOUD_WIDTH, SCENES, Field, Options, Sample, Truth
 from fastvggt_jax.datasets.files import (
+    DAMAGED,
     FileDataset,
     Lazy,
     cameras,
@@ -76,8 +76,9 @@ class ETH3D(FileDataset):
 def _camera(path: Path, scene: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as found:
-            return found["intrinsics"].reshape(3, 3), found["extrinsics"].reshape(4, 4)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            K, pose = (np.asarray(found[name], np.float64) for name in ("intrinsics", "extrinsics"))
+            return K.reshape(3, 3), pose.reshape(4, 4)
+    except DAMAGED as error:
         text = f"{path} must hold intrinsics, 3x3, and extrinsics, 4x4 ({error})"
         raise SceneError(text, scene=scene) from error
 

@@ -19,7 +19,7 @@ from scipy.ndimage import map_coordinates
 from fastvggt_jax.datasets.base import Options
 from fastvggt_jax.datasets.eth3d import ALL, CAMERAS, DEPTH, IMAGES, raw_depth
 from fastvggt_jax.datasets.files import need, root_of, size_of, there
-from fastvggt_jax.errors import SceneError
+from fastvggt_jax.errors import ImageError, SceneError
 from fastvggt_jax.io.colmap import pose_of
 from fastvggt_jax.io.files import write_file
 from fastvggt_jax.sources.photographs import open_as_stored
@@ -51,7 +51,7 @@ def prepare(
                 count += 1
                 _make(root / scene, output / scene, scene, *photograph)
             say(f"{scene}: {count} photographs")
-        except SceneError as error:
+        except (SceneError, ImageError) as error:
             failed.append((scene, error.text))
     return failed
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, overload
 
 import numpy as np
 from PIL import Image
@@ -23,6 +25,11 @@ from fastvggt_jax.sources.base import Frame
 from fastvggt_jax.sources.photographs import SUFFIXES, natural, open_as_stored, opened
 
 MOST = 10  # files that are named, of those that are missing
+# What numpy raises for a file of arrays that is damaged, is of other arrays, or is none.
+DAMAGED = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, IndexError, AttributeError),
+    *(zlib.error, zipfile.BadZipFile),
+)
 SEED = 42  # of the lists of frames that π³'s evaluation draws
 
 
@@ -53,8 +60,7 @@ class FileDataset:
         if options.frames is not None:
             given = frames_in(Path(options.frames))
             if not set(given) & set(frames):
-                text = f"frames {options.frames} names {len(given)} scenes, such as {next(iter(given))}"
-                raise InputError(f"{text}, none of which is in {root}", argument="frames")
+                raise none_of(options.frames, given, root)
             frames = given
         scenes = chosen(list(frames), options)
         kept = {scene: frames[scene] for scene in scenes}
@@ -128,6 +134,8 @@ def chosen(scenes: Sequence[str], options: Options) -> tuple[str, ...]:
     if first < 0 or (options.scenes is not None and options.scenes < 1):
         name = "first" if first < 0 else "scenes"
         raise InputError(f"{name} must be at least {int(first >= 0)}", argument=name)
+    if not scenes:
+        raise InputError(f"root {options.root} holds no scene that can be measured", argument="root")
     if first >= len(scenes):
         text = f"first must be below {len(scenes)}, the number of scenes, not {first}"
         raise InputError(text, argument="first")
@@ -238,10 +246,14 @@ def stride_of(options: Options, default: int) -> int:
     return whole_number("stride", default if options.stride is None else options.stride, least=1)
 
 
-def views_of(options: Options, default: int) -> int:
-    """Raises InputError."""
+@overload
+def views_of(options: Options, default: int) -> int: ...
+@overload
+def views_of(options: Options, default: None) -> int | None: ...
+def views_of(options: Options, default: int | None) -> int | None:
+    """None are all. Raises InputError."""
     views = default if options.views is None else options.views
-    if views < 2:
+    if views is not None and views < 2:
         raise InputError(f"views must be at least 2, not {views}: cameras are compared", argument="views")
     return views
 
@@ -257,6 +269,12 @@ def frames_in(path: Path) -> dict[str, list[int]]:
         text = f"frames {path} must hold an object of lists of numbers from 0 on, a list for each scene"
         raise InputError(text, argument="frames")
     return found
+
+
+def none_of(path: Path, given: Mapping[str, Any], root: Path) -> InputError:
+    """For a list of frames whose scenes are others than those of the copy."""
+    text = f"frames {path} names {len(given)} scenes, such as {next(iter(given))}, none of which is in {root}"
+    return InputError(text, argument="frames")
 
 
 def folders(root: Path) -> list[str]:
@@ -285,6 +303,14 @@ def size_of(path: Path, scene: str) -> tuple[int, int]:
             return image.size
     except ImageError as error:
         raise SceneError(error.text, scene=scene) from error
+
+
+def of_size(paths: Iterable[Path], size: tuple[int, int], scene: str) -> None:
+    """Raises SceneError unless all photographs are (width, height), for which the data set's K is."""
+    for path in paths:
+        if (found := size_of(path, scene)) != size:
+            text = "{} is {}x{} pixels, and the data set's cameras are known for {}x{}, as released"
+            raise SceneError(text.format(path, *found, *size), scene=scene)
 
 
 def digest(frames: Mapping[str, Sequence[int]]) -> str:

@@ -8,7 +8,6 @@ cam_from_world.
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -17,7 +16,17 @@ from scipy.linalg import rq
 
 from fastvggt_jax.datasets.base import PAIRS, Field, Options, Sample, Truth
 from fastvggt_jax.datasets.colmap import evenly
-from fastvggt_jax.datasets.files import FileDataset, cameras, folders, pictures, root_of, several, stored
+from fastvggt_jax.datasets.files import (
+    DAMAGED,
+    FileDataset,
+    cameras,
+    folders,
+    pictures,
+    root_of,
+    several,
+    stored,
+    views_of,
+)
 from fastvggt_jax.errors import MissingError, SceneError
 
 FILES = ("cameras_sphere.npz", "cameras.npz", "cameras_large.npz")
@@ -43,7 +52,7 @@ class IDR(FileDataset):
         if not scenes:
             text = f"root {root} holds none of {', '.join(FILES)}, and no folder with one"
             raise MissingError(text, argument="root")
-        found = cls.of(options, root, {scene: [] for scene in scenes}, views=options.views)
+        found = cls.of(options, root, {scene: [] for scene in scenes}, views=views_of(options, None))
         return dataclasses.replace(found, frame_list=None)
 
     def read(self, scene: str) -> Sample:
@@ -69,7 +78,7 @@ def read_cameras_npz(path: Path, scene: str) -> tuple[np.ndarray, np.ndarray]:
             count = sum(name.startswith("world_mat_") and name[10:].isdecimal() for name in found.files)
             matrices = [np.asarray(found[f"world_mat_{i}"], np.float64)[:3, :4] for i in range(count)]
         return tuple(map(np.stack, zip(*map(decomposed, matrices), strict=True)))  # type: ignore[return-value]
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, np.linalg.LinAlgError) as error:
+    except (*DAMAGED, np.linalg.LinAlgError) as error:
         raise SceneError(f"{path} must hold world_mat_0, ..., 4x4 ({error})", scene=scene) from error
 
 

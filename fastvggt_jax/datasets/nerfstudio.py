@@ -22,6 +22,7 @@ from fastvggt_jax.datasets.files import (
     root_of,
     several,
     stored,
+    views_of,
 )
 from fastvggt_jax.datasets.nrgbd import GL_FROM_CV
 from fastvggt_jax.errors import Error, MissingError, SceneError
@@ -51,7 +52,7 @@ class Nerfstudio(FileDataset):
             root, scenes = root.absolute().parent, [root.absolute().name]
         if not scenes:
             raise MissingError(f"root {root} holds no {FILE}, and no folder with one", argument="root")
-        found = cls.of(options, root, {scene: [] for scene in scenes}, views=options.views)
+        found = cls.of(options, root, {scene: [] for scene in scenes}, views=views_of(options, None))
         return dataclasses.replace(found, frame_list=None)
 
     def read(self, scene: str) -> Sample:

@@ -25,6 +25,7 @@ from fastvggt_jax.datasets.files import (
     need,
     numbered,
     numbers_in,
+    of_size,
     root_of,
     stored,
     stride_of,
@@ -43,6 +44,7 @@ NEAREST, FARTHEST = 1e-3, 10.0  # metres
 FOCAL = 554.2562584220408
 GL_FROM_CV = np.diag([1.0, -1.0, -1.0, 1.0])  # of a camera's axes
 K = intrinsics(FOCAL, FOCAL, 320, 240, centres=True)
+SIZE = (640, 480)  # of the photographs that K is of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,7 @@ class NRGBD(FileDataset):
             text = f"it has {len(images)} images, {len(depth)} depth images and {len(poses)} cameras"
             raise SceneError(text, scene=scene)
         numbers = self.taken(scene, len(images), least=1)
+        of_size([images[i] for i in numbers], SIZE, scene)
         truth = Truth(
             cam_from_world=cameras(scene, inverted(poses[numbers])),
             K=np.tile(K, (len(numbers), 1, 1)),

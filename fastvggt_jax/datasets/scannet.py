@@ -8,6 +8,7 @@ A. Dai et al., "ScanNet", CVPR 2017. The layout is MonST3R's: `SCENE/color_90/fr
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -66,8 +67,9 @@ class ScanNet(FileDataset):
             poses = numbers_in(folder / f"pose_{self.views}.txt", scene, (-1, 4, 4))
         else:
             some = slice(0, self.views * STEP, STEP)
-            paths = numbered(folder / "color", "*.jpg")[some]
-            poses = np.stack([numbers_in(path, scene, (4, 4)) for path in _poses(folder, scene)[some]])
+            paths, cams = numbered(folder / "color", "*.jpg")[some], _poses(folder, scene)[some]
+            _same_frames(scene, paths, cams)
+            poses = np.stack([numbers_in(path, scene, (4, 4)) for path in cams])
         if len(paths) != len(poses):
             raise SceneError(f"it has {len(paths)} frames and {len(poses)} cameras", scene=scene)
         several(scene, len(paths), self.views)
@@ -83,3 +85,15 @@ def _poses(folder: Path, scene: str) -> list[Path]:
     if not found:
         raise SceneError(f"{folder / 'pose'} holds no cameras", scene=scene)
     return found
+
+
+def _same_frames(scene: str, paths: list[Path], cams: list[Path]) -> None:
+    """Raises SceneError where a photograph and the camera of its rank are not of the same frame."""
+    for path, cam in zip(paths, cams, strict=False):
+        if _number(path) != _number(cam):
+            text = f"{path} and {cam} must be of the same frame: one before them is missing"
+            raise SceneError(text, scene=scene)
+
+
+def _number(path: Path) -> str:
+    return re.sub(r"\D", "", path.stem).lstrip("0")

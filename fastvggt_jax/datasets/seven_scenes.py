@@ -25,6 +25,7 @@ from fastvggt_jax.datasets.files import (
     millimetres,
     need,
     numbers_in,
+    of_size,
     root_of,
     stored,
     stride_of,
@@ -45,6 +46,7 @@ SEQUENCES = {  # of each scene's TestSplit.txt
 STRIDE = 200
 NONE, NEAREST, FARTHEST = 65535, 1e-3, 10.0  # no depth; metres
 K = intrinsics(525, 525, 320, 240, centres=True)
+SIZE = (640, 480)  # of the photographs that K is of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,7 @@ class SevenScenes(FileDataset):
         colour = [_first(folder, stem, (".color.png", ".color.jpg")) for stem in stems]
         depth = [_first(folder, stem, (".depth.proj.png", ".depth.png")) for stem in stems]
         need(scene, [*colour, *depth])
+        of_size(colour, SIZE, scene)
         raw = [path.name for path in depth if not path.name.endswith(".proj.png")]
         if raw:
             text = f"{scene}: the depth of {raw[0]} and {len(raw) - 1} more is not registered to the colours"

@@ -23,7 +23,9 @@ from fastvggt_jax.datasets.files import (
     need,
     pictures,
     root_of,
+    several,
     stored,
+    views_of,
 )
 from fastvggt_jax.errors import MissingError, SceneError
 from fastvggt_jax.io.colmap import find_model
@@ -51,7 +53,7 @@ class TanksAndTemples(FileDataset):
         if not scenes:
             text = f"root {root} holds no scene: a folder with a COLMAP model, such as Barn/sparse/0, or a "
             raise MissingError(text + "folder of photographs Barn and Barn_COLMAP_SfM.log", argument="root")
-        found = cls.of(options, root, {scene: [] for scene in scenes}, views=options.views or VIEWS)
+        found = cls.of(options, root, {scene: [] for scene in scenes}, views=views_of(options, VIEWS))
         return dataclasses.replace(found, frame_list=None)
 
     def read(self, scene: str) -> Sample:
@@ -64,6 +66,7 @@ class TanksAndTemples(FileDataset):
             text = f"{log.name} has {len(poses)} cameras, and the folder {len(paths)} photographs"
             raise SceneError(text, scene=scene)
         numbers = evenly(len(paths), self.views)
+        several(scene, len(numbers))
         truth = Truth(cam_from_world=cameras(scene, inverted(poses[numbers])))
         return Sample(scene, [stored(paths[i]) for i in numbers], truth)
 

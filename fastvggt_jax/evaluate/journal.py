@@ -27,7 +27,7 @@ class Journal:
     """The file, a JSON line for each batch of scenes, after one that says of what; use as a context manager.
 
     Each bears a checksum. Lines that are damaged, such as a half-written last one, and those after them are
-    left out: their scenes are measured again.
+    left out: their scenes are measured again. So are those of a batch in which some could not be measured.
     """
 
     def __init__(self, path: str | os.PathLike, of: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -66,7 +66,10 @@ class Journal:
             found = _parsed(line)
             if not isinstance(found, dict) or found.pop("crc32", None) != _checksum(found):
                 break
-            self.batches[found["start"]] = {name: _result(one) for name, one in found["results"].items()}
+            results = {name: _result(one) for name, one in found["results"].items()}
+            if any(result.left_out for result in results.values()):
+                continue  # the scene may have been mended
+            self.batches[found["start"]] = results
             kept.append(line)
         return kept
 

@@ -34,8 +34,9 @@ def require_matplotlib() -> None:
 
 
 def measured_panels(rows: Sequence[Mapping]) -> dict[str, str]:
-    """Those of PANELS that the rows of evaluation.json have numbers for."""
-    return {metric: label for metric, label in PANELS.items() if metric in rows[0]["summary"]}
+    """Those of PANELS that all rows of evaluation.json have numbers for."""
+    known = lambda metric: all(row["summary"].get(metric) is not None for row in rows)
+    return {metric: label for metric, label in PANELS.items() if known(metric)}
 
 
 def write_plot(rows: Sequence[Mapping], title: str, path: str | os.PathLike) -> None:

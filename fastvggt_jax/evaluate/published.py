@@ -194,6 +194,15 @@ PUBLISHED: dict[str, list[Published]] = {
     "scannet": _rows(FIGURE, ("trajectory ATE",), {"VGGT dense": (0.038,), "π³ dense": (0.034,)}),
     "tum": _rows(FIGURE, ("trajectory ATE",), {"VGGT dense": (0.012,), "π³ dense": (0.014,)}),
 }
+# The protocols' own views or strides, of which the published numbers are; the first is the default.
+# Tanks & Temples' rows say themselves of how many views they are.
+SAMPLINGS: dict[str, dict[str, tuple[int, ...]]] = {
+    **dict.fromkeys(("realestate10k", "co3dv2"), {"views": (10,)}),
+    **dict.fromkeys(("scannet", "tum"), {"views": (90,)}),
+    **dict.fromkeys(("eth3d", "dtu"), {"stride": (5,)}),
+    "7scenes": {"stride": (200, 40)},
+    "nrgbd": {"stride": (500, 100)},
+}
 # Of each data set: which published column ours can be compared with, and which not.
 COMPARABLE = {
     "tanksandtemples": (
@@ -225,6 +234,12 @@ COMPARABLE = {
     "bonn": "MonST3R's, CUT3R's and π³'s tables.",
     "kitti": "MonST3R's, CUT3R's and π³'s tables, as long as the drives are the same 13.",
 }
+
+
+def as_published(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether these options are a protocol's own, so that numbers can be compared; None is the default."""
+    own = {key: (None, *values) for key, values in SAMPLINGS.get(name, {}).items()} | {"size": (None,)}
+    return all(options.get(key) in values for key, values in own.items())
 
 
 def published_for(name: str, **options: Any) -> list[Published]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from fastvggt_jax.datasets.base import Dataset
 from fastvggt_jax.evaluate.ablations import Configuration
 from fastvggt_jax.evaluate.measures import DEFINITIONS
 from fastvggt_jax.evaluate.protocols import Rules
-from fastvggt_jax.evaluate.published import COMPARABLE, Published, published_for
+from fastvggt_jax.evaluate.published import COMPARABLE, Published, as_published, published_for
 from fastvggt_jax.evaluate.runner import Result
 from fastvggt_jax.evaluate.suite import EVERY
 
@@ -71,11 +72,12 @@ def report(
     block: tuple[int, int],
     version: str,
     rules: Rules,
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All that was found, as JSON values.
+    """All that was found, as JSON values; None for numbers that are not finite.
 
     model: which it was. rules: how it was measured. results: by the labels of the runs. version: of
-    this package.
+    this package. options: what was chosen of the data set, by the names of `Options`.
     """
     rows = [
         {"label": run.label, "family": run.family, "name": run.name}
@@ -86,6 +88,8 @@ def report(
     left_out = [{"scene": name, "reason": why} for name, why in results[runs[0].label].left_out]
     names = {"scene's size", "baselines", *(name for row in rows for name in row["summary"])}
     described = {"name": dataset.name, **dataset.describe(), "scenes": measured, "batch": batch}
+    comparable = rules.protocol.by_field and as_published(dataset.name, options)
+    published = published_of(dataset, rules) if comparable else []
     return {
         "format": "fastvggt_jax evaluation",
         "version": version,
@@ -96,16 +100,22 @@ def report(
         "device": jax.devices()[0].device_kind,
         "devices": jax.local_device_count(),
         "definitions": {name: text for name, text in DEFINITIONS.items() if name in names},
-        "configurations": rows,
-        "published": [{"label": row.label, **row._asdict()} for row in published_of(dataset, rules)],
-        "comparable": COMPARABLE.get(dataset.name),
+        "configurations": _finite(rows),
+        "published": [{"label": row.label, **row._asdict()} for row in published],
+        "comparable": COMPARABLE.get(dataset.name) if comparable else None,
     }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def published_of(dataset: Dataset, rules: Rules) -> list[Published]:
     """What papers say of this data set, measured in this way."""
-    if not rules.protocol.by_field:
-        return []
     views = getattr(dataset, "views", None)
     options = {"protocol": rules.protocol.name} | (
         {} if views is None else {"views": views if views < EVERY else None}
@@ -184,5 +194,5 @@ def baseline_table(rows: Rows) -> str:
     line = lambda label, cells: f"{label:{width}}  " + "  ".join(f"{cell:>6}" for cell in cells)
     lines = ["AUC@30 of pairs of views by their distance, in percent of the scene's size", line("", heads)]
     lines.append(line(share, [f"{b['share']:.1f}" for b in bins]))
-    lines += [line(row["label"], [f"{b['AUC@30']:.1f}" for b in row["baselines"]]) for row in rows]
+    lines += [line(row["label"], [_cell(b["AUC@30"], "6.1f") for b in row["baselines"]]) for row in rows]
     return "\n".join(lines)

@@ -177,12 +177,15 @@ class Result:
         }
 
 
-def whole_batch(count: int, at_most: int) -> int:
-    """The largest number of scenes at a time of which `count` is a multiple, so that nothing is compiled for
-    a rest. Raises InputError.
+def whole_batch(count: int, at_most: int, devices: int | None = None) -> int:
+    """How many scenes at a time: on one device the largest number of which `count` is a multiple, so that
+    nothing is compiled for a rest; on several, by default all, a multiple of them. Raises InputError.
     """
     if at_most < 1:
         raise InputError(f"batch must be at least 1, not {at_most}", argument="batch")
+    devices = jax.local_device_count() if devices is None else devices
+    if 1 < devices <= at_most:
+        return min(at_most // devices, -(-count // devices)) * devices
     return next((n for n in range(min(at_most, count), 0, -1) if count % n == 0), 1)
 
 
@@ -239,7 +242,9 @@ def evaluate(
                 continue
             found = {name: Result() for name in predictors}
             try:
-                loaded = _batches(dataset, range(start, start + batch), policy, threads, rules)
+                loaded = _batches(
+                    dataset, range(start, min(start + batch, len(dataset))), policy, threads, rules
+                )
                 for name, why in next(loaded):
                     for result in found.values():
                         result.left_out.append((name, why))
@@ -308,11 +313,14 @@ def _compile(predictors: Mapping[str, Predict], scenes: list[Scene], threads: Ex
 
 
 def _on_devices(scenes: list[Scene]) -> Array:
-    """u8[B, F, H, W, 3], scenes spread over all devices where they come out even, else on one."""
+    """u8[B, F, H, W, 3], spread over all devices. Some stand there once more where they do not come out
+    even: what is predicted of these is not used, but their density counts again.
+    """
     images = np.stack([scene.pixels for scene in scenes])
     count = jax.local_device_count()
-    if count == 1 or len(images) % count:
+    if count == 1 or len(images) == 1:
         return jax.device_put(images)
+    images = images[np.arange(-(-len(images) // count) * count) % len(images)]
     mesh = jax.make_mesh((count,), (SCENES,), axis_types=(AxisType.Explicit,))
     return jax.device_put(images, NamedSharding(mesh, PartitionSpec(SCENES)))
 

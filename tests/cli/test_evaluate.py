@@ -109,6 +109,19 @@ def test_ablations_count_the_patches_that_the_model_sees():
         assert ("special keys as released" in families) == asked and "random blocks" in families
 
 
+def test_ablations_count_the_patches_of_the_first_scene_that_can_be_read():
+    class Damaged(Walls):
+        def __getitem__(self, number):
+            if number == 0:
+                raise errors.SceneError("no photographs", scene="wall 0")
+            return super().__getitem__(number)
+
+    whole, damaged = (_ablations(toy.Toy(), data, (8, 8), ["random blocks"]) for data in (Walls(), Damaged()))
+    assert damaged == whole
+    with pytest.raises(errors.SceneError, match="no photographs"):
+        _ablations(toy.Toy(), Damaged(scenes=1), (8, 8), None)
+
+
 def test_an_interrupted_evaluation_reports_its_scenes_so_far(weights, tmp_path, monkeypatch):
     calls, predictor = [], runner.predictor
 

@@ -1,6 +1,7 @@
 """`fastvggt evaluate all`: tables of what is there, published rows beside ours; protocols and the gallery."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,10 +9,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fastvggt_jax.cli.app import app
-from fastvggt_jax.datasets.base import PAIRS, SCENES
+from fastvggt_jax.datasets.base import PAIRS, SCENES, Options, load_dataset
+from fastvggt_jax.evaluate.ablations import Configuration
 from fastvggt_jax.evaluate.gallery import ranked
+from fastvggt_jax.evaluate.plot import measured_panels
+from fastvggt_jax.evaluate.protocols import rules_for
 from fastvggt_jax.evaluate.published import COMPARABLE, PUBLISHED, published_for
-from fastvggt_jax.evaluate.report import COLUMNS, table
+from fastvggt_jax.evaluate.report import COLUMNS, comparison, encode, report, table
 from fastvggt_jax.evaluate.runner import Result
 from fastvggt_jax.evaluate.suite import TABLES
 from fastvggt_jax.io.weights import save_params
@@ -68,14 +72,44 @@ def test_all_tables_of_what_is_there(weights, root, tmp_path):
     assert len(found["eth3d"]["dataset"]["left_out"]) == 12 and "12 of 13 scenes are left out" in done.stderr
     sintel = found["sintel"]["configurations"][0]["summary"]
     assert {"trajectory ATE", "RPE rotation", "AbsRel, scale", "delta, scale&shift"} <= sintel.keys()
-    for text in ("[VGGT dense (AVGGT's paper)]", "To be compared with: π³'s own table"):
-        assert text in done.stdout
+    assert "[VGGT" not in done.stdout and "To be compared" not in done.stdout, "at another size"
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}
     again = run(*asked, "--json")
     assert again.exit_code == 0 and json.loads(again.stdout)["sintel"] == found["sintel"]
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}, "nothing was done twice"
-    other = run(*asked, "--sparsity", "0.5")
-    assert other.exit_code == 2 and "is of another evaluation" in other.stderr
+    newer = tmp_path / weights.name
+    shutil.copyfile(weights, newer)
+    changed = [*(str(a) for a in asked)]
+    changed[changed.index(str(weights))] = str(newer)
+    moved = [*(str(a) for a in asked)]
+    moved[moved.index(str(root))] = str(tmp_path / "moved")
+    (tmp_path / "moved").symlink_to(root)
+    for other in ([*asked, "--sparsity", "0.5"], [*asked, "--size", 112], changed, moved):
+        done = run(*other)
+        assert done.exit_code == 2 and done.stderr.count("is of another evaluation") == 3, other
+
+
+def test_one_of_all_data_sets_that_is_damaged_does_not_end_the_others(weights, root, tmp_path):
+    for name in ("eth3d", "sintel"):
+        (tmp_path / name).symlink_to(root / name)
+    (tmp_path / "co3dv2").mkdir()  # without annotations
+    shutil.copytree(root / "realestate10k", tmp_path / "realestate10k")
+    for path in (tmp_path / "realestate10k").rglob("*.png"):
+        path.write_bytes(b"damaged")
+    asked = ["all", "--root", tmp_path, "-c", weights, "-o", tmp_path / "out", "--size", 56, "--no-plot"]
+    done = run(*asked, "--json")
+    assert done.exit_code == 2 and isinstance(done.exception, SystemExit), (done.output, done.exception)
+    assert "2 of 4 tables could not be made: co3dv2, realestate10k" in done.stderr
+    assert "co3dv2: root" in done.stderr and "none of the 2 scenes of realestate10k" in done.stderr
+    found = json.loads(done.stdout)
+    assert "AbsRel, scale" in found["sintel"]["configurations"][0]["summary"]
+    assert "none of the 2 scenes" in found["realestate10k"]["error"] and "error" in found["co3dv2"]
+    shutil.rmtree(tmp_path / "co3dv2")
+    shutil.copytree(root / "realestate10k", tmp_path / "realestate10k", dirs_exist_ok=True)
+    mended = run(*asked, "--json")
+    assert mended.exit_code == 0, mended.output
+    again = json.loads(mended.stdout)
+    assert len(again["realestate10k"]["dataset"]["scenes"]) == 2 and again["sintel"] == found["sintel"]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +163,39 @@ def test_the_gallery_shows_the_worst_and_the_best_scene(weights, root, tmp_path)
     assert ranked(report) == ("point clouds", {"worst": "c", "median": "d", "best": "b"})
     report = {"dataset": {"scenes": ["a"]}, "configurations": [{"scenes": {"AbsRel": [1.0]}}]}
     assert ranked(report) == ("AbsRel", {"worst": "a"})
+
+
+@pytest.mark.parametrize(
+    "options, shown",
+    [
+        ({}, True),
+        ({"stride": 5}, True),
+        ({"stride": 3}, False),
+        ({"size": 56}, False),
+        ({"protocol": "ours"}, False),
+    ],
+)
+def test_published_rows_are_shown_where_numbers_can_be_compared(options, shown, root):
+    data = load_dataset("eth3d", Options(root=root / "eth3d", **options))
+    given = dict(batch=1, block=(1, 1), version="0", rules=rules_for(data, options.get("protocol")))
+    runs = [Configuration("dense", "dense", None)]
+    empty = Result(pairs=[np.zeros((2, 0))], baselines=[np.zeros(0)])
+    found = report({}, data, runs, {runs[0].label: empty}, options=options, **given)
+    lines = comparison(found)
+    assert bool(found["published"]) == bool(lines) == shown
+    assert not shown or "To be compared with: π³'s own table" in lines[1]
+
+
+def test_a_metric_that_is_not_finite_is_null_in_the_report(root):
+    data = load_dataset("eth3d", Options(root=root / "eth3d"))
+    bad = Result(["a", "b"], [np.zeros((2, 0))] * 2, [np.zeros(0)] * 2, seconds=[1.0, 1.0])
+    bad.metrics = [{"point clouds": np.nan, "NC mean": 0.5}, {"point clouds": 1.0, "NC mean": 0.5}]
+    runs, how = [Configuration("dense", "dense", None)], dict(batch=1, block=(1, 1), version="0", options={})
+    found = report({}, data, runs, {"dense": bad}, rules=rules_for(data), **how)
+    row = json.loads(encode(found))["configurations"][0]
+    assert row["summary"]["point clouds"] is None and row["scenes"]["point clouds"] == [None, 1.0]
+    assert row["summary"]["NC mean"] == 0.5 and "dense" in table(found["configurations"], found["published"])
+    assert not measured_panels(found["configurations"]), "of one scene it is not known"
 
 
 def test_published_rows_stand_beside_ours():

@@ -27,6 +27,21 @@ HERE = (1.0, np.eye(3), np.zeros(3))
 WIDTH, HEIGHT = 518, 14  # at which clouds are compared, so that pixels are pixels
 
 
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """The photographs here are not of the released size, for which these cameras are."""
+    for module in (nrgbd, seven_scenes):
+        monkeypatch.setattr(module, "SIZE", (WIDTH, HEIGHT), raising=False)
+
+
+@pytest.mark.parametrize("name", ["nrgbd", "7scenes"])
+def test_photographs_of_another_size_than_the_cameras_are_refused(name, monkeypatch, tmp_path):
+    _, data = written(name, tmp_path, 2)
+    monkeypatch.undo()
+    with pytest.raises(errors.SceneError, match="is 518x14 pixels, and .* are known for 640x480"):
+        data[0]
+
+
 def scene(frames=6, K=None):
     """Wavy walls at depths that 16 bits hold, in eighths of a metre; a corner of each is not known."""
     rng = np.random.default_rng(2)
@@ -250,6 +265,16 @@ def test_a_list_of_the_users_own(tmp_path):
         assert error.value.argument == "frames"
 
 
+def test_a_list_of_other_sequences_is_refused(tmp_path):
+    layouts.co3dv2(tmp_path, scene(1), names=("short",))
+    (tmp_path / "frames.json").write_text('{"elsewhere": [1, 2]}')
+    with pytest.raises(errors.InputError, match="names 1 scenes, such as elsewhere, none of which is in"):
+        load_dataset("co3dv2", Options(root=tmp_path, frames=tmp_path / "frames.json"))
+    with pytest.raises(errors.InputError, match="root .* holds no scene that can be measured") as error:
+        load_dataset("co3dv2", Options(root=tmp_path))
+    assert error.value.argument == "root"
+
+
 def test_co3d_counts_and_filters_as_the_scripts_do(tmp_path):
     true = scene()
     layouts.co3dv2(tmp_path, true, "apple", ("b", "a"), repeat=9)
@@ -361,6 +386,46 @@ def test_a_scene_that_is_wrong_is_one_sentence(name, spoil, sentence, tmp_path):
     assert error.value.scene
 
 
+def cut(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def spoil_middle(path):
+    """Of a compressed archive, whose directory stays whole."""
+    with path.open("wb") as file:
+        np.savez_compressed(file, intrinsics=np.eye(3), extrinsics=np.eye(4), world_mat_0=np.eye(4))
+    data = bytearray(path.read_bytes())
+    for start in [i for i in range(len(data)) if data[i : i + 4] == b"PK\3\4"]:
+        data[start + 60 : start + 75] = b"\xff" * 15
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(b""),
+        cut,
+        spoil_middle,
+        lambda path: np.save(path.open("wb"), np.float64(1)),
+        lambda path: np.save(path.open("wb"), np.array(["a"])),
+    ],
+    ids=["empty", "cut", "spoilt", "a number", "words"],
+)
+@pytest.mark.parametrize(
+    "name, file",
+    [
+        ("eth3d", "courtyard/custom_undistorted_cam/DSC_0001.npz"),
+        ("idr", "mine/cameras_sphere.npz"),
+        ("dtu", "scan1/depths/00000001.npy"),
+    ],
+)
+def test_a_damaged_file_of_arrays_is_one_sentence(name, file, spoil, tmp_path):
+    _, data = written(name, tmp_path, 2)
+    spoil(tmp_path / file)
+    with pytest.raises(errors.SceneError, match=file):
+        list(data[0].truth.depth)
+
+
 @pytest.mark.parametrize("name", ["eth3d", "bonn", "sintel"])
 def test_a_scene_without_depth_is_left_out(name, tmp_path):
     true, data = written(name, tmp_path)
@@ -382,6 +447,36 @@ def test_one_view_is_a_cloud_but_no_pair(tmp_path):
         load_dataset("7scenes", Options(root=tmp_path / "7"))[0]
 
 
+@pytest.mark.parametrize("gone", ["color/3.jpg", "pose/3.txt"])
+def test_scannets_colours_and_cameras_are_of_the_same_frames(gone, tmp_path):
+    """The copy has a frame more than are taken, so that there are as many of one as of the other."""
+    layouts.scannet(tmp_path, scene(3), prepared=False)
+    (tmp_path / "scene0707_00" / gone).unlink()
+    data = load_dataset("scannet", Options(root=tmp_path, views=2))
+    with pytest.raises(errors.SceneError, match=r"color.[34].jpg and .*pose.[34].txt must be of the same"):
+        data[0]
+
+
+@pytest.mark.parametrize("name", ["colmap", "nerfstudio", "idr", "tanksandtemples"])
+def test_fewer_than_two_views_are_refused(name, tmp_path):
+    written(name, tmp_path, 2)
+    for views in (1, 0, -1):
+        with pytest.raises(errors.InputError, match=f"views must be at least 2, not {views}"):
+            load_dataset(name, Options(root=tmp_path, views=views))
+
+
+@pytest.mark.parametrize("name", ["colmap", "nerfstudio", "idr", "tanksandtemples", "co3dv2"])
+def test_a_scene_of_one_view_is_left_out(name, tmp_path):
+    if name == "co3dv2":
+        layouts.co3dv2(tmp_path / "root", scene(1), repeat=50)
+        (tmp_path / "one.json").write_text('{"110_13051_23361": [7]}')
+        data = load_dataset(name, Options(root=tmp_path / "root", frames=tmp_path / "one.json"))
+    else:
+        data = written(name, tmp_path, 1)[1]
+    with pytest.raises(errors.SceneError, match="it has 1 view, and 2 are compared"):
+        data[0]
+
+
 def test_the_border_of_a_mask_is_taken_off_as_opencv_does(tmp_path):
     cv2 = pytest.importorskip("cv2")
     layouts.dtu(tmp_path, in_millimetres(scene()))
@@ -399,7 +494,8 @@ needs_layouts = pytest.mark.skipif(not LAYOUT.is_dir(), reason="true files are n
 
 
 @needs_layouts
-def test_true_files_of_7_scenes(tmp_path):
+def test_true_files_of_7_scenes(tmp_path, monkeypatch):
+    monkeypatch.undo()  # they are of the released size
     folder = tmp_path / "redkitchen" / "seq-03"
     folder.parent.mkdir()
     folder.symlink_to(LAYOUT / "7scenes_redkitchen")

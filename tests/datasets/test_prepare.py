@@ -120,6 +120,16 @@ def test_the_command_makes_what_the_data_set_reads(tmp_path):
     assert {path.stem for path in same} == {"DSC_1"}, "only what was missing was made again"
 
 
+def test_a_damaged_photograph_does_not_end_the_other_scenes(tmp_path):
+    write(tmp_path / "raw")
+    write(tmp_path / "raw", "relief")
+    (tmp_path / "raw/courtyard/images/dslr_images/DSC_1.JPG").write_bytes(b"damaged")
+    asked = ["data", "prepare", "eth3d", "--root", str(tmp_path / "raw"), "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 1 and done.stdout == "relief: 2 photographs\n", (done.output, done.exception)
+    assert "courtyard: " in done.stderr and "DSC_1.JPG" in done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments, sentence, code",
     [

@@ -65,6 +65,18 @@ def test_a_damaged_line_and_those_after_it_are_left_out(path, old, new):
     assert len(path.read_text().splitlines()) == 2
 
 
+def test_a_batch_with_a_scene_that_was_left_out_is_measured_again(path):
+    damaged = result(6)
+    damaged.left_out = [("scene 8", "no depth")]
+    with Journal(path, OF) as journal:
+        journal.add(6, {"dense": damaged, "sparse": damaged})
+        journal.add(9, {"dense": result(9), "sparse": result(9)})
+    assert list(found(path)) == [0, 2, 4, 9]
+    with Journal(path, OF) as journal:
+        journal.add(6, {"dense": result(6), "sparse": result(6)})
+    assert list(found(path)) == [0, 2, 4, 9, 6] and not found(path)[6]["dense"].left_out
+
+
 def test_a_line_without_results_is_left_out(path):
     lines = path.read_text().splitlines()
     lines[2] = json.dumps({"start": 2, "results": {}})

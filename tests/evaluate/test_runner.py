@@ -196,6 +196,8 @@ def test_an_interruption_keeps_what_was_measured(good):
 
 def test_batches_are_whole():
     assert (whole_batch(200, 8), whole_batch(9, 4), whole_batch(2, 4)) == (8, 3, 2)
+    assert [whole_batch(n, 20, devices=8) for n in (2506, 41, 9, 4)] == [16, 16, 16, 8]
+    assert whole_batch(9, 4, devices=8) == 3, "fewer than devices"
     with pytest.raises(errors.InputError, match="batch must be at least 1, not 0"):
         whole_batch(2, 0)
 
