@@ -148,8 +148,8 @@ class Fed(NamedTuple):
     Attributes:
       rays: f32[B, F, H, W, 2], (x/z, y/z), or None.
       depth: f32[B, F, H, W, 2], in units of `unit`, and 1 where it is known, or None.
-      world_from_cam: f32[B, F, 4, 4], in the first view's coordinates (of those that hold numbers) and a unit of the scene's own, or None
-        where no scene can have a pose.
+      world_from_cam: f32[B, F, 4, 4], in the coordinates of the first view that has numbers and a unit of the
+        scene's own, or None where no scene can have a pose.
       unit: f32[B], by which depth and translations were divided.
     """
 

@@ -58,17 +58,11 @@ def conditions_of(
 
 def _poses(known: dict[int, np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray | None]:
     """f32[1, count, 4, 4] in the coordinates of the first view that is known, since a world may lie further
-    from 0 than float32 tells cameras apart; and the mask.
-
-    Where no depth gives the unit, the model takes the mean distance from view 0 for it, of all views: those
-    that are not known stand where they do not change it.
+    from 0 than float32 tells cameras apart; NaN of those that are not, which change no unit, in no chunk; and
+    the mask.
     """
-    back = np.linalg.inv(known[0] if 0 in known else next(iter(known.values())))
-    here = {i: back @ pose for i, pose in known.items()}
-    away = [np.linalg.norm(pose[:3, 3]) for pose in list(here.values())[1:]]
-    elsewhere = np.eye(4)
-    elsewhere[0, 3] = np.mean(away) if away else 0
-    return _filled({0: np.eye(4), **here}, elsewhere, count)[0], _mask(here, count)
+    back = np.linalg.inv(known[min(known)])
+    return _filled({i: back @ pose for i, pose in known.items()}, np.full((4, 4), np.nan), count)
 
 
 def _mask(known: dict[int, np.ndarray], count: int) -> np.ndarray | None:

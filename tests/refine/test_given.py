@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -79,9 +80,14 @@ def test_neither_a_world_far_away_nor_views_without_a_camera_blur_the_others(tru
     wanted = np.linalg.inv(true[first]) @ true
     relative = np.linalg.inv(pose[first]) @ pose
     np.testing.assert_allclose(relative[seen], wanted[seen], atol=1e-5)
-    if missing:  # of the others from view 0
-        mean = np.linalg.norm(wanted[seen[1:], :3, 3], axis=-1).mean()
-        fed = prepare(given, 1, F, truth.images.pixels.shape[1:3])
+    size = truth.images.pixels.shape[1:3]
+    mean = np.linalg.norm(wanted[seen[1:], :3, 3], axis=-1).mean()  # of the others from the first
+    np.testing.assert_allclose(prepare(given, 1, F, size).unit, mean, rtol=1e-5)
+    # A chunk's own first view is another one, and it may be the one that is missing.
+    for chunk in (np.arange(missing, F), np.arange(2, F), np.arange(missing, 4)):
+        there = true[[i for i in chunk if i != missing], :3, 3]
+        mean = np.linalg.norm(there[1:] - there[0], axis=-1).mean()
+        fed = prepare(jax.tree.map(lambda x, c=chunk: x[:, c], given), 1, len(chunk), size)
         np.testing.assert_allclose(fed.unit, mean, rtol=1e-5)
 
 
