@@ -33,16 +33,17 @@ def conditions_of(
     """
     names, sizes, transforms = images.names, original_sizes(images.transforms), images.transforms
     F, (H, W) = len(names), images.pixels.shape[1:3]
+    files = images.paths
     given: dict[str, Any] = {}
     known: dict[str, Any] = {}
     K: dict[int, np.ndarray] = {}
     if cameras is not None:
-        found = known_cameras(names, sizes, cameras)
+        found = known_cameras(names, sizes, cameras, files)
         K = {i: one for i, (one, _) in found.items()}
         given["world_from_cam"], given["pose_mask"] = _poses({i: p for i, (_, p) in found.items()}, F)
         known["cameras"] = len(found)
     if intrinsics is not None:
-        K = dict(enumerate(known_K(names, sizes, intrinsics)))
+        K = dict(enumerate(known_K(names, sizes, intrinsics, files)))
         known["intrinsics"] = F
     if K:
         of_model = {i: model_from_original(transforms[i]) @ one for i, one in K.items()}

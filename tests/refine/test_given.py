@@ -14,6 +14,7 @@ from fastvggt_jax.export.cameras import write_cameras
 from fastvggt_jax.models.conditions import prepare, rays_of
 from fastvggt_jax.refine.given import conditions_of, in_model
 from fastvggt_jax.sources import ImageTransform
+from fastvggt_jax.sources.photographs import turned_unseen
 from tests.export.truth import true_scene
 
 
@@ -89,6 +90,40 @@ def test_neither_a_world_far_away_nor_views_without_a_camera_blur_the_others(tru
         mean = np.linalg.norm(there[1:] - there[0], axis=-1).mean()
         fed = prepare(jax.tree.map(lambda x, c=chunk: x[:, c], given), 1, len(chunk), size)
         np.testing.assert_allclose(fed.unit, mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["cameras", "colmap", "nerfstudio"])
+def test_others_cameras_of_a_photograph_that_exif_turns_unseen_are_refused(truth, form, tmp_path):
+    """They count its pixels as stored, and its size is the same. Ours count them upright."""
+    path = written(truth, form, tmp_path)
+    stored = tmp_path / "stored.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.new("RGB", (160, 120)).save(stored, exif=exif)
+    frames = list(truth.images.frames)
+    frames[1] = frames[1]._replace(path=stored)
+    images = dataclasses.replace(truth.images, frames=tuple(frames))
+    for option in ("cameras", "intrinsics"):
+        ask = lambda option=option: conditions_of(images, **{option: str(path)})
+        if form == "cameras":
+            assert ask()[0].K.shape == (1, len(frames), 3, 3)
+            continue
+        match = (
+            f"^{option} .* may be of .*stored.jpg as it is stored, which its EXIF orientation turns: save it"
+        )
+        with pytest.raises(errors.InputError, match=match):
+            ask()
+
+
+@pytest.mark.parametrize(
+    "size, orientation, wanted",
+    [((4, 2), 1, False), ((4, 2), 3, True), ((4, 2), 6, False), ((4, 4), 6, True), ((4, 4), 9, False)],
+)
+def test_a_turn_is_unseen_where_the_size_stays(size, orientation, wanted, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size).save(tmp_path / "a.jpg", exif=exif)
+    assert turned_unseen(tmp_path / "a.jpg") == wanted
 
 
 @pytest.mark.parametrize("form", ["npz", "npy", "png"])
