@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from fastvggt_jax.refine.known import known_cameras, known_K
 from fastvggt_jax.sources import Images, ImageTransform
 
 MILLIMETRES = 1000.0  # of a PNG's numbers in a metre
-DAMAGED = (OSError, ValueError, KeyError, EOFError, SyntaxError)
+DAMAGED = (
+    *(OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 def conditions_of(
@@ -88,8 +93,8 @@ def depth_maps(folder: str, names: tuple[str, ...], sizes: list[tuple[int, int]]
     whole numbers of 16 bits, millimetres. As large as the photograph, upright, or scaled in its proportions;
     0, NaN and infinity are not known.
 
-    Raises MissingError if there is no such folder, InputError if it is of none of the photographs, for one of
-    another shape, or of negative numbers.
+    Raises MissingError if there is no such folder, InputError if it is of none of the photographs, for a
+    damaged file, and for one of another shape, or of negative numbers.
     """
     if not os.path.isdir(folder):
         raise MissingError(f"depth {folder}: no such folder", argument="depth")
@@ -115,12 +120,19 @@ def _read(path: Path) -> np.ndarray:
                     text = f"depth {path} is a picture of 8 bits: depth has 16, in millimetres"
                     raise InputError(text, argument="depth")
                 return np.asarray(image, np.float32) / np.float32(MILLIMETRES)
-        array = np.load(path, allow_pickle=False)
-        return np.asarray(array["depth"] if path.suffix == ".npz" else array, np.float32)
+        with open(path, "rb") as file:
+            found = np.load(file, allow_pickle=False)
+            if isinstance(found, np.ndarray) != (path.suffix == ".npy"):
+                raise TypeError("it is of the other kind than its name says")
+            array = found if isinstance(found, np.ndarray) else found["depth"]
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"an array of {array.dtype}")
+        return array.astype(np.float32)
     except InputError:
         raise
     except DAMAGED as error:
-        text = f"depth {path} cannot be read: an array of numbers, .npz with one named depth"
+        text = f"depth {path} cannot be read: it must be a whole .png or .npy of real numbers, or an .npz"
+        text += " with one named depth"
         raise InputError(text, argument="depth") from error
 
 

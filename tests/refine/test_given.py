@@ -1,7 +1,10 @@
 """Known cameras and depth as a model's inputs: every reader against a rendered scene with true cameras."""
 
 import dataclasses
+import io
 import json
+import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -203,3 +206,41 @@ def test_what_does_not_fit_is_one_sentence(truth, tmp_path):
     ):
         np.save(tmp_path / "d" / f"{name}.npy", array)
         refused(truth, match, depth=str(tmp_path / "d"))
+
+
+def damaged_depth(kind, shape):
+    """(ending, bytes) of a file."""
+    file = io.BytesIO()
+    if kind == "structured":
+        np.save(file, np.zeros(shape, [("a", "f4"), ("b", "f4")]))
+        return ".npy", file.getvalue()
+    if kind == "npy named npz":
+        np.save(file, np.ones(shape))
+        return ".npz", file.getvalue()
+    np.savez_compressed(file, depth=np.random.default_rng(0).random(shape))
+    whole = bytearray(file.getvalue())
+    if kind == "npz named npy":
+        return ".npy", bytes(whole)
+    if kind == "flipped":
+        whole[len(whole) // 2] ^= 255
+    return ".npz", bytes({"cut": whole[: len(whole) // 2], "empty": b""}.get(kind, whole))
+
+
+@pytest.mark.parametrize(
+    "kind", ["cut", "flipped", "empty", "npy named npz", "npz named npy", "structured", "complex", "picture"]
+)
+def test_damaged_depth_is_one_sentence(truth, kind, tmp_path):
+    shape = truth.scene.transforms[0].original_height, truth.scene.transforms[0].original_width
+    stem = tmp_path / truth.scene.names[0]
+    if kind == "complex":
+        np.save(f"{stem}.npy", np.ones(shape, complex))
+    elif kind == "picture":
+        Image.fromarray(np.full(shape, 1000, np.uint16)).save(f"{stem}.png")
+        whole = Path(f"{stem}.png").read_bytes()
+        Path(f"{stem}.png").write_bytes(whole[: len(whole) // 2])
+    else:
+        ending, content = damaged_depth(kind, shape)
+        Path(f"{stem}{ending}").write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        refused(truth, f"^depth .*{stem.name}.* cannot be read: ", depth=str(tmp_path))
