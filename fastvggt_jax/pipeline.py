@@ -241,7 +241,10 @@ def load(settings: Settings, plan: Plan, step: Step) -> Loaded:
         )
     _check_not_in(s.output, images.paths)
     conditions, counts = conditions_of(images, **_asked(s)) if plan.as_inputs else (None, {})
+    _warn_of_few(s, counts, len(images.names))
     intrinsics, align_to = None if plan.as_inputs else s.intrinsics, s.align_to
+    if intrinsics is not None:
+        counts["intrinsics"] = len(images.names)
     if not plan.as_inputs and s.cameras is not None:  # they act after the model
         counts["cameras"] = _usable_after(images, s.cameras)
         align_to = align_to or s.cameras
@@ -445,6 +448,14 @@ def _comparison(scene: Scene, photos: Sequence[str]) -> dict[str, Any] | None:
         "translation_degrees": translation,
         "auc30": round(auc(*errors, 30), 2),
     }
+
+
+def _warn_of_few(s: Settings, counts: dict[str, int], every: int) -> None:
+    """Where the model is told something of some of the photographs only."""
+    for name, count in counts.items():
+        if count < every:
+            text = f"{name} {_asked(s)[name]} is of {count} of {every} photographs"
+            warnings.warn(f"{text}: the model is told of these alone", stacklevel=3)
 
 
 def _usable_after(images: Images, cameras: str) -> int:
