@@ -239,15 +239,18 @@ def load(settings: Settings, plan: Plan, step: Step) -> Loaded:
             paint_masks=s.paint_masks,
             skip_bad=s.skip_bad,
         )
-    _check_not_in(s.output, (frame and frame.path for frame in images.frames))
+    _check_not_in(s.output, images.paths)
     conditions, counts = conditions_of(images, **_asked(s)) if plan.as_inputs else (None, {})
+    _warn_of_few(s, counts, len(images.names))
     intrinsics, align_to = None if plan.as_inputs else s.intrinsics, s.align_to
+    if intrinsics is not None:
+        counts["intrinsics"] = len(images.names)
     if not plan.as_inputs and s.cameras is not None:  # they act after the model
         counts["cameras"] = _usable_after(images, s.cameras)
         align_to = align_to or s.cameras
         if counts["cameras"] == len(images.names):
             intrinsics = intrinsics or s.cameras
-    known = _known(images.names, images.transforms, s.export, intrinsics, align_to)
+    known = _known(images.names, images.transforms, images.paths, s.export, intrinsics, align_to)
     check_space(s.output, images.pixels[..., 0].size * sum(format.pixel_bytes for format in plan.formats))
     return Loaded(s, plan, images, known, conditions, counts, ours)
 
@@ -447,12 +450,20 @@ def _comparison(scene: Scene, photos: Sequence[str]) -> dict[str, Any] | None:
     }
 
 
+def _warn_of_few(s: Settings, counts: dict[str, int], every: int) -> None:
+    """Where the model is told something of some of the photographs only."""
+    for name, count in counts.items():
+        if count < every:
+            text = f"{name} {_asked(s)[name]} is of {count} of {every} photographs"
+            warnings.warn(f"{text}: the model is told of these alone", stacklevel=3)
+
+
 def _usable_after(images: Images, cameras: str) -> int:
     """Of how many photographs the cameras are known; InputError for one, to which no scene can be aligned. A
     warning where some are missing.
     """
     every = len(images.names)
-    count = len(known_cameras(images.names, original_sizes(images.transforms), cameras))
+    count = len(known_cameras(images.names, original_sizes(images.transforms), cameras, images.paths))
     if count < 2 <= every:
         text = f"cameras {cameras} names one of the photographs, at least two are needed to align the scene"
         raise InputError(text, argument="cameras")
@@ -484,6 +495,7 @@ class _Known(NamedTuple):
 def _known(
     names: Sequence[str],
     transforms: Sequence[ImageTransform],
+    files: Sequence[str | os.PathLike | None],
     options: ExportOptions,
     intrinsics: str | None,
     align_to: str | None,
@@ -492,7 +504,7 @@ def _known(
     K = None
     if intrinsics is not None:
         sizes = original_sizes(transforms)
-        K = known_K(names, sizes, intrinsics)
+        K = known_K(names, sizes, intrinsics, files)
         check_given(K, sizes, shared_camera=options.shared_camera, camera_model=options.camera_model)
     return _Known(K, None if align_to is None else known_positions(align_to, names))
 
@@ -894,10 +906,10 @@ def export_saved(
         if output is None:
             _check_same_cameras(folder, scene, options)
         frames = () if photos is None else find_photographs(scene, photos)
+        files: Sequence[Any] = [frame and frame.path for frame in frames] if frames else scene.paths
         if output is not None:
-            named = [frame.path for frame in frames if frame is not None] if frames else scene.paths
-            _check_not_in(output, named)
-        known = _known(scene.names, scene.transforms, options, intrinsics, align_to)
+            _check_not_in(output, files)
+        known = _known(scene.names, scene.transforms, files, options, intrinsics, align_to)
         scene, measured, adjustment, alignment = _refined(scene, options, bundle, known)
         export = Export.of(scene, options, frames, measured=measured)
         if output is None:

@@ -20,10 +20,9 @@ from fastvggt_jax.export.depth import file_stems
 from fastvggt_jax.io.files import new_file, reason, temporary_sibling, write_file
 from fastvggt_jax.scene import Scene
 from fastvggt_jax.sources import Frame, ImageTransform
-from fastvggt_jax.sources.photographs import open_photograph, opened, without_pillows_warnings
+from fastvggt_jax.sources.photographs import ORIENTATION, open_photograph, opened, without_pillows_warnings
 from fastvggt_jax.sources.pixels import to_8_bits
 
-ORIENTATION = 0x0112  # EXIF's tag
 ENDINGS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png"}  # what trainers read; Pillow's names
 MODES = ("L", "RGB", "RGBA")
 QUALITY = 95  # of a photograph that has to be written anew

@@ -37,9 +37,10 @@ class Conditions:
         length.
       world_from_cam: [B, F, 4, 4] rigid, OpenCV axes, in any world. A scene with one posed view alone loses
         it. Where depth is known of no view, the mean distance from view 0 is the unit, also of views whose
-        mask is off: put these where they do not change it.
+        mask is off: put these where they do not change it, or make them NaN.
       depth_mask, ray_mask, pose_mask: [B, F] the views for which depth, K or rays, and world_from_cam hold;
-        None: all. One program serves every choice.
+        None: all. One program serves every choice. What is off may hold NaN or infinity, which then do not
+        count.
     """
 
     depth: Float[Array, "B F H W"] | None = None
@@ -147,8 +148,8 @@ class Fed(NamedTuple):
     Attributes:
       rays: f32[B, F, H, W, 2], (x/z, y/z), or None.
       depth: f32[B, F, H, W, 2], in units of `unit`, and 1 where it is known, or None.
-      world_from_cam: f32[B, F, 4, 4], in the first view's coordinates and a unit of the scene's own, or None
-        where no scene can have a pose.
+      world_from_cam: f32[B, F, 4, 4], in the coordinates of the first view that has numbers and a unit of the
+        scene's own, or None where no scene can have a pose.
       unit: f32[B], by which depth and translations were divided.
     """
 
@@ -167,11 +168,12 @@ def prepare(conditions: Conditions, batch: int, frames: int, size: tuple[int, in
     Depth is divided by the mean of all of a scene that is known, whether or not its mask is on; so are the
     poses' translations, once they are relative to view 0, whether or not that one's mask is on. Only where no
     view of a scene has its depth on, they are then divided by the mean length of the others' (all of them),
-    unless the scene is at rest.
+    unless the scene is at rest. NaN and infinity where a mask is off enter nowhere; depth's are not known.
     """
     c = jax.tree.map(lambda x: jnp.asarray(x, bool if x.dtype == bool else jnp.float32), conditions)
     unit, known = jnp.ones(batch, jnp.float32), None
     if c.depth is not None:
+        c = c.replace(depth=jnp.where(jnp.isfinite(c.depth), c.depth, 0))
         known = c.depth > 0
         count = known.sum((1, 2, 3))
         mean = jnp.where(known, c.depth, 0).sum((1, 2, 3)) / jnp.maximum(count, 1)
@@ -181,9 +183,17 @@ def prepare(conditions: Conditions, batch: int, frames: int, size: tuple[int, in
         by_depth = jnp.zeros(batch, bool)  # scenes whose depth gives the unit
         if c.depth is not None:
             by_depth = jnp.ones(batch, bool) if c.depth_mask is None else c.depth_mask.any(1)
-        pose = geometry.compose(geometry.invert_se3(c.world_from_cam[:, :1]), c.world_from_cam)
+        pose, there = c.world_from_cam, jnp.ones((batch, frames), bool)
+        if c.pose_mask is not None:
+            there = c.pose_mask | jnp.isfinite(pose).all((-1, -2))
+            pose = jnp.where(there[..., None, None], pose, jnp.eye(4))
+        first = there.argmax(1)
+        start = jnp.take_along_axis(pose, first[:, None, None, None], 1)
+        pose = geometry.compose(geometry.invert_se3(start), pose)
+        pose = jnp.where(there[..., None, None], pose, jnp.eye(4))
         step = pose[..., :3, 3] / unit[:, None, None]
-        length = jnp.where(by_depth, 1, step_length(step))
+        counted = there & (jnp.arange(frames) != first[:, None])
+        length = jnp.where(by_depth, 1, step_length(step, counted))
         pose = pose.at[..., :3, 3].set(step / length[:, None, None])
         if c.pose_mask is not None:
             posed = c.pose_mask & (c.pose_mask.sum(1, keepdims=True) != 1)
@@ -197,15 +207,18 @@ def prepare(conditions: Conditions, batch: int, frames: int, size: tuple[int, in
         rays = rays_of(c.K, *size)[..., :2]
     elif c.rays is not None:
         rays = c.rays[..., :2] / (c.rays[..., 2:] + 1e-6)
+    if rays is not None and c.ray_mask is not None:
+        rays = jnp.where(c.ray_mask[..., None, None, None] | jnp.isfinite(rays), rays, 0)
     return Fed(rays, c.ray_mask, depth, c.depth_mask, pose, posed, unit * length)
 
 
-def step_length(step: Array) -> Array:
-    """f32[B]: of the translations f32[B, F, 3] from view 1 on the mean length; 1 of a scene at rest, where
-    the longest is below `AT_REST`.
+def step_length(step: Array, counted: Array) -> Array:
+    """f32[B]: of the translations f32[B, F, 3] of those that are counted, bool[B, F], the mean length; 1 of a
+    scene at rest, where the longest is below `AT_REST`.
     """
-    length = jnp.linalg.norm(jax.lax.stop_gradient(step)[:, 1:], axis=-1)  # [B, F - 1]
-    return jnp.where(length.max(1) >= AT_REST, length.mean(1) + 1e-8, 1)
+    length = jnp.where(counted, jnp.linalg.norm(jax.lax.stop_gradient(step), axis=-1), 0)  # [B, F]
+    mean = length.sum(1) / jnp.maximum(counted.sum(1), 1)
+    return jnp.where(length.max(1) >= AT_REST, mean + 1e-8, 1)
 
 
 def rays_of(K: Array, height: int, width: int) -> Array:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from fastvggt_jax.refine.known import known_cameras, known_K
 from fastvggt_jax.sources import Images, ImageTransform
 
 MILLIMETRES = 1000.0  # of a PNG's numbers in a metre
-DAMAGED = (OSError, ValueError, KeyError, EOFError, SyntaxError)
+DAMAGED = (
+    *(OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 def conditions_of(
@@ -33,16 +38,17 @@ def conditions_of(
     """
     names, sizes, transforms = images.names, original_sizes(images.transforms), images.transforms
     F, (H, W) = len(names), images.pixels.shape[1:3]
+    files = images.paths
     given: dict[str, Any] = {}
     known: dict[str, Any] = {}
     K: dict[int, np.ndarray] = {}
     if cameras is not None:
-        found = known_cameras(names, sizes, cameras)
+        found = known_cameras(names, sizes, cameras, files)
         K = {i: one for i, (one, _) in found.items()}
         given["world_from_cam"], given["pose_mask"] = _poses({i: p for i, (_, p) in found.items()}, F)
         known["cameras"] = len(found)
     if intrinsics is not None:
-        K = dict(enumerate(known_K(names, sizes, intrinsics)))
+        K = dict(enumerate(known_K(names, sizes, intrinsics, files)))
         known["intrinsics"] = F
     if K:
         of_model = {i: model_from_original(transforms[i]) @ one for i, one in K.items()}
@@ -58,17 +64,11 @@ def conditions_of(
 
 def _poses(known: dict[int, np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray | None]:
     """f32[1, count, 4, 4] in the coordinates of the first view that is known, since a world may lie further
-    from 0 than float32 tells cameras apart; and the mask.
-
-    Where no depth gives the unit, the model takes the mean distance from view 0 for it, of all views: those
-    that are not known stand where they do not change it.
+    from 0 than float32 tells cameras apart; NaN of those that are not, which change no unit, in no chunk; and
+    the mask.
     """
-    back = np.linalg.inv(known[0] if 0 in known else next(iter(known.values())))
-    here = {i: back @ pose for i, pose in known.items()}
-    away = [np.linalg.norm(pose[:3, 3]) for pose in list(here.values())[1:]]
-    elsewhere = np.eye(4)
-    elsewhere[0, 3] = np.mean(away) if away else 0
-    return _filled({0: np.eye(4), **here}, elsewhere, count)[0], _mask(here, count)
+    back = np.linalg.inv(known[min(known)])
+    return _filled({i: back @ pose for i, pose in known.items()}, np.full((4, 4), np.nan), count)
 
 
 def _mask(known: dict[int, np.ndarray], count: int) -> np.ndarray | None:
@@ -93,8 +93,8 @@ def depth_maps(folder: str, names: tuple[str, ...], sizes: list[tuple[int, int]]
     whole numbers of 16 bits, millimetres. As large as the photograph, upright, or scaled in its proportions;
     0, NaN and infinity are not known.
 
-    Raises MissingError if there is no such folder, InputError if it is of none of the photographs, for one of
-    another shape, or of negative numbers.
+    Raises MissingError if there is no such folder, InputError if it is of none of the photographs, for a
+    damaged file, and for one of another shape, or of negative numbers.
     """
     if not os.path.isdir(folder):
         raise MissingError(f"depth {folder}: no such folder", argument="depth")
@@ -120,12 +120,19 @@ def _read(path: Path) -> np.ndarray:
                     text = f"depth {path} is a picture of 8 bits: depth has 16, in millimetres"
                     raise InputError(text, argument="depth")
                 return np.asarray(image, np.float32) / np.float32(MILLIMETRES)
-        array = np.load(path, allow_pickle=False)
-        return np.asarray(array["depth"] if path.suffix == ".npz" else array, np.float32)
+        with open(path, "rb") as file:
+            found = np.load(file, allow_pickle=False)
+            if isinstance(found, np.ndarray) != (path.suffix == ".npy"):
+                raise TypeError("it is of the other kind than its name says")
+            array = found if isinstance(found, np.ndarray) else found["depth"]
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"an array of {array.dtype}")
+        return array.astype(np.float32)
     except InputError:
         raise
     except DAMAGED as error:
-        text = f"depth {path} cannot be read: an array of numbers, .npz with one named depth"
+        text = f"depth {path} cannot be read: it must be a whole .png or .npy of real numbers, or an .npz"
+        text += " with one named depth"
         raise InputError(text, argument="depth") from error
 
 

@@ -23,6 +23,7 @@ from fastvggt_jax.io.colmap import read_model
 from fastvggt_jax.io.files import regular_file
 from fastvggt_jax.io.json_files import check_cameras, read_json
 from fastvggt_jax.scene import Scene
+from fastvggt_jax.sources.photographs import turned_unseen
 
 T = TypeVar("T")
 EARTH_RADIUS, EARTH_FLATTENING = 6378137.0, 1 / 298.257223563  # WGS 84, metres
@@ -30,6 +31,7 @@ ON_A_LINE = 1e-3  # of the positions' extent: what they leave it by, to count as
 ROUNDS = 50  # of reweighting
 SHORTEST_FOCAL, LONGEST_FOCAL = 1e-3, 1e9  # pixels
 FAR = 100  # times the extent of positions, from where on they are taken nearer
+BY_OTHERS = "from a transforms.json"  # a key of its images
 FARTHEST = 1e9  # of a position, in whatever unit; what lies beyond is a mistake
 
 
@@ -46,7 +48,8 @@ def with_intrinsics(scene: Scene, given: str) -> Scene:
 
     Raises MissingError, or InputError if `given` is none of these, or of other photographs.
     """
-    return with_known_K(scene, known_K(scene.names, original_sizes(scene.transforms), given))
+    sizes = original_sizes(scene.transforms)
+    return with_known_K(scene, known_K(scene.names, sizes, given, scene.paths))
 
 
 def with_known_K(scene: Scene, K: np.ndarray) -> Scene:
@@ -61,9 +64,14 @@ def with_known_K(scene: Scene, K: np.ndarray) -> Scene:
     return dataclasses.replace(scene, depth=scene.depth * scale, points=points.astype(np.float32))
 
 
-def known_K(names: Sequence[str], sizes: Sequence[tuple[int, int]], given: str) -> np.ndarray:
-    """f64[F, 3, 3] of photographs of these names and original sizes (width, height), see `with_intrinsics`,
-    which raises the same.
+Files = Sequence["str | os.PathLike | None"]
+
+
+def known_K(
+    names: Sequence[str], sizes: Sequence[tuple[int, int]], given: str, files: Files = ()
+) -> np.ndarray:
+    """f64[F, 3, 3] of photographs of these names and original sizes (width, height), and in these files, see
+    `with_intrinsics`, which raises the same.
     """
     if not given.strip():
         text = "intrinsics must be fx,fy,cx,cy, a file or a folder, not empty"
@@ -88,8 +96,11 @@ def known_K(names: Sequence[str], sizes: Sequence[tuple[int, int]], given: str) 
         model = read_model(path, "intrinsics")
         known = {one.name: (one.K, one.size) for one in model}
         _warn_of_distortion([one.name for one in model if one.distorted], f"intrinsics {given}")
+        _check_upright(files, f"intrinsics {given}", "intrinsics")
     else:
         images, *_ = _images(path, "intrinsics")
+        if _by_others(images):
+            _check_upright(files, f"intrinsics {given}", "intrinsics")
         known = {one["name"]: (one["K"], (one["width"], one["height"])) for one in images}
     found = []
     for name, size, (K, theirs) in zip(
@@ -104,14 +115,15 @@ def known_K(names: Sequence[str], sizes: Sequence[tuple[int, int]], given: str) 
 
 
 def known_cameras(
-    names: Sequence[str], sizes: Sequence[tuple[int, int]], path: str
+    names: Sequence[str], sizes: Sequence[tuple[int, int]], path: str, files: Files = ()
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """K f64[3, 3] in pixels of the photographs and world_from_cam f64[4, 4], by the positions of these
-    photographs, of original sizes (width, height), as far as a file has them.
+    photographs, of original sizes (width, height) and in these files, as far as a file has them.
 
     path: a cameras.json, a transforms.json of nerfstudio or the folder of a COLMAP model.
 
-    Raises MissingError, or InputError if it is none of these, of none of the photographs, or of other sizes.
+    Raises MissingError, or InputError if it is none of these, of none of the photographs, of other sizes, or
+    but for a cameras.json, of one that EXIF turns without another size.
     """
     argument = "cameras"
     if not path.strip():
@@ -126,8 +138,10 @@ def known_cameras(
             pose[:3, :3] = one.cam_from_world[:, :3].T
             pose[:3, 3] = -pose[:3, :3] @ one.cam_from_world[:, 3]
             known[one.name] = one.K, pose, one.size
+        by_others = True
     else:
         images, *_ = _images(Path(path), argument)
+        by_others = _by_others(images)
         known = {one["name"]: (one["K"], one["world_from_cam"], _size(one)) for one in images}
     found = {}
     for i, key in enumerate(_keys(names, known, f"cameras {path}", argument)):
@@ -143,11 +157,29 @@ def known_cameras(
             text = f"cameras {path}: {names[i]} has {pixels[0]} pixels there, and {pixels[1]} here"
             raise InputError(text, argument=argument)
         found[i] = _checked_K(K, path, argument), matrix
+    if by_others and files:
+        _check_upright([files[i] for i in found], f"cameras {path}", argument)
     if not found:
         theirs = ", ".join(list(known)[:3]) or "none"
         text = f"cameras {path} names none of the photographs, such as {names[0]}; it has {theirs}"
         raise InputError(text, argument=argument)
     return found
+
+
+def _by_others(images: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether cameras are of a transforms.json, not of a cameras.json, which is of upright photographs."""
+    return any(one.get(BY_OTHERS) for one in images)
+
+
+def _check_upright(files: Files, what: str, argument: str) -> None:
+    """Raises InputError for a photograph of which others' cameras may be as it is stored, and ours as it is
+    seen, without the size telling.
+    """
+    for file in files:
+        if file and turned_unseen(Path(file)):
+            text = f"{what} may be of {file} as it is stored, which its EXIF orientation turns"
+            text += ": save it upright without the tag and find its cameras anew, or give a cameras.json"
+            raise InputError(text, argument=argument)
 
 
 def _size(one: Mapping[str, Any]) -> tuple[int, int]:
@@ -560,6 +592,7 @@ def _of_nerfstudio(content: dict[str, Any], path: Path, argument: str) -> list[d
             pose = _matrix(frame["transform_matrix"])
             found.append(
                 {
+                    BY_OTHERS: True,
                     "name": frame["file_path"],
                     "K": [[fl_x, 0, cx], [0, fl_y, cy], [0, 0, 1]],
                     "width": int(w),

@@ -90,6 +90,11 @@ class Images:
     frames: tuple[Frame | None, ...] = ()
     white: int | None = None
 
+    @property
+    def paths(self) -> list[Path | None]:
+        """The photographs' files; [] of Images made by hand."""
+        return [frame and frame.path for frame in self.frames]
+
     def some(self, frames: np.ndarray) -> Images:
         """Of these frames, by their numbers, in this order."""
         of = lambda values: tuple(values[i] for i in frames) if values else values

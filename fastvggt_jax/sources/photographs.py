@@ -35,6 +35,7 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"),
     *(".ppm", ".pgm", ".pnm", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".hif"),
 )
+ORIENTATION = 0x0112  # EXIF's tag
 MAX_PIXELS = 2**29  # of one photograph: 1.6 GB as they are decoded
 HUGE = 2**26  # pixels, of which only one photograph is decoded at a time
 _one_huge = threading.Lock()
@@ -169,6 +170,19 @@ def open_as_stored(path: Path) -> Image.Image:
         stored = image.copy()
         stored.info.pop("exif", None)
         return stored
+
+
+def turned_unseen(path: Path) -> bool:
+    """Whether a file's EXIF orientation turns or mirrors its photograph into one of the same size, so that a
+    size does not tell how its pixels were counted. False for what is no photograph.
+    """
+    try:
+        with opened(path) as image:
+            orientation = image.getexif().get(ORIENTATION, 1)
+            square = image.width == image.height
+    except Error:
+        return False
+    return 2 <= orientation <= (8 if square else 4)
 
 
 @contextlib.contextmanager

@@ -442,8 +442,17 @@ def test_known_cameras_and_depth_are_inputs_of_pi3x(whole, tmp_path, monkeypatch
         "depth": {"file": str(depth), "use": "input of the model", "photographs": 1},
     }
     assert "conditions" in report["model"]["heads"] and report["alignment"] is None
+    said = [text for text in report["warnings"] if "of 2 photographs" in text]
+    assert said == [f"depth {depth} is of 1 of 2 photographs: the model is told of these alone"]
     assert all(one is not None for one in (fed[0].rays, fed[0].depth, fed[0].world_from_cam))
     assert scene.metric_scale == 1 and set(scene.intrinsics) <= {"recovered", "guessed"}
+    cameras.write_text(json.dumps({"images": two_cameras(photos)["images"][1:]}))
+    more = ["--json", "--format", "scene", "--cameras", cameras]
+    report = json.loads(run(*reconstruct_args(weights, tmp_path / "some", *more)).stdout)
+    assert (
+        f"cameras {cameras} is of 1 of 2 photographs: the model is told of these alone" in report["warnings"]
+    )
+    assert report["known"]["cameras"]["photographs"] == 1
     monkeypatch.setattr(pipeline, "predict", None)  # the rest is said before the model runs
     for option, value, words in (
         ("--cameras", "gone.json", "gone.json"),
@@ -459,12 +468,11 @@ def test_known_cameras_act_after_a_model_that_does_not_take_them(
     photos, cameras = (PHOTOS / "landscape_101x67.png", PHOTOS / "rgba_97x55.png"), tmp_path / "known.json"
     content = two_cameras(photos)
     cameras.write_text(json.dumps(content))
-    more = ["--json", "--cameras", cameras, "--format", "cameras,scene"]
+    more = ["--json", "--cameras", cameras, "--intrinsics", cameras, "--format", "cameras,scene"]
     result = run(*reconstruct_args(weights, tmp_path / "out", *more))
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["known"] == {
-        "cameras": {"file": str(cameras), "use": "after the model", "photographs": 2}
-    }
+    use = {"file": str(cameras), "use": "after the model", "photographs": 2}
+    assert json.loads(result.stdout)["known"] == {"cameras": use, "intrinsics": use}
     scene = Scene.load(tmp_path / "out")
     assert set(scene.intrinsics) == {"given"}
     np.testing.assert_allclose(scene.K_original(0)[:2], [[90, 0, 50.5], [0, 90, 33.5]], atol=1e-3)

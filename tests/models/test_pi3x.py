@@ -364,6 +364,27 @@ def test_what_is_off_may_be_anything(tiny, images):
     known(depth=depth, depth_mask=of([1, 0, 1, 1])).check(images.shape)
 
 
+@pytest.mark.parametrize("off", [0, 2])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("field", ["depth", "K", "rays", "world_from_cam"])
+def test_what_is_no_number_and_off_does_not_enter(field, bad, off):
+    """The model is fed numbers only, the same of the other views as if that one were not there."""
+    values = known(rays=np.ones((1, 4, SIDE, SIDE, 3), np.float32))
+    mask = {"depth": "depth_mask", "world_from_cam": "pose_mask"}.get(field, "ray_mask")
+    on = np.arange(4) != off
+    value = np.array(getattr(values, field))
+    value[0, off] = bad
+    given = Conditions(**{field: value, mask: on[None]})
+    given.check((1, 4, SIDE, SIDE, 3))
+    without = jax.tree.map(lambda x: x[:, on], given)
+    found, wanted = prepare(given, 1, 4, (SIDE, SIDE)), prepare(without, 1, 3, (SIDE, SIDE))
+    for name, x in found._asdict().items():
+        if x is not None:
+            assert np.isfinite(x).all(), name
+            seen = x if name == "unit" else x[:, on]
+            np.testing.assert_allclose(seen, getattr(wanted, name), rtol=1e-5, atol=1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize(
     "frames, mask", [pytest.param(1, None, marks=pytest.mark.slow), (4, of([0, 1, 0, 0]))]
 )

@@ -1,8 +1,12 @@
 """Known cameras and depth as a model's inputs: every reader against a rendered scene with true cameras."""
 
 import dataclasses
+import io
 import json
+import warnings
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +17,7 @@ from fastvggt_jax.export.cameras import write_cameras
 from fastvggt_jax.models.conditions import prepare, rays_of
 from fastvggt_jax.refine.given import conditions_of, in_model
 from fastvggt_jax.sources import ImageTransform
+from fastvggt_jax.sources.photographs import turned_unseen
 from tests.export.truth import true_scene
 
 
@@ -79,10 +84,49 @@ def test_neither_a_world_far_away_nor_views_without_a_camera_blur_the_others(tru
     wanted = np.linalg.inv(true[first]) @ true
     relative = np.linalg.inv(pose[first]) @ pose
     np.testing.assert_allclose(relative[seen], wanted[seen], atol=1e-5)
-    if missing:  # of the others from view 0
-        mean = np.linalg.norm(wanted[seen[1:], :3, 3], axis=-1).mean()
-        fed = prepare(given, 1, F, truth.images.pixels.shape[1:3])
+    size = truth.images.pixels.shape[1:3]
+    mean = np.linalg.norm(wanted[seen[1:], :3, 3], axis=-1).mean()  # of the others from the first
+    np.testing.assert_allclose(prepare(given, 1, F, size).unit, mean, rtol=1e-5)
+    # A chunk's own first view is another one, and it may be the one that is missing.
+    for chunk in (np.arange(missing, F), np.arange(2, F), np.arange(missing, 4)):
+        there = true[[i for i in chunk if i != missing], :3, 3]
+        mean = np.linalg.norm(there[1:] - there[0], axis=-1).mean()
+        fed = prepare(jax.tree.map(lambda x, c=chunk: x[:, c], given), 1, len(chunk), size)
         np.testing.assert_allclose(fed.unit, mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["cameras", "colmap", "nerfstudio"])
+def test_others_cameras_of_a_photograph_that_exif_turns_unseen_are_refused(truth, form, tmp_path):
+    """They count its pixels as stored, and its size is the same. Ours count them upright."""
+    path = written(truth, form, tmp_path)
+    stored = tmp_path / "stored.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.new("RGB", (160, 120)).save(stored, exif=exif)
+    frames = list(truth.images.frames)
+    frames[1] = frames[1]._replace(path=stored)
+    images = dataclasses.replace(truth.images, frames=tuple(frames))
+    for option in ("cameras", "intrinsics"):
+        ask = lambda option=option: conditions_of(images, **{option: str(path)})
+        if form == "cameras":
+            assert ask()[0].K.shape == (1, len(frames), 3, 3)
+            continue
+        match = (
+            f"^{option} .* may be of .*stored.jpg as it is stored, which its EXIF orientation turns: save it"
+        )
+        with pytest.raises(errors.InputError, match=match):
+            ask()
+
+
+@pytest.mark.parametrize(
+    "size, orientation, wanted",
+    [((4, 2), 1, False), ((4, 2), 3, True), ((4, 2), 6, False), ((4, 4), 6, True), ((4, 4), 9, False)],
+)
+def test_a_turn_is_unseen_where_the_size_stays(size, orientation, wanted, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size).save(tmp_path / "a.jpg", exif=exif)
+    assert turned_unseen(tmp_path / "a.jpg") == wanted
 
 
 @pytest.mark.parametrize("form", ["npz", "npy", "png"])
@@ -162,3 +206,41 @@ def test_what_does_not_fit_is_one_sentence(truth, tmp_path):
     ):
         np.save(tmp_path / "d" / f"{name}.npy", array)
         refused(truth, match, depth=str(tmp_path / "d"))
+
+
+def damaged_depth(kind, shape):
+    """(ending, bytes) of a file."""
+    file = io.BytesIO()
+    if kind == "structured":
+        np.save(file, np.zeros(shape, [("a", "f4"), ("b", "f4")]))
+        return ".npy", file.getvalue()
+    if kind == "npy named npz":
+        np.save(file, np.ones(shape))
+        return ".npz", file.getvalue()
+    np.savez_compressed(file, depth=np.random.default_rng(0).random(shape))
+    whole = bytearray(file.getvalue())
+    if kind == "npz named npy":
+        return ".npy", bytes(whole)
+    if kind == "flipped":
+        whole[len(whole) // 2] ^= 255
+    return ".npz", bytes({"cut": whole[: len(whole) // 2], "empty": b""}.get(kind, whole))
+
+
+@pytest.mark.parametrize(
+    "kind", ["cut", "flipped", "empty", "npy named npz", "npz named npy", "structured", "complex", "picture"]
+)
+def test_damaged_depth_is_one_sentence(truth, kind, tmp_path):
+    shape = truth.scene.transforms[0].original_height, truth.scene.transforms[0].original_width
+    stem = tmp_path / truth.scene.names[0]
+    if kind == "complex":
+        np.save(f"{stem}.npy", np.ones(shape, complex))
+    elif kind == "picture":
+        Image.fromarray(np.full(shape, 1000, np.uint16)).save(f"{stem}.png")
+        whole = Path(f"{stem}.png").read_bytes()
+        Path(f"{stem}.png").write_bytes(whole[: len(whole) // 2])
+    else:
+        ending, content = damaged_depth(kind, shape)
+        Path(f"{stem}{ending}").write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        refused(truth, f"^depth .*{stem.name}.* cannot be read: ", depth=str(tmp_path))

@@ -17,6 +17,7 @@ from fastvggt_jax.cli.app import app
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.io.weights import save_params
 from fastvggt_jax.models import registry
+from fastvggt_jax.models.conditions import prepare
 from fastvggt_jax.sequence.models import TOGETHER, describe
 from fastvggt_jax.testing.random_weights import random_params
 from fastvggt_jax.testing.tiny import tiny_model
@@ -161,6 +162,45 @@ def test_loops_are_closed_by_what_the_encoder_sees(photographs, weights, tmp_pat
     report = json.loads(result.stdout)
     assert asked == [COUNT] and report["sequence"]["loops"] == [[0, 18]]
     assert error(block, Scene.load(tmp_path / "out")) < 1e-3
+
+
+def test_each_chunk_is_told_of_its_own_photographs(photographs, tmp_path, block, monkeypatch):
+    """... in its own first one's coordinates, though that is the one without a camera."""
+    model, cameras = tiny_model("pi3x"), tmp_path / "known.json"
+    monkeypatch.setattr(pipeline, "read_model", lambda weights: model)
+    monkeypatch.setattr(pipeline, "load_model", lambda *_: (model, {}))
+    images, missing = [], 8  # where the third chunk begins
+    for i in set(range(COUNT)) - {missing}:
+        pose = np.eye(4)
+        pose[0, 3] = i * i
+        K = [[20 + i, 0, 14], [0, 20 + i, 8], [0, 0, 1]]
+        one = {"name": f"{i:02}.png", "width": 28, "height": 16, "K": K}
+        images.append(one | {"world_from_cam": pose.tolist()})
+    cameras.write_text(json.dumps({"images": images}))
+    told, inner = [], pipeline.predict
+
+    def predict(model, params, images, *rest, conditions, **more):
+        block.size = images.pixels.shape[1:3]
+        told.append((images, conditions))
+        return inner(model, params, images, *rest, **more)
+
+    monkeypatch.setattr(pipeline, "predict", predict)
+    chunks = ["--chunk", 8, "--overlap", 3, "--cameras", cameras, "--json"]
+    result = run(photographs, "pi3x", tmp_path / "out", *chunks)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["sequence"]["chunks"] == [[0, 7], [4, 11], [8, 15], [12, 19]]
+    assert len(told) == 4
+    fed_of = jax.jit(prepare, static_argnums=(1, 2, 3))
+    for first, (images, conditions) in zip((0, 4, 8, 12), told, strict=True):
+        frames = np.arange(first, first + 8)
+        seen, scale = frames != missing, images.transforms[0].scale_x
+        assert conditions.pose_mask.tolist() == conditions.ray_mask.tolist() == [seen.tolist()]
+        np.testing.assert_allclose(conditions.K[0, seen, 0, 0], scale * (20 + frames[seen]), rtol=1e-5)
+        fed = fed_of(conditions, 1, 8, images.pixels.shape[1:3])
+        away = frames[seen] ** 2 - frames[seen][0] ** 2
+        np.testing.assert_allclose(fed.unit, away[1:].mean(), rtol=1e-5)
+        found = np.asarray(fed.world_from_cam)[0, seen, 0, 3]
+        np.testing.assert_allclose(found, away / away[1:].mean(), atol=1e-5)
 
 
 @pytest.mark.parametrize(
