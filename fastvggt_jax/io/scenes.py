@@ -115,10 +115,10 @@ def read_scene(path: str | os.PathLike) -> dict[str, Any]:
     path = Path(path)
     if not os.path.exists(path):
         text = f"{path}: no such file; it is written by reconstruct, or by Scene.save"
-        if (pieces := sorted(path.parent.glob(f"piece-*/{path.name}"))) != []:
-            text = (
-                f"{path.parent} holds a scene in {len(pieces)} pieces: name one, such as {pieces[0].parent}"
-            )
+        pieces = sorted(path.parent.glob(f"piece-*/{path.name}")) if os.path.isdir(path.parent) else []
+        if pieces:
+            first = pieces[0].parent
+            text = f"{path.parent} holds a scene in {len(pieces)} pieces: name one, such as {first}"
         raise MissingError(text)
     path = regular_file(path)
     try:

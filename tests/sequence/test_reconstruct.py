@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from fastvggt_jax import Scene, load_images, pipeline, reconstruct_sequence, to_scene
 from fastvggt_jax.cli.app import app
-from fastvggt_jax.errors import InputError
+from fastvggt_jax.errors import InputError, MissingError
 from fastvggt_jax.io.weights import save_params
 from fastvggt_jax.models import registry
 from fastvggt_jax.models.conditions import prepare
@@ -140,6 +140,8 @@ def test_pieces_are_written_apart_and_named(photographs, weights, tmp_path, bloc
     assert (
         "2 scenes that do not hang together: they are written apart" in said and "piece-1 to piece-2" in said
     )
+    with pytest.raises(MissingError, match="holds a scene in 2 pieces: name one, such as .*piece-1"):
+        Scene.load(out)
     # They are what overwrite may replace, and nothing else.
     (out / "piece-2" / "mine.txt").write_text("kept")
     kept = run(photographs, weights, out, "--overwrite")
