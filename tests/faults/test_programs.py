@@ -48,7 +48,8 @@ def test_in_64_bit_jax_the_numbers_are_the_same_float32(name):
         np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [pytest.param("vggt", marks=pytest.mark.slow), "pi3"])
+@pytest.mark.slow  # tests/test_sharding.py has models on a mesh
+@pytest.mark.parametrize("name", ["vggt", "pi3"])
 def test_shard_map_around_a_model_with_its_checks_on(name):
     model = MODELS[name]
     params = random_params(model)

@@ -33,7 +33,10 @@ def test_parameters_stored_as_they_are_read_give_the_same_numbers(name):
 
 @pytest.mark.parametrize(
     "name, output, sparsity",
-    [("vggt", "pose_enc", None), ("pi3", "camera_poses", Sparsity(sparse_ratio=0.5, block=(16, 16)))],
+    [
+        pytest.param("vggt", "pose_enc", None, marks=pytest.mark.slow),
+        ("pi3", "camera_poses", Sparsity(sparse_ratio=0.5, block=(16, 16))),
+    ],
 )
 def test_scores_of_8_bits_are_those_of_global_attention(name, output, sparsity, monkeypatch):
     """Rounding changes the answer a little, and only in the global layers' queries and keys."""
