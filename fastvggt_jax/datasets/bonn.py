@@ -45,7 +45,7 @@ class Bonn(FileDataset):
         options.refuse(cls.name, "views", "stride", "frames")
         root = root_of(options, cls.name)
         there(root, SEQUENCES)
-        return dataclasses.replace(cls.of(options, root, {one: [] for one in SEQUENCES}), frame_list=None)
+        return cls.of(options, root, {one: [] for one in SEQUENCES})
 
     def read(self, scene: str) -> Sample:
         paths, depth = (_some(self.root / scene, kind) for kind in ("rgb", "depth"))

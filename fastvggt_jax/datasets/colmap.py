@@ -9,8 +9,8 @@ from typing import ClassVar, Self
 import numpy as np
 
 from fastvggt_jax.datasets.base import PAIRS, Field, Options, Sample, Truth
-from fastvggt_jax.datasets.files import FileDataset, cameras, folders, root_of, several, stored, views_of
-from fastvggt_jax.errors import Error, MissingError, SceneError
+from fastvggt_jax.datasets.files import FileDataset, cameras, several, stored, views_of
+from fastvggt_jax.errors import Error, SceneError
 from fastvggt_jax.io.colmap import Photograph, find_model, read_model
 
 IMAGES = ("images", "images_4", "images_2", "", "image", "input", "rgb")
@@ -32,17 +32,9 @@ class Colmap(FileDataset):
     @classmethod
     def build(cls, options: Options) -> Self:
         options.refuse(cls.name, "stride", "frames")
-        root = root_of(options, cls.name)
-        scenes = [name for name in folders(root) if find_model(root / name) is not None]
-        if find_model(root) is not None:
-            root, scenes = root.absolute().parent, [root.absolute().name]
-        if not scenes:
-            text = (
-                f"root {root} holds no COLMAP model, and no folder with one: cameras and images, .bin or .txt"
-            )
-            raise MissingError(text, argument="root")
-        found = cls.of(options, root, {scene: [] for scene in scenes}, views=views_of(options, None))
-        return dataclasses.replace(found, frame_list=None)
+        lacking = "no COLMAP model, and no folder with one: cameras and images, .bin or .txt"
+        is_scene = lambda folder: find_model(folder) is not None
+        return cls.of_folders(options, is_scene, lacking, views=views_of(options, None))
 
     def read(self, scene: str) -> Sample:
         return read_colmap(self.root / scene, scene, self.views)

@@ -64,9 +64,23 @@ class FileDataset:
             frames = given
         scenes = chosen(list(frames), options)
         kept = {scene: frames[scene] for scene in scenes}
-        return cls(
-            root=root, scenes=scenes, size=options.size, frames=kept, frame_list=digest(frames), **more
-        )
+        known = digest(frames) if any(frames.values()) else None  # else they are chosen when a scene is read
+        return cls(root=root, scenes=scenes, size=options.size, frames=kept, frame_list=known, **more)
+
+    @classmethod
+    def of_folders(
+        cls, options: Options, is_scene: Callable[[Path], bool], lacking: str, **more: Any
+    ) -> Self:
+        """Of a root that is a scene, or holds some. lacking: what a root holds that does neither, which is a
+        MissingError.
+        """
+        root = root_of(options, cls.name)
+        scenes = [name for name in folders(root) if is_scene(root / name)]
+        if is_scene(root):
+            root, scenes = root.absolute().parent, [root.absolute().name]
+        if not scenes:
+            raise MissingError(f"root {root} holds {lacking}", argument="root")
+        return cls.of(options, root, {scene: [] for scene in scenes}, **more)
 
     def taken(self, scene: str, count: int, least: int = 2) -> list[int]:
         """The numbers of a scene's photographs, of which its copy has `count`. Raises SceneError where they

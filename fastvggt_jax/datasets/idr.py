@@ -20,14 +20,12 @@ from fastvggt_jax.datasets.files import (
     DAMAGED,
     FileDataset,
     cameras,
-    folders,
     pictures,
-    root_of,
     several,
     stored,
     views_of,
 )
-from fastvggt_jax.errors import MissingError, SceneError
+from fastvggt_jax.errors import SceneError
 
 FILES = ("cameras_sphere.npz", "cameras.npz", "cameras_large.npz")
 
@@ -45,15 +43,9 @@ class IDR(FileDataset):
     @classmethod
     def build(cls, options: Options) -> Self:
         options.refuse(cls.name, "stride", "frames")
-        root = root_of(options, cls.name)
-        scenes = [name for name in folders(root) if _file(root / name)]
-        if _file(root):
-            root, scenes = root.absolute().parent, [root.absolute().name]
-        if not scenes:
-            text = f"root {root} holds none of {', '.join(FILES)}, and no folder with one"
-            raise MissingError(text, argument="root")
-        found = cls.of(options, root, {scene: [] for scene in scenes}, views=views_of(options, None))
-        return dataclasses.replace(found, frame_list=None)
+        lacking = f"none of {', '.join(FILES)}, and no folder with one"
+        is_scene = lambda folder: _file(folder) is not None
+        return cls.of_folders(options, is_scene, lacking, views=views_of(options, None))
 
     def read(self, scene: str) -> Sample:
         folder = self.root / scene

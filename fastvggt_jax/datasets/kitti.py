@@ -47,7 +47,7 @@ class KITTI(FileDataset):
         drives = folders(root / IMAGES) if (root / IMAGES).is_dir() else []
         if not drives:
             raise MissingError(f"root {root} holds no folders {IMAGES}/DRIVE_02", argument="root")
-        return dataclasses.replace(cls.of(options, root, {one: [] for one in drives}), frame_list=None)
+        return cls.of(options, root, {one: [] for one in drives})
 
     def read(self, scene: str) -> Sample:
         paths = pictures(self.root / IMAGES / scene)[:VIEWS]

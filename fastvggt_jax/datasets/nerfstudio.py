@@ -16,16 +16,14 @@ from fastvggt_jax.datasets.colmap import evenly
 from fastvggt_jax.datasets.files import (
     FileDataset,
     cameras,
-    folders,
     inverted,
     need,
-    root_of,
     several,
     stored,
     views_of,
 )
 from fastvggt_jax.datasets.nrgbd import GL_FROM_CV
-from fastvggt_jax.errors import Error, MissingError, SceneError
+from fastvggt_jax.errors import Error, SceneError
 from fastvggt_jax.io.json_files import read_json
 
 FILE = "transforms.json"
@@ -46,14 +44,9 @@ class Nerfstudio(FileDataset):
     @classmethod
     def build(cls, options: Options) -> Self:
         options.refuse(cls.name, "stride", "frames")
-        root = root_of(options, cls.name)
-        scenes = [name for name in folders(root) if (root / name / FILE).is_file()]
-        if (root / FILE).is_file():
-            root, scenes = root.absolute().parent, [root.absolute().name]
-        if not scenes:
-            raise MissingError(f"root {root} holds no {FILE}, and no folder with one", argument="root")
-        found = cls.of(options, root, {scene: [] for scene in scenes}, views=views_of(options, None))
-        return dataclasses.replace(found, frame_list=None)
+        lacking = f"no {FILE}, and no folder with one"
+        is_scene = lambda folder: (folder / FILE).is_file()
+        return cls.of_folders(options, is_scene, lacking, views=views_of(options, None))
 
     def read(self, scene: str) -> Sample:
         path = self.root / scene / FILE

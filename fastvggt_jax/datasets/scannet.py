@@ -56,8 +56,7 @@ class ScanNet(FileDataset):
                 f"root {root} holds no scene: a folder like scene0707_00/color_{views} or scene0707_00/color"
             )
             raise MissingError(text, argument="root")
-        found = cls.of(options, root, {scene: [] for scene in scenes}, views=views)
-        return dataclasses.replace(found, frame_list=None)
+        return cls.of(options, root, {scene: [] for scene in scenes}, views=views)
 
     def read(self, scene: str) -> Sample:
         folder = self.root / scene

@@ -50,7 +50,7 @@ class Sintel(FileDataset):
         root = root_of(options, cls.name)
         root = root / "training" if (root / "training").is_dir() else root
         there(root / "final", SEQUENCES)
-        return dataclasses.replace(cls.of(options, root, {one: [] for one in SEQUENCES}), frame_list=None)
+        return cls.of(options, root, {one: [] for one in SEQUENCES})
 
     def read(self, scene: str) -> Sample:
         paths = pictures(self.root / "final" / scene)

@@ -53,8 +53,7 @@ class TanksAndTemples(FileDataset):
         if not scenes:
             text = f"root {root} holds no scene: a folder with a COLMAP model, such as Barn/sparse/0, or a "
             raise MissingError(text + "folder of photographs Barn and Barn_COLMAP_SfM.log", argument="root")
-        found = cls.of(options, root, {scene: [] for scene in scenes}, views=views_of(options, VIEWS))
-        return dataclasses.replace(found, frame_list=None)
+        return cls.of(options, root, {scene: [] for scene in scenes}, views=views_of(options, VIEWS))
 
     def read(self, scene: str) -> Sample:
         log = _log(self.root, scene)

@@ -52,8 +52,7 @@ class TUM(FileDataset):
         options.refuse(cls.name, "stride", "frames")
         root, views = root_of(options, cls.name), views_of(options, VIEWS)
         there(root, SEQUENCES)
-        found = cls.of(options, root, {name: [] for name in SEQUENCES}, views=views)
-        return dataclasses.replace(found, frame_list=None)
+        return cls.of(options, root, {name: [] for name in SEQUENCES}, views=views)
 
     def read(self, scene: str) -> Sample:
         folder = self.root / scene
