@@ -77,10 +77,9 @@ from fastvggt_jax.sequence import (
     LEAST,
     Joined,
     Piece,
-    check_chunk,
-    default_overlap,
     describe,
     join,
+    overlap_of,
     plan,
 )
 from fastvggt_jax.sharding import along_frames, frames_mesh
@@ -363,7 +362,7 @@ def _check_chunk(s: Settings) -> None:
         whole_number("overlap", s.overlap, least=1)
     if s.chunk is None:
         return
-    check_chunk(s.chunk, default_overlap(s.chunk) if s.overlap is None else s.overlap)
+    overlap_of(s.chunk, s.overlap)
     if s.tracks:
         text = "tracks follows points through all photographs at once, not in chunks: leave it out, or chunk"
         raise InputError(text, argument="tracks")
@@ -598,7 +597,9 @@ def _joined(
     s, images = loaded.settings, loaded.images
     frames = len(images.names)
 
-    def in_chunks(chunk: int, overlap: int) -> tuple[Joined, list[float] | None, list[np.ndarray] | None]:
+    def in_chunks(
+        chunk: int, overlap: int | None
+    ) -> tuple[Joined, list[float] | None, list[np.ndarray] | None]:
         """No more than one chunk's results are on the device at a time."""
         chunks, densities = plan(frames, chunk, overlap), []
 
@@ -618,7 +619,7 @@ def _joined(
         return joined, [round(float(x), 4) for x in np.mean(known, 0)] if known else None, chunks
 
     if s.chunk is not None and frames > s.chunk:
-        return in_chunks(s.chunk, default_overlap(s.chunk) if s.overlap is None else s.overlap)
+        return in_chunks(s.chunk, s.overlap)
     if s.chunk is not None:
         text = f"{frames} photographs are no more than a chunk of {s.chunk}: they are reconstructed at once"
         warnings.warn(text, stacklevel=2)
@@ -635,7 +636,7 @@ def _joined(
         too_many = error
     chunk = _largest_chunk(frames, too_many.needs, params)
     while chunk >= LEAST:
-        overlap = min(default_overlap(chunk) if s.overlap is None else s.overlap, chunk // 2)
+        overlap = min(overlap_of(chunk, None) if s.overlap is None else s.overlap, chunk // 2)
         text = f"{frames} photographs do not fit into memory at once: they are reconstructed in chunks of "
         text += f"{chunk} that overlap by {overlap} or more, which is less exact"
         try:

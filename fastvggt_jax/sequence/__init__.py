@@ -14,6 +14,5 @@ from fastvggt_jax.sequence.join import join as join
 from fastvggt_jax.sequence.models import describe as describe
 from fastvggt_jax.sequence.models import reconstruct_sequence as reconstruct_sequence
 from fastvggt_jax.sequence.plan import LEAST as LEAST
-from fastvggt_jax.sequence.plan import check_chunk as check_chunk
-from fastvggt_jax.sequence.plan import default_overlap as default_overlap
+from fastvggt_jax.sequence.plan import overlap_of as overlap_of
 from fastvggt_jax.sequence.plan import plan as plan

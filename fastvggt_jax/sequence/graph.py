@@ -35,33 +35,32 @@ class Edge(NamedTuple):
 def components(parts: int, edges: list[Edge]) -> list[list[int]]:
     """Which parts hang together, each in order."""
     root = list(range(parts))
-
-    def find(i: int) -> int:
-        while root[i] != i:
-            i = root[i]
-        return i
-
     for edge in edges:
-        one, other = sorted((find(edge.first), find(edge.second)))
-        root[other] = one
-    return [[i for i in range(parts) if find(i) == r] for r in range(parts) if find(r) == r]
+        _unite(root, edge)
+    return [[i for i in range(parts) if _root(root, i) == r] for r in range(parts) if _root(root, r) == r]
+
+
+def _root(root: list[int], i: int) -> int:
+    while root[i] != i:
+        i = root[i]
+    return i
+
+
+def _unite(root: list[int], edge: Edge) -> bool:
+    """Whether the edge's ends did not hang together before."""
+    one, other = sorted((_root(root, edge.first), _root(root, edge.second)))
+    root[other] = one
+    return one != other
 
 
 def chain(nodes: list[int], edges: list[Edge]) -> dict[int, Similarity]:
     """Of parts that hang together where each goes in the first one's world, by as few edges as connect them,
     of which the first are trusted most.
     """
-    root = {node: node for node in nodes}
-
-    def find(i: int) -> int:
-        while root[i] != i:
-            i = root[i]
-        return i
-
+    root = list(range(max(nodes) + 1))
     found, near = {nodes[0]: UNIT}, {node: list[tuple[int, Similarity]]() for node in nodes}
     for edge in edges:
-        if edge.first in root and (one := find(edge.first)) != (other := find(edge.second)):
-            root[other] = one
+        if edge.first in near and _unite(root, edge):
             near[edge.first].append((edge.second, edge.similarity))
             near[edge.second].append((edge.first, edge.similarity.inverse()))
     waiting = [nodes[0]]
@@ -89,9 +88,6 @@ class _Many(NamedTuple):
             np.array([one.translation for one in them]),
         )
 
-    def at(self, rows: np.ndarray) -> _Many:
-        return _Many(self.scale[rows], self.rotation[rows], self.translation[rows])
-
     def inverse(self) -> _Many:
         back = self.rotation.swapaxes(1, 2)
         return _Many(
@@ -116,22 +112,20 @@ def optimise(
     """
     nodes = list(start)
     place = {node: i for i, node in enumerate(nodes)}
-    first, second = (
-        np.array([place[ends[side]] for ends in ((edge.first, edge.second) for edge in edges)])
-        for side in (0, 1)
-    )
+    first = np.array([place[edge.first] for edge in edges])
+    second = np.array([place[edge.second] for edge in edges])
     loops = np.array([edge.loop for edge in edges])
     back = _Many.of([edge.similarity.inverse() for edge in edges])
     begun, unit = _Many.of([start[node] for node in nodes]), depth[[edge.second for edge in edges]]
     about = np.array([edge.about for edge in edges])
-    step = np.full(len(nodes), depth[nodes[0]])  # a part's own unit, in the first one's world
+    step = depth[nodes[0]]  # of a translation, in the first one's world
 
     def moved(x: np.ndarray, of: np.ndarray) -> _Many:
         """These parts by steps x [n, 7] from where they are: turned and scaled about their origins."""
         return _Many(
             begun.scale[of] * np.exp(x[:, 0]),
             Rotation.from_rotvec(x[:, 1:4]).as_matrix() @ begun.rotation[of],
-            begun.translation[of] + x[:, 4:] * step[of, None],
+            begun.translation[of] + x[:, 4:] * step,
         )
 
     def off(x_first: np.ndarray, x_second: np.ndarray) -> np.ndarray:

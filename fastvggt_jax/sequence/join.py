@@ -113,7 +113,7 @@ def join(
     edges = _edges(parts, fits)
     loops: list[tuple[int, int]] = []
     if descriptors is not None and len(chunks) > 1:
-        more, loops = _close(run, chunks, shown, parts, edges, fits, descriptors)
+        more, loops = _close(run, chunks, owner, shown, parts, fits, descriptors)
         parts, edges = parts + more, edges + _edges_of(parts, more)
     pieces = [
         _piece([i for i in nodes if i < len(chunks)], nodes, parts, edges, owner, maps, scales, kept)
@@ -149,9 +149,9 @@ def _edges_of(parts: list[Part], more: list[Part]) -> list[Edge]:
 def _close(
     run: Run,
     chunks: list[np.ndarray],
+    owner: np.ndarray,
     shown: np.ndarray,
     parts: list[Part],
-    edges: list[Edge],
     fits: Sequence[Fit | None],
     descriptors: np.ndarray,
 ) -> tuple[list[Part], list[tuple[int, int]]]:
@@ -166,7 +166,7 @@ def _close(
     for pair in candidates(descriptors, 2 * length - overlap, overlap, len(chunks)):  # not of neighbours
         both = together(pair, frames, length)
         part = Part.of(both, run(both), shown[both])
-        homes = [parts[owners(chunks, frames)[at]] for at in pair]
+        homes = [parts[owner[at]] for at in pair]
         found = [fit(home, part) for home in homes]
         agree = all(one is not None and one.residual <= limit for one in found)
         if agree and one_place(part, len(both) // 2):

@@ -14,7 +14,7 @@ from fastvggt_jax.models.base import Model
 from fastvggt_jax.models.prediction import Reconstruction
 from fastvggt_jax.scene import Scene, to_scene
 from fastvggt_jax.sequence.join import join
-from fastvggt_jax.sequence.plan import default_overlap, plan
+from fastvggt_jax.sequence.plan import plan
 from fastvggt_jax.sources import Images
 
 TOGETHER = 8  # frames that the encoder looks at in one run
@@ -42,7 +42,7 @@ def reconstruct_sequence(
       encoder of single frames, and as `to_scene`.
     """
     frames = len(images.names)
-    chunks = plan(frames, chunk, default_overlap(chunk) if overlap is None else overlap)
+    chunks = plan(frames, chunk, overlap)
 
     @jax.jit
     def found(params: Any, pixels: jax.Array) -> Reconstruction:
