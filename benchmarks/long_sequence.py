@@ -25,7 +25,7 @@ from fastvggt_jax.datasets.synthetic.render import over_views, shade
 from fastvggt_jax.datasets.synthetic.world import random_world
 from fastvggt_jax.geometry.alignment import Similarity, align
 from fastvggt_jax.models.prediction import Reconstruction
-from fastvggt_jax.sequence import default_overlap, describe, join, plan
+from fastvggt_jax.sequence import describe, join, plan
 
 # Half sides of the block, of the way around it, of the houses opposite.
 BLOCK, STREET, BEYOND = 10.0, 13.0, 20.0
@@ -154,7 +154,7 @@ def main():
         few = images.some(np.arange(options.model))
         whole = to_scene(jax.jit(model.apply)(params, few.pixels[None]), few)
         chunk = options.model // 2
-        (joined,) = reconstruct_sequence(model, params, few, chunk=chunk, overlap=default_overlap(chunk))
+        (joined,) = reconstruct_sequence(model, params, few, chunk=chunk)
         at_once, chunked = scene.error(whole.cam_from_world), scene.error(joined.cam_from_world)
         print(json.dumps({"at once": at_once, "in chunks": chunked, "ratio": round(chunked / at_once, 3)}))
         return

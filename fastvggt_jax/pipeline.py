@@ -54,6 +54,7 @@ from fastvggt_jax.io.files import (
     temporary_sibling,
     warn_of_leftovers,
 )
+from fastvggt_jax.io.scenes import piece_folder
 from fastvggt_jax.models.base import CONDITIONS, Model
 from fastvggt_jax.models.conditions import Conditions
 from fastvggt_jax.models.memory import fits, needed_bytes
@@ -368,11 +369,6 @@ def _check_chunk(s: Settings) -> None:
         raise InputError(text, argument="tracks")
     if s.devices is not None and jax.process_count() > 1:
         raise InputError("chunk is for the devices of one host: leave it out", argument="chunk")
-
-
-def piece_folder(number: int) -> str:
-    """Where in the output the files of a sequence's piece are, of those that do not hang together."""
-    return f"piece-{number + 1}"
 
 
 def _write_pieces(folder: Path, exports: Sequence[Export], formats: list[Format]) -> list[str]:

@@ -18,8 +18,7 @@ from fastvggt_jax.errors import Error, FileError, TargetError
 from fastvggt_jax.export.cameras import written_in
 from fastvggt_jax.io.files import check_output_folder, held, leftovers, reason, regular_file, write_file
 from fastvggt_jax.io.json_files import parse_json
-from fastvggt_jax.io.scenes import CAMERAS
-from fastvggt_jax.pipeline import piece_folder
+from fastvggt_jax.io.scenes import CAMERAS, piece_folder
 
 NAME, FORMAT = "batch.jsonl", "fastvggt_jax batch"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-import re
 from pathlib import Path
 
 from fastvggt_jax.errors import Error
@@ -46,8 +45,7 @@ def written_in(folder: str | os.PathLike) -> list[str]:
         for photograph in read_json(Path(folder) / scenes.CAMERAS)["images"]:
             files = photograph["files"].items()
             names += [glob.escape(path) for kind, path in files if kind != "photograph"]
-    pieces = sorted(path for path in Path(folder).glob("piece-*") if re.fullmatch(r"piece-\d+", path.name))
-    of_pieces = [f"{piece.name}/{name}" for piece in pieces for name in written_in(piece)]
+    of_pieces = [f"{piece.name}/{name}" for piece in scenes.pieces_in(folder) for name in written_in(piece)]
     return of_pieces + names if of_pieces and not (Path(folder) / names[0]).exists() else names + of_pieces
 
 

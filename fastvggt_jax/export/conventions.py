@@ -16,7 +16,7 @@ from fastvggt_jax.export.base import Export, Format, all_formats
 from fastvggt_jax.io.files import write_file
 from fastvggt_jax.io.json_files import read_json
 from fastvggt_jax.io.scenes import CONVENTIONS as OF_CAMERAS
-from fastvggt_jax.io.scenes import world
+from fastvggt_jax.io.scenes import pieces_in, world
 
 FILE, VERSION = "scene.json", 1
 
@@ -49,7 +49,7 @@ def keep_run(folder: str | os.PathLike, run: Mapping[str, Any]) -> None:
     as `read_json`, and FileError.
     """
     whole = Path(folder) / FILE
-    for path in [whole] if whole.exists() else sorted(Path(folder).glob(f"piece-*/{FILE}")):
+    for path in [whole] if whole.exists() else [piece / FILE for piece in pieces_in(folder)]:
         content = read_json(path) | {"run": dict(run)}
         write_file(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
 

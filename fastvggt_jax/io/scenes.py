@@ -5,6 +5,7 @@ comes back.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -106,6 +107,17 @@ def write_scene(scene: Scene, path: str | os.PathLike) -> None:
         np.savez(file, header=np.array(json.dumps(header)), **arrays)
 
 
+def piece_folder(number: int) -> str:
+    """Where in a result the files of a scene's piece are, of those that do not hang together."""
+    return f"piece-{number + 1}"
+
+
+def pieces_in(folder: str | os.PathLike) -> list[Path]:
+    """The folders of the pieces that a result is in, in their order; none of a whole one."""
+    found = (Path(folder) / piece_folder(number) for number in itertools.count())
+    return list(itertools.takewhile(os.path.isdir, found))
+
+
 def read_scene(path: str | os.PathLike) -> dict[str, Any]:
     """The fields of the scene that `write_scene` has written; transforms as dicts.
 
@@ -115,10 +127,8 @@ def read_scene(path: str | os.PathLike) -> dict[str, Any]:
     path = Path(path)
     if not os.path.exists(path):
         text = f"{path}: no such file; it is written by reconstruct, or by Scene.save"
-        pieces = sorted(path.parent.glob(f"piece-*/{path.name}")) if os.path.isdir(path.parent) else []
-        if pieces:
-            first = pieces[0].parent
-            text = f"{path.parent} holds a scene in {len(pieces)} pieces: name one, such as {first}"
+        if pieces := pieces_in(path.parent):
+            text = f"{path.parent} holds a scene in {len(pieces)} pieces: name one, such as {pieces[0]}"
         raise MissingError(text)
     path = regular_file(path)
     try:
