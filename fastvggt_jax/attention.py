@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from fastvggt_jax.sparsity import Sparsity
-from pallas_kernels import BlockMask, aligned, block_sparse_attention, cudnn_serves, faster_dense, joined
+from pallas_kernels import BlockMask, block_sparse_attention, cudnn_serves, faster_dense, joined
+from pallas_kernels import aligned as aligned  # for models too
 from pallas_kernels import faster_matmul_gelu as faster_matmul_gelu  # for models
 from pallas_kernels import matmul_gelu as matmul_gelu  # for models
 from pallas_kernels import slower_sparse as slower_sparse  # for models

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from fastvggt_jax.attention import dense_attention, faster_matmul_gelu, matmul_gelu, varying_as
+from fastvggt_jax.attention import aligned, dense_attention, faster_matmul_gelu, matmul_gelu, varying_as
 from fastvggt_jax.models.chunks import Arrays, over_chunks, take
 from fastvggt_jax.models.rope import Rope, apply_rope, rotate, swap_pairs
 
@@ -38,12 +38,10 @@ def gelu(x: Array) -> Array:
     return (0.5 * x32 * (1 + jax.lax.erf(x32 * 0.5**0.5))).astype(x.dtype)
 
 
-FULL_ROWS = 8  # a kernel of gelu(x w + b) copies others
-
-
 class DenseGelu(nn.Module):
-    """gelu(x w + b), of a kernel of ours where that is faster: then [M, features], M being filled up to a
-    multiple of FULL_ROWS, where x [..., K] has other rows. To cut them off here would copy the result.
+    """gelu(x w + b), of a kernel of ours where that is faster: then [M, features], M being filled up as
+    the kernel takes it (`aligned`), where x [..., K] has other rows. To cut them off here would copy the
+    result.
     """
 
     features: int
@@ -56,9 +54,8 @@ class DenseGelu(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         if name := faster_matmul_gelu(x, kernel):
-            if extra := -math.prod(x.shape[:-1]) % FULL_ROWS:
-                x = jnp.pad(x.reshape(-1, x.shape[-1]), ((0, extra), (0, 0)))
-            return _in_one(name, x, kernel, bias)
+            rows = aligned(x.reshape(1, -1, x.shape[-1]))[0]
+            return _in_one(name, rows if rows.size > x.size else x, kernel, bias)
         return _in_turn(x, kernel, bias)
 
 

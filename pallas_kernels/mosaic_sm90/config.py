@@ -13,7 +13,6 @@ SHARED_MEMORY_BYTES = 227 * 1024  # what a block may use on Hopper
 OTHER_BYTES = 3 * 1024 + 256  # the bounds of the rows, Mosaic's scratch for reductions, barriers
 WARPGROUP_ROWS = 64  # of a wgmma instruction
 LINE = 256  # a mask's row of scores is [lines, 256]: the copy engine takes at most 256 elements per dimension
-MATMUL_ROW_MULTIPLE = 8  # of an array that Mosaic copies in tiles; the simulator takes any
 MATMUL_COLUMNS, MATMUL_DEPTH = 128, 64  # of a tile of a product, and of what is multiplied at a time
 MAX_KEY_BLOCKS = 224 * LINE  # of a mask: the lines that fit beside the reductions' scratch into 227 KiB
 # Registers a thread of a consumer may own, and one of a producer, by streams and consumer warpgroups of each.

@@ -10,7 +10,7 @@ time, into a ring of stages in shared memory, and two *consumer* warpgroups, eac
 multiply what lies there (wgmma). While they compute GELUs the producer fetches what the next tile begins
 with. Barriers count arrivals: a copy arrives when its bytes have landed, a consumer when it has read a stage.
 Where the last rows do not fill a tile the copy engine reads zeros, and writes nothing. Mosaic takes rows in
-multiples of MATMUL_ROW_MULTIPLE only: others are filled up, and cut off afterwards, which copies them.
+multiples of 8 only (see `aligned`): others are filled up, and cut off afterwards, which copies them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.block_mask import cdiv
-from pallas_kernels.mosaic_sm90.config import MATMUL_COLUMNS, MATMUL_DEPTH, MATMUL_ROW_MULTIPLE
+from pallas_kernels.block_mask import aligned, cdiv
+from pallas_kernels.mosaic_sm90.config import MATMUL_COLUMNS, MATMUL_DEPTH
 from pallas_kernels.varying import result, varying_as
 
 Array = jax.Array
@@ -70,11 +70,9 @@ def matmul_gelu(
 
     @jax.custom_batching.custom_vmap
     def product(x: Array, w: Array, bias: Array) -> Array:
-        rows = x.reshape(-1, x.shape[-1])
-        M, extra = len(rows), -len(rows) % MATMUL_ROW_MULTIPLE
-        if extra:
-            rows = jnp.pad(rows, ((0, extra), (0, 0)))
-        return _launch(rows, w, bias, blocks, interpret)[:M].reshape(*x.shape[:-1], -1)
+        rows = x.reshape(1, -1, x.shape[-1])
+        out = _launch(aligned(rows)[0], w, bias, blocks, interpret)
+        return out[: rows.shape[1]].reshape(*x.shape[:-1], -1)
 
     @product.def_vmap
     def _(size: int, batched: list[bool], x: Array, w: Array, bias: Array) -> tuple[Array, bool]:
