@@ -402,12 +402,9 @@ def _with_rotation(
 
 def _moved(scene: Scene, by: Similarity) -> Scene:
     """The scene in other coordinates, and its unit another."""
-    pose = scene.cam_from_world.astype(np.float64)
-    rotation = pose[:, :, :3] @ by.rotation.T
-    translation = by.scale * pose[:, :, 3] - rotation @ by.translation
     return dataclasses.replace(
         scene,
-        cam_from_world=np.concatenate([rotation, translation[..., None]], -1).astype(np.float32),
+        cam_from_world=by.of_cameras(scene.cam_from_world).astype(np.float32),
         points=np.stack([by(points) for points in scene.points]).astype(np.float32),
         depth=(by.scale * scene.depth).astype(np.float32),
     )
