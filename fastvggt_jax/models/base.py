@@ -249,7 +249,9 @@ class Model(nn.Module):
     def reconstruction(cls, prediction: Prediction, points_from: str | None = None) -> Reconstruction:
         """What the prediction says about the scenes, in the terms that all models share. Can be jitted.
 
-        points_from: one of `point_sources`; None is the first of those that the prediction has.
+        Args:
+          points_from: one of `point_sources`; None is the first of those that the prediction has.
+
         Raises InputError if the heads that this needs were off.
         """
         raise NotImplementedError
@@ -264,7 +266,9 @@ class Model(nn.Module):
     def loss(cls, prediction: Prediction, truth: Truth, **weights: float) -> tuple[Array, dict[str, Array]]:
         """The training loss that the model was published with, f32[], and its parts by name, unweighted.
 
-        truth: in any coordinates and any unit. weights: of `loss_weights`.
+        Args:
+          truth: in any coordinates and any unit.
+          weights: of `loss_weights`.
         """
         raise NotImplementedError
 
