@@ -43,9 +43,9 @@ class Model(nn.Module):
     Attributes:
       dtype: of the backbone's matrix products; norms, RoPE, softmax statistics and geometry are float32
         always.
-      heads_dtype: of the convolutions of DPT heads (VGGT's depth and points). None: float16 on a GPU where
-        `dtype` has 16 bits, else float32. Where a float16 is out of range, and for derivatives, float32 is
-        taken by itself.
+      heads_dtype: of the convolutions of dense heads (VGGT's depth and points, Pi3X's points and confidence).
+        None: float16 on a GPU where `dtype` has 16 bits, else float32. Where a float16 is out of range, and
+        for derivatives, float32 is taken by itself.
       sparsity: block-sparse global attention; None = dense.
       float8_scores: rounds the queries and keys of global attention to float8_e4m3fn, of which masks are
         made, too. A Hopper GPU computes their product in half the time where its kernel serves; elsewhere
