@@ -31,6 +31,7 @@ import numpy as np
 from fastvggt_jax.models.base import Model
 from fastvggt_jax.models.memory import needed_bytes
 from fastvggt_jax.sources.sizing import WIDTH, check_sides
+from pallas_kernels.implementation import only
 
 # Of the names that operations bear, the first that fits says which part it is of.
 PARTS: dict[str, str] = {
@@ -119,7 +120,8 @@ def times_of_parts(kernels: dict[str, float], names: dict[str, str]) -> dict[str
 def work_of_parts(model: Model, params: Any, images: Any) -> dict[str, Work]:
     """Of matrix products and convolutions by part; attention apart, see `work_of_attention`."""
     found: dict[str, Work] = collections.defaultdict(Work)
-    jaxpr = jax.make_jaxpr(model.apply)(params, images)
+    with only():  # XLA's products: there is no counting in a kernel
+        jaxpr = jax.make_jaxpr(model.apply)(params, images)
     for name, times, equation in _equations(jaxpr.jaxpr, "", 1):
         flop = _flop(equation)
         if flop and "/attend" not in name:

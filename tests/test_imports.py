@@ -77,7 +77,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     "batch": {"pipeline", "sources", "export", "io"},
     "seeing": {"scene", "export", "refine", "evaluate", "geometry", "sources", "io"},
     "analyze": {"models", "sparsity", "profile", "io"},
-    "profile": {"models", "sources"},
+    "profile": {"kernels", "models", "sources"},
     "bench": {
         "profile",
         "sharding",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from fastvggt_jax import bench, profile
+from pallas_kernels.implementation import Implementation, registered
 from tests.cli.test_bench import CONFIGS
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +37,26 @@ def test_work_is_that_of_the_products(case):
     assert attention["frame blocks: attention"].flop == LAYERS * 3 * 4 * (16 + 5) ** 2 * D
     assert attention["global blocks: special queries"].flop == LAYERS * 4 * 3 * 5 * TOKENS * D
     assert attention["global blocks: attention"].flop == LAYERS * 4 * 3 * 16 * TOKENS * D * 0.5
+
+
+class Kernel(Implementation):
+    """Takes every product of an MLP, and has nothing in it that could be counted."""
+
+    name = "all in one"
+
+    def beats_matmul_gelu(self, product):
+        return True
+
+    def matmul_gelu(self, x, w, bias):
+        return jnp.zeros((*x.shape[:-1], w.shape[1]), x.dtype)
+
+
+def test_products_within_a_kernel_are_counted_too(case):
+    model = case.build()
+    images = jax.ShapeDtypeStruct((1, 3, 56, 56, 3), jnp.float32)
+    plain = profile.work_of_parts(model, model.abstract_params(), images)
+    with registered(Kernel()):
+        assert profile.work_of_parts(model, model.abstract_params(), images) == plain
 
 
 @pytest.mark.slow  # the profiler itself takes ten seconds
