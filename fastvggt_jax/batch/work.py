@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from fastvggt_jax.sources.photographs import without_pillows_warnings
 
 T = TypeVar("T")
 Event = dict[str, Any]  # JSON values; "event" says what happened
+Take = Callable[[bool], "Job | None"]  # the next job; see `work`
 
 
 class Job(NamedTuple):
@@ -103,9 +104,17 @@ class Model(NamedTuple):
         return cls(plan, *model, Programs())
 
 
-def work(model: Model, jobs: Iterator[Job], emit: Callable[[Event], None]) -> None:
+def in_turn(jobs: Iterable[Job]) -> Take:
+    """These, for one process, which may take them as early as it likes."""
+    waiting = iter(jobs)
+    return lambda early: next(waiting, None)
+
+
+def work(model: Model, take: Take, emit: Callable[[Event], None]) -> None:
     """Reconstructs one job after the other. What goes wrong with one is an event, and the next one's turn.
 
+    take: called with True before a job is computed, for the next one, to be loaded meanwhile; where it gives
+      none, with False when that is computed. It gives none then once there are no more.
     emit: gets an event for each job as it ends, {"event": "done", "scene": name, **report of
       `pipeline.reconstruct`, "seconds"} or {"event": "failed", "scene", "error": a sentence}, with
       "traceback" where it is our fault; it may be called in another thread.
@@ -125,8 +134,8 @@ def work(model: Model, jobs: Iterator[Job], emit: Callable[[Event], None]) -> No
         more = {"warnings": list(account.warnings), "seconds": account.seconds}
         emit({"event": "done", "scene": job.scene.name} | event | more)
 
-    def begin() -> tuple[Job, _Account, Future[Any]] | None:
-        job = next(jobs, None)
+    def begin(*, early: bool) -> tuple[Job, _Account, Future[Any]] | None:
+        job = take(early)
         if job is None:
             return None
         account = _Account()
@@ -135,23 +144,25 @@ def work(model: Model, jobs: Iterator[Job], emit: Callable[[Event], None]) -> No
 
     try:
         with _warnings_by_thread():
-            coming = begin()
+            coming = begin(early=False)
             while coming is not None:
                 job, account, future = coming
                 loaded = future.result()
-                coming = begin()
+                coming = begin(early=True)
                 if isinstance(loaded, _Failed):
                     emit(loaded.event)
-                    continue
-                computed = _tried(job, partial(_within, account, compute, loaded))
-                if writing is not None:
-                    writing.result()
-                    writing = None
-                if isinstance(computed, _Failed):
-                    emit(computed.event)
-                    continue
-                writing = writer.submit(write, job, account, loaded, computed)
-                del loaded, computed, future
+                else:
+                    computed = _tried(job, partial(_within, account, compute, loaded))
+                    if writing is not None:
+                        writing.result()
+                        writing = None
+                    if isinstance(computed, _Failed):
+                        emit(computed.event)
+                    else:
+                        writing = writer.submit(write, job, account, loaded, computed)
+                    del computed
+                del loaded, future
+                coming = coming or begin(early=False)
             if writing is not None:
                 writing.result()
     finally:
