@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, TypeVar
 from fastvggt_jax import pipeline
 from fastvggt_jax.batch.scenes import Scene
 from fastvggt_jax.errors import Error, out_of_memory
-from fastvggt_jax.pipeline import Plan, Programs, Settings
+from fastvggt_jax.pipeline import Plan, Settings
+from fastvggt_jax.programs import Programs, Step
 from fastvggt_jax.sources.photographs import without_pillows_warnings
 
 T = TypeVar("T")
@@ -123,7 +124,7 @@ def work(model: Model, take: Take, emit: Callable[[Event], None]) -> None:
     loader, writer = ThreadPoolExecutor(1, "load"), ThreadPoolExecutor(1, "write")
     writing: Future[None] | None = None
 
-    def compute(loaded: pipeline.Loaded, step: pipeline.Step) -> pipeline.Computed:
+    def compute(loaded: pipeline.Loaded, step: Step) -> pipeline.Computed:
         return pipeline.compute(loaded, model.model, model.params, step, programs=model.programs)
 
     def write(job: Job, account: _Account, loaded: pipeline.Loaded, computed: pipeline.Computed) -> None:
