@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from fastvggt_jax import pipeline
+from fastvggt_jax import pipeline, programs
 from fastvggt_jax.cli.app import app
 from fastvggt_jax.io import files
 from fastvggt_jax.io.weights import save_params
@@ -97,8 +97,8 @@ def results(out=Path("out")):
 
 def test_the_files_are_those_of_reconstruct_and_the_largest_first(weights, scenes, expected, monkeypatch):
     compiled, loads = [], []
-    real, load_model = pipeline._compiled, pipeline.load_model
-    monkeypatch.setattr(pipeline, "_compiled", lambda *of: compiled.append(of[2].shape[1]) or real(*of))
+    real, load_model = programs._compiled, pipeline.load_model
+    monkeypatch.setattr(programs, "_compiled", lambda *of: compiled.append(of[2].shape[1]) or real(*of))
     monkeypatch.setattr(pipeline, "load_model", lambda *of: loads.append(1) or load_model(*of))
     code, lines, stderr = batch(weights)
     assert code == 0 and stderr == ""
@@ -330,16 +330,16 @@ def test_warnings_are_those_of_their_scene(weights, scenes, monkeypatch):
 
 def test_a_scene_in_pieces_is_finished_too(weights, scenes, monkeypatch):
     """Its cameras are in the pieces' folders."""
-    joined = pipeline._joined
+    run_all = pipeline.run_all
 
-    def apart(*arguments):
-        found, density, _ = joined(*arguments)
+    def apart(*arguments, **more):
+        found, density, _ = run_all(*arguments, **more)
         ((frames, whole),) = found.pieces
         some = lambda at: jax.tree.map(lambda x: x[:, at], whole)
         pieces = [Piece(frames[at], some(at)) for at in (slice(1), slice(1, None))]
         return Joined(pieces, [None], [], [False]), density, [frames[:1], frames[1:]]
 
-    monkeypatch.setattr(pipeline, "_joined", apart)
+    monkeypatch.setattr(pipeline, "run_all", apart)
     code, lines, _ = batch(weights, scenes=("scenes/b",))
     assert code == 0 and said(lines, "done") == ["b"]
     assert sorted(path.name for path in Path("out/b").iterdir()) == ["piece-1", "piece-2"]
