@@ -56,7 +56,7 @@ def run_all(
 
         def found(numbers: np.ndarray) -> Reconstruction:
             some = jax.tree.map(lambda x: x[:, numbers], conditions)
-            result, density = run(images.some(numbers), conditions=some)
+            result, density = run(images.some(numbers), conditions=some, bucket=False)
             densities.append(density)
             return result
 

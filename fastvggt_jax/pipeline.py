@@ -116,6 +116,7 @@ class Settings:
     overlap: int | None = None  # of these, in two chunks; None: a quarter
     loops: bool = False
     devices: int | str | None = None  # how many share the frames, or all; None: the first computes
+    bucket: bool = False  # compile for the next of a few numbers of photographs, see `programs.bucket_of`
     skip_bad: bool = False
     overwrite: bool = False
 
@@ -205,7 +206,24 @@ def planned(settings: Settings) -> Plan:
         raise InputError(text, argument="depth")
     if s.tracks:
         heads = (*heads, _track_head(model, s.weights, formats))
+    if s.bucket:
+        _check_bucket(s, model, as_inputs)
     return Plan(model, heads, formats, as_inputs)
+
+
+def _check_bucket(s: Settings, model: Model, as_inputs: bool) -> None:
+    """Raises InputError where no program can serve several numbers of photographs."""
+    if not model.takes_frames:
+        text = (
+            f"bucket is for models that are told how many frames count, and a {type(model).__name__} is not"
+        )
+        raise InputError(f"{text}: leave it out", argument="bucket")
+    others = {"tracks": s.tracks, "devices": s.devices is not None}
+    others |= {name: as_inputs and one is not None for name, one in _asked(s).items()}
+    for name, given in others.items():
+        if given:
+            text = f"bucket and {name} were both given, which are about all photographs of a program"
+            raise InputError(f"{text}: leave one of the two out", argument="bucket")
 
 
 def _asked(settings: Settings) -> dict[str, str | None]:
@@ -284,7 +302,7 @@ def compute(
     programs = Programs() if programs is None else programs  # of chunks, which are all of one shape
     run = partial(predict, model, params, step=step, mesh=mesh, programs=programs)
     joined, density, chunks = run_all(
-        partial(run, points_from=s.points_from),
+        partial(run, points_from=s.points_from, bucket=s.bucket),
         model,
         params,
         images,

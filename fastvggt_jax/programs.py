@@ -62,6 +62,16 @@ class Programs(dict[Any, Program]):
         return program
 
 
+def bucket_of(frames: int) -> int:
+    """A number of frames that is compiled for, the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 96,
+    112, 128, 160, ...: less than a half more than there are, and from 64 on, where a run takes longer beside
+    a compilation, less than a quarter.
+    """
+    power = 1 << (max(frames - 1, 1).bit_length() - 1)
+    step = max(power // (2 if frames <= 64 else 4), 1)
+    return -(-frames // step) * step
+
+
 def predict(
     model: Model,
     params: Any,
@@ -72,6 +82,7 @@ def predict(
     mesh: Mesh | None = None,
     programs: Programs | None = None,
     conditions: Conditions | None = None,
+    bucket: bool = False,
 ) -> tuple[Reconstruction, list[float] | None]:
     """(the reconstruction of these images, computed; the share of blocks that each sparse layer has attended
     to).
@@ -79,27 +90,35 @@ def predict(
     mesh: that is set and shares the frames, if any.
     programs: where to find those of other scenes, of this model, points_from and mesh.
     conditions: what is known of the views, for a model that takes them.
+    bucket: compile for `bucket_of` them, without queries, mesh and conditions, if that fits as well.
     """
-    pixels = images.pixels[None]
+    pixels, count = images.pixels[None], len(images.pixels)
+    if bucket:  # by the last one, whose numbers are as good as any
+        pixels = np.pad(pixels, ((0, 0), (0, bucket_of(count) - count), *[(0, 0)] * 3), mode="edge")
     asked: tuple[Any, ...] = () if conditions is None else (conditions,)
     asked = asked if queries is None else (*asked, np.asarray(queries.xy)[None])
-    given = (params, asked)
+    given = (params, asked, np.int32(count) if bucket else None)
     frames = None if queries is None else queries.frames
-    key = (pixels.shape, frames, repr(jax.tree.map(np.shape, asked)))
+    key = (pixels.shape, frames, bucket, repr(jax.tree.map(np.shape, asked)))
     with step("compile"), memory_errors(images, params):
         make = partial(_fitting, model, given, pixels, points_from, frames, mesh)
         program = make() if programs is None else programs.of(key, make)
     compiled = program.compiled
+    scarce = program.model.low_memory and not model.low_memory
+    if pixels.shape[1] > count and (scarce or not fits(compiled)):
+        return predict(model, params, images, step, points_from, programs=programs)
     if not fits(compiled):
         error = DoesNotFit(_memory_sentence(images, params, compiled, ""))
         error.needs = needed_bytes(compiled)
         raise error
-    if program.model.low_memory and not model.low_memory:
+    if scarce:
         text = "memory is scarce: what is computed waits in the host's memory, which takes a little longer"
         warnings.warn(text, stacklevel=2)
     with step("run"), memory_errors(images, params, compiled):
         place = None if mesh is None else along_frames(mesh, pixels.shape, pixels.shape[1])
         found, density = jax.block_until_ready(compiled(given, jax.device_put(pixels, place)))
+    if bucket:
+        found = found.first(count)
     if program.one_confidence:
         found = dataclasses.replace(found, conf=found.depth_conf)
     return found, None if density is None else [round(float(d), 4) for d in density]
@@ -118,9 +137,10 @@ def _fitting(
 
     def run(model: Model, given: Any, pixels: jax.Array) -> tuple[Reconstruction, jax.Array | None]:
         nonlocal one_confidence
-        params, asked = given
+        params, asked, count = given
         asked = asked if frames is None else (*asked, frames)
-        prediction = model.apply(params, pixels, *asked)
+        of_them = {} if count is None else {"frames": count}
+        prediction = model.apply(params, pixels, *asked, **of_them)
         found = model.reconstruction(prediction, points_from)
         one_confidence = found.conf is found.depth_conf
         if one_confidence:

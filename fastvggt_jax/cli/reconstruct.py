@@ -187,6 +187,14 @@ def reconstruct(
             "device.",
         ),
     ] = None,
+    bucket: Annotated[
+        bool,
+        typer.Option(
+            "--bucket",
+            help="Compile for the next of 1, 2, 3, 4, 6, 8, 12, 16, ... photographs, a program that other "
+            "scenes and later runs share; the result is the same.",
+        ),
+    ] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Go on without unreadable photographs.")
     ] = False,
@@ -237,6 +245,7 @@ def reconstruct(
         overlap=overlap,
         loops=loops,
         devices=int(devices) if devices is not None and devices.isdecimal() else devices,
+        bucket=bucket,
         skip_bad=skip_bad,
         overwrite=overwrite,
     )

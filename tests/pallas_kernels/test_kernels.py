@@ -418,6 +418,17 @@ class TestOnTheGpu:
         for out, arguments in zip(run_all(name, [(case, None) for case in cases]), cases, strict=True):
             assert_close(out, exact_attention(*arguments))
 
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+    @pytest.mark.parametrize("block", [(128, 64), (64, 128), (40, 24)])
+    def test_lengths_known_at_run_time(self, name, kernel, block, dtype):
+        """One program for all; the last of few queries, whose keys the Hopper kernel shares out."""
+        for T, N in ((1111, 4), (200, 1)):
+            q, k, v, mask = make(T, (3000, 200), block, N=N, dtype=dtype, density=0.6)
+            for lengths in ((T, 3000, 200), (T - 10, 2999, 1), (129, 1280, 64), (1, 1, 129)):
+                arguments = q, k, v, of_lengths(mask, *lengths)
+                out = kernel(*arguments, implementation=name)[:, : lengths[0]]
+                assert_close(out, exact_attention(*arguments)[:, : lengths[0]])
+
     @pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 1.0])
     @pytest.mark.parametrize(
         "T, runs",

@@ -54,7 +54,16 @@ def block(monkeypatch):
     block = Block(COUNT - 2, again=2, size=(16, 28))
 
     def predict(
-        model, params, images, step, points_from, queries=None, mesh=None, programs=None, conditions=None
+        model,
+        params,
+        images,
+        step,
+        points_from,
+        queries=None,
+        mesh=None,
+        programs=None,
+        conditions=None,
+        bucket=False,
     ):
         frames = np.array([int(name[:2]) for name in images.names])
         if len(frames) > block.fit_at_once:
