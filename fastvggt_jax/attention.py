@@ -137,8 +137,8 @@ def frame_attention(
     all, so that cameras still hear of each other; of the first `real` frames, if that is given.
     """
     B, T, N, H = q.shape
-    own = (x.reshape(B * frames, -1, N, H) for x in (q, k, v))
-    out = dense_attention(*own).reshape(B, T, N, H)
+    own_q, own_k, own_v = (x.reshape(B * frames, -1, N, H) for x in (q, k, v))
+    out = dense_attention(own_q, own_k, own_v).reshape(B, T, N, H)
     _, out_patch = split_tokens(out, frames, num_special)
     q_special, _ = split_tokens(q, frames, num_special)
     with jax.named_scope("special_queries"):
@@ -185,35 +185,33 @@ def sparse_global_attention(
     k_runs: tuple[Array, ...] = (k_patch, k_special)
     v_runs: tuple[Array, ...] = (v_patch, v_special)
     kv_runs: tuple[int, ...] = (patches, specials)
-    lengths = None
+    of_patches = of_special = k_length = None
     if real is not None:
-        of_runs = (real * (patches // frames), real * num_special)
-        lengths = Lengths(of_runs[0], of_runs)
-    k_length = lengths and lengths.q
+        count = (real * (patches // frames), real * num_special)
+        of_patches, of_special, k_length = Lengths(count[0], count), Lengths(count[1], count), count[0]
     if sparsity.special_keys == "official":
         # The special keys follow the patch keys without a gap, so the first of them share the last, partial
         # patch block.
         k_runs, v_runs = (_in_a_row(k_runs, kv_runs, k_length),), (_in_a_row(v_runs, kv_runs, k_length),)
         kv_runs = (patches + specials,)
-        lengths = lengths and lengths._replace(kv_runs=(sum(lengths.kv_runs),))
+        of_patches, of_special = (one and one.in_a_row() for one in (of_patches, of_special))
     mask = sparsity.block_mask(
         q_patch[:, :patches],
         k_patch[:, :patches],
         keep_count=keep_count,
         cdf_threshold=cdf_threshold,
         kv_runs=kv_runs,
-        **({} if lengths is None else {"lengths": lengths, "k_length": k_length}),
+        **({} if real is None else {"lengths": of_patches, "k_length": k_length}),
     )
     out_patch = block_sparse_attention(q_patch, k_runs, v_runs, mask)
     k_all, v_all = _in_a_row(k_runs, kv_runs, k_length), _in_a_row(v_runs, kv_runs, k_length)
-    of_special = lengths and lengths._replace(q=real * num_special)
     with jax.named_scope("special_queries"):
-        if kernel := faster_dense(q_special, k_all, v_all, lengths=lengths is not None):
+        if kernel := faster_dense(q_special, k_all, v_all, lengths=real is not None):
             full = BlockMask.full(B, N, specials, kv_runs, lengths=of_special)
             out_special = block_sparse_attention(q_special, k_runs, v_runs, full, implementation=kernel)
         else:
-            in_a_row = of_special and of_special._replace(kv_runs=(sum(of_special.kv_runs),))
-            out_special = dense_attention(q_special[:, :specials], k_all, v_all, in_a_row)
+            of_special = of_special and of_special.in_a_row()
+            out_special = dense_attention(q_special[:, :specials], k_all, v_all, of_special)
     return merge_tokens(out_special, out_patch, frames), mask.head_densities
 
 

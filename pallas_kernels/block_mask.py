@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any, NamedTuple
 
 import jax
@@ -57,10 +58,14 @@ class Lengths(NamedTuple):
     q: Array
     kv_runs: tuple[Array, ...]
 
+    def in_a_row(self) -> Lengths:
+        """The same of one run, the runs' keys one after another."""
+        return Lengths(self.q, (reduce(add, self.kv_runs),))
+
 
 def _block_lengths(kv_runs: tuple[int, ...], block: int, lengths: Lengths | None) -> Any:
     """i32[Sb], how many keys of every block of so many count; of numpy where that is known."""
-    place = np.concatenate([np.arange(0, run, block, np.int32) for run in kv_runs])  # in its run
+    place = np.concatenate([block * np.arange(cdiv(run, block), dtype=np.int32) for run in kv_runs])
     run_of = np.repeat(np.arange(len(kv_runs)), [cdiv(run, block) for run in kv_runs])
     if lengths is None:
         return np.clip(np.array(kv_runs, np.int32)[run_of] - place, 0, block)

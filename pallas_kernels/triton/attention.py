@@ -91,6 +91,7 @@ def _walk(mask: BlockMask) -> tuple[Array, Array, Array]:
     """
     W, partials = mask.kv_bits.shape[-1], _partial(mask)
     numbers = [number for number, _, _ in partials]
+    cleared: Any
     if mask.lengths is None:
         is_partial = np.zeros(W * WORD, bool)
         is_partial[numbers] = True
