@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from fastvggt_jax.sparsity import Sparsity
 from pallas_kernels import BlockMask, block_sparse_attention, cudnn_serves, faster_dense, joined
+from pallas_kernels import Lengths as Lengths  # for models too
 from pallas_kernels import aligned as aligned  # for models too
 from pallas_kernels import faster_matmul_gelu as faster_matmul_gelu  # for models
 from pallas_kernels import matmul_gelu as matmul_gelu  # for models
@@ -25,32 +26,46 @@ Array = jax.Array
 LOGITS_BYTES = 256 * 2**20
 
 
-def dense_attention(q: Array, k: Array, v: Array) -> Array:
+def dense_attention(q: Array, k: Array, v: Array, lengths: Lengths | None = None) -> Array:
     """softmax(q kᵀ / sqrt(H)) v: [B, T, N, H], [B, S, N, H] ×2 -> [B, T, N, H]. All of one dtype, or q and k
     float8_e4m3fn.
 
     Memory grows with T + S, not with T·S, but for a bit for every 8,192 pairs where the kernel serves.
+
+    lengths: how many of the queries and of the keys count, see `Lengths`; None: all. For inference.
     """
+    if lengths is not None:
+        return _attention_to_some(q, k, v, lengths)
     if kernel := faster_dense(q, k, v):
         return _kernel_attention(kernel, q, k, v)
     return _library_attention(q, k, v)
 
 
-def _library_attention(q: Array, k: Array, v: Array) -> Array:
-    """cuDNN's, which takes numbers of 16 bits, or XLA's, a few queries at a time."""
+def _attention_to_some(q: Array, k: Array, v: Array, lengths: Lengths) -> Array:
+    """Each library computes the queries that do not count, too, which keeps them finite."""
+    (B, T, N, _), S = q.shape, k.shape[1]
+    if kernel := faster_dense(q, k, v, lengths=True):
+        full = BlockMask.full(B, N, T, (S,), lengths=lengths)
+        return block_sparse_attention(q, k, v, full, implementation=kernel)
+    (keys,) = lengths.kv_runs
+    return _library_attention(q, k, v, jnp.broadcast_to(keys, B))
+
+
+def _library_attention(q: Array, k: Array, v: Array, keys: Array | None = None) -> Array:
+    """cuDNN's, which takes numbers of 16 bits, or XLA's, a few queries at a time. keys: i32[B], how many
+    count.
+    """
     q, k = q.astype(v.dtype), k.astype(v.dtype)
     if cudnn_serves(q):
-        return _cudnn_attention(q, k, v)
+        return _cudnn_attention(q, k, v) if keys is None else _cudnn(q, k, v, key_value_seq_lengths=keys)
+    attend = partial(jax.nn.dot_product_attention, key_value_seq_lengths=keys, implementation="xla")
     B, T, N, H = q.shape
     rows = max(1, LOGITS_BYTES // (4 * B * N * k.shape[1]))
     if rows >= T:
-        return jax.nn.dot_product_attention(q, k, v, implementation="xla")
+        return attend(q, k, v)
     chunks = -(-T // rows)
     q = jnp.pad(q, ((0, 0), (0, chunks * rows - T), (0, 0), (0, 0))).reshape(B, chunks, rows, N, H)
-    out = jax.lax.map(
-        lambda rows_of_q: jax.nn.dot_product_attention(rows_of_q, k, v, implementation="xla"),
-        jnp.moveaxis(q, 1, 0),
-    )
+    out = jax.lax.map(lambda rows_of_q: attend(rows_of_q, k, v), jnp.moveaxis(q, 1, 0))
     return jnp.moveaxis(out, 0, 1).reshape(B, chunks * rows, N, H)[:, :T]
 
 
@@ -115,17 +130,21 @@ def merge_tokens(special: Array, patch: Array, frames: int) -> Array:
     return jnp.where(is_special, special, patch).reshape(B, -1, N, H)
 
 
-def frame_attention(q: Array, k: Array, v: Array, *, frames: int, num_special: int) -> Array:
+def frame_attention(
+    q: Array, k: Array, v: Array, *, frames: int, num_special: int, real: Array | None = None
+) -> Array:
     """[B, F·P, N, H] in model order: patch queries attend to the tokens of their own frame, special ones to
-    all, so that cameras still hear of each other.
+    all, so that cameras still hear of each other; of the first `real` frames, if that is given.
     """
     B, T, N, H = q.shape
-    own = (x.reshape(B * frames, -1, N, H) for x in (q, k, v))
-    out = dense_attention(*own).reshape(B, T, N, H)
+    own_q, own_k, own_v = (x.reshape(B * frames, -1, N, H) for x in (q, k, v))
+    out = dense_attention(own_q, own_k, own_v).reshape(B, T, N, H)
     _, out_patch = split_tokens(out, frames, num_special)
     q_special, _ = split_tokens(q, frames, num_special)
     with jax.named_scope("special_queries"):
-        out_special = dense_attention(q_special, k, v)
+        special, tokens = num_special, k.shape[1] // frames
+        lengths = None if real is None else Lengths(real * special, (real * tokens,))
+        out_special = dense_attention(q_special, k, v, lengths)
     return merge_tokens(out_special, out_patch, frames)
 
 
@@ -139,6 +158,7 @@ def sparse_global_attention(
     sparsity: Sparsity,
     keep_count: Array | int | None,
     cdf_threshold: Array | float | None,
+    real: Array | None = None,
 ) -> tuple[Array, Array]:
     """Block-sparse attention between the tokens of all frames (docs/method.md; arXiv 2509.07120 §3).
 
@@ -149,6 +169,7 @@ def sparse_global_attention(
       q, k, v: [B, F·P, N, H] in model order (each frame: `num_special` special tokens, then its patches),
         after QK-norm and RoPE.
       keep_count, cdf_threshold: of this layer, see `pallas_kernels.pooled_block_mask`.
+      real: how many frames count, the first ones, i32[]; None: all.
 
     Returns:
       [B, F·P, N, H], and the density of each head f32[N]: the mean of its block mask, the forced special
@@ -164,27 +185,44 @@ def sparse_global_attention(
     k_runs: tuple[Array, ...] = (k_patch, k_special)
     v_runs: tuple[Array, ...] = (v_patch, v_special)
     kv_runs: tuple[int, ...] = (patches, specials)
+    of_patches = of_special = k_length = None
+    if real is not None:
+        count = (real * (patches // frames), real * num_special)
+        of_patches, of_special, k_length = Lengths(count[0], count), Lengths(count[1], count), count[0]
     if sparsity.special_keys == "official":
         # The special keys follow the patch keys without a gap, so the first of them share the last, partial
         # patch block.
-        k_runs, v_runs = (joined(k_runs, kv_runs),), (joined(v_runs, kv_runs),)
+        k_runs, v_runs = (_in_a_row(k_runs, kv_runs, k_length),), (_in_a_row(v_runs, kv_runs, k_length),)
         kv_runs = (patches + specials,)
+        of_patches, of_special = (one and one.in_a_row() for one in (of_patches, of_special))
     mask = sparsity.block_mask(
         q_patch[:, :patches],
         k_patch[:, :patches],
         keep_count=keep_count,
         cdf_threshold=cdf_threshold,
         kv_runs=kv_runs,
+        **({} if real is None else {"lengths": of_patches, "k_length": k_length}),
     )
     out_patch = block_sparse_attention(q_patch, k_runs, v_runs, mask)
-    k_all, v_all = joined(k_runs, kv_runs), joined(v_runs, kv_runs)
+    k_all, v_all = _in_a_row(k_runs, kv_runs, k_length), _in_a_row(v_runs, kv_runs, k_length)
     with jax.named_scope("special_queries"):
-        if kernel := faster_dense(q_special, k_all, v_all):
-            full = BlockMask.full(B, N, specials, kv_runs)
+        if kernel := faster_dense(q_special, k_all, v_all, lengths=real is not None):
+            full = BlockMask.full(B, N, specials, kv_runs, lengths=of_special)
             out_special = block_sparse_attention(q_special, k_runs, v_runs, full, implementation=kernel)
         else:
-            out_special = dense_attention(q_special[:, :specials], k_all, v_all)
+            of_special = of_special and of_special.in_a_row()
+            out_special = dense_attention(q_special[:, :specials], k_all, v_all, of_special)
     return merge_tokens(out_special, out_patch, frames), mask.head_densities
+
+
+def _in_a_row(runs: tuple[Array, ...], lengths: tuple[int, ...], first: Array | None) -> Array:
+    """The runs joined, all keys that count first: of a second run behind those `first` ones of the first
+    run. None: all count.
+    """
+    x = joined(runs, lengths)
+    if first is None or len(runs) == 1:
+        return x
+    return jax.lax.dynamic_update_slice_in_dim(x, runs[1][:, : lengths[1]], first, 1)
 
 
 def hilbert_order(h: int, w: int) -> list[int]:

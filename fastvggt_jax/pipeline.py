@@ -7,12 +7,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import re
 import shutil
-import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,13 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from fastvggt_jax.chunks import run_all
 from fastvggt_jax.errors import (
     Error,
     FileError,
     InputError,
-    OutOfMemoryError,
     TargetError,
-    out_of_memory,
     whole_number,
 )
 from fastvggt_jax.evaluate.metrics import auc, pair_errors
@@ -57,9 +53,9 @@ from fastvggt_jax.io.files import (
 from fastvggt_jax.io.scenes import piece_folder
 from fastvggt_jax.models.base import CONDITIONS, Model
 from fastvggt_jax.models.conditions import Conditions
-from fastvggt_jax.models.memory import fits, needed_bytes
 from fastvggt_jax.models.prediction import Reconstruction
 from fastvggt_jax.pretrained import from_pretrained, read_model
+from fastvggt_jax.programs import Programs, Step, memory_errors, peak_memory, predict
 from fastvggt_jax.refine.bundle import adjusted_or_as_it_is, require
 from fastvggt_jax.refine.given import conditions_of
 from fastvggt_jax.refine.known import (
@@ -75,21 +71,14 @@ from fastvggt_jax.refine.queries import Queries, choose_queries
 from fastvggt_jax.refine.sky import without_sky
 from fastvggt_jax.scene import Scene, to_scene
 from fastvggt_jax.sequence import (
-    LEAST,
     Joined,
-    Piece,
-    describe,
-    join,
     overlap_of,
-    plan,
 )
-from fastvggt_jax.sharding import along_frames, frames_mesh
+from fastvggt_jax.sharding import frames_mesh
 from fastvggt_jax.sources import Images, ImageTransform, load_images
 from fastvggt_jax.sources.lists import COLMAP_FOLDER, is_list, listed
 from fastvggt_jax.sources.video import Video, is_video
 from fastvggt_jax.sparsity import Sparsity
-
-Step = Callable[[str], contextlib.AbstractContextManager]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +116,7 @@ class Settings:
     overlap: int | None = None  # of these, in two chunks; None: a quarter
     loops: bool = False
     devices: int | str | None = None  # how many share the frames, or all; None: the first computes
+    bucket: bool = False  # compile for the next of a few numbers of photographs, see `programs.bucket_of`
     skip_bad: bool = False
     overwrite: bool = False
 
@@ -216,7 +206,24 @@ def planned(settings: Settings) -> Plan:
         raise InputError(text, argument="depth")
     if s.tracks:
         heads = (*heads, _track_head(model, s.weights, formats))
+    if s.bucket:
+        _check_bucket(s, model, as_inputs)
     return Plan(model, heads, formats, as_inputs)
+
+
+def _check_bucket(s: Settings, model: Model, as_inputs: bool) -> None:
+    """Raises InputError where no program can serve several numbers of photographs."""
+    if not model.takes_frames:
+        text = (
+            f"bucket is for models that are told how many frames count, and a {type(model).__name__} is not"
+        )
+        raise InputError(f"{text}: leave it out", argument="bucket")
+    others = {"tracks": s.tracks, "devices": s.devices is not None}
+    others |= {name: as_inputs and one is not None for name, one in _asked(s).items()}
+    for name, given in others.items():
+        if given:
+            text = f"bucket and {name} were both given, which are about all photographs of a program"
+            raise InputError(f"{text}: leave one of the two out", argument="bucket")
 
 
 def _asked(settings: Settings) -> dict[str, str | None]:
@@ -294,8 +301,18 @@ def compute(
         queries = choose_queries(images.pixels, images.shown(), s.export.track_points)
     programs = Programs() if programs is None else programs  # of chunks, which are all of one shape
     run = partial(predict, model, params, step=step, mesh=mesh, programs=programs)
-    joined, density, chunks = _joined(
-        partial(run, points_from=s.points_from), loaded, model, params, step, queries
+    joined, density, chunks = run_all(
+        partial(run, points_from=s.points_from, bucket=s.bucket),
+        model,
+        params,
+        images,
+        step,
+        output=s.output,
+        chunk=s.chunk,
+        overlap=s.overlap,
+        loops=s.loops,
+        queries=queries,
+        conditions=loaded.conditions,
     )
     parameters = sum(x.size for x in jax.tree.leaves(params))
     return Computed(joined, chunks, density, queries, model, parameters, 1 if mesh is None else mesh.size)
@@ -568,299 +585,6 @@ def compute_dtype(name: str) -> jnp.dtype:
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)
-
-
-class _DoesNotFit(OutOfMemoryError):
-    """A program is too large for the device, which is known before it runs; `needs` bytes, None where nobody
-    knows.
-    """
-
-    needs: int | None = None
-
-
-def _joined(
-    run: Callable[..., tuple[Reconstruction, list[float] | None]],
-    loaded: Loaded,
-    model: Model,
-    params: Any,
-    step: Step,
-    queries: Queries | None,
-) -> tuple[Joined, list[float] | None, list[np.ndarray] | None]:
-    """All photographs at once, or in chunks if that is asked for or they do not fit; the density; the chunks.
-
-    run: `predict` of images.
-    """
-    s, images = loaded.settings, loaded.images
-    frames = len(images.names)
-
-    def in_chunks(
-        chunk: int, overlap: int | None
-    ) -> tuple[Joined, list[float] | None, list[np.ndarray] | None]:
-        """No more than one chunk's results are on the device at a time."""
-        chunks, densities = plan(frames, chunk, overlap), []
-
-        def found(numbers: np.ndarray) -> Reconstruction:
-            some = jax.tree.map(lambda x: x[:, numbers], loaded.conditions)
-            result, density = run(images.some(numbers), conditions=some)
-            densities.append(density)
-            return result
-
-        seen = None
-        if s.loops and len(chunks) > 2:  # two are neighbours
-            with step("look for loops"), memory_errors(images.some(chunks[0]), params):
-                seen = describe(model, params, images.pixels)
-        joined = join(found, chunks, images.shown(), seen)
-        known = [density for density in densities if density is not None]
-        _warn_of_joints(joined, chunks, images.names, s)
-        return joined, [round(float(x), 4) for x in np.mean(known, 0)] if known else None, chunks
-
-    if s.chunk is not None and frames > s.chunk:
-        return in_chunks(s.chunk, s.overlap)
-    if s.chunk is not None:
-        text = f"{frames} photographs are no more than a chunk of {s.chunk}: they are reconstructed at once"
-        warnings.warn(text, stacklevel=2)
-    try:
-        result, density = run(images, queries=queries, conditions=loaded.conditions)
-        about = " and ".join(["overlap"] * (s.overlap is not None) + ["loops"] * s.loops)
-        if about:
-            text = f"{about} did nothing: it is about chunks, and all photographs were reconstructed at once"
-            warnings.warn(text, stacklevel=2)
-        return Joined([Piece(np.arange(frames), result)], [], [], []), density, None
-    except _DoesNotFit as error:
-        if queries is not None or s.chunk is not None or jax.process_count() > 1:
-            raise
-        too_many = error
-    chunk = _largest_chunk(frames, too_many.needs, params)
-    while chunk >= LEAST:
-        overlap = min(overlap_of(chunk, None) if s.overlap is None else s.overlap, chunk // 2)
-        text = f"{frames} photographs do not fit into memory at once: they are reconstructed in chunks of "
-        text += f"{chunk} that overlap by {overlap} or more, which is less exact"
-        try:
-            found = in_chunks(chunk, overlap)
-        except _DoesNotFit:
-            chunk = chunk * 4 // 5
-            continue
-        warnings.warn(text, stacklevel=2)
-        return found
-    raise too_many
-
-
-def _largest_chunk(frames: int, needs: int | None, params: Any) -> int:
-    """About how many of `frames` fit, which together need so many bytes, with a twentieth to spare."""
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    weights = sum(x.nbytes for x in jax.tree.leaves(params))
-    if needs is None or limit is None or needs <= weights:
-        return frames // 2
-    return min(int(0.95 * frames * (limit - weights) / (needs - weights)), frames - 1)
-
-
-def _warn_of_joints(joined: Joined, chunks: list[np.ndarray], names: Sequence[str], s: Settings) -> None:
-    """Of chunks that do not hang together, or hardly."""
-    for text in joined.warnings(chunks, names):
-        warnings.warn(text, stacklevel=3)
-    if len(joined.pieces) > 1:
-        folders = f"{s.output / piece_folder(0)} to {piece_folder(len(joined.pieces) - 1)}"
-        text = f"the photographs come out as {len(joined.pieces)} scenes that do not hang together: they are "
-        text += f"written apart, {folders}; a larger overlap or more photographs between them may help"
-        warnings.warn(text, stacklevel=3)
-    if s.loops and not joined.loops:
-        few = ": two chunks are neighbours, and have none" if len(chunks) < 3 else ""
-        warnings.warn(f"no loop was found that could be closed{few}", stacklevel=3)
-
-
-class Program(NamedTuple):
-    """A compiled one. model: as it was compiled; one_confidence: that of points is that of depth, which would
-    leave the device twice.
-    """
-
-    compiled: jax.stages.Compiled
-    model: Model
-    one_confidence: bool
-
-
-class Programs(dict[Any, Program]):
-    """The last few that were compiled, by the shapes of what they take; all of one model and its options."""
-
-    MOST = 8  # scenes come sorted by size, so that equal ones follow one another
-
-    def of(self, key: Any, make: Callable[[], Program]) -> Program:
-        program = self.pop(key, None) or make()
-        self[key] = program
-        while len(self) > self.MOST:
-            del self[next(iter(self))]
-        return program
-
-
-def predict(
-    model: Model,
-    params: Any,
-    images: Images,
-    step: Step,
-    points_from: str | None = None,
-    queries: Queries | None = None,
-    mesh: Mesh | None = None,
-    programs: Programs | None = None,
-    conditions: Conditions | None = None,
-) -> tuple[Reconstruction, list[float] | None]:
-    """(the reconstruction of these images, computed; the share of blocks that each sparse layer has attended
-    to).
-
-    mesh: that is set and shares the frames, if any.
-    programs: where to find those of other scenes, of this model, points_from and mesh.
-    conditions: what is known of the views, for a model that takes them.
-    """
-    pixels = images.pixels[None]
-    asked: tuple[Any, ...] = () if conditions is None else (conditions,)
-    asked = asked if queries is None else (*asked, np.asarray(queries.xy)[None])
-    given = (params, asked)
-    frames = None if queries is None else queries.frames
-    key = (pixels.shape, frames, repr(jax.tree.map(np.shape, asked)))
-    with step("compile"), memory_errors(images, params):
-        make = partial(_fitting, model, given, pixels, points_from, frames, mesh)
-        program = make() if programs is None else programs.of(key, make)
-    compiled = program.compiled
-    if not fits(compiled):
-        error = _DoesNotFit(_memory_sentence(images, params, compiled, ""))
-        error.needs = needed_bytes(compiled)
-        raise error
-    if program.model.low_memory and not model.low_memory:
-        text = "memory is scarce: what is computed waits in the host's memory, which takes a little longer"
-        warnings.warn(text, stacklevel=2)
-    with step("run"), memory_errors(images, params, compiled):
-        place = None if mesh is None else along_frames(mesh, pixels.shape, pixels.shape[1])
-        found, density = jax.block_until_ready(compiled(given, jax.device_put(pixels, place)))
-    if program.one_confidence:
-        found = dataclasses.replace(found, conf=found.depth_conf)
-    return found, None if density is None else [round(float(d), 4) for d in density]
-
-
-def _fitting(
-    model: Model,
-    given: Any,
-    pixels: np.ndarray,
-    points_from: str | None,
-    frames: tuple[int, ...] | None,
-    mesh: Mesh | None,
-) -> Program:
-    """The program, or where that does not fit the one that takes less of the device's memory."""
-    one_confidence = False
-
-    def run(model: Model, given: Any, pixels: jax.Array) -> tuple[Reconstruction, jax.Array | None]:
-        nonlocal one_confidence
-        params, asked = given
-        asked = asked if frames is None else (*asked, frames)
-        prediction = model.apply(params, pixels, *asked)
-        found = model.reconstruction(prediction, points_from)
-        one_confidence = found.conf is found.depth_conf
-        if one_confidence:
-            found = dataclasses.replace(found, conf=None)  # type: ignore[arg-type]
-        return found, prediction.density
-
-    compiled = _compiled(run, given, pixels, mesh, model)
-    if not fits(compiled):
-        model = model.clone(low_memory=True)
-        compiled = _compiled(run, given, pixels, mesh, model)
-    return Program(compiled, model, one_confidence)
-
-
-def _compiled(
-    run: Callable, params: Any, pixels: np.ndarray, mesh: Mesh | None, model: Model
-) -> jax.stages.Compiled:
-    """run(model, params, pixels), whose results come to be in the host's memory."""
-    function, kind = partial(run, model), _host_memory()
-    images = jax.ShapeDtypeStruct(pixels.shape, pixels.dtype)
-    host: Any = None
-    if mesh is not None:
-        lies = partial(along_frames, mesh, frames=pixels.shape[1])
-        results = jax.eval_shape(function, params, images)
-        host = jax.tree.map(lambda x: lies(x.shape, memory=kind), results)
-        images = jax.ShapeDtypeStruct(pixels.shape, pixels.dtype, sharding=lies(pixels.shape))
-    elif kind is not None:
-        host = jax.sharding.SingleDeviceSharding(jax.devices()[0], memory_kind=kind)
-    lowered = jax.jit(function, out_shardings=host).lower(params, images)
-    with ThreadPoolExecutor(1) as pool:
-        reserved = pool.submit(_reserve, lowered, host) if kind is not None else None
-        # It runs once: XLA's own Triton products are no faster by what compiling them takes longer.
-        gpu = jax.default_backend() == "gpu"
-        options: dict[str, str | bool] | None = {"xla_gpu_enable_triton_gemm": False} if gpu else None
-        compiled = lowered.compile(compiler_options=options)
-        if reserved is not None:
-            reserved.result()
-    return compiled
-
-
-def _host_memory() -> str | None:
-    """Of a GPU's host what the GPU itself writes to, forty times as fast as JAX copies to other memory, and
-    numpy reads as it lies there; None for a CPU.
-    """
-    kinds = {memory.kind for memory in jax.local_devices()[0].addressable_memories()}
-    return None if jax.default_backend() == "cpu" or "pinned_host" not in kinds else "pinned_host"
-
-
-def _reserve(lowered: jax.stages.Lowered, host: Any) -> None:
-    """Makes JAX own as much of the host's memory as the results take, which is slow the first time."""
-    held = []
-    results = jax.tree.leaves(lowered.out_info)
-    shardings = jax.tree.leaves(jax.tree.broadcast(host, lowered.out_info))
-    for one, sharding in zip(results, shardings, strict=True):
-        zeros = jax.jit(partial(jnp.zeros, one.shape, one.dtype), out_shardings=sharding)
-        held.append(jax.block_until_ready(zeros()))
-
-
-@contextlib.contextmanager
-def memory_errors(
-    images: Images | None = None, params: Any = None, compiled: jax.stages.Compiled | None = None
-) -> Iterator[None]:
-    """Turns XLA's out-of-memory errors into an OutOfMemoryError with an estimate of what is needed."""
-    try:
-        yield
-    except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not out_of_memory(error):
-            raise
-        raise OutOfMemoryError(_memory_sentence(images, params, compiled, str(error))) from error
-
-
-def _memory_sentence(
-    images: Images | None, params: Any, compiled: jax.stages.Compiled | None, error: str
-) -> str:
-    device = jax.local_devices()[0]
-    text = f"out of memory on {device.device_kind}: "
-    if images is None or params is None:
-        text += "the weights alone do not fit"
-        advice = "free the device, or convert the weights to bfloat16"
-    else:
-        frames, height, width, _ = images.pixels.shape
-        text += f"{frames} photographs of {width}x{height} pixels need "
-        advice = "take fewer photographs, a smaller size, or weights in bfloat16 (sparsity saves no memory)"
-        weights = sum(x.nbytes for x in jax.tree.leaves(params))
-        needed = needed_bytes(compiled) if compiled is not None else None
-        failed = re.search(r"allocat\w+ (\d+) bytes", error)
-        if needed is not None:
-            text += f"about {_gib(needed)}, of which {_gib(weights)} are weights"
-        elif failed:
-            text += f"more than {_gib(weights + int(failed[1]))}, of which {_gib(weights)} are weights"
-        else:
-            text += f"more than the {_gib(weights)} of the weights and what else is free"
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    text += f", and JAX may use {_gib(limit)}" if limit else ""
-    return f"{text}; {advice}"
-
-
-def _gib(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB"
-
-
-def peak_memory() -> dict[str, int | None]:
-    """Bytes at the highest: `device` as JAX's allocator counts them (None on a CPU), `host` of this whole
-    process.
-    """
-    host = None
-    if sys.platform != "win32":
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"device": (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"), "host": host}
 
 
 def export_saved(

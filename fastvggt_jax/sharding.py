@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fastvggt_jax.errors import InputError
+from pallas_kernels import Lengths
 from pallas_kernels.varying import axes_of
 
 Array = jax.Array
@@ -37,11 +38,14 @@ class Spread:
       frames: of a scene.
       devices: that share them; 1: there is nothing to exchange.
       axes: of the mesh, along which arrays differ.
+      real: how many of the frames count, the first ones, i32[], known at run time; nobody attends to the
+        others, whose results mean nothing. None: all. On one device only.
     """
 
     frames: int
     devices: int = 1
     axes: tuple[str, ...] = ()
+    real: Array | None = None
 
     @property
     def local(self) -> int:
@@ -50,6 +54,10 @@ class Spread:
     @property
     def repeated(self) -> int:
         return self.local * self.devices - self.frames
+
+    def lengths(self, tokens: int = 1) -> Lengths | None:
+        """How many count, as queries and as keys, of so many tokens of every frame."""
+        return None if self.real is None else Lengths(self.real * tokens, (self.real * tokens,))
 
     def differing(self, arrays: T) -> T:
         """The same, known to differ between the devices."""

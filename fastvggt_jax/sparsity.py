@@ -139,9 +139,10 @@ class Sparsity:
         keep_count: jax.Array | int | None,
         cdf_threshold: jax.Array | float | None,
         kv_runs: tuple[int, ...],
+        **lengths: Any,
     ) -> BlockMask:
         """The blocks of one layer: of patch queries [B, T, N, H] and keys [B, L, N, H], see
-        `pallas_kernels.pooled_block_mask`.
+        `pallas_kernels.pooled_block_mask`; `lengths` and `k_length` come where frames are filled up.
 
         What a subclass changes to choose otherwise, as the baseline of random blocks in evaluate/ablations.py
         does.
@@ -155,6 +156,7 @@ class Sparsity:
                 block=self.block,
                 kv_runs=kv_runs,
                 pool=self.pool,
+                **lengths,
             )
 
 

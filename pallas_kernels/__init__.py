@@ -4,7 +4,7 @@ definitions, and `implementation` for what computes them and how another is adde
 
 from pallas_kernels import mosaic_sm90, reference, triton, xla
 from pallas_kernels.api import block_sparse_attention, matmul_gelu, pooled_block_mask, to_float8
-from pallas_kernels.block_mask import BlockMask, aligned, joined
+from pallas_kernels.block_mask import BlockMask, Lengths, aligned, joined
 from pallas_kernels.implementation import (
     Implementation,
     Request,
@@ -31,6 +31,7 @@ for _implementation in (
 __all__ = [
     "BlockMask",
     "Implementation",
+    "Lengths",
     "Request",
     "TuningConfig",
     "aligned",

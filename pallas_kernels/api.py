@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from pallas_kernels import tuning
-from pallas_kernels.block_mask import DEFAULT_BLOCK, WORD, BlockMask, cdiv, joined
+from pallas_kernels.block_mask import DEFAULT_BLOCK, WORD, BlockMask, Lengths, cdiv, joined
 from pallas_kernels.implementation import ATTENTION, MASK, Implementation, Request, choose, find
 
 Array = jax.Array
@@ -51,6 +51,8 @@ def pooled_block_mask(
     block: tuple[int, int] = DEFAULT_BLOCK,
     kv_runs: tuple[int, ...] | None = None,
     pool: str = "mean",
+    lengths: Lengths | None = None,
+    k_length: Int[Array, ""] | None = None,
     implementation: str | None = None,
 ) -> BlockMask:
     """Which key blocks each query block keeps, from attention between mean- (or max-) pooled blocks (arXiv
@@ -70,6 +72,9 @@ def pooled_block_mask(
       kv_runs: runs of the keys that the mask will be used with (see `BlockMask`): it may add keys after the L
         pooled ones. Blocks past the ceil(L / block[1]) pooled ones are always kept. Default (L,).
       pool: "mean" or "max".
+      lengths: how many of the queries and of the keys that the mask will be used with count; None: all. The
+        mask is that of these alone, in the blocks' places of here.
+      k_length: how many of the L pooled keys count, i32[]. Default: the first run's.
       implementation: None takes the first that can serve, in the order of `implementation.names()`; or the
         name of one, which never becomes another.
 
@@ -100,7 +105,13 @@ def pooled_block_mask(
         raise ValueError(
             f"the first run of {kv_runs=} must hold the {k.shape[1]} pooled keys, and none may be negative"
         )
-    chosen = _choose(Request.of(MASK, q, k, block), implementation)
+    how: dict[str, Any] = {}
+    if lengths is not None:
+        _check_lengths(lengths, kv_runs)
+        how = {"lengths": lengths, "k_length": lengths.kv_runs[0] if k_length is None else k_length}
+    elif k_length is not None:
+        raise ValueError("k_length says how many pooled keys count, and needs the lengths of all")
+    chosen = _choose(Request.of(MASK, q, k, block, lengths=bool(how)), implementation)
     q, k = jax.lax.stop_gradient((q, k))
     return chosen.mask(
         q,
@@ -110,6 +121,7 @@ def pooled_block_mask(
         keep_count=keep_count,
         cdf_threshold=cdf_threshold,
         pool=pool,
+        **how,
     )
 
 
@@ -177,7 +189,7 @@ def block_sparse_attention(
             f"{q.shape[1]} queries and {k.shape[1]} keys are too many: their numbers are 32-bit integers"
         )
     _check_mask(block_mask, q, k)
-    request = Request.of(ATTENTION, q, k, block_mask.block, config, v)
+    request = Request.of(ATTENTION, q, k, block_mask.block, config, v, block_mask.lengths is not None)
     chosen = _choose(request, implementation)
     if not isinstance(config, chosen.config_type or ()):
         if implementation is not None and config is not None and chosen.config_type is not None:
@@ -192,7 +204,14 @@ def block_sparse_attention(
     return chosen.attend(*arrays, block_mask, config)[:, : block_mask.q_len]
 
 
+def _check_lengths(lengths: Lengths, kv_runs: tuple[int, ...]) -> None:
+    if len(lengths.kv_runs) != len(kv_runs):
+        raise ValueError(f"{lengths=} must be of the queries and of each of {len(kv_runs)} runs of keys")
+
+
 def _check_mask(mask: BlockMask, q: Array, k: Array) -> None:
+    if mask.lengths is not None:
+        _check_lengths(mask.lengths, mask.kv_runs)
     if (mask.q_len, mask.kv_len) != (q.shape[1], k.shape[1]):
         raise ValueError(
             f"the mask is for {mask.q_len}×{mask.kv_len} tokens, q and k have {q.shape[1]}×{k.shape[1]}"
@@ -211,7 +230,12 @@ def _check_mask(mask: BlockMask, q: Array, k: Array) -> None:
     if isinstance(mask.kv_num_blocks, jax.core.Tracer) or not mask.kv_num_blocks.is_fully_addressable:
         return
     # By numpy: under a surrounding jit jnp would be traced.
-    empty = np.argwhere(np.asarray(mask.kv_num_blocks) == 0)
+    counts = np.asarray(mask.kv_num_blocks)
+    if mask.lengths is not None:
+        if isinstance(mask.lengths.q, jax.core.Tracer):
+            return
+        counts = counts[:, :, : cdiv(int(mask.lengths.q), mask.block[0])]
+    empty = np.argwhere(counts == 0)
     if len(empty):
         b, n, row = map(int, empty[0])
         raise ValueError(

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import add
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 WORD = 32  # key blocks in a word of `kv_bits`
 DEFAULT_BLOCK = (128, 64)  # queries and keys of a block, the paper's
 
 
-def cdiv(a: int, b: int) -> int:
+def cdiv(a: Any, b: int) -> Any:
     return -(-a // b)
 
 
@@ -41,9 +44,37 @@ def pack_bits(kept: Array) -> Array:
     return jnp.sum(kept << jnp.arange(WORD, dtype=jnp.uint32), -1, dtype=jnp.uint32)
 
 
+class Lengths(NamedTuple):
+    """How many tokens count, the first ones, where arrays are filled up to a size that many inputs share and
+    that one program serves. i32[] each, at least 1, which may be traced, the same for all of a batch.
+
+    What fills up must be finite. Keys of it weigh exactly nothing; outputs of its queries mean nothing.
+
+    Attributes:
+      q: queries.
+      kv_runs: keys of each run, see `BlockMask`.
+    """
+
+    q: Array
+    kv_runs: tuple[Array, ...]
+
+    def in_a_row(self) -> Lengths:
+        """The same of one run, the runs' keys one after another."""
+        return Lengths(self.q, (reduce(add, self.kv_runs),))
+
+
+def _block_lengths(kv_runs: tuple[int, ...], block: int, lengths: Lengths | None) -> Any:
+    """i32[Sb], how many keys of every block of so many count; of numpy where that is known."""
+    place = np.concatenate([block * np.arange(cdiv(run, block), dtype=np.int32) for run in kv_runs])
+    run_of = np.repeat(np.arange(len(kv_runs)), [cdiv(run, block) for run in kv_runs])
+    if lengths is None:
+        return np.clip(np.array(kv_runs, np.int32)[run_of] - place, 0, block)
+    return jnp.clip(jnp.stack(lengths.kv_runs).astype(jnp.int32)[run_of] - place, 0, block)
+
+
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["kv_num_blocks", "kv_bits"],
+    data_fields=["kv_num_blocks", "kv_bits", "lengths"],
     meta_fields=["q_len", "kv_runs", "block"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +99,7 @@ class BlockMask:
       q_len: number of queries, T.
       kv_runs: lengths of the runs of keys; they sum to S.
       block: (queries, keys) of a block.
+      lengths: how many of these queries and keys count; None: all. Blocks of others alone are not kept.
     """
 
     kv_num_blocks: Array
@@ -75,6 +107,7 @@ class BlockMask:
     q_len: int
     kv_runs: tuple[int, ...]
     block: tuple[int, int]
+    lengths: Lengths | None = None
 
     @property
     def num_q_blocks(self) -> int:
@@ -98,22 +131,43 @@ class BlockMask:
             start += run
         return bounds
 
+    def kv_block_lengths(self) -> np.ndarray | Array:
+        """i32[Sb], how many keys of every key block count."""
+        return _block_lengths(self.kv_runs, self.block[1], self.lengths)
+
     @classmethod
     def from_bits(
-        cls, kv_bits: Array, q_len: int, kv_runs: tuple[int, ...], block: tuple[int, int]
+        cls,
+        kv_bits: Array,
+        q_len: int,
+        kv_runs: tuple[int, ...],
+        block: tuple[int, int],
+        lengths: Lengths | None = None,
     ) -> BlockMask:
-        """From u32[B, N, Tb, ceil(Sb / 32)] whose bits past Sb are zero; counts them."""
+        """From u32[B, N, Tb, ceil(Sb / 32)] whose bits past Sb are zero; counts them. What does not count
+        is cleared.
+        """
+        kv_runs, block = tuple(kv_runs), (block[0], block[1])
+        if lengths is not None:
+            rows = np.arange(cdiv(q_len, block[0])) < cdiv(lengths.q, block[0])
+            columns = pack_bits(_block_lengths(kv_runs, block[1], lengths) > 0)
+            kv_bits = kv_bits & jnp.where(rows[:, None], columns, jnp.uint32(0))
         counts = jnp.sum(jax.lax.population_count(kv_bits).astype(jnp.int32), -1)
-        return cls(counts, kv_bits, q_len, tuple(kv_runs), (block[0], block[1]))
+        return cls(counts, kv_bits, q_len, kv_runs, block, lengths)
 
     @classmethod
     def from_dense(
-        cls, mask: Array, q_len: int, kv_runs: tuple[int, ...], block: tuple[int, int]
+        cls,
+        mask: Array,
+        q_len: int,
+        kv_runs: tuple[int, ...],
+        block: tuple[int, int],
+        lengths: Lengths | None = None,
     ) -> BlockMask:
         """From bool[B, N, Tb, Sb], True = computed. ValueError if Tb and Sb are not those of the lengths and
         the block.
         """
-        result = cls.from_bits(pack_bits(mask), q_len, kv_runs, block)
+        result = cls.from_bits(pack_bits(mask), q_len, kv_runs, block, lengths)
         expected = (result.num_q_blocks, result.num_kv_blocks)
         if mask.shape[-2:] != expected:
             raise ValueError(
@@ -129,10 +183,14 @@ class BlockMask:
         q_len: int,
         kv_runs: tuple[int, ...],
         block: tuple[int, int] = DEFAULT_BLOCK,
+        lengths: Lengths | None = None,
     ) -> BlockMask:
         """Nothing dropped."""
         blocks = cdiv(q_len, block[0]), sum(cdiv(run, block[1]) for run in kv_runs)
         row = pack_bits(jnp.ones(blocks[1], bool))
+        if lengths is not None:
+            bits = jnp.broadcast_to(row, (batch, heads, blocks[0], *row.shape))
+            return cls.from_bits(bits, q_len, kv_runs, block, lengths)
         counts = jnp.full((batch, heads, blocks[0]), blocks[1], jnp.int32)
         return cls(
             counts,
@@ -157,4 +215,7 @@ class BlockMask:
     @property
     def head_densities(self) -> Array:
         """f32[N]: the same of each head."""
-        return jnp.mean(self.kv_num_blocks.astype(jnp.float32), (0, 2)) / self.num_kv_blocks
+        if self.lengths is None:
+            return jnp.mean(self.kv_num_blocks.astype(jnp.float32), (0, 2)) / self.num_kv_blocks
+        rows, columns = cdiv(self.lengths.q, self.block[0]), jnp.sum(self.kv_block_lengths() > 0)
+        return jnp.sum(jnp.mean(self.kv_num_blocks.astype(jnp.float32), 0), -1) / rows / columns

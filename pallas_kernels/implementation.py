@@ -50,6 +50,7 @@ class Request:
       device: where it runs.
       sharded: whether the arrays are spread over several devices, see `is_sharded`.
       config: the tuning config that the caller gave.
+      lengths: whether how many tokens count is known at run time only, see `Lengths`.
     """
 
     operation: str
@@ -63,6 +64,7 @@ class Request:
     device: Device
     sharded: bool = False
     config: Any = None
+    lengths: bool = False
 
     @classmethod
     def of(
@@ -73,13 +75,15 @@ class Request:
         block: tuple[int, int],
         config: Any = None,
         v: Array | None = None,
+        lengths: bool = False,
     ) -> Request:
         """For q [B, T, N, H] and k, v [B, S, N, H]."""
         B, T, N, H = q.shape
         dtype = np.dtype((k if v is None else v).dtype)
         if dtype == jnp.float8_e4m3fn:
             dtype = np.dtype(jnp.bfloat16)  # which holds the same numbers
-        return cls(operation, B, T, k.shape[1], N, H, dtype, block, device_of(q), is_sharded(q, k), config)
+        where = device_of(q), is_sharded(q, k)
+        return cls(operation, B, T, k.shape[1], N, H, dtype, block, *where, config, lengths)
 
 
 def device_of(x: Array | None = None) -> Device:
@@ -136,6 +140,7 @@ class Implementation:
       differentiable: whether `attend` has a derivative.
       takes_runs: whether `attend` takes k and v as an array per run, too, see `api.block_sparse_attention`.
       takes_float8: whether `attend` takes q and k of float8_e4m3fn; else it gets them in v's dtype.
+      takes_lengths: whether it takes masks with `Lengths`, and makes them.
       compiles_in_threads: whether several programs with it may be compiled at the same time.
       everywhere: whether it serves every request on every device.
       slow_on: platforms where it only serves for want of a better one, which the log then says.
@@ -150,6 +155,7 @@ class Implementation:
     differentiable: bool = False
     takes_runs: bool = False
     takes_float8: bool = False
+    takes_lengths: bool = False
     compiles_in_threads: bool = True
     everywhere: bool = False
     slow_on: tuple[str, ...] = ()
@@ -169,6 +175,8 @@ class Implementation:
             return f"it takes {' and '.join(self.dtypes)}, not {request.dtype.name}"
         if request.sharded and not self.partitioned:
             return "the arrays are sharded over several devices: call it inside jax.shard_map"
+        if request.lengths and not self.takes_lengths:
+            return "it does not take how many tokens count at run time only (lengths)"
         return None
 
     def beats_dense(self, request: Request) -> bool:
@@ -185,8 +193,11 @@ class Implementation:
         keep_count: int | Array | None,
         cdf_threshold: float | Array | None,
         pool: str,
+        **lengths: Any,
     ) -> BlockMask:
-        """See `api.pooled_block_mask`, which has checked the arguments."""
+        """See `api.pooled_block_mask`, which has checked the arguments; `lengths` and `k_length` come only
+        where it `takes_lengths` and they are given.
+        """
         raise NotImplementedError(f"{self.name!r} does not compute {MASK}")
 
     def attend(self, q: Array, k: Array, v: Array, block_mask: BlockMask, config: Any = None) -> Array:
@@ -301,11 +312,13 @@ def cudnn_serves(q: Array) -> bool:
     return float(device.compute_capability or 0) >= 8
 
 
-def faster_dense(q: Array, k: Array, v: Array | None = None) -> str | None:
+def faster_dense(q: Array, k: Array, v: Array | None = None, *, lengths: bool = False) -> str | None:
     """Name of the implementation whose block-sparse attention, given `BlockMask.full`, is faster here than
     the dense attention that comes with XLA: for q [B, T, N, H] and k, v [B, S, N, H]; None if there is none.
+
+    lengths: whether the mask will have `Lengths`.
     """
-    request = Request.of(ATTENTION, q, k, DEFAULT_BLOCK, v=v)
+    request = Request.of(ATTENTION, q, k, DEFAULT_BLOCK, v=v, lengths=lengths)
     for implementation in _implementations.values():
         if implementation.beats_dense(request) and implementation.why_not(request) is None:
             return implementation.name

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import reference
-from pallas_kernels.block_mask import WORD, BlockMask, cdiv, pack_bits
+from pallas_kernels.block_mask import WORD, BlockMask, Lengths, cdiv, pack_bits
 from pallas_kernels.implementation import Implementation
 from pallas_kernels.thresholds import row_thresholds
 from pallas_kernels.varying import varying_as
@@ -39,7 +39,9 @@ def pooled_block_mask(
     keep_count: int | Array | None,
     cdf_threshold: float | Array | None,
     pool: str,
-    find_thresholds: Callable[[Array, Array | int, Array | float | None], Array] = row_thresholds,
+    lengths: Lengths | None = None,
+    k_length: Array | None = None,
+    find_thresholds: Callable[[Array, Array | int, Array | float | None], Array] | None = None,
     row_multiple: int = 1,
     rows_bytes: int | None = None,
 ) -> BlockMask:
@@ -51,14 +53,22 @@ def pooled_block_mask(
     across τ are dropped as one.
 
     `find_thresholds` does what `row_thresholds` does for scores whose rows are filled with NaN up to a
-    multiple of `row_multiple`: NaN fails every comparison, so that it is neither counted nor kept.
+    multiple of `row_multiple`: NaN fails every comparison, so that it is neither counted nor kept. So are the
+    blocks filled that do not count.
     """
-    pooled_q = reference.pool_blocks(q, block[0], pool) * q.shape[-1] ** -0.5
-    pooled_k = reference.pool_blocks(k, block[1], pool)
+    if find_thresholds is None:
+        find_thresholds = row_thresholds if k_length is None else _thresholds_of_filled
+    q_length = None if lengths is None else lengths.q
+    pooled_q = reference.pool_blocks(q, block[0], pool, q_length) * q.shape[-1] ** -0.5
+    pooled_k = reference.pool_blocks(k, block[1], pool, k_length)
     B, N, Tb, H = pooled_q.shape
     Lb = pooled_k.shape[2]
     Sb = sum(cdiv(run, block[1]) for run in kv_runs)
-    n = 1 if keep_count is None else jnp.clip(keep_count, 1, Lb)
+    most: Any = Lb
+    if k_length is not None:
+        most = cdiv(k_length, block[1])
+        pooled_k = jnp.where(np.arange(Lb)[:, None] < most, pooled_k, jnp.nan)
+    n = 1 if keep_count is None else jnp.clip(keep_count, 1, most)
     pooled_k = jnp.pad(pooled_k, ((0, 0), (0, 0), (0, -Lb % row_multiple), (0, 0)), constant_values=jnp.nan)
 
     def rows(pooled_rows: Array) -> Array:  # f32[B, N, R, H] -> u32[B, N, R, words]
@@ -81,11 +91,14 @@ def pooled_block_mask(
         bits = jnp.moveaxis(bits, 0, 2).reshape(B, N, chunks * chunk, -1)[:, :, :Tb]
     words = cdiv(Sb, WORD)
     column = np.arange(words * WORD)
-    forced = np.packbits((column >= Lb) & (column < Sb), bitorder="little").view(
-        "<u4"
-    )  # blocks past the pooled keys
+    past = np.packbits((column >= Lb) & (column < Sb), bitorder="little").view("<u4")  # the pooled keys
+    forced = past if k_length is None else pack_bits(column >= most)
     bits = jnp.pad(bits, ((0, 0), (0, 0), (0, 0), (0, words)))[..., :words]
-    return BlockMask.from_bits(bits | forced, q.shape[1], kv_runs, block)
+    return BlockMask.from_bits(bits | forced, q.shape[1], kv_runs, block, lengths)
+
+
+def _thresholds_of_filled(scores: Array, n: Array | int, cdf_threshold: Array | float | None) -> Array:
+    return row_thresholds(jnp.where(jnp.isnan(scores), -jnp.inf, scores), n, cdf_threshold)
 
 
 def nth_set_bit(bits: Array, before: Array, n: Array) -> Array:
@@ -130,7 +143,7 @@ def block_sparse_attention(q: Array, k: Array, v: Array, mask: BlockMask) -> Arr
     chunks = cdiv(Tb, chunk)
 
     k_blocks, v_blocks = _key_blocks(k, mask), _key_blocks(v, mask)
-    block_len = jnp.array([stop - start for start, stop in mask.kv_block_bounds()], jnp.int32)
+    block_len = jnp.asarray(mask.kv_block_lengths())
     pad_rows = chunks * chunk - Tb
     q = jnp.pad(q, ((0, 0), (0, chunks * chunk * block_q - T), (0, 0), (0, 0)))
     q = q.reshape(B, chunks, chunk, block_q, N, H).transpose(1, 0, 4, 2, 3, 5)  # [chunks, B, N, chunk, bq, H]
@@ -187,6 +200,7 @@ class XLA(Implementation):
     name = "xla"
     everywhere = True
     slow_on = ("gpu",)
+    takes_lengths = True
 
     def mask(self, q: Array, k: Array, **how: Any) -> BlockMask:
         return pooled_block_mask(q, k, **how)

@@ -14,7 +14,7 @@ from fastvggt_jax.models.injection import Views, prope_attention
 from fastvggt_jax.models.rope import patch_positions
 from fastvggt_jax.pretrained import BUNDLED
 from fastvggt_jax.sharding import frames_mesh
-from pallas_kernels import BlockMask, block_sparse_attention, pooled_block_mask
+from pallas_kernels import BlockMask, Lengths, block_sparse_attention, pooled_block_mask
 from pallas_kernels.implementation import device_of, find
 from tests.conftest import TOLERANCE, max_error
 from tests.parity import run_case
@@ -171,7 +171,63 @@ def test_nothing_dropped_is_dense_in_bfloat16():
     assert np.median(np.abs(sparse.depth / dense.depth - 1)) < TOLERANCE["bfloat16"]
 
 
-@pytest.mark.parametrize("sparsity", [None, Sparsity(sparse_ratio=0.5, block=BUNDLED["mini"].block)])
+@pytest.mark.parametrize("T, S", [(1000, 1000), (90, 9000), (9000, 9000)])
+def test_dense_attention_to_the_keys_that_count(T, S):
+    """By cuDNN and by our kernel, one program for all lengths. What does not count stays finite."""
+    q, k, v = (
+        jax.random.normal(key, (2, n, 3, 64), jnp.bfloat16)
+        for key, n in zip(jax.random.split(jax.random.key(0), 3), (T, S, S), strict=True)
+    )
+    attend = jax.jit(dense_attention)
+    for queries, keys in ((T, S), (T - 7, S - 9), (T // 2, 1)):
+        out = attend(q, k, v, Lengths(jnp.int32(queries), (jnp.int32(keys),)))
+        some = (x.astype(jnp.float32) for x in (q[:, :queries], k[:, :keys], v[:, :keys]))
+        exact = jax.nn.dot_product_attention(*some, implementation="xla")
+        assert np.isfinite(np.asarray(out, np.float32)).all()
+        assert max_error(out[:, :queries], exact) < 1e-2
+
+
+MINI_SPARSE = Sparsity(sparse_ratio=0.5, block=BUNDLED["mini"].block)
+
+
+@pytest.mark.parametrize("sparsity", [None, MINI_SPARSE])
+def test_one_program_for_a_range_of_views(sparsity):
+    """Of eight of which seven and five count; in bfloat16 as near to their own program as that is to
+    float32.
+    """
+    heads = ("camera", "depth", "point")
+    model, params = from_pretrained("mini", heads=heads, sparsity=sparsity, param_dtype=jnp.float32)
+    folder = BUNDLED["mini"].path.parent / "views"
+    pixels = load_images([folder / f"{i}.jpg" for i in range(8)], model.image_policy).pixels[None]
+
+    def programs(dtype):
+        apply = model.clone(dtype=dtype).apply
+        filled = jax.jit(lambda params, pixels, count: apply(params, pixels, frames=count))
+        names = ("pose_enc", "depth", "world_points")
+        of = lambda found, n: {name: np.asarray(getattr(found, name))[:, :n] for name in names}
+        alone = jax.jit(apply)
+        return (
+            lambda n: of(alone(params, pixels[:, :n]), n),
+            lambda n: of(filled(params, pixels, jnp.int32(n)), n),
+        )
+
+    def apart(a, b):
+        return {name: np.linalg.norm(a[name] - b[name]) / np.linalg.norm(b[name]) for name in a}
+
+    with jax.default_matmul_precision("highest"):
+        alone, filled = programs(jnp.float32)
+        exact = {n: alone(n) for n in (7, 5)}
+        in_float32 = {n: apart(filled(n), exact[n]) for n in exact}
+    alone, filled = programs(jnp.bfloat16)
+    for n in exact:
+        one = alone(n)
+        rounding, between = apart(one, exact[n]), apart(filled(n), one)
+        print(n, {"float32": in_float32[n], "bfloat16 from float32": rounding, "filled up": between})
+        assert max(in_float32[n].values()) < 1e-4
+        assert all(between[name] < rounding[name] for name in rounding)
+
+
+@pytest.mark.parametrize("sparsity", [None, MINI_SPARSE])
 def test_two_gpus_are_one_but_for_the_order_of_rounding(sparsity):
     """Seven views, of which one GPU has four and the other three. In bfloat16 two GPUs are as near to one as
     that one is to float32, whose rounding the two share.

@@ -180,5 +180,5 @@ def _state(folder: Path) -> list[int] | None:
 def settings_of(settings: Any) -> dict[str, Any]:
     """What results depend on, of `pipeline.Settings`, as JSON values."""
     fields = dataclasses.asdict(settings)
-    left_out = ("photos", "output", "overwrite", "devices")
+    left_out = ("photos", "output", "overwrite", "devices", "bucket")
     return json.loads(json.dumps({k: v for k, v in fields.items() if k not in left_out}, default=str))

@@ -16,7 +16,7 @@ from typing import Any
 
 from fastvggt_jax.batch.journal import clean
 from fastvggt_jax.batch.scenes import Scene
-from fastvggt_jax.batch.work import Event, Job, Model, failed, work
+from fastvggt_jax.batch.work import Event, Job, Model, failed, in_turn, work
 from fastvggt_jax.errors import Error, ExtraError, FailedError, InputError
 from fastvggt_jax.pipeline import Settings, planned
 
@@ -47,15 +47,19 @@ def check(workers: int | None, address: str | None) -> None:
 
 
 class Desk:
-    """Scenes that wait, largest first, who has which, and what is reported of them."""
+    """Scenes that wait, largest first, who has which, and what is reported of them.
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self.waiting = deque(jobs)
+    A worker may take its next scene early, to load it while it computes another, only while more scenes wait
+    than there are workers: the last ones are for whoever can begin them.
+    """
+
+    def __init__(self, jobs: Sequence[Job], workers: int) -> None:
+        self.waiting, self.workers = deque(jobs), workers
         self.taken: dict[int, dict[str, Job]] = {}
         self.events: list[Event] = []
 
-    def take(self, worker: int) -> Job | None:
-        if not self.waiting:
+    def take(self, worker: int, early: bool = False) -> Job | None:
+        if len(self.waiting) <= (self.workers if early else 0):
             return None
         job = self.waiting.popleft()
         self.taken.setdefault(worker, {})[job.scene.name] = job
@@ -173,7 +177,7 @@ class _Crew:
         self.settings, self.record, self.finished, self.prepare = settings, record, finished, prepare
         self.most, needs = _needs(workers)
         self.most = min(self.most, len(jobs))
-        self.desk = ray.remote(num_cpus=0)(Desk).remote(list(jobs))
+        self.desk = ray.remote(num_cpus=0)(Desk).remote(list(jobs), self.most)
         # A process for each: another one's would hold the GPU's memory.
         self.task = ray.remote(**needs, max_retries=0, max_calls=1)(_work)
         self.running: dict[Any, tuple[int, Job | None]] = {}
@@ -244,6 +248,6 @@ def _work(worker: int, desk: Any, settings: Settings, prepare: Callable[[], None
 
     prepare()
     report = lambda event: ray.get(desk.report.remote(worker, event))
-    take = lambda: ray.get(desk.take.remote(worker))
+    take = lambda early: ray.get(desk.take.remote(worker, early))
     model = Model.of(settings, planned(settings), report)
-    work(model, iter(take, None) if alone is None else iter([alone]), report)
+    work(model, take if alone is None else in_turn([alone]), report)

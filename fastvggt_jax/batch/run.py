@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from fastvggt_jax.batch.journal import Journal, journal, settings_of
 from fastvggt_jax.batch.scenes import Scene, find_scenes, holds_video, sized
-from fastvggt_jax.batch.work import Event, Job, Model, failed, job_of, work
+from fastvggt_jax.batch.work import Event, Job, Model, failed, in_turn, job_of, work
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.pipeline import Plan, Settings, planned
 from fastvggt_jax.sources.images import check_options
@@ -94,7 +94,7 @@ class _Record:
 
 
 def _here(jobs: list[Job], settings: Settings, plan: Plan, emit: Callable[[Event], None]) -> None:
-    work(Model.of(settings, plan, emit), iter(jobs), emit)
+    work(Model.of(settings, plan, emit), in_turn(jobs), emit)
 
 
 def _of_each(scenes: Sequence[Scene], settings: Settings) -> list[Settings]:

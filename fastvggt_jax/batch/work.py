@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,13 @@ from typing import Any, NamedTuple, TypeVar
 from fastvggt_jax import pipeline
 from fastvggt_jax.batch.scenes import Scene
 from fastvggt_jax.errors import Error, out_of_memory
-from fastvggt_jax.pipeline import Plan, Programs, Settings
+from fastvggt_jax.pipeline import Plan, Settings
+from fastvggt_jax.programs import Programs, Step
 from fastvggt_jax.sources.photographs import without_pillows_warnings
 
 T = TypeVar("T")
 Event = dict[str, Any]  # JSON values; "event" says what happened
+Take = Callable[[bool], "Job | None"]  # the next job; see `work`
 
 
 class Job(NamedTuple):
@@ -103,9 +105,17 @@ class Model(NamedTuple):
         return cls(plan, *model, Programs())
 
 
-def work(model: Model, jobs: Iterator[Job], emit: Callable[[Event], None]) -> None:
+def in_turn(jobs: Iterable[Job]) -> Take:
+    """These, for one process, which may take them as early as it likes."""
+    waiting = iter(jobs)
+    return lambda early: next(waiting, None)
+
+
+def work(model: Model, take: Take, emit: Callable[[Event], None]) -> None:
     """Reconstructs one job after the other. What goes wrong with one is an event, and the next one's turn.
 
+    take: called with True before a job is computed, for the next one, to be loaded meanwhile; where it gives
+      none, with False when that is computed. It gives none then once there are no more.
     emit: gets an event for each job as it ends, {"event": "done", "scene": name, **report of
       `pipeline.reconstruct`, "seconds"} or {"event": "failed", "scene", "error": a sentence}, with
       "traceback" where it is our fault; it may be called in another thread.
@@ -114,7 +124,7 @@ def work(model: Model, jobs: Iterator[Job], emit: Callable[[Event], None]) -> No
     loader, writer = ThreadPoolExecutor(1, "load"), ThreadPoolExecutor(1, "write")
     writing: Future[None] | None = None
 
-    def compute(loaded: pipeline.Loaded, step: pipeline.Step) -> pipeline.Computed:
+    def compute(loaded: pipeline.Loaded, step: Step) -> pipeline.Computed:
         return pipeline.compute(loaded, model.model, model.params, step, programs=model.programs)
 
     def write(job: Job, account: _Account, loaded: pipeline.Loaded, computed: pipeline.Computed) -> None:
@@ -125,8 +135,8 @@ def work(model: Model, jobs: Iterator[Job], emit: Callable[[Event], None]) -> No
         more = {"warnings": list(account.warnings), "seconds": account.seconds}
         emit({"event": "done", "scene": job.scene.name} | event | more)
 
-    def begin() -> tuple[Job, _Account, Future[Any]] | None:
-        job = next(jobs, None)
+    def begin(*, early: bool) -> tuple[Job, _Account, Future[Any]] | None:
+        job = take(early)
         if job is None:
             return None
         account = _Account()
@@ -135,23 +145,25 @@ def work(model: Model, jobs: Iterator[Job], emit: Callable[[Event], None]) -> No
 
     try:
         with _warnings_by_thread():
-            coming = begin()
+            coming = begin(early=False)
             while coming is not None:
                 job, account, future = coming
                 loaded = future.result()
-                coming = begin()
+                coming = begin(early=True)
                 if isinstance(loaded, _Failed):
                     emit(loaded.event)
-                    continue
-                computed = _tried(job, partial(_within, account, compute, loaded))
-                if writing is not None:
-                    writing.result()
-                    writing = None
-                if isinstance(computed, _Failed):
-                    emit(computed.event)
-                    continue
-                writing = writer.submit(write, job, account, loaded, computed)
-                del loaded, computed, future
+                else:
+                    computed = _tried(job, partial(_within, account, compute, loaded))
+                    if writing is not None:
+                        writing.result()
+                        writing = None
+                    if isinstance(computed, _Failed):
+                        emit(computed.event)
+                    else:
+                        writing = writer.submit(write, job, account, loaded, computed)
+                    del computed
+                del loaded, future
+                coming = coming or begin(early=False)
             if writing is not None:
                 writing.result()
     finally:

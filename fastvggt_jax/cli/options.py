@@ -92,6 +92,13 @@ DepthOriginal = Annotated[
     bool,
     typer.Option("--depth-original", help="Depth in the photographs' own pixels instead of the model's."),
 ]
+Float16 = Annotated[
+    bool,
+    typer.Option(
+        "--float16",
+        help="depth, scene.npz: numbers of 16 bits, half the bytes, rounded to a two-thousandth.",
+    ),
+]
 SharedCamera = Annotated[
     bool,
     typer.Option(

@@ -28,6 +28,7 @@ from fastvggt_jax.cli.options import (
     Dtype,
     EdgeFilter,
     Float8Scores,
+    Float16,
     Formats,
     GlbMesh,
     Intrinsics,
@@ -107,6 +108,7 @@ def reconstruct(
     max_points: MaxPoints = None,
     glb_mesh: GlbMesh = False,
     depth_original: DepthOriginal = False,
+    float16: Float16 = False,
     shared_camera: SharedCamera = False,
     camera_model: CameraModel = "PINHOLE",
     copy_photographs: CopyPhotographs = False,
@@ -187,6 +189,14 @@ def reconstruct(
             "device.",
         ),
     ] = None,
+    bucket: Annotated[
+        bool,
+        typer.Option(
+            "--bucket",
+            help="Compile for the next of 1, 2, 3, 4, 6, 8, 12, 16, ... photographs, a program that other "
+            "scenes and later runs share; the result is the same.",
+        ),
+    ] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Go on without unreadable photographs.")
     ] = False,
@@ -218,6 +228,7 @@ def reconstruct(
         max_points=max_points,
         glb_mesh=glb_mesh,
         depth_original=depth_original,
+        float16=float16,
         shared_camera=shared_camera,
         camera_model=camera_model,
         copy_photographs=copy_photographs,
@@ -237,6 +248,7 @@ def reconstruct(
         overlap=overlap,
         loops=loops,
         devices=int(devices) if devices is not None and devices.isdecimal() else devices,
+        bucket=bucket,
         skip_bad=skip_bad,
         overwrite=overwrite,
     )
@@ -271,6 +283,7 @@ def chosen_settings(
     voxel: float | None,
     glb_mesh: bool,
     depth_original: bool,
+    float16: bool,
     shared_camera: bool,
     camera_model: str,
     copy_photographs: bool,
@@ -303,6 +316,7 @@ def chosen_settings(
             voxel=voxel,
             glb_mesh=glb_mesh,
             depth_original=depth_original,
+            float16=float16,
             shared_camera=shared_camera,
             camera_model=camera_model,
             copy_photographs=copy_photographs,

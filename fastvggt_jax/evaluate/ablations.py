@@ -58,6 +58,8 @@ class RandomBlocks(Sparsity):
     """
 
     def block_mask(self, q: jax.Array, k: jax.Array, **how: Any) -> BlockMask:
+        if "lengths" in how:
+            raise InputError("random blocks are drawn among all: leave frames out", argument="frames")
         mask = super().block_mask(q, k, **how)
         key = jax.random.key(jax.lax.bitcast_convert_type(q.astype(jnp.float32).sum(), jnp.uint32))
         patches = self.num_kv_blocks(k.shape[1])

@@ -35,6 +35,8 @@ class ExportOptions:
 
     Attributes:
       depth_original: depth in the photographs' own pixels instead of the model's.
+      float16: depth/*.npz and scene.npz hold depth, points and confidences as float16: half the bytes, each
+        number rounded to a two-thousandth. Where one is too large, that array stays float32, with a warning.
       track_points: points at most where points have tracks, see `fastvggt_jax.export.tracks`.
       glb_mesh: scene.glb holds surfaces instead of points, see `fastvggt_jax.export.mesh`.
       mesh_points: vertices that these have, about, at most.
@@ -50,6 +52,7 @@ class ExportOptions:
     voxel: float | None = None
     max_points: int | None = None
     depth_original: bool = False
+    float16: bool = False
     track_points: int = 100_000
     glb_mesh: bool = False
     mesh_points: int = 500_000
@@ -61,7 +64,7 @@ class ExportOptions:
         check_cloud_options(self.conf_percentile, self.edge_filter, self.voxel, self.max_points)
         for field in ("track_points", "mesh_points"):
             whole_number(field, getattr(self, field), least=1)
-        for field in ("depth_original", "glb_mesh", "shared_camera", "copy_photographs"):
+        for field in ("depth_original", "float16", "glb_mesh", "shared_camera", "copy_photographs"):
             if not isinstance(getattr(self, field), bool):
                 self._refuse(field, "True or False")
         if self.camera_model not in CAMERA_MODELS:
@@ -254,7 +257,12 @@ def check_formats(formats: Iterable[str], options: ExportOptions | None = None) 
 
 
 # The formats that options are about.
-ABOUT = {"glb_mesh": ("glb",), "depth_original": ("depth",), "copy_photographs": ("splat", "nerfstudio")}
+ABOUT = {
+    "glb_mesh": ("glb",),
+    "depth_original": ("depth",),
+    "float16": ("depth", "scene"),
+    "copy_photographs": ("splat", "nerfstudio"),
+}
 
 
 def always_written(formats: Iterable[str]) -> tuple[str, ...]:

@@ -61,7 +61,9 @@ CAMERAS = Format(
 SCENE = Format(
     "scene",
     (scenes.SCENE,),
-    lambda export, folder: scenes.write_scene(export.scene, folder / scenes.SCENE),
+    lambda export, folder: scenes.write_scene(
+        export.scene, folder / scenes.SCENE, float16=export.options.float16
+    ),
     pixel_bytes=28,  # points, depth, their confidences, colours, valid
     about="the whole scene for fastvggt_jax.Scene.load; K in the model's pixels, OpenCV axes",
 )

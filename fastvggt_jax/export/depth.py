@@ -14,13 +14,16 @@ from PIL import Image, PngImagePlugin
 from fastvggt_jax.export.base import Format
 from fastvggt_jax.io.colors import DepthColors
 from fastvggt_jax.io.files import write_file
+from fastvggt_jax.io.scenes import as_float16, warn_of_float32
 from fastvggt_jax.scene import Scene
 
 SAMPLE = 2_000_000  # pixels, at most, that say which depths there are
 LONGEST = 240  # bytes of what a photograph's files begin with
 
 
-def write_depth(scene: Scene, folder: str | os.PathLike, *, original: bool = False) -> list[Path]:
+def write_depth(
+    scene: Scene, folder: str | os.PathLike, *, original: bool = False, float16: bool = False
+) -> list[Path]:
     """Write for every photograph an .npz and a .png; returns the .npz files, in the order of the photographs.
 
     The .npz holds depth f32[H, W] along the camera's z (NaN where there is none), conf f32[H, W], valid
@@ -28,7 +31,7 @@ def write_depth(scene: Scene, folder: str | os.PathLike, *, original: bool = Fal
     `original`, those of the photograph, bilinearly resampled, and NaN where the model has not seen it. The
     .png has one scale of colours for all photographs, light near and dark far, logarithmic from the 2nd to
     the 98th percentile (its text fields `near` and `far`); black is no depth, or no confidence in it, as in
-    the sky.
+    the sky. float16: depth and conf are of it, see `io.scenes.as_float16`; what is not is warned of.
 
     Raises FileError if writing fails.
     """
@@ -42,15 +45,21 @@ def write_depth(scene: Scene, folder: str | os.PathLike, *, original: bool = Fal
         arrays = dict(
             depth=depth, conf=conf, valid=np.isfinite(depth), K=K, cam_from_world=scene.cam_from_world[i]
         )
+        if float16:
+            arrays |= {name: as_float16(arrays[name]) for name in ("depth", "conf")}
+            if {arrays["depth"].dtype, arrays["conf"].dtype} != {np.dtype(np.float16)}:
+                too_large.append(f"{stem}.npz")
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         write_file(folder / f"{stem}.npz", buffer.getbuffer())
         write_file(folder / f"{stem}.png", _png(colors, surface(depth, conf, scene)))
         return folder / f"{stem}.npz"
 
-    stems = file_stems(scene.names)
+    stems, too_large = file_stems(scene.names), list[str]()
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # PNGs are compressed outside the GIL
-        return list(pool.map(write, range(len(stems)), stems))
+        paths = list(pool.map(write, range(len(stems)), stems))
+    warn_of_float32(sorted(too_large), folder)
+    return paths
 
 
 def file_stems(names: tuple[str, ...]) -> list[str]:
@@ -117,7 +126,10 @@ DEPTH = Format(
     "depth",
     ("depth/*.npz", "depth/*.png"),
     lambda export, folder: write_depth(
-        export.scene, folder / "depth", original=export.options.depth_original
+        export.scene,
+        folder / "depth",
+        original=export.options.depth_original,
+        float16=export.options.float16,
     ),
     about="depth along the camera's z in the scene's unit, with the K of its own pixels and cam_from_world, "
     "OpenCV axes; and as a picture",

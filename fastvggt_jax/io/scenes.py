@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,15 +98,38 @@ def write_cameras(
     write_file(path, json.dumps(content, indent=1, allow_nan=False).encode())
 
 
-def write_scene(scene: Scene, path: str | os.PathLike) -> None:
-    """Write all of a scene as a numpy archive: its arrays by their names, the rest as JSON, or FileError."""
+DENSE = ("points", "points_conf", "depth", "depth_conf")  # a number or three of each pixel
+
+
+def as_float16(x: np.ndarray) -> np.ndarray:
+    """Rounded to float16, to a two-thousandth of each number; as it is, where a finite one is too large."""
+    finite = np.isfinite(x)
+    ends = np.max(x, initial=0, where=finite), np.min(x, initial=0, where=finite)
+    return x if max(map(abs, ends)) > np.finfo(np.float16).max else x.astype(np.float16)
+
+
+def write_scene(scene: Scene, path: str | os.PathLike, *, float16: bool = False) -> None:
+    """Write all of a scene as a numpy archive: its arrays by their names, the rest as JSON, or FileError.
+
+    float16: of depth, points and their confidences, see `as_float16`; what stays as it is is warned of.
+    """
     values = {field.name: getattr(scene, field.name) for field in dataclasses.fields(scene)}
     arrays: dict[str, Any] = {name: x for name, x in values.items() if isinstance(x, np.ndarray)}
     rest = {name: x for name, x in values.items() if name not in arrays}
+    if float16:
+        arrays |= {name: as_float16(arrays[name]) for name in DENSE}
+        warn_of_float32([name for name in DENSE if arrays[name].dtype != np.float16], path)
     rest["transforms"] = [dataclasses.asdict(t) for t in scene.transforms]
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "fields": rest}
     with new_file(path) as file:
         np.savez(file, header=np.array(json.dumps(header)), **arrays)
+
+
+def warn_of_float32(names: Sequence[str], where: str | os.PathLike) -> None:
+    """Of what could not be float16, if there is any."""
+    if names:
+        text = f"{', '.join(names[:3])}{' and more' * (len(names) > 3)} in {where} stay float32"
+        warnings.warn(f"{text}: numbers in it are beyond float16's largest, 65504", stacklevel=3)
 
 
 def piece_folder(number: int) -> str:
@@ -137,6 +161,8 @@ def read_scene(path: str | os.PathLike) -> dict[str, Any]:
             if sum(part.file_size for part in archive.zip.infolist()) > MOST_COMPRESSED * path.stat().st_size:
                 raise ValueError("a little file claims to be a large one")
             arrays = {name: archive[name] for name in archive.files}
+            halves = [name for name in DENSE if name in arrays and arrays[name].dtype == np.float16]
+            arrays |= {name: arrays[name].astype(np.float32) for name in halves}
         header = parse_json(str(arrays.pop("header")))
         kind, version, fields = header["format"], header["format_version"], arrays | header["fields"]
         if type(version) is not int or version < 1:

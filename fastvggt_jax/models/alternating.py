@@ -80,7 +80,7 @@ def alternate(
     layers = {"tap": jnp.array([layer in taps for layer in range(depth)]), "pair": jnp.arange(depth)}
     layers |= {"slot": jnp.array([sum(tap < layer for tap in taps) for layer in range(depth)])}
     if sparsity is not None:
-        layers |= _layer_sparsity(sparsity, depth, spread.frames * grid[0] * grid[1])
+        layers |= _layer_sparsity(sparsity, depth, spread, grid[0] * grid[1])
 
     def pair(
         frame_block: Block, carry: tuple, layer: dict, global_block: Block
@@ -98,8 +98,8 @@ def alternate(
 
         def whole(q: Array, k: Array, v: Array) -> tuple[Array, Array | None]:
             if sparsity is None:
-                return dense_attention(q, k, v), None
-            return _attend_by_plan(q, k, v, spread.frames, num_special, sparsity, depth, layer)
+                return dense_attention(q, k, v, spread.lengths(P)), None
+            return _attend_by_plan(q, k, v, spread, num_special, sparsity, depth, layer)
 
         def attend(q: Array, k: Array, v: Array) -> Array:
             if float8_scores:
@@ -141,14 +141,24 @@ def alternate(
     return tapped, first, density
 
 
-def _layer_sparsity(sparsity: Sparsity, depth: int, patch_tokens: int) -> dict[str, Array]:
-    """What the scan hands to each layer: whether it is sparse, its n_ratio and its τ."""
+def _layer_sparsity(sparsity: Sparsity, depth: int, spread: Spread, patches: int) -> dict[str, Array]:
+    """What the scan hands to each layer: whether it is sparse, its n_ratio and its τ; of frames of so many
+    patches.
+    """
     sparsity.check_depth(depth)
-    keep = sparsity.keep_counts(sparsity.num_kv_blocks(patch_tokens), depth)
+
+    def keep_of(frames: int) -> list[int] | None:
+        return sparsity.keep_counts(sparsity.num_kv_blocks(frames * patches), depth)
+
+    keep = keep_of(spread.frames)
     cdf = sparsity.cdf_thresholds(depth)
     plan = sparsity.plan(depth)
     layers = {"kind": jnp.array([_kinds(plan).index(kind) for kind in plan])}
-    layers |= {} if keep is None else {"keep": jnp.array(keep, jnp.int32)}
+    if keep is not None and spread.real is not None:  # by table: double precision is Python's alone
+        every = [keep_of(frames) for frames in range(1, spread.frames + 1)]
+        layers["keep"] = jnp.array(every, jnp.int32)[spread.real - 1]
+    elif keep is not None:
+        layers["keep"] = jnp.array(keep, jnp.int32)
     layers |= {} if cdf is None else {"cdf": jnp.array(cdf, jnp.float32)}
     return layers
 
@@ -162,7 +172,7 @@ def _attend_by_plan(
     q: Array,
     k: Array,
     v: Array,
-    frames: int,
+    spread: Spread,
     num_special: int,
     sparsity: Sparsity,
     depth: int,
@@ -172,7 +182,9 @@ def _attend_by_plan(
     it.
     """
 
-    def uniform(density: float) -> Array:
+    frames, real = spread.frames, spread.real
+
+    def uniform(density: float | Array) -> Array:
         return varying_as(jnp.full(q.shape[2], density, jnp.float32), q)
 
     def sparse(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
@@ -185,14 +197,15 @@ def _attend_by_plan(
             sparsity=sparsity,
             keep_count=layer.get("keep"),
             cdf_threshold=layer.get("cdf"),
+            real=real,
         )
 
     def dense(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-        return dense_attention(q, k, v), uniform(1)
+        return dense_attention(q, k, v, spread.lengths(q.shape[1] // frames)), uniform(1)
 
     def frame(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-        out = frame_attention(q, k, v, frames=frames, num_special=num_special)
-        return out, uniform(1 / frames)
+        out = frame_attention(q, k, v, frames=frames, num_special=num_special, real=real)
+        return out, uniform(1 / (frames if real is None else real))
 
     ways = {"dense": dense, "frame": frame, "sparse": sparse}
     kinds = [ways[kind] for kind in _kinds(sparsity.plan(depth))]

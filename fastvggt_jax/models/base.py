@@ -75,6 +75,8 @@ class Model(nn.Module):
     # Names of the parameters that are read in `dtype` alone, as products of matrices have them: stored in it,
     # they give the same numbers.
     read_in_dtype: ClassVar[str | None] = None
+    # Whether its call takes `frames`, how many of them count at run time.
+    takes_frames: ClassVar[bool] = False
     # The module that converts its official weights, if they can be.
     conversion: ClassVar[str | None] = None
     # Fields of a tiny one, for tests and for whoever tries a program without weights.
@@ -207,15 +209,29 @@ class Model(nn.Module):
         """The prediction of the frames on this device, from arguments that `__call__` has checked."""
         raise NotImplementedError
 
-    def on_mesh(self, images: Array, query_points: Array | None, *options: Any) -> Prediction:
+    def on_mesh(
+        self,
+        images: Array,
+        query_points: Array | None,
+        *options: Any,
+        frames: int | Array | None = None,
+    ) -> Prediction:
         """`forward` on the devices of the mesh that the images lie on or that is set, see
         `fastvggt_jax.sharding`; without one, here.
 
-        Raises InputError where scenes do not divide by their devices, or intermediates are asked for.
+        frames: how many of them count, the first ones; None: all.
+
+        Raises InputError where scenes do not divide by their devices, or intermediates are asked for; for
+        `frames` that are no number of them, or on a mesh.
         """
         mesh = None if self.is_initializing() else mesh_of(images)
+        if frames is not None:
+            frames = _checked_frames(frames, images.shape[1])
         if mesh is None:
-            return self.forward(Spread(images.shape[1]), images, query_points, *options)
+            return self.forward(Spread(images.shape[1], real=frames), images, query_points, *options)
+        if frames is not None:
+            text = "frames say how many of the images count, which is for one device, not for a mesh"
+            raise InputError(f"{text}: leave them out", argument="frames")
         if self.is_mutable_collection("intermediates"):
             raise InputError("intermediates cannot be captured where a scene's frames are spread over a mesh")
         alone: Any = self.clone(parent=None)
@@ -287,6 +303,17 @@ class Model(nn.Module):
             known = " or ".join(map(repr, cls.point_sources))
             text = f"points_from must be {known} for a {cls.__name__}, not {points_from!r}"
             raise InputError(text, argument="points_from")
+
+
+def _checked_frames(frames: int | Array, most: int) -> Array:
+    """i32[], a number from 1 to `most`, where that is known; under jit it is not. Raises InputError."""
+    shape, kind = jnp.shape(frames), jnp.result_type(frames)
+    text = f"frames must be one whole number from 1 to {most}, of how many of the images count"
+    if shape or not jnp.issubdtype(kind, jnp.integer):
+        raise InputError(f"{text}, not {kind} of shape {list(shape)}", argument="frames")
+    if not isinstance(frames, jax.core.Tracer) and not 1 <= int(frames) <= most:
+        raise InputError(f"{text}, not {int(frames)}", argument="frames")
+    return jnp.asarray(frames, jnp.int32)
 
 
 # Where memory is scarce: tokens of an MLP and frames of a block at a time.

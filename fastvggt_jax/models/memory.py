@@ -17,10 +17,14 @@ def needed_bytes(program: jax.stages.Compiled) -> int | None:
     return sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
 
 
+def memory_limit() -> int | None:
+    """Bytes of the device's memory that JAX may use; None where JAX knows of no limit, as on a CPU."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
 def fits(program: jax.stages.Compiled) -> bool:
     """Whether the device's memory holds what a program needs; True where nobody knows."""
-    needed = needed_bytes(program)
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    needed, limit = needed_bytes(program), memory_limit()
     return needed is None or not limit or needed <= limit
 
 

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Num
+from jaxtyping import Int, Num
 
 from fastvggt_jax import geometry
 from fastvggt_jax.errors import InputError
@@ -74,6 +74,7 @@ class Pi3(Model):
     """
 
     conversion: ClassVar[str | None] = "convert.pi3"
+    takes_frames: ClassVar[bool] = True
     read_in_dtype: ClassVar[str | None] = (
         r"(encoder/blocks|decoder/(frame|global)_blocks|\w+_decoder/blocks)" + PRODUCTS
     )
@@ -183,23 +184,32 @@ class Pi3(Model):
         check_images(images, self.patch_size)
         return self.embed(images)[:, :, self.num_special :]
 
-    def __call__(self, images: Num[Array, "B F H W 3"], query_points: None = None) -> Prediction:
+    def __call__(
+        self,
+        images: Num[Array, "B F H W 3"],
+        query_points: None = None,
+        *,
+        frames: int | Int[Array, ""] | None = None,
+    ) -> Prediction:
         """Reconstructs B scenes of F views each.
 
         Args:
           images: u8[B, F, H, W, 3], or float in [0, 1]; H and W multiples of `patch_size`.
           query_points: must be None, π³ tracks no points; it is there so that all models are called in one
             way.
+          frames: how many of the F views count, the first ones: i32[], from 1 to F, which may be traced. So
+            one program serves all scenes that are filled up to F. Nobody attends to the other views, whatever
+            they show, and their results mean nothing. None: all.
 
         Raises:
-          InputError: wrong shape or dtype, or query points.
+          InputError: wrong shape or dtype, query points, or `frames` that are no such number.
         """
         check_images(images, self.patch_size)
         self.refuse_conditions(query_points)
         if query_points is not None:
             text = "query_points were given, but π³ has no track head: use VGGT to track points"
             raise InputError(text, argument="query_points")
-        return self.on_mesh(images, None)
+        return self.on_mesh(images, None, frames=frames)
 
     def forward(self, spread: Spread, images: Array, query_points: Array | None, *options: Any) -> Prediction:
         """See `Model`."""

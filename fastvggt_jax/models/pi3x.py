@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Int, Num
 
 from fastvggt_jax import geometry
 from fastvggt_jax.errors import InputError
@@ -140,19 +140,32 @@ class Pi3X(Pi3):
             return head(tokens, grid)
         return in_half(head, tokens, grid, dtype=self.heads_in, frames=0)
 
-    def __call__(self, images: Num[Array, "B F H W 3"], conditions: Conditions | None = None) -> Prediction:
+    def __call__(
+        self,
+        images: Num[Array, "B F H W 3"],
+        conditions: Conditions | None = None,
+        *,
+        frames: int | Int[Array, ""] | None = None,
+    ) -> Prediction:
         """Reconstructs B scenes of F views each.
 
         Args:
           images: u8[B, F, H, W, 3], or float in [0, 1]; H and W multiples of `patch_size`.
           conditions: what is known of the views; None: nothing.
+          frames: how many of the F views count, the first ones: i32[], from 1 to F, which may be traced. So
+            one program serves all scenes that are filled up to F. Nobody attends to the other views, whatever
+            they show, and their results mean nothing. None: all.
 
         Raises:
-          InputError: wrong shape or dtype, or conditions that do not fit; or the part that reads them is off.
+          InputError: wrong shape or dtype, or conditions that do not fit; or the part that reads them is off;
+            `frames` with conditions, or that are no such number.
         """
         check_images(images, self.patch_size)
         self._check_parts(images, conditions)
-        return self.on_mesh(images, None, conditions)
+        if frames is not None and conditions is not None:
+            text = "conditions were given with frames, but they are of all frames: leave one of the two out"
+            raise InputError(text, argument="frames")
+        return self.on_mesh(images, None, conditions, frames=frames)
 
     def forward(self, spread: Spread, images: Array, query_points: Array | None, *options: Any) -> Prediction:
         """See `Model`; the only option are the conditions."""
@@ -169,7 +182,7 @@ class Pi3X(Pi3):
         out: dict[str, Any] = {"density": density, "made_by": type(self)}
         metric = jnp.ones(B, jnp.float32)  # the network's own unit, where nobody asks for metres
         if "metric" in self.heads:
-            metric = jnp.exp(self.log_metric(spread.all_frames(raw["context"]), grid))
+            metric = jnp.exp(self.log_metric(spread.all_frames(raw["context"]), grid, spread))
             if FRAMES in spread.axes:  # the same on all devices, which is not known of what was gathered
                 metric = jax.lax.pmean(metric, FRAMES)
             out["metric"] = metric
@@ -273,12 +286,14 @@ class Pi3X(Pi3):
             out["context"] = self.metric_decoder.context(tokens)
         return out
 
-    def log_metric(self, context: Array, grid: tuple[int, int]) -> Array:
+    def log_metric(self, context: Array, grid: tuple[int, int], spread: Spread) -> Array:
         """f32[B, F, P, metric_embed_dim] of all frames -> the logarithm of the metric factor, f32[B]."""
         B, F, P, D = context.shape
         rope = rope_tables(patch_positions(*grid, self.num_special), D // self.metric_num_heads)
         all_frames = Rope(*(jnp.tile(t, (F, 1, 1)) for t in rope))
-        found = self.metric_decoder(self.metric_token, context.reshape(B, F * P, D), all_frames)
+        lengths = spread.lengths(P)
+        lengths = lengths and lengths._replace(q=jnp.int32(1))  # the one token
+        found = self.metric_decoder(self.metric_token, context.reshape(B, F * P, D), all_frames, lengths)
         return self.metric_head(found)[:, 0, 0]
 
     @classmethod

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import flax.struct
 import jax
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float
 
@@ -114,3 +115,7 @@ class Reconstruction:
     track: Float[Array, "B F Q 2"] | None = None
     track_conf: Float[Array, "B F Q"] | None = None
     conf_floor: float = flax.struct.field(pytree_node=False, default=-float("inf"))
+
+    def first(self, frames: int) -> Reconstruction:
+        """That of the first so many photographs, as arrays of numpy."""
+        return jax.tree.map(lambda x: np.asarray(x)[:, :frames] if x.ndim > 1 else x, self)

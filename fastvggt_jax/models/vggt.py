@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 
 from fastvggt_jax import geometry
 from fastvggt_jax.attention import varying_as
@@ -155,6 +155,7 @@ class VGGT(Model):
     """
 
     conversion: ClassVar[str | None] = "convert.vggt"
+    takes_frames: ClassVar[bool] = True
     read_in_dtype: ClassVar[str | None] = (
         r"aggregator/(patch_embed/blocks|frame_blocks|global_blocks)" + PRODUCTS
     )
@@ -293,6 +294,8 @@ class VGGT(Model):
         images: Num[Array, "B F H W 3"],
         query_points: Float[Array, "B Q 2"] | None = None,
         query_frames: tuple[int, ...] = (0,),
+        *,
+        frames: int | Int[Array, ""] | None = None,
     ) -> Prediction:
         """Reconstructs B scenes of F views each.
 
@@ -303,15 +306,21 @@ class VGGT(Model):
             has it; None leaves the track head out.
           query_frames: K frames that they are of, a divisor of Q: the first Q/K points are of the first of
             these, and so on. Upstream knows frame 0 alone.
+          frames: how many of the F views count, the first ones: i32[], from 1 to F, which may be traced. So
+            one program serves all scenes that are filled up to F. Nobody attends to the other views, whatever
+            they show, and their results mean nothing. None: all.
 
         Raises:
-          InputError: wrong shape or dtype.
+          InputError: wrong shape or dtype; `frames` with query points, or that are no such number.
         """
         check_images(images, self.patch_size)
         self.refuse_conditions(query_points)
         if query_points is not None:
             self.check_query_points(images, query_points, query_frames)
-        return self.on_mesh(images, query_points, query_frames)
+            if frames is not None:
+                text = "query_points were given with frames, but the tracker looks at all frames"
+                raise InputError(f"{text}: leave one of the two out", argument="frames")
+        return self.on_mesh(images, query_points, query_frames, frames=frames)
 
     def patches(self, images: Array) -> Array:
         """See `Model`."""
@@ -327,7 +336,9 @@ class VGGT(Model):
         taps, camera_tokens, density = self.aggregator(images, spread)
         out: dict[str, Any] = {"density": density, "made_by": type(self)}
         if "camera" in self.heads:
-            out["pose_enc_list"] = spread.own_frames(self.camera_head(spread.all_frames(camera_tokens)))
+            out["pose_enc_list"] = spread.own_frames(
+                self.camera_head(spread.all_frames(camera_tokens), spread.lengths())
+            )
             out["pose_enc"] = out["pose_enc_list"][-1]
         if "depth" in self.heads:
             out["depth"], out["depth_conf"] = self.dense(self.depth_head, activate_depth, taps, (H, W), 1)

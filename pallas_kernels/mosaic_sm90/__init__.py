@@ -41,6 +41,7 @@ class MosaicSM90(Implementation):
     name = "mosaic_sm90"
     dtypes = ("bfloat16", "float16")
     partitioned = False
+    takes_lengths = True
     takes_runs = True
     takes_float8 = True
     compiles_in_threads = False  # Mosaic GPU's compiler takes one program at a time

@@ -35,6 +35,7 @@ product.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial, reduce
@@ -47,7 +48,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pallas_kernels.block_mask import WORD, BlockMask, aligned, cdiv
+from pallas_kernels.block_mask import WORD, BlockMask, Lengths, aligned, cdiv, pack_bits
 from pallas_kernels.mosaic_sm90.config import (
     WARPGROUP_ROWS,
     TuningConfig,
@@ -60,6 +61,7 @@ from pallas_kernels.varying import result, varying_as
 Array = jax.Array
 Ref = Any
 Runs = tuple[Array, ...]  # [B, S, N, H] for each run of keys that is not empty, at least as long as it
+Partials = list[tuple[Array, Any]]  # of each, where it stands in the row's list, and its keys
 NEVER = 2**30
 # What a tile costs besides those of its keys, and what merging parts does.
 PART_STEPS, MERGE_STEPS = 8, 16
@@ -90,18 +92,21 @@ def block_sparse_attention(
         return tuple(run for run, length in zip(runs, mask.kv_runs, strict=True) if length)
 
     @jax.custom_batching.custom_vmap
-    def attend(q: Array, k: Runs, v: Runs, counts: Array, bits: Array) -> Array:
-        here = BlockMask(counts, bits, mask.q_len, mask.kv_runs, mask.block)
+    def attend(q: Array, k: Runs, v: Runs, counts: Array, bits: Array, lengths: Lengths | None) -> Array:
+        here = BlockMask(counts, bits, mask.q_len, mask.kv_runs, mask.block, lengths)
         return _attend_padded(q, k, v, here, config, num_blocks, interpret)
 
     @attend.def_vmap
-    def _(size: int, batched: list[Any], *arrays: Any) -> tuple[Array, bool]:
+    def _(size: int, batched: list[Any], *arguments: Any) -> tuple[Array, bool]:
+        (*arrays, lengths), (*batched, lengths_are) = arguments, batched
+        if any(jax.tree.leaves(lengths_are)):
+            raise NotImplementedError("lengths are the same for all of a batch, and are not mapped over")
         whole = lambda x, is_batched: x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
         one_batch = lambda x, is_batched: whole(x, is_batched).reshape(-1, *x.shape[1 + is_batched :])
-        out = attend(*jax.tree.map(one_batch, arrays, tuple(batched)))
+        out = attend(*jax.tree.map(one_batch, arrays, batched), lengths)
         return out.reshape(size, -1, *out.shape[1:]), True
 
-    return attend(q, runs_of(k), runs_of(v), mask.kv_num_blocks, mask.kv_bits)
+    return attend(q, runs_of(k), runs_of(v), mask.kv_num_blocks, mask.kv_bits, mask.lengths)
 
 
 def _attend_padded(
@@ -117,7 +122,8 @@ def _attend_padded(
     if rows != block_q:
         q = jnp.pad(q[:, :T], ((0, 0), (0, Tb * block_q - T), (0, 0), (0, 0))).reshape(B, Tb, block_q, N, -1)
         q = jnp.pad(q, ((0, 0), (0, 0), (0, rows - block_q), (0, 0), (0, 0))).reshape(B, Tb * rows, N, -1)
-        mask = BlockMask(mask.kv_num_blocks, mask.kv_bits, Tb * rows, mask.kv_runs, (rows, block_k))
+        lengths = mask.lengths and mask.lengths._replace(q=cdiv(mask.lengths.q, block_q) * rows)
+        mask = dataclasses.replace(mask, q_len=Tb * rows, block=(rows, block_k), lengths=lengths)
     keys = config.gathered_keys(mask.block)
     if keys is not None and keys != block_k:
         mask = _cut_blocks(mask, keys)
@@ -140,7 +146,8 @@ def _cut_blocks(mask: BlockMask, keys: int) -> BlockMask:
         jnp.repeat(blocks, times, -1)[..., : cdiv(run, keys)]  # fewer where the last block is partial
         for blocks, run in zip(jnp.split(dense, ends[:-1], -1), mask.kv_runs, strict=True)
     ]
-    return BlockMask.from_dense(jnp.concatenate(parts, -1), mask.q_len, mask.kv_runs, (mask.block[0], keys))
+    cut, block = jnp.concatenate(parts, -1), (mask.block[0], keys)
+    return BlockMask.from_dense(cut, mask.q_len, mask.kv_runs, block, mask.lengths)
 
 
 def _number_of_parts(tiles: int, mask: BlockMask, config: TuningConfig, num_blocks: int) -> int:
@@ -164,6 +171,7 @@ def _attend_in_parts(
     bits = mask.kv_bits[:, :, None] & own[:, None]  # [B, N, parts, Tb, words]
     bits = bits.reshape(B, N, parts * Tb, -1)
     copies = BlockMask.from_bits(bits, parts * rows, mask.kv_runs, mask.block)
+    copies = dataclasses.replace(copies, lengths=mask.lengths)  # of their keys; what is kept stays
     q = jnp.pad(q[:, :T], ((0, 0), (0, rows - T), (0, 0), (0, 0)))
     out, mass = launch(jnp.tile(q, (1, parts, 1, 1)), k, v, copies, with_mass=True)
     out = out.reshape(B, parts, rows, N, H)[:, :, :T]
@@ -206,14 +214,20 @@ def _launch(
     rounds = cdiv(total, num_streams)
     run_blocks = [cdiv(run, block_k) for run in runs]
     run_first = [sum(run_blocks[:r]) for r in range(len(runs))]
-    partial_runs = [r for r, run in enumerate(runs) if run % block_k]
+    # Runs that may end in a partial block, and how many keys that has; None: it is known at run time.
+    partial_runs = [r for r, run in enumerate(runs) if run % block_k or mask.lengths is not None]
+    rests = [runs[r] % block_k for r in partial_runs] if mask.lengths is None else None
     Sb, words = mask.num_kv_blocks, mask.kv_bits.shape[-1]
     dtype, simulated = v[0].dtype, interpret is not None
     in_bytes = q.dtype != dtype  # queries and keys are of 8 bits
     scale = scale * math.log2(math.e)  # exponentials are powers of two
 
     bits = lax.bitcast_convert_type(mask.kv_bits, jnp.int32)
-    info = _row_info(mask, bits, group, [run_first[r] + run_blocks[r] - 1 for r in partial_runs])
+    if mask.lengths is None:
+        info = _row_info(mask, bits, group, [run_first[r] + run_blocks[r] - 1 for r in partial_runs])
+    else:
+        of_runs = [length for length, run in zip(mask.lengths.kv_runs, mask.kv_runs, strict=True) if run]
+        info = _row_info_of_lengths(mask, group, run_first, of_runs)
     # The longest tiles of a head first: a thread block's share is fixed, and so comes out even where rows
     # keep different numbers of blocks.
     order = jnp.argsort(-jnp.repeat(mask.kv_num_blocks, tiles_per_row, -1)[..., :tiles], -1).astype(jnp.int32)
@@ -287,24 +301,26 @@ def _launch(
                 my_q = q_smem.at[buffer, my_rows]
                 stage = lambda i: stage_of(done + i)
 
-                def mask_scores(s: Array, i: Array, partial_slots: list[Array]) -> Array:
+                def mask_scores(s: Array, i: Array, partial_slots: Partials) -> Array:
                     column = plgpu.load(column_smem.at[consumer], layout=columns.reduce(0))
                     valid = column < (count - i * group) * block_k
-                    for slot, r in zip(partial_slots, partial_runs, strict=True):
+                    for slot, rest in partial_slots:
                         start = (
                             jnp.clip(slot - i * group, -2, group + 1) * block_k
                         )  # out of sight where not in this step
-                        valid = valid & ((column < start + runs[r] % block_k) | (column >= start + block_k))
+                        valid = valid & ((column < start + rest) | (column >= start + block_k))
                     return jnp.where(lax.broadcast_in_dim(valid, s.shape, [1]), s, -jnp.inf)
 
                 def loop(step: Callable[..., Any], carry: Any) -> Any:
                     cut = jnp.minimum(first_masked, steps)
                     carry = lax.fori_loop(0, cut, partial(step, partial_slots=None), carry)
                     # Read here, to leave the registers to the loop above.
-                    slots = [
-                        info_ref[b, n, lax.div(tile, tiles_per_row), 2 + j] for j in range(len(partial_runs))
-                    ]
-                    return lax.fori_loop(cut, steps, partial(step, partial_slots=slots), carry)
+                    number = len(partial_runs)
+                    row_info = lambda j: info_ref[b, n, lax.div(tile, tiles_per_row), 2 + j]
+                    slots = [row_info(j) for j in range(number)]
+                    keys_there = rests or [row_info(number + j) for j in range(number)]
+                    partial_slots = list(zip(slots, keys_there, strict=True))
+                    return lax.fori_loop(cut, steps, partial(step, partial_slots=partial_slots), carry)
 
                 def weights_operand(p: Array) -> Array | Ref:
                     p = p.astype(dtype)
@@ -318,7 +334,7 @@ def _launch(
                     """Unnormalised output and row sums, with the fixed shift `bound`."""
 
                     def scope(out_acc: Ref) -> tuple[Array, Array]:
-                        def step(i: Array, row_sum: Array, partial_slots: list[Array] | None) -> Array:
+                        def step(i: Array, row_sum: Array, partial_slots: Partials | None) -> Array:
                             plgpu.barrier_wait(k_full.at[stage(i)])
 
                             def scores(s_acc: Ref) -> Array:
@@ -355,7 +371,7 @@ def _launch(
                     """The same with the running maximum as shift, which comes third."""
 
                     def step(
-                        i: Array, carry: tuple[Array, Array, Array], partial_slots: list[Array] | None
+                        i: Array, carry: tuple[Array, Array, Array], partial_slots: Partials | None
                     ) -> tuple[Array, Array, Array]:
                         out, top, row_sum = carry
 
@@ -650,6 +666,26 @@ def _row_info(mask: BlockMask, bits: Array, group: int, partial_blocks: list[int
         slots.append(jnp.where(from_here[..., 0] & 1 == 1, slot, NEVER))
         first_masked = jnp.minimum(first_masked, slots[-1] // group)
     return jnp.stack([counts, first_masked, *slots], -1).astype(jnp.int32)
+
+
+def _row_info_of_lengths(mask: BlockMask, group: int, run_first: list[int], lengths: list[Array]) -> Array:
+    """`_row_info` where the last block of each run, the one that may be partial, is known at run time only:
+    i32[B, N, Tb, 2 + 2·runs], a row's slots followed by how many keys each of these blocks has.
+    """
+    counts, block_k = mask.kv_num_blocks, mask.block[1]
+    first_masked = jnp.where(counts % group == 0, NEVER, counts // group)
+    place = np.arange(mask.num_kv_blocks)
+    slots, rests = [], []
+    for first, length in zip(run_first, lengths, strict=True):
+        last = first + cdiv(length, block_k) - 1
+        rest = length - (last - first) * block_k
+        kept_of = lambda blocks: jnp.sum(lax.population_count(mask.kv_bits & pack_bits(blocks)), -1)
+        slot = kept_of(place < last).astype(jnp.int32)
+        slot = jnp.where((kept_of(place == last) > 0) & (rest < block_k), slot, NEVER)
+        first_masked = jnp.minimum(first_masked, slot // group)
+        slots.append(slot)
+        rests.append(jnp.broadcast_to(rest, counts.shape))
+    return jnp.stack([counts, first_masked, *slots, *rests], -1).astype(jnp.int32)
 
 
 def _lowest_bit(word: Array) -> Array:

@@ -87,6 +87,7 @@ def pooled_block_mask(
     keep_count: int | Array | None,
     cdf_threshold: float | Array | None,
     pool: str,
+    **lengths: Any,
 ) -> BlockMask:
     """See `api.pooled_block_mask` and `xla.pooled_block_mask`."""
     return xla.pooled_block_mask(
@@ -97,6 +98,7 @@ def pooled_block_mask(
         keep_count=keep_count,
         cdf_threshold=cdf_threshold,
         pool=pool,
+        **lengths,
         find_thresholds=row_thresholds,
         row_multiple=row_multiple(cdiv(k.shape[1], block[1])),
         rows_bytes=SCORES_BYTES,

@@ -44,6 +44,7 @@ class Triton(Implementation):
     name = "triton"
     dtypes = ("bfloat16", "float16")
     partitioned = False
+    takes_lengths = True
     config_type = TuningConfig
 
     def why_not_on(self, device: Device) -> str | None:

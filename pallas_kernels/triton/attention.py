@@ -23,7 +23,7 @@ it by itself.
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -83,17 +83,24 @@ def _walk(mask: BlockMask) -> tuple[Array, Array, Array]:
 
     Returns:
       i32[B, N, Tb, 3]: how many whole key blocks the row keeps, how many blocks in all, and its first word
-      that is not zero.
+      that is not zero; and, with lengths, of each partial block its first key and its keys.
       i32[B, N, Tb, words]: its bits without those of partial blocks, then the partial ones', which `_partial`
       lists, in words of their own; one word of zeros.
       i16[B, N, Tb, words], or i32: which word that is not zero follows on each; the last word where none
       does.
     """
-    W, numbers = mask.kv_bits.shape[-1], [number for number, _, _ in _partial(mask)]
-    is_partial = np.zeros(W * WORD, bool)
-    is_partial[numbers] = True
-    cleared = ~np.packbits(is_partial, bitorder="little").view("<u4")
-    kept = [mask.kv_bits[..., i // WORD] >> np.uint32(i % WORD) & 1 for i in numbers]
+    W, partials = mask.kv_bits.shape[-1], _partial(mask)
+    numbers = [number for number, _, _ in partials]
+    cleared: Any
+    if mask.lengths is None:
+        is_partial = np.zeros(W * WORD, bool)
+        is_partial[numbers] = True
+        cleared = ~np.packbits(is_partial, bitorder="little").view("<u4")
+        kept = [mask.kv_bits[..., i // WORD] >> np.uint32(i % WORD) & 1 for i in numbers]
+    else:
+        own = [pack_bits(np.arange(W * WORD) == number) for number in numbers]
+        cleared = ~reduce(jnp.bitwise_or, own)
+        kept = [jnp.any(mask.kv_bits & one != 0, -1).astype(jnp.uint32) for one in own]
     parts = [mask.kv_bits & cleared, *([pack_bits(jnp.stack(kept, -1))] if kept else [])]
     words = jnp.concatenate([*parts, jnp.zeros_like(mask.kv_bits[..., :1])], -1)
 
@@ -103,19 +110,27 @@ def _walk(mask: BlockMask) -> tuple[Array, Array, Array]:
     following = jnp.min(jnp.where(later, place, last), -1)
     first = jnp.min(jnp.where(words != 0, place, last), -1)
     whole = mask.kv_num_blocks - (jnp.sum(jnp.stack(kept, -1), -1).astype(jnp.int32) if kept else 0)
-    counts = jnp.stack([whole, mask.kv_num_blocks, first.astype(jnp.int32)], -1)
+    columns = [whole, mask.kv_num_blocks, first.astype(jnp.int32)]
+    if mask.lengths is not None:
+        columns += [jnp.broadcast_to(x, whole.shape) for _, start, rest in partials for x in (start, rest)]
+    counts = jnp.stack(columns, -1).astype(jnp.int32)
     following = following.astype(jnp.int16 if last < 2**15 else jnp.int32)
     return counts, lax.bitcast_convert_type(words, jnp.int32), following
 
 
-def _partial(mask: BlockMask) -> list[tuple[int, int, int]]:
-    """(number, first key, keys) of the key blocks that are not whole: at most one a run."""
+def _partial(mask: BlockMask) -> list[tuple[Any, Any, Any]]:
+    """(number, first key, keys) of the key blocks that are not whole: at most one a run. With lengths, which
+    say so only at run time, the last one of each run that is not empty.
+    """
     block_k, found, blocks, start = mask.block[1], [], 0, 0
-    for run in mask.kv_runs:
-        blocks += cdiv(run, block_k)
-        if rest := run % block_k:
-            found.append((blocks - 1, start + run - rest, rest))
-        start += run
+    for r, run in enumerate(mask.kv_runs):
+        if mask.lengths is not None and run:
+            length = mask.lengths.kv_runs[r]
+            before = cdiv(length, block_k) - 1  # blocks of the run
+            found.append((blocks + before, start + before * block_k, length - before * block_k))
+        elif rest := run % block_k:
+            found.append((blocks + run // block_k, start + run - rest, rest))
+        start, blocks = start + run, blocks + cdiv(run, block_k)
     return found
 
 
@@ -146,6 +161,10 @@ def _attend_tile(
     unit = min(keys, block_k)  # keys of a slot of a step: a whole block or a part of one
     parts, slots = block_k // unit, keys // unit  # of a block; of a step. One of them is 1.
     first_partial = WORD * mask.kv_bits.shape[-1]  # number of the first partial block in `words`
+    if mask.lengths is None:
+        partials = [(partial_start, rest) for _, partial_start, rest in _partial(mask)]
+    else:
+        partials = [(counts_ref[i], counts_ref[i + 1]) for i in range(3, counts_ref.shape[0], 2)]
     exp2 = jnp.exp2 if interpret else _exp2
     column = jnp.arange(keys)
     feature = jnp.arange(q_ref.shape[1])[None, :]
@@ -192,7 +211,7 @@ def _attend_tile(
             number, cursor = take(cursor)
             start, length = first_key(number), jnp.int32(block_k)
             if is_masked:
-                for r, (_, partial_start, rest) in enumerate(_partial(mask)):
+                for r, (partial_start, rest) in enumerate(partials):
                     here = number == first_partial + r
                     start, length = jnp.where(here, partial_start, start), jnp.where(here, rest, length)
                 length = jnp.where(i * slots + slot < count * parts, length, 0)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from fastvggt_jax import pipeline
+from fastvggt_jax import pipeline, programs
 from fastvggt_jax.cli.app import app
 from fastvggt_jax.io import files
 from fastvggt_jax.io.weights import save_params
@@ -36,9 +36,9 @@ def weights(tmp_path_factory):
         yield path
 
 
-def make(folder):
+def make(folder, sizes=SIZES):
     rng = np.random.default_rng(0)
-    for name, count in SIZES.items():
+    for name, count in sizes.items():
         (folder / name).mkdir(parents=True)
         for i in range(count):
             Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(folder / name / f"{i}.png")
@@ -95,10 +95,34 @@ def results(out=Path("out")):
     return {name: {f: data.replace(here, b"") for f, data in files.items()} for name, files in found.items()}
 
 
+def test_a_bucket_is_one_program_for_several_numbers_of_views(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "scenes", {"a": 5, "b": 6, "c": 3})
+    assert batch(weights, out="one_by_one")[0] == 0
+    compiled, real = [], programs._compiled
+    monkeypatch.setattr(programs, "_compiled", lambda *of: compiled.append(of[2].shape[1]) or real(*of))
+    assert batch(weights, "--bucket")[0] == 0
+    assert compiled == [6, 3] and results() == results(Path("one_by_one"))
+    # What is filled up may be what does not fit: then as many as there are.
+    monkeypatch.setattr(programs, "fits", lambda program: "[1,6," not in str(program.as_text()[:3000]))
+    ended = run("reconstruct", "scenes/a", "-c", weights, "-o", "a", "--bucket", *OPTIONS)
+    assert ended.exit_code == 0 and compiled[2:] == [6, 6, 5], ended.output
+    assert contents(Path("a"))["points.ply"] == contents(Path("out/a"))["points.ply"]
+
+
+def test_a_bucket_is_refused_where_it_cannot_be(weights, scenes, monkeypatch):
+    ended = run("reconstruct", "scenes/a", "-c", weights, "-o", "a", "--bucket", "--devices", "1")
+    assert "bucket and devices were both given" in ended.stderr and not Path("a").exists()
+    monkeypatch.setattr(toy.Toy, "takes_frames", False)
+    refused(weights, "bucket is for models that are told how many frames count, and a Toy is not", "--bucket")
+    ladder = [programs.bucket_of(n) for n in (1, 2, 3, 4, 5, 7, 9, 13, 33, 64, 65, 128, 129, 1000)]
+    assert ladder == [1, 2, 3, 4, 6, 8, 12, 16, 48, 64, 80, 128, 160, 1024]
+
+
 def test_the_files_are_those_of_reconstruct_and_the_largest_first(weights, scenes, expected, monkeypatch):
     compiled, loads = [], []
-    real, load_model = pipeline._compiled, pipeline.load_model
-    monkeypatch.setattr(pipeline, "_compiled", lambda *of: compiled.append(of[2].shape[1]) or real(*of))
+    real, load_model = programs._compiled, pipeline.load_model
+    monkeypatch.setattr(programs, "_compiled", lambda *of: compiled.append(of[2].shape[1]) or real(*of))
     monkeypatch.setattr(pipeline, "load_model", lambda *of: loads.append(1) or load_model(*of))
     code, lines, stderr = batch(weights)
     assert code == 0 and stderr == ""
@@ -330,16 +354,16 @@ def test_warnings_are_those_of_their_scene(weights, scenes, monkeypatch):
 
 def test_a_scene_in_pieces_is_finished_too(weights, scenes, monkeypatch):
     """Its cameras are in the pieces' folders."""
-    joined = pipeline._joined
+    run_all = pipeline.run_all
 
-    def apart(*arguments):
-        found, density, _ = joined(*arguments)
+    def apart(*arguments, **more):
+        found, density, _ = run_all(*arguments, **more)
         ((frames, whole),) = found.pieces
         some = lambda at: jax.tree.map(lambda x: x[:, at], whole)
         pieces = [Piece(frames[at], some(at)) for at in (slice(1), slice(1, None))]
         return Joined(pieces, [None], [], [False]), density, [frames[:1], frames[1:]]
 
-    monkeypatch.setattr(pipeline, "_joined", apart)
+    monkeypatch.setattr(pipeline, "run_all", apart)
     code, lines, _ = batch(weights, scenes=("scenes/b",))
     assert code == 0 and said(lines, "done") == ["b"]
     assert sorted(path.name for path in Path("out/b").iterdir()) == ["piece-1", "piece-2"]

@@ -18,6 +18,7 @@ from PIL import Image
 
 from fastvggt_jax import pipeline
 from fastvggt_jax.batch.run import run
+from fastvggt_jax.errors import Error
 from fastvggt_jax.io.weights import save_params
 from fastvggt_jax.models import registry
 from fastvggt_jax.testing.random_weights import random_params
@@ -89,6 +90,36 @@ def test_two_workers_write_what_one_by_one_does_and_a_worker_that_dies_takes_one
     del expected["s13"]
     out = settings.output
     assert {one.name: contents(one) for one in out.iterdir() if one.is_dir()} == expected
+
+
+def meeting(folder: str) -> None:
+    """In each worker: no scene is computed before two workers are about to compute one."""
+    with_toy()
+    real = pipeline.compute
+
+    def compute(loaded, *more, **how):
+        (Path(folder) / str(os.getpid())).touch()
+        end = time.monotonic() + 60
+        while len(os.listdir(folder)) < 2:
+            if time.monotonic() > end:
+                raise Error("the other worker has nothing to do")
+            time.sleep(0.05)
+        return real(loaded, *more, **how)
+
+    pipeline.compute = compute
+
+
+@pytest.mark.slow
+def test_two_workers_share_two_scenes(settings, tmp_path, monkeypatch):
+    """The first one does not take both, to load the second while it computes."""
+    pytest.importorskip("ray")
+    monkeypatch.setattr(pipeline, "compute", pipeline.compute)
+    monkeypatch.setattr(registry.MODELS, "register", lambda *of: None)
+    scenes, events = make(tmp_path / "scenes", 2), []
+    (tmp_path / "here").mkdir()
+    prepare = functools.partial(meeting, str(tmp_path / "here"))
+    end = run([f"{scenes}/*"], settings, events.append, workers=2, prepare=prepare)
+    assert end["done"] == 2, [event.get("error") for event in events]
 
 
 @pytest.mark.faults

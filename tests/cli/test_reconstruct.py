@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from fastvggt_jax import VGGT, Pi3X, Scene, Sparsity, pipeline
+from fastvggt_jax import VGGT, Pi3X, Scene, Sparsity, pipeline, programs
 from fastvggt_jax.cli.app import app
 from fastvggt_jax.cli.info import in_words
 from fastvggt_jax.cli.options import use_compilation_cache
@@ -28,6 +28,7 @@ from fastvggt_jax.models.conditions import prepare
 from fastvggt_jax.models.memory import needed_bytes
 from fastvggt_jax.models.prediction import Prediction
 from fastvggt_jax.pretrained import BUNDLED, from_pretrained
+from fastvggt_jax.programs import memory_errors
 from fastvggt_jax.testing.tiny import tiny_model, write_random_weights
 from pallas_kernels import implementation
 from pallas_kernels.implementation import Device
@@ -263,12 +264,12 @@ def test_what_does_not_fit_waits_in_the_hosts_memory_or_is_said_beforehand(weigh
     expected = run(*reconstruct_args(weights, tmp_path / "a", "--format", "scene"))
     assert expected.exit_code == 0
     answers = [False, True, True]
-    monkeypatch.setattr(pipeline, "fits", lambda program: answers.pop(0))
+    monkeypatch.setattr(programs, "fits", lambda program: answers.pop(0))
     result = run(*reconstruct_args(weights, tmp_path / "b", "--format", "scene"))
     assert result.exit_code == 0 and "memory is scarce: what is computed waits" in result.stderr
     scenes = [Scene.load(tmp_path / name) for name in "ab"]
     np.testing.assert_allclose(scenes[1].depth, scenes[0].depth, rtol=1e-4)
-    monkeypatch.setattr(pipeline, "fits", lambda program: False)
+    monkeypatch.setattr(programs, "fits", lambda program: False)
     result = run(*reconstruct_args(weights, tmp_path / "c", "--format", "scene"))
     assert result.exit_code == 1 and "out of memory on" in result.stderr
     assert "take fewer photographs" in result.stderr and not (tmp_path / "c").exists()
@@ -758,16 +759,16 @@ def test_out_of_memory_before_there_is_a_program():
     )
     with (
         pytest.raises(OutOfMemoryError, match="the weights alone do not fit"),
-        pipeline.memory_errors(images),
+        memory_errors(images),
     ):
         raise error
     params = {"a": np.zeros(2**20, np.float32)}
     match = "1 photographs .* more than 16.0 GiB, of which 0.0 GiB are weights"
-    with pytest.raises(OutOfMemoryError, match=match), pipeline.memory_errors(images, params):
+    with pytest.raises(OutOfMemoryError, match=match), memory_errors(images, params):
         raise error
     with (
         pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"),
-        pipeline.memory_errors(images, params),
+        memory_errors(images, params),
     ):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 

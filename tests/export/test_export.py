@@ -108,6 +108,36 @@ def test_depth_in_original_pixels(scene, tmp_path):
     assert Image.open(path.with_suffix(".png")).size == (60, 60)
 
 
+def test_float16_is_half_the_bytes_and_rounds(scene, tmp_path):
+    folders = tmp_path / "float32", tmp_path / "float16"
+    for folder, float16 in zip(folders, (False, True), strict=True):
+        export.write(scene, folder, ("depth", "scene"), ExportOptions(float16=float16))
+    with np.load(folders[1] / "depth" / "0.jpg.npz") as npz:
+        assert npz["depth"].dtype == npz["conf"].dtype == np.float16 and npz["valid"].any()
+        np.testing.assert_array_equal(npz["depth"][npz["valid"]], scene.depth[0][npz["valid"]].astype("f2"))
+        assert np.isnan(npz["depth"][~npz["valid"]]).all() and npz["K"].dtype == np.float64
+    one, half = (Scene.load(folder) for folder in folders)
+    for name in ("points", "points_conf", "depth", "depth_conf"):
+        assert getattr(half, name).dtype == np.float32
+        np.testing.assert_array_equal(getattr(half, name), getattr(one, name).astype("f2"))
+    np.testing.assert_array_equal(half.K, one.K)
+    assert (folders[1] / "scene.npz").stat().st_size < 0.65 * (folders[0] / "scene.npz").stat().st_size
+
+
+def test_numbers_beyond_float16_stay_as_they_are(scene, tmp_path):
+    depth = scene.depth.copy()
+    depth[1, 10, 20] = 70_000
+    far = dataclasses.replace(scene, depth=depth)
+    with pytest.warns(UserWarning, match="stay float32: numbers in it are beyond float16's largest") as said:
+        export.write(far, tmp_path, ("depth", "scene"), ExportOptions(float16=True))
+    texts = sorted(str(warning.message).split(" in ")[0] for warning in said)
+    assert texts == ["1.jpg.npz", "depth"]
+    np.testing.assert_array_equal(Scene.load(tmp_path).depth, depth)
+    with np.load(tmp_path / "depth" / "1.jpg.npz") as npz:
+        assert npz["depth"].dtype == np.float32 and npz["conf"].dtype == np.float16
+        assert npz["depth"][10, 20] == 70_000
+
+
 def test_depth_picture_is_lighter_where_nearer_on_one_scale(scene, tmp_path):
     export.write_depth(scene, tmp_path)
     light, depth = [], []

@@ -13,6 +13,7 @@ import pytest
 
 from pallas_kernels import (
     BlockMask,
+    Lengths,
     TuningConfig,
     aligned,
     block_sparse_attention,
@@ -95,6 +96,12 @@ def without_rows(mask, rows):
     return BlockMask.from_dense(
         mask.to_dense().at[:, :, rows].set(False), mask.q_len, mask.kv_runs, mask.block
     )
+
+
+def of_lengths(mask, q, *runs):
+    """The mask where so many queries and keys of each run count."""
+    lengths = Lengths(jnp.int32(q), tuple(map(jnp.int32, runs)))
+    return BlockMask.from_bits(mask.kv_bits, mask.q_len, mask.kv_runs, mask.block, lengths)
 
 
 def half_out_of_range(q):
@@ -195,6 +202,43 @@ def test_simulated(T, runs, block, options, configs, name):
     arguments = make(T, runs, block, **options)
     out = simulate(name, arguments, configs[name == TRITON])
     assert_close(out, exact_attention(*arguments))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    "lengths, block, options, configs",
+    [
+        pytest.param(
+            (190, 200, 33), (128, 64), {}, (Hopper(2, 192, 2), Portable(128, 128, 4, 2)), id="partial blocks"
+        ),
+        pytest.param(
+            (129, 192, 64),
+            (128, 64),
+            {"scale": 12.0, "N": 1},
+            (Hopper(2, 128, 2), Portable(128, 64, 4, 2)),
+            id="whole blocks, out of the fixed shift's range",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            (60, 190, 1),
+            (40, 128),
+            {"N": 1},
+            (Hopper(1, 192, 2), Portable(32, 64, 4, 2)),
+            id="parts of blocks, of which the last counts not at all",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_simulated_lengths_known_at_run_time(lengths, block, options, configs, name):
+    """Keys past them are large and never seen."""
+    q, k, v, mask = make(300, (300, 70), block, density=0.7, **options)
+    _, first, second = lengths
+    past = (np.arange(370) >= first) & (np.arange(370) < 300) | (np.arange(370) >= 300 + second)
+    k, v = (jnp.where(past[:, None, None], 9, x).astype(x.dtype) for x in (k, v))
+    arguments = q, k, v, of_lengths(mask, *lengths)
+    out = simulate(name, arguments, configs[name == TRITON])
+    assert_close(out[:, : lengths[0]], exact_attention(*arguments)[:, : lengths[0]])
+    assert not out[:, -(-lengths[0] // block[0]) * block[0] :].any()  # of blocks that keep nothing
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -373,6 +417,17 @@ class TestOnTheGpu:
         ]
         for out, arguments in zip(run_all(name, [(case, None) for case in cases]), cases, strict=True):
             assert_close(out, exact_attention(*arguments))
+
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+    @pytest.mark.parametrize("block", [(128, 64), (64, 128), (40, 24)])
+    def test_lengths_known_at_run_time(self, name, kernel, block, dtype):
+        """One program for all; the last of few queries, whose keys the Hopper kernel shares out."""
+        for T, N in ((1111, 4), (200, 1)):
+            q, k, v, mask = make(T, (3000, 200), block, N=N, dtype=dtype, density=0.6)
+            for lengths in ((T, 3000, 200), (T - 10, 2999, 1), (129, 1280, 64), (1, 1, 129)):
+                arguments = q, k, v, of_lengths(mask, *lengths)
+                out = kernel(*arguments, implementation=name)[:, : lengths[0]]
+                assert_close(out, exact_attention(*arguments)[:, : lengths[0]])
 
     @pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 1.0])
     @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from fastvggt_jax import Scene, load_images, pipeline, reconstruct_sequence, to_scene
+from fastvggt_jax import Scene, chunks, load_images, pipeline, reconstruct_sequence, to_scene
 from fastvggt_jax.cli.app import app
 from fastvggt_jax.errors import InputError, MissingError
 from fastvggt_jax.io.weights import save_params
 from fastvggt_jax.models import registry
 from fastvggt_jax.models.conditions import prepare
+from fastvggt_jax.programs import DoesNotFit
 from fastvggt_jax.sequence.models import TOGETHER, describe
 from fastvggt_jax.testing.random_weights import random_params
 from fastvggt_jax.testing.tiny import tiny_model
@@ -53,11 +54,20 @@ def block(monkeypatch):
     block = Block(COUNT - 2, again=2, size=(16, 28))
 
     def predict(
-        model, params, images, step, points_from, queries=None, mesh=None, programs=None, conditions=None
+        model,
+        params,
+        images,
+        step,
+        points_from,
+        queries=None,
+        mesh=None,
+        programs=None,
+        conditions=None,
+        bucket=False,
     ):
         frames = np.array([int(name[:2]) for name in images.names])
         if len(frames) > block.fit_at_once:
-            raise pipeline._DoesNotFit("out of memory: too many")
+            raise DoesNotFit("out of memory: too many")
         found = block.reconstruct(frames)
         fog = np.isin(frames, block.fog)[None, :, None, None]
         conf = np.where(fog, 0, found.conf).astype(np.float32)
@@ -159,7 +169,7 @@ def test_loops_are_closed_by_what_the_encoder_sees(photographs, weights, tmp_pat
         asked.append(len(pixels))
         return np.eye(COUNT)[np.r_[:18, :2]]  # the last two look like the first two
 
-    monkeypatch.setattr(pipeline, "describe", described)
+    monkeypatch.setattr(chunks, "describe", described)
     result = run(photographs, weights, tmp_path / "out", "--chunk", 6, "--overlap", 2, "--loops", "--json")
     report = json.loads(result.stdout)
     assert asked == [COUNT] and report["sequence"]["loops"] == [[0, 18]]

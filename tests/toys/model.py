@@ -28,6 +28,7 @@ class ToyPrediction(Prediction):
 class Toy(Model):
     conversion: ClassVar[str] = "tests.toys.rules"
     point_sources: ClassVar[tuple[str, ...]] = ("depth",)
+    takes_frames: ClassVar[bool] = True  # nothing goes from one to another
     patch_size: int = 4
     width: int = 8
     depth: int = 1
@@ -56,7 +57,9 @@ class Toy(Model):
         return ("depth",)
 
     @nn.compact
-    def __call__(self, images: Array, query_points: None = None) -> Prediction:
+    def __call__(
+        self, images: Array, query_points: None = None, *, frames: Array | None = None
+    ) -> Prediction:
         check_images(images, self.patch_size)
         x = nn.Dense(self.width, name="colours")(to_unit(images))
         y = nn.Dense(2, name="depth_head")(jnp.tanh(x))

@@ -4,13 +4,15 @@ vggt/heads/camera_head.py).
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from fastvggt_jax.attention import varying_as
-from fastvggt_jax.models.vit import Block, Mlp, layer_norm, scan_blocks
+from fastvggt_jax.attention import Lengths, dense_attention, varying_as
+from fastvggt_jax.models.vit import Attend, Block, Mlp, layer_norm, scan_blocks
 
 Array = jax.Array
 POSE_DIM = 9  # translation 3, quaternion 4, fields of view 2
@@ -52,10 +54,11 @@ class CameraHead(nn.Module):
         self.trunk_norm = layer_norm(1e-5)
         self.pose_branch = Mlp(D // 2, POSE_DIM, out_bias=self.first_bias)
 
-    def __call__(self, tokens: Array) -> tuple[Array, ...]:
-        """f32[B, F, D], the camera tokens of the last layer -> the pose encoding f32[B, F, 9] after each
-        iteration.
+    def __call__(self, tokens: Array, lengths: Lengths | None = None) -> tuple[Array, ...]:
+        """f32[B, F, D], the camera tokens of the last layer, of which so many count, -> the pose encoding
+        f32[B, F, 9] after each iteration.
         """
+        attend = partial(dense_attention, lengths=lengths)
         tokens = self.token_norm(tokens)
         normed = self.adaln_norm(tokens)
         empty = self.empty_pose_tokens.astype(jnp.float32)  # parameters may be bfloat16
@@ -65,7 +68,7 @@ class CameraHead(nn.Module):
             head: CameraHead, poses: tuple[Array, Array], _: None
         ) -> tuple[tuple[Array, Array], Array]:
             raw, seen = poses
-            raw = raw + head.change(seen, tokens, normed)
+            raw = raw + head.change(seen, tokens, normed, attend)
             # The next iteration sees the raw pose (the relu of the fields of view is not fed back) and sends
             # no gradient through it.
             stopped = jax.lax.stop_gradient(raw)
@@ -81,8 +84,9 @@ class CameraHead(nn.Module):
             self.sow("intermediates", "pose_raw", one)
         return tuple(activate_pose(one) for one in raw)
 
-    def change(self, seen: Array, tokens: Array, normed: Array) -> Array:
+    def change(self, seen: Array, tokens: Array, normed: Array, attend: Attend = dense_attention) -> Array:
         """What an iteration adds to the raw poses f32[B, F, 9] that it sees."""
         shift, scale, gate = jnp.split(self.poseLN_modulation_1(jax.nn.silu(self.embed_pose(seen))), 3, -1)
         x = gate * (normed * (1 + scale) + shift) + tokens
-        return self.pose_branch(self.trunk_norm(scan_blocks(self.trunk, self.trunk_depth, x)))
+        x = scan_blocks(self.trunk, self.trunk_depth, x, None, attend)
+        return self.pose_branch(self.trunk_norm(x))

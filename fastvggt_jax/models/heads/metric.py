@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from fastvggt_jax.attention import dense_attention, varying_as
+from fastvggt_jax.attention import Lengths, dense_attention, varying_as
 from fastvggt_jax.models.rope import Rope, apply_rope
 from fastvggt_jax.models.vit import Mlp, layer_norm, scan_blocks
 
@@ -24,13 +24,13 @@ class CrossAttention(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, y: Array, rope: Rope) -> Array:
+    def __call__(self, x: Array, y: Array, rope: Rope, lengths: Lengths | None = None) -> Array:
         D = x.shape[-1]
         project = lambda name, z: nn.Dense(D, dtype=self.dtype, name=name)(z).reshape(
             *z.shape[:2], self.num_heads, D // self.num_heads
         )  # [B, T, N, H]
         q, k, v = project("q_proj", x), project("k_proj", y), project("v_proj", y)
-        out = dense_attention(q, apply_rope(k, rope).astype(self.dtype), v)
+        out = dense_attention(q, apply_rope(k, rope).astype(self.dtype), v, lengths)
         return nn.Dense(D, dtype=self.dtype, name="proj")(out.reshape(x.shape))
 
 
@@ -41,11 +41,11 @@ class CrossBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, y: Array, rope: Rope) -> Array:
+    def __call__(self, x: Array, y: Array, rope: Rope, lengths: Lengths | None = None) -> Array:
         D = x.shape[-1]
         y = layer_norm(NORM_EPS, "norm_y")(y)
         attend = CrossAttention(self.num_heads, self.dtype, name="cross_attn")
-        x = x + attend(layer_norm(NORM_EPS, "norm2")(x), y, rope)
+        x = x + attend(layer_norm(NORM_EPS, "norm2")(x), y, rope, lengths)
         return x + Mlp(4 * D, D, self.dtype, name="mlp")(layer_norm(NORM_EPS, "norm3")(x))
 
 
@@ -69,9 +69,11 @@ class MetricDecoder(nn.Module):
         """dtype[N, P, 2D] -> f32[N, P, embed_dim], of some frames: what their tokens are here."""
         return self.projects_y(tokens).astype(jnp.float32)
 
-    def __call__(self, token: Array, context: Array, rope: Rope) -> Array:
-        """token f32[1, 1, 2D]; context f32[B, F·P, embed_dim]; rope of the F·P tokens."""
+    def __call__(self, token: Array, context: Array, rope: Rope, lengths: Lengths | None = None) -> Array:
+        """token f32[1, 1, 2D]; context f32[B, F·P, embed_dim]; rope of the F·P tokens; how many of these
+        count.
+        """
         x = self.projects_x(token).astype(jnp.float32)
         x = varying_as(jnp.broadcast_to(x, (len(context), 1, self.embed_dim)), context)
-        x = scan_blocks(self.blocks, self.depth, x, context, rope, remat=self.remat)
+        x = scan_blocks(self.blocks, self.depth, x, context, rope, lengths, remat=self.remat)
         return self.linear_out(x).astype(jnp.float32)
