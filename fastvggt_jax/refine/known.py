@@ -16,8 +16,8 @@ import numpy as np
 
 from fastvggt_jax.errors import Error, FailedError, FileError, InputError, MissingError
 from fastvggt_jax.export.lenses import original_sizes, with_K
-from fastvggt_jax.export.nerfstudio import CV_FROM_GL
 from fastvggt_jax.export.tracks import Tracks, placed
+from fastvggt_jax.geometry import GL_FROM_CV
 from fastvggt_jax.geometry.alignment import Similarity, align, best_rotation, is_rotation
 from fastvggt_jax.io.colmap import read_model
 from fastvggt_jax.io.files import regular_file
@@ -613,7 +613,7 @@ def _of_nerfstudio(content: dict[str, Any], path: Path, argument: str) -> list[d
                     "K": [[fl_x, 0, cx], [0, fl_y, cy], [0, 0, 1]],
                     "width": int(w),
                     "height": int(h),
-                    "world_from_cam": None if pose is None else pose @ CV_FROM_GL,
+                    "world_from_cam": None if pose is None else pose @ GL_FROM_CV,
                 }
             )
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
