@@ -232,8 +232,12 @@ def _asked(settings: Settings) -> dict[str, str | None]:
 
 
 def load(settings: Settings, plan: Plan, step: Step) -> Loaded:
-    """The photographs, and what is wrong with them and the output folder, before the model runs."""
+    """The photographs, and what is wrong with them and the output folder, before the model runs.
+
+    plan: of these settings, or of several scenes of which any may know something beforehand.
+    """
     s = settings
+    plan = plan._replace(as_inputs=plan.as_inputs and any(one is not None for one in _asked(s).values()))
     ours = _check_output(s)
     with step("load photographs"):
         images = load_images(

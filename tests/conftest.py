@@ -45,6 +45,8 @@ install_import_hook(
 )
 
 from fastvggt_jax import VGGT
+from fastvggt_jax.io.weights import save_params
+from fastvggt_jax.testing.tiny import tiny_model
 from tests.parity.goldens import load_model
 
 # What two orders of the same float32 (bfloat16) arithmetic may differ by, relative to the largest value.
@@ -93,3 +95,17 @@ def views():
     return lambda frames, height=56, width=56: np.asarray(
         jax.random.uniform(jax.random.key(frames), (frames, height, width, 3)), np.float32
     )
+
+
+@pytest.fixture(scope="session")
+def tracker_weights(tmp_path_factory) -> Path:
+    """With a track head, as small as one can be; numpy's numbers, which need no compiling."""
+    sizes = dict(embed_dim=32, encoder_depth=1, dpt_features=8, dpt_level_channels=(8, 8, 8, 8))
+    tracker = dict(corr_levels=2, corr_radius=1, depth=1, features=16, hidden=16, num_heads=2, num_virtual=2)
+    tracker = {f"track_{name}": value for name, value in tracker.items()}
+    model = tiny_model(heads=("camera", "depth", "track"), track_iterations=1, **sizes, **tracker)
+    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("weights") / "tracker.safetensors"
+    draw = lambda spec: (0.1 * rng.normal(size=spec.shape)).astype(np.float32)
+    params = jax.tree.map(draw, model.abstract_params())
+    save_params(path, params, model, source="random numbers", license="none needed")
+    return path

@@ -80,7 +80,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
         "io",
         "evaluate",
     },
-    "batch": {"pipeline", "programs", "sources", "export", "io"},
+    "batch": {"pipeline", "programs", "refine", "sources", "export", "io"},
     "seeing": {"scene", "export", "refine", "evaluate", "geometry", "sources", "io"},
     "analyze": {"models", "sparsity", "profile", "io"},
     "profile": {"kernels", "models", "sources"},

@@ -12,6 +12,7 @@ from fastvggt_jax.batch.scenes import Scene, find_scenes, holds_video, sized
 from fastvggt_jax.batch.work import Event, Job, Model, failed, in_turn, job_of, work
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.pipeline import Plan, Settings, planned
+from fastvggt_jax.refine.known import read_intrinsics
 from fastvggt_jax.sources.images import check_options
 
 
@@ -44,8 +45,11 @@ def run(
 
         ray_workers.check(workers, ray)
     prepare()
-    plan = planned(settings)
+    of_model = _with_what_is_known(settings, found)
+    plan = planned(of_model)
     check_options(plan.model.image_policy, settings.mode, settings.size, settings.white)
+    if settings.intrinsics is not None:
+        read_intrinsics(settings.intrinsics)
     own = _of_each(found, settings)
     found = [sized(scene, of.fps, of.max_frames) for scene, of in zip(found, own, strict=True)]
     settings_by_name = {scene.name: of for scene, of in zip(found, own, strict=True)}
@@ -64,9 +68,9 @@ def run(
         log.add(left)
         jobs = [job_of(scene, settings_by_name[scene.name], replaces=log.replaces(scene)) for scene in left]
         if jobs and (ray is not None or workers is not None):
-            ray_workers.run(jobs, settings, record, log.finished, workers, ray, prepare)
+            ray_workers.run(jobs, of_model, record, log.finished, workers, ray, prepare)
         elif jobs:
-            _here(jobs, settings, plan, record)
+            _here(jobs, of_model, plan, record)
     seconds = round(time.perf_counter() - start, 3)
     done = {"done": record.done, "failed": record.failed, "finished": len(finished)}
     return {"event": "end"} | done | {"views": record.views, "seconds": seconds}
@@ -95,6 +99,13 @@ class _Record:
 
 def _here(jobs: list[Job], settings: Settings, plan: Plan, emit: Callable[[Event], None]) -> None:
     work(Model.of(settings, plan, emit), in_turn(jobs), emit)
+
+
+def _with_what_is_known(settings: Settings, scenes: Sequence[Scene]) -> Settings:
+    """For the model, which has to take what any of the scenes knows beforehand."""
+    names = ("cameras", "intrinsics", "depth")
+    known = {name: value for scene in scenes for name, value in scene.options.items() if name in names}
+    return dataclasses.replace(settings, **known)
 
 
 def _of_each(scenes: Sequence[Scene], settings: Settings) -> list[Settings]:

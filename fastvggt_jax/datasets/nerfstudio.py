@@ -22,8 +22,8 @@ from fastvggt_jax.datasets.files import (
     stored,
     views_of,
 )
-from fastvggt_jax.datasets.nrgbd import GL_FROM_CV
 from fastvggt_jax.errors import Error, SceneError
+from fastvggt_jax.geometry import GL_FROM_CV
 from fastvggt_jax.io.json_files import read_json
 
 FILE = "transforms.json"

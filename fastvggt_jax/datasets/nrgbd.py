@@ -34,6 +34,7 @@ from fastvggt_jax.datasets.files import (
     within,
 )
 from fastvggt_jax.errors import SceneError
+from fastvggt_jax.geometry import GL_FROM_CV
 
 ALL = (
     *("breakfast_room", "complete_kitchen", "green_room", "grey_white_room", "kitchen", "morning_apartment"),
@@ -42,7 +43,6 @@ ALL = (
 STRIDE = 500
 NEAREST, FARTHEST = 1e-3, 10.0  # metres
 FOCAL = 554.2562584220408
-GL_FROM_CV = np.diag([1.0, -1.0, -1.0, 1.0])  # of a camera's axes
 K = intrinsics(FOCAL, FOCAL, 320, 240, centres=True)
 SIZE = (640, 480)  # of the photographs that K is of
 

@@ -11,8 +11,17 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from fastvggt_jax.datasets.base import Options, Sample, Truth
-from fastvggt_jax.datasets.files import FileDataset, cameras, chosen, inverted, need, root_of, several
-from fastvggt_jax.errors import InputError, MissingError, SceneError
+from fastvggt_jax.datasets.files import (
+    FileDataset,
+    cameras,
+    chosen,
+    inverted,
+    need,
+    root_of,
+    several,
+    views_of,
+)
+from fastvggt_jax.errors import MissingError, SceneError
 from fastvggt_jax.io.json_files import read_cameras
 
 FILE = "cameras.json"
@@ -35,11 +44,7 @@ class Real(FileDataset):
     @classmethod
     def build(cls, options: Options) -> Self:
         options.refuse(cls.name, "stride", "frames")
-        root, views = root_of(options, cls.name), VIEWS if options.views is None else options.views
-        if views < 2:
-            raise InputError(
-                f"views must be at least 2, not {views}: cameras are compared in pairs", argument="views"
-            )
+        root, views = root_of(options, cls.name), views_of(options, VIEWS)
         folders = (
             [root] if (root / FILE).is_file() else sorted(path.parent for path in root.glob(f"*/{FILE}"))
         )

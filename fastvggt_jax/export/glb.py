@@ -16,12 +16,12 @@ from PIL import Image
 
 from fastvggt_jax.export.base import Export, Format
 from fastvggt_jax.export.mesh import Surface, surfaces
+from fastvggt_jax.geometry import GL_FROM_CV
 from fastvggt_jax.io.colors import colorize
 from fastvggt_jax.io.files import write_file
 from fastvggt_jax.scene import PointCloud, Scene
 
-# glTF is y up and looks along -z (OpenGL); our world is OpenCV's: half a turn about x.
-GL_FROM_CV = np.diag([1.0, -1.0, -1.0])
+TURN = GL_FROM_CV[:3, :3]  # glTF is y up and looks along -z, as OpenGL; our world is OpenCV's
 
 # The frustum as two strokes of a pen: vertex 0 is the camera's centre, 1 to 4 are the image's corners in
 # turn.
@@ -57,9 +57,9 @@ def write_glb(
         _add_meshes(result, scene, meshes)
     elif len(cloud):
         opaque = np.full((len(cloud), 1), 255, np.uint8)
-        points = trimesh.PointCloud(cloud.xyz @ GL_FROM_CV, colors=np.concatenate([cloud.rgb, opaque], -1))
+        points = trimesh.PointCloud(cloud.xyz @ TURN, colors=np.concatenate([cloud.rgb, opaque], -1))
         result.add_geometry(points, geom_name="points", node_name="points")
-    vertices = frusta(scene, 0.05 * extent(cloud)) @ GL_FROM_CV  # [F, 5, 3]
+    vertices = frusta(scene, 0.05 * extent(cloud)) @ TURN  # [F, 5, 3]
     colors = colorize(np.linspace(0, 1, len(vertices)))
     lines = [Line([5 * i + v for v in stroke]) for i in range(len(vertices)) for stroke in STROKES]
     opaque_colors = np.array([(*color, 255) for color in colors for _ in STROKES], np.uint8)
@@ -84,7 +84,7 @@ def _add_meshes(result: Any, scene: Scene, meshes: Iterable[Surface]) -> None:
         )
         uv = mesh.pixel / (width, height) * (1, -1) + (0, 1)  # trimesh counts v from below
         visual = TextureVisuals(uv=uv, material=paint)
-        surface = Trimesh(mesh.xyz @ GL_FROM_CV, mesh.faces, visual=visual, process=False)
+        surface = Trimesh(mesh.xyz @ TURN, mesh.faces, visual=visual, process=False)
         result.add_geometry(surface, geom_name=f"mesh {i}", node_name=f"mesh {i}")
     if not result.geometry:
         text = "no surface is left for scene.glb: lower conf_percentile or raise edge_filter"

@@ -17,11 +17,11 @@ from fastvggt_jax.export.base import Export, Format
 from fastvggt_jax.export.depth import file_stems
 from fastvggt_jax.export.photographs import place_photographs
 from fastvggt_jax.export.ply import write_ply
+from fastvggt_jax.geometry import GL_FROM_CV
 from fastvggt_jax.io.files import write_file
 from fastvggt_jax.scene import PointCloud, Scene
 
 FOLDER, POINTS = "nerfstudio", "points.ply"
-CV_FROM_GL = np.diag([1.0, -1.0, -1.0, 1.0])  # of a camera's axes
 
 
 def write_nerfstudio(export: Export, folder: Path) -> None:
@@ -52,7 +52,7 @@ def transforms(scene: Scene) -> dict[str, Any]:
             "fl_y": K[1, 1],
             "cx": K[0, 2],
             "cy": K[1, 2],
-            "transform_matrix": (pose @ CV_FROM_GL).tolist(),
+            "transform_matrix": (pose @ GL_FROM_CV).tolist(),
         }
         frames.append(frame)
     return {"camera_model": "OPENCV", "ply_file_path": POINTS, "frames": frames}

@@ -9,6 +9,7 @@ float32 and return jax arrays; those of `intrinsics` and `alignment` are numpy a
 """
 
 from fastvggt_jax.geometry.cameras import (
+    GL_FROM_CV,
     decode_pose,
     depth_of,
     encode_pose,
@@ -28,6 +29,7 @@ from fastvggt_jax.geometry.rotations import (
 )
 
 __all__ = [
+    "GL_FROM_CV",
     "compose",
     "decode_pose",
     "depth_of",

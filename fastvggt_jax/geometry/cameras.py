@@ -5,10 +5,14 @@ Source: VGGT's utils/pose_enc.py and utils/geometry.py (the formulas, not the co
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from fastvggt_jax.geometry.rotations import Array, einsum, quat_xyzw_to_rotation, rotation_to_quat_xyzw
+
+# OpenCV's axes, of a camera or a world, to OpenGL's (y up, z back), and back: half a turn about x.
+GL_FROM_CV = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
 def decode_pose(

@@ -16,8 +16,8 @@ import numpy as np
 
 from fastvggt_jax.errors import Error, FailedError, FileError, InputError, MissingError
 from fastvggt_jax.export.lenses import original_sizes, with_K
-from fastvggt_jax.export.nerfstudio import CV_FROM_GL
 from fastvggt_jax.export.tracks import Tracks, placed
+from fastvggt_jax.geometry import GL_FROM_CV
 from fastvggt_jax.geometry.alignment import Similarity, align, best_rotation, is_rotation
 from fastvggt_jax.io.colmap import read_model
 from fastvggt_jax.io.files import regular_file
@@ -73,6 +73,41 @@ def known_K(
     """f64[F, 3, 3] of photographs of these names and original sizes (width, height), and in these files, see
     `with_intrinsics`, which raises the same.
     """
+    read = read_intrinsics(given)
+    if read.of_all is not None:
+        if len(set(sizes)) > 1:
+            text = f"intrinsics {given} are of one camera, but the photographs have {len(set(sizes))} sizes"
+            raise InputError(f"{text}: give a K for each, in a cameras.json", argument="intrinsics")
+        return np.tile(read.of_all, (len(sizes), 1, 1))
+    _warn_of_distortion(read.distorted, f"intrinsics {given}")
+    if read.by_others:
+        _check_upright(files, f"intrinsics {given}", "intrinsics")
+    found = []
+    for name, size, (K, theirs) in zip(
+        names, sizes, _of_all(names, read.of_each, f"intrinsics {given}", "intrinsics"), strict=True
+    ):
+        if tuple(theirs) != size:
+            pixels = "{}x{}".format(*theirs), "{}x{}".format(*size)
+            text = f"intrinsics {given}: {name} has {pixels[0]} pixels there, and {pixels[1]} here"
+            raise InputError(text, argument="intrinsics")
+        found.append(_checked_K(K, given))
+    return np.stack(found)
+
+
+class Intrinsics(NamedTuple):
+    """What `intrinsics` says, whatever the photographs: one K for all, or of each name K as it was written
+    and the size (width, height). distorted: names of those with a lens that has distortion; by_others:
+    whether they may be of photographs as they are stored.
+    """
+
+    of_all: np.ndarray | None
+    of_each: Mapping[str, tuple[Any, tuple[int, int]]] = {}
+    distorted: Sequence[str] = ()
+    by_others: bool = False
+
+
+def read_intrinsics(given: str) -> Intrinsics:
+    """Raises MissingError, or InputError for what `with_intrinsics` does not take of any photographs."""
     if not given.strip():
         text = "intrinsics must be fx,fy,cx,cy, a file or a folder, not empty"
         raise InputError(text, argument="intrinsics")
@@ -87,31 +122,15 @@ def known_K(
             text = f"intrinsics {given} must hold fx,fy,cx,cy, or be a cameras.json or a COLMAP folder"
             raise InputError(text, argument="intrinsics")
     if numbers is not None:
-        if len(set(sizes)) > 1:
-            text = f"intrinsics {given} are of one camera, but the photographs have {len(set(sizes))} sizes"
-            raise InputError(f"{text}: give a K for each, in a cameras.json", argument="intrinsics")
         fx, fy, cx, cy = numbers
-        return np.tile(_checked_K([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], given), (len(sizes), 1, 1))
+        return Intrinsics(_checked_K([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], given))
     if os.path.isdir(path):
         model = read_model(path, "intrinsics")
-        known = {one.name: (one.K, one.size) for one in model}
-        _warn_of_distortion([one.name for one in model if one.distorted], f"intrinsics {given}")
-        _check_upright(files, f"intrinsics {given}", "intrinsics")
-    else:
-        images, *_ = _images(path, "intrinsics")
-        if _by_others(images):
-            _check_upright(files, f"intrinsics {given}", "intrinsics")
-        known = {one["name"]: (one["K"], (one["width"], one["height"])) for one in images}
-    found = []
-    for name, size, (K, theirs) in zip(
-        names, sizes, _of_all(names, known, f"intrinsics {given}", "intrinsics"), strict=True
-    ):
-        if tuple(theirs) != size:
-            pixels = "{}x{}".format(*theirs), "{}x{}".format(*size)
-            text = f"intrinsics {given}: {name} has {pixels[0]} pixels there, and {pixels[1]} here"
-            raise InputError(text, argument="intrinsics")
-        found.append(_checked_K(K, given))
-    return np.stack(found)
+        of_each = {one.name: (one.K, one.size) for one in model}
+        return Intrinsics(None, of_each, [one.name for one in model if one.distorted], by_others=True)
+    images, *_ = _images(path, "intrinsics")
+    of_each = {one["name"]: (one["K"], _size(one)) for one in images}
+    return Intrinsics(None, of_each, by_others=_by_others(images))
 
 
 def known_cameras(
@@ -594,7 +613,7 @@ def _of_nerfstudio(content: dict[str, Any], path: Path, argument: str) -> list[d
                     "K": [[fl_x, 0, cx], [0, fl_y, cy], [0, 0, 1]],
                     "width": int(w),
                     "height": int(h),
-                    "world_from_cam": None if pose is None else pose @ CV_FROM_GL,
+                    "world_from_cam": None if pose is None else pose @ GL_FROM_CV,
                 }
             )
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:

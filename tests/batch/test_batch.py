@@ -16,11 +16,13 @@ from typer.testing import CliRunner
 
 from fastvggt_jax import pipeline, programs
 from fastvggt_jax.cli.app import app
+from fastvggt_jax.errors import InputError
 from fastvggt_jax.io import files
 from fastvggt_jax.io.weights import save_params
 from fastvggt_jax.models import registry
 from fastvggt_jax.sequence import Joined, Piece
 from fastvggt_jax.testing.random_weights import random_params
+from fastvggt_jax.testing.tiny import tiny_model
 from tests.faults.runner import contents
 from tests.toys import model as toy
 
@@ -315,16 +317,45 @@ def test_options_of_a_scene_and_of_videos(weights, scenes):
         (["--ray", "nowhere"], "--ray must be auto, local, HOST:PORT or ray://HOST:PORT, not 'nowhere'"),
         (["--ray", "localhost:1"], "--ray localhost:1 does not answer"),
         (["--workers", "0"], "--workers must be at least 1, not 0"),
-        (["--format", "plyy"], "plyy"),
-        (["--intrinsics", "gone.json"], "gone.json"),
+        (["--format", "plyy"], "there is no format 'plyy'; there are cameras, depth"),
+        (["--tracks"], "--tracks needs a model with a track head, and "),
+        (["-c", "gone.safetensors"], "gone.safetensors: no such weight file"),
+        (["--intrinsics", "gone.json"], "--intrinsics gone.json: no such file, and not fx,fy,cx,cy"),
+        (["--intrinsics", "index.jsonl"], "index.jsonl must hold fx,fy,cx,cy, or be a cameras.json"),
+        (["index.jsonl"], "depth is for a model that takes it as input, such as Pi3X"),
     ],
 )
-def test_what_is_wrong_whatever_the_scene(weights, scenes, more, words):
+def test_what_is_wrong_whatever_the_scene_ends_it_in_one_sentence_before_the_first(
+    weights, scenes, monkeypatch, more, words
+):
     if more[0] in ("--ray", "--workers"):
         pytest.importorskip("ray")
-    code, lines, stderr = batch(weights, *more)
-    assert code in (1, 2) and words in stderr + json.dumps(lines)
-    assert not [path for path in Path().glob("out/*") if path.is_dir()]
+    monkeypatch.setattr(pipeline, "load", None)
+    Path("index.jsonl").write_text(json.dumps({"scene": "more", "depth": "depths"}))
+    refused(weights, words, *more)
+    assert not Path("out").exists()
+
+
+def test_the_model_is_told_what_is_known_of_a_scene(scenes, monkeypatch):
+    """... of each its own, and the weights for that are loaded."""
+    model, told = tiny_model("pi3x"), {}
+    monkeypatch.setattr(pipeline, "read_model", lambda weights: model)
+    monkeypatch.setattr(pipeline, "load_model", lambda settings, plan: (plan.heads, {}))
+
+    def compute(loaded, heads, *_, **__):
+        told[loaded.settings.output.name] = loaded.conditions
+        assert "conditions" in heads
+        raise InputError("enough")
+
+    monkeypatch.setattr(pipeline, "compute", compute)
+    one = {"name": "0.png", "width": 30, "height": 20, "K": [[20, 0, 15], [0, 20, 10], [0, 0, 1]]}
+    cameras = {"images": [one | {"world_from_cam": np.eye(4).tolist()}]}
+    Path("known.json").write_text(json.dumps(cameras))
+    lines = [{"scene": "scenes/a", "cameras": "known.json"}, {"scene": "scenes/b"}]
+    Path("index.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    code, lines, _ = batch("pi3x", scenes=("index.jsonl",))
+    assert [line["error"] for line in lines if line.get("event") == "failed"] == ["enough"] * 2
+    assert told["a"].world_from_cam.shape == (1, 1, 4, 4) and told["b"] is None
 
 
 def test_without_ray_workers_need_their_extra(weights, scenes, monkeypatch):

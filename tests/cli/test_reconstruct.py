@@ -134,20 +134,6 @@ def test_photographs_to_files_as_json(weights, tmp_path):
     )
 
 
-@pytest.fixture(scope="module")
-def tracker_weights(tmp_path_factory) -> Path:
-    """With a track head, as small as one can be; numpy's numbers, which need no compiling."""
-    sizes = dict(embed_dim=32, encoder_depth=1, dpt_features=8, dpt_level_channels=(8, 8, 8, 8))
-    tracker = dict(corr_levels=2, corr_radius=1, depth=1, features=16, hidden=16, num_heads=2, num_virtual=2)
-    tracker = {f"track_{name}": value for name, value in tracker.items()}
-    model = tiny_model(heads=("camera", "depth", "track"), track_iterations=1, **sizes, **tracker)
-    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("weights") / "tracker.safetensors"
-    draw = lambda spec: jnp.asarray(0.1 * rng.normal(size=spec.shape), jnp.float32)
-    params = jax.tree.map(draw, model.abstract_params())
-    save_params(path, params, model, source="random numbers", license="none needed")
-    return path
-
-
 @pytest.mark.slow  # tests/models/test_heads.py and tests/refine/test_queries.py have its parts
 @pytest.mark.slow  # tests/refine/test_queries.py chooses points, the goldens hold the tracker
 def test_points_are_followed_by_the_track_head(tracker_weights, tmp_path, monkeypatch):

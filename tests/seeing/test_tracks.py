@@ -3,8 +3,6 @@
 import io
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,10 +10,8 @@ from typer.testing import CliRunner
 
 from fastvggt_jax import load_images
 from fastvggt_jax.cli.app import app
-from fastvggt_jax.io.weights import save_params
 from fastvggt_jax.seeing.tracks import Followed, Points, as_video, drawn, parse_points
 from fastvggt_jax.sources import ImagePolicy
-from fastvggt_jax.testing.tiny import tiny_model
 from tests.seeing.test_report import refused
 
 
@@ -31,20 +27,6 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def images(photos):
     return load_images(str(photos), ImagePolicy("crop", 56, 14))
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """With a track head, as small as one can be; numpy's numbers, which need no compiling."""
-    sizes = dict(embed_dim=32, encoder_depth=1, dpt_features=8, dpt_level_channels=(8, 8, 8, 8))
-    tracker = dict(corr_levels=2, corr_radius=1, depth=1, features=16, hidden=16, num_heads=2, num_virtual=2)
-    tracker = {f"track_{name}": value for name, value in tracker.items()}
-    model = tiny_model(heads=("camera", "depth", "track"), track_iterations=1, **sizes, **tracker)
-    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("weights") / "tracker.safetensors"
-    draw = lambda spec: jnp.asarray(0.1 * rng.normal(size=spec.shape), jnp.float32)
-    params = jax.tree.map(draw, model.abstract_params())
-    save_params(path, params, model, source="random numbers", license="none needed")
-    return path
 
 
 def run(*arguments):
@@ -88,9 +70,9 @@ def test_points_are_full_where_they_are_seen():
 
 
 @pytest.mark.slow  # a run of the model; the parts are above
-def test_photographs_to_tracks(photos, weights, tmp_path):
+def test_photographs_to_tracks(photos, tracker_weights, tmp_path):
     out = tmp_path / "out"
-    result = run(photos, "-c", weights, "--queries", "grid:3", "--size", 56, "-o", out)
+    result = run(photos, "-c", tracker_weights, "--queries", "grid:3", "--size", 56, "-o", out)
     assert result.exit_code == 0, result.output
     content = json.loads((out / "tracks.json").read_text())
     tracks = np.array([one["tracks"] for one in content["photographs"]])
@@ -102,8 +84,8 @@ def test_photographs_to_tracks(photos, weights, tmp_path):
     assert (out / "tracks.mp4").stat().st_size > 1000
 
 
-def test_wrong_queries_are_said_in_a_sentence(photos, images, weights, tmp_path):
-    rest = ("-c", weights, "--size", 56, "-o", tmp_path / "out")
+def test_wrong_queries_are_said_in_a_sentence(photos, images, tracker_weights, tmp_path):
+    rest = ("-c", tracker_weights, "--size", 56, "-o", tmp_path / "out")
     refused(run(photos, *rest, "--queries", "grid:0"), "--queries", "grid:N")
     refused(run(photos, *rest, "--queries", tmp_path / "no.json"), "no.json", "no such file")
     path = tmp_path / "points.json"

@@ -2,6 +2,7 @@
 chunk's own.
 """
 
+import contextlib
 import dataclasses
 import json
 from functools import partial
@@ -12,12 +13,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from fastvggt_jax import Scene, chunks, load_images, pipeline, reconstruct_sequence, to_scene
+from fastvggt_jax import Scene, chunks, load_images, pipeline, programs, reconstruct_sequence, to_scene
 from fastvggt_jax.cli.app import app
-from fastvggt_jax.errors import InputError, MissingError
+from fastvggt_jax.errors import InputError, MissingError, OutOfMemoryError
 from fastvggt_jax.io.weights import save_params
-from fastvggt_jax.models import registry
+from fastvggt_jax.models import memory, registry
 from fastvggt_jax.models.conditions import prepare
+from fastvggt_jax.models.memory import needed_bytes
 from fastvggt_jax.programs import DoesNotFit
 from fastvggt_jax.sequence.models import TOGETHER, describe
 from fastvggt_jax.testing.random_weights import random_params
@@ -129,6 +131,52 @@ def test_chunks_are_taken_where_not_all_fit(photographs, weights, tmp_path, bloc
     block.fit_at_once = 7  # fewer than a chunk is worth
     result = run(photographs, weights, tmp_path / "no")
     assert result.exit_code == 1 and "out of memory" in result.stderr and not (tmp_path / "no").exists()
+
+
+def test_all_at_once_while_it_fits_else_the_longest_chunks_that_do(
+    photographs, weights, tmp_path, monkeypatch
+):
+    """By programs that are compiled, with a limit of memory that a CPU does not have."""
+    limit, needs = [None], []
+
+    def fits(program):
+        needs.append(needed_bytes(program))
+        return memory.fits(program)
+
+    def reconstruct(name, bytes_limit, **more):
+        limit[0] = bytes_limit
+        needs.clear()
+        given = dict(size=28, formats=("scene",), **more)
+        settings = pipeline.Settings((str(photographs),), str(weights), tmp_path / name, **given)
+        report = pipeline.reconstruct(settings, lambda step: contextlib.nullcontext())
+        return report["sequence"], " ".join(report["warnings"]), Scene.load(tmp_path / name)
+
+    for module in (memory, chunks, programs):
+        monkeypatch.setattr(module, "memory_limit", lambda: limit[0])
+    monkeypatch.setattr(programs, "fits", fits)
+    *_, whole = reconstruct("no limit", None)
+    all_need = needs[0]
+    sequence, said, scene = reconstruct("just enough", all_need, overlap=3, loops=True)
+    assert sequence is None and "do not fit" not in said and set(needs) == {all_need}
+    assert "overlap and loops did nothing" in said
+    np.testing.assert_array_equal(scene.points, whole.points)
+    for share, longest in ((0.999, 18), (0.6, 11)):
+        sequence, said, scene = reconstruct(f"{share} of it", int(share * all_need))
+        assert needs[:2] == [all_need, all_need], "at once, and with the host's memory, were tried"
+        assert len(set(needs[2:])) == 1 and needs[2] <= limit[0] < all_need, "one program for all chunks"
+        lengths = {last - first + 1 for first, last in sequence["chunks"]}
+        assert lengths == {longest}
+        assert (
+            f"20 photographs do not fit into memory at once: they are reconstructed in chunks of {longest}"
+            in said
+        )
+        assert "which is less exact" in said
+        np.testing.assert_allclose(scene.points, whole.points, atol=1e-3)
+    with pytest.raises(
+        OutOfMemoryError, match="20 photographs of 28x16 pixels need about .*, and JAX may use"
+    ):
+        reconstruct("too little", int(0.3 * all_need))
+    assert not (tmp_path / "too little").exists()
 
 
 def test_pieces_are_written_apart_and_named(photographs, weights, tmp_path, block):
