@@ -47,7 +47,9 @@ def test_links_lead_somewhere(page):
 
 def test_the_site_has_every_page_once():
     listed = re.findall(r"\S+\.md", (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2])
-    assert sorted(listed) == sorted(page.relative_to(ROOT / "docs").as_posix() for page in DOCS)
+    of_notebooks = [path.with_suffix(".md") for path in (ROOT / "docs").rglob("*.ipynb")]
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in [*DOCS, *of_notebooks]]
+    assert sorted(listed) == sorted(pages)
 
 
 def options_of_commands():
