@@ -76,7 +76,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     },
     "batch": {"pipeline", "sources", "export", "io"},
     "seeing": {"scene", "export", "refine", "evaluate", "geometry", "sources", "io"},
-    "analyze": {"models", "sparsity", "profile", "io"},
+    "analyze": {"models", "sparsity", "profile", "io", "evaluate"},
     "profile": {"models", "sources"},
     "bench": {
         "profile",
