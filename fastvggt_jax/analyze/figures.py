@@ -156,7 +156,7 @@ def _kept(figure: Any, observed: Observed, images: np.ndarray, patch: tuple[int,
 
 
 def _dropped(figure: Any, changes: Sequence[Change]) -> None:
-    """Points for layers alone, and level lines over the layers of a group that are left out together."""
+    """Points for layers alone, and level lines over the layers of a group that are changed together."""
     figure.set_size_inches(11, 4)
     left, right = figure.subplots(1, 2)
     lines: list[tuple[Any, str, str, float]] = [(right, "depth", "C2", 100)]
@@ -168,8 +168,11 @@ def _dropped(figure: Any, changes: Sequence[Change]) -> None:
         for one in changes:
             if one.group:
                 ends, height = (one.layers[0] - 0.4, one.layers[-1] + 0.4), unit * getattr(one, name)
-                label = f"{name}, {len(one.layers)} layers" if one.group == "first" else None
-                ax.hlines(height, *ends, color=color, linewidth=4, alpha=0.5, label=label)
+                label = f"{name}, {len(one.layers)} layers" + " within frames" * one.within_frames
+                style = (
+                    dict(linestyle=":", linewidth=2) if one.within_frames else dict(linewidth=4, alpha=0.5)
+                )
+                ax.hlines(height, *ends, color=color, label=label if one.group == "first" else None, **style)
     left.set(title="change of the cameras, degrees")
     right.set(title="change of the depth, %")
     for ax in (left, right):

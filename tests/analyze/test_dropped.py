@@ -1,5 +1,6 @@
 """`fastvggt analyze --drop`: what a scene changes by without the attention of some global layers."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 from fastvggt_jax.analyze.dropped import Change, _differences, _scaled, without_layers
 from fastvggt_jax.cli.app import app
 from fastvggt_jax.evaluate.metrics import pair_errors
+from fastvggt_jax.sparsity import Sparsity
 from fastvggt_jax.testing.tiny import tiny_model
 from tests.seeing.test_report import refused
 
@@ -57,6 +59,7 @@ def test_the_model_without_a_layer(tiny):
     images = np.random.default_rng(0).integers(0, 255, (1, 3, 56, 56, 3), np.uint8)
     changes = without_layers(model, params, images)
     assert [change.layers for change in changes[:4]] == [(0,), (1,), (2,), (3,)]
+    assert [change.within_frames for change in changes[4:]] == [False] * 3 + [True] * 3
     assert {change.group: change.layers for change in changes[4:]} == {
         "first": (0, 1),
         "middle": (1, 2),
@@ -69,17 +72,21 @@ def test_the_model_without_a_layer(tiny):
     blocks["qkv"]["kernel"][2, :, 2 * width :] = 0
     blocks["qkv"]["bias"][2, 2 * width :] = 0
     blocks["proj"]["bias"][2] = 0
-    run = jax.jit(lambda params: model.reconstruction(model.apply(params, images)).cam_from_world[0])
-    rotation, direction = pair_errors(np.asarray(run(values)), np.asarray(run(params)))
+    run = jax.jit(lambda model, params: model.reconstruction(model.apply(params, images)), static_argnums=0)
+    cameras = lambda *of: np.asarray(run(*of).cam_from_world[0])
+    rotation, direction = pair_errors(cameras(model, values), cameras(model, params))
     assert changes[2].rotation == pytest.approx(np.median(rotation), abs=1e-2) and changes[2].rotation > 0.1
     assert changes[2].direction == pytest.approx(np.median(direction), abs=1e-2)
+    within = model.clone(sparsity=Sparsity(frame_layers=(1, 2)))
+    rotation, _ = pair_errors(cameras(within, params), cameras(model, params))
+    assert changes[8].rotation == pytest.approx(np.median(rotation), abs=1e-2)
     assert all(change.depth > 1e-4 for change in changes)
 
 
 def test_a_figure_of_one_view_and_of_several(tmp_path):
-    changes = [Change((0,), "", 1.0, 2.0, 0.1), Change((1,), "", 3.0, 4.0, 0.2)]
-    changes.append(Change((0, 1), "first", 5.0, 6.0, 0.3))
-    for some in (changes, [Change(one.layers, one.group, None, None, one.depth) for one in changes]):
+    changes = [Change((0,), "", False, 1.0, 2.0, 0.1), Change((1,), "", False, 3.0, 4.0, 0.2)]
+    changes += [Change((0, 1), "first", within, 5.0, 6.0, 0.3) for within in (False, True)]
+    for some in (changes, [dataclasses.replace(one, rotation=None, direction=None) for one in changes]):
         figures = pytest.importorskip("matplotlib.figure")
         figure = figures.Figure()
         from fastvggt_jax.analyze.figures import _dropped
@@ -87,7 +94,7 @@ def test_a_figure_of_one_view_and_of_several(tmp_path):
         _dropped(figure, some)
         left, right = figure.axes
         assert len(right.lines) == 1 and right.lines[0].get_ydata().tolist() == [10.0, 20.0]
-        assert len(left.lines) == 2 * (some is changes) and len(right.collections) == 1
+        assert len(left.lines) == 2 * (some is changes) and len(right.collections) == 2
 
 
 @pytest.mark.slow  # a run of the whole command
@@ -103,7 +110,7 @@ def test_the_command(tmp_path):
     }
     report = json.loads((out / "analysis.json").read_text())
     assert report["layers"] == [0, 2] and [row["views"] for row in report["runtime"]] == [1, 2]
-    assert len(report["dropped"]) == 6 + 3 and report["dropped"][-1]["group"] == "last"
+    assert len(report["dropped"]) == 6 + 2 * 3 and report["dropped"][-1]["group"] == "last"
 
 
 def test_bad_input_before_anything_is_computed(tmp_path):
