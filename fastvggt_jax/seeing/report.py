@@ -28,7 +28,7 @@ from fastvggt_jax.seeing.result import (
 
 MOST = 60  # photographs that are shown, evenly chosen
 THUMBNAIL = 240  # pixels wide
-DOTS = 1500  # points of the cloud that the view from above has
+DOTS = 3000  # points of the cloud that the view from above has
 PLAN_WIDTH, PLAN_HEIGHT = 860, 480
 STYLE = """
 :root{color-scheme:light dark;--line:#8884;--ink:#2c68aa;--other:#c2571a}
@@ -186,7 +186,7 @@ def _plan(scene: Scene, others: list[tuple[str, Cameras]]) -> str:
         return (points - middle) * (scale, -scale) + (PLAN_WIDTH / 2, PLAN_HEIGHT / 2)
 
     parts = [
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1" fill="rgb({r},{g},{b})"/>'
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.4" fill="rgb({r},{g},{b})"/>'
         for (x, y), (r, g, b) in zip(at(dots), cloud.rgb, strict=True)
         if 0 <= x <= PLAN_WIDTH and 0 <= y <= PLAN_HEIGHT
     ]

@@ -169,7 +169,10 @@ def test_the_static_page_in_a_browser(saved, tmp_path):
         page.goto(path.as_uri())
         page.wait_for_function("window.view && view.clouds[0].drawn > 0")
         assert all(one.startswith(("file:", "data:")) for one in page.asked)
-        assert colors_in(page, x=250, y=0, width=550, height=500) > 100  # more than background and lines
+        page.locator("#cameras").uncheck()
+        drawn = colors_in(page, x=320, y=0, width=480, height=500)  # beside the panel, above the photographs
+        assert drawn > 100
+        page.locator("#cameras").check()
         before = page.evaluate("view.clouds[0].drawn")
         page.locator("#confidence").fill("90")
         after = page.evaluate("view.clouds[0].drawn")
