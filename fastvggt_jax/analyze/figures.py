@@ -157,7 +157,7 @@ def _kept(figure: Any, observed: Observed, images: np.ndarray, patch: tuple[int,
 
 def _dropped(figure: Any, changes: Sequence[Change]) -> None:
     """Points for layers alone, and level lines over the layers of a group that are changed together."""
-    figure.set_size_inches(11, 4)
+    figure.set_size_inches(11, 4.6)
     left, right = figure.subplots(1, 2)
     lines: list[tuple[Any, str, str, float]] = [(right, "depth", "C2", 100)]
     if changes[0].rotation is not None:
@@ -176,10 +176,10 @@ def _dropped(figure: Any, changes: Sequence[Change]) -> None:
     left.set(title="change of the cameras, degrees")
     right.set(title="change of the depth, %")
     for ax in (left, right):
-        ax.set(xlabel="global layer without its attention", ylim=(0, 1.3 * ax.get_ylim()[1]))
+        ax.set(xlabel="global layer without its attention")
+        ax.set_ylim(bottom=0)
         ax.xaxis.get_major_locator().set_params(integer=True)
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend()
+    figure.legend(loc="outside lower center", ncols=len(lines), fontsize="small")
 
 
 def _runtime(figure: Any, runtime: Sequence[Mapping[str, Any]]) -> None:
