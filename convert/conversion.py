@@ -80,11 +80,15 @@ def convert(
     """Converts an official checkpoint to the native file `target`, which is as it was before if anything goes
     wrong.
 
-    source: a safetensors file, a list of its shards, a file of PyTorch, a folder with one of these, or a hub
-      repository (OWNER/NAME), of `revision`. ignore: regular expressions of whole keys that are left out; a
-      prefix that all others share, such as "module.", is taken off. model: a name of the registry; None
-      recognises it by its keys. config: a JSON file of sizes other than the released ones. variant: one of
-    the table's, or "auto". dtype: "float32" or "bfloat16", of the written weights.
+    Args:
+      source: a safetensors file, a list of its shards, a file of PyTorch, a folder with one of these, or a
+        hub repository (OWNER/NAME), of `revision`.
+      ignore: regular expressions of whole keys that are left out; a prefix that all others share, such as
+        "module.", is taken off.
+      model: a name of the registry; None recognises it by its keys.
+      config: a JSON file of sizes other than the released ones.
+      variant: one of the table's, or "auto".
+      dtype: "float32" or "bfloat16", of the written weights.
 
     Raises InputError, WeightsError, MissingError, TargetError, FileError, ExtraError, FailedError.
     """

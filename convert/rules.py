@@ -32,11 +32,14 @@ TRANSFORMS: dict[str, tuple[int, ...] | None] = {
 class Rule:
     """One line of a conversion table.
 
-    pattern: regular expression for the whole official key. A group named `layer` is the key's index in a
-    stack whose members become one target, joined on a new first axis in the order of that index.
-    target: the native name; `{group}` stands for the text of a group of the pattern, its '.' turned into '/'.
-    transform: a name of TRANSFORMS.
-    every: the members of the stack are this many indices apart: 2 for a stack of the even or of the odd ones.
+    Attributes:
+      pattern: regular expression for the whole official key. A group named `layer` is the key's index in a
+        stack whose members become one target, joined on a new first axis in the order of that index.
+      target: the native name; `{group}` stands for the text of a group of the pattern, its '.' turned into
+        '/'.
+      transform: a name of TRANSFORMS.
+      every: the members of the stack are this many indices apart: 2 for a stack of the even or of the odd
+        ones.
     """
 
     pattern: str
@@ -126,10 +129,14 @@ def make_plan(
 ) -> Plan:
     """Decides which official key goes where.
 
-    source: official key -> shape. wanted: native name -> abstract tensor, the model's whole tree. ignore:
-    pattern of keys that are rightly left out -> reason. Raises WeightsError naming all keys that are
-    missing (by their official name where a neighbour in the stack tells it, else by the native one),
-    unexpected or misshaped; ValueError if the rules contradict each other.
+    Args:
+      source: official key -> shape.
+      wanted: native name -> abstract tensor, the model's whole tree.
+      ignore: pattern of keys that are rightly left out -> reason.
+
+    Raises WeightsError naming all keys that are missing (by their official name where a neighbour in the
+    stack tells it, else by the native one), unexpected or misshaped; ValueError if the rules contradict each
+    other.
     """
     routes, ignored, unexpected = _route(source, rules, ignore)
     missing: list[str] = []

@@ -60,19 +60,25 @@ def from_pretrained(
 ) -> tuple[Model, dict[str, Any]]:
     """Builds a model and loads its parameters onto the default device.
 
-    name: "mini" for the model that comes with the package; a native weight file; official weights, which are
-      converted once and kept (see `weight_file`): a .safetensors or .pt file, a folder that holds one, or a
-      hub repository such as "facebook/VGGT-1B", of `revision`.
-    heads: those to load, out of the model's `heads`; None means all in the file. The others' tensors are not
-      read.
-    param_dtype: float32 or bfloat16 casts the parameters on load; None keeps the stored one. "compute" stores
-      those that products of matrices read in `dtype` in it, and the others as float32: for inference, the
-      same numbers of fewer bytes.
-    dtype, heads_dtype, sparsity, frames_chunk, remat: how the model is run, see `Model`; None keeps its
-      defaults.
-    mesh: with an axis `frames` or `scenes`: the parameters lie whole on each of its devices, and the model is
-      to be run under `jax.set_mesh(mesh)`, see `fastvggt_jax.sharding`. None: the default device.
-    quiet: say nothing of a conversion on stderr.
+    Args:
+      name: "mini" for the model that comes with the package; a native weight file; official weights, which
+        are converted once and kept (see `weight_file`): a .safetensors or .pt file, a folder that holds one,
+        or a hub repository such as "facebook/VGGT-1B", of `revision`.
+      heads: those to load, out of the model's `heads`; None means all in the file. The others' tensors are
+        not read.
+      param_dtype: float32 or bfloat16 casts the parameters on load; None keeps the stored one. "compute"
+        stores those that products of matrices read in `dtype` in it, and the others as float32: for
+        inference, the same numbers of fewer bytes.
+      dtype: of the backbone's matrix products. This and the next four say how the model is run, see `Model`;
+        None keeps its defaults.
+      heads_dtype: of the convolutions of DPT heads.
+      sparsity: block-sparse global attention.
+      frames_chunk: how many frames the dense heads take at a time.
+      remat: whether derivatives recompute instead of keeping.
+      mesh: with an axis `frames` or `scenes`: the parameters lie whole on each of its devices, and the model
+        is to be run under `jax.set_mesh(mesh)`, see `fastvggt_jax.sharding`. None: the default device.
+      quiet: say nothing of a conversion on stderr.
+
     Tensors are read one by one, so the host holds no second copy.
 
     Returns (model, params) for `model.apply(params, images)`. Raises MissingError; WeightsError if the file

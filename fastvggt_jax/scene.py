@@ -49,23 +49,27 @@ class PointCloud:
 class Scene:
     """F photographs with cameras, and for each of the model's pixels a depth and a point.
 
-    names: one per photograph. transforms: model pixels <-> original pixels.
-    colors: u8[F, H, W, 3], what the model saw. valid: bool[F, H, W], False on padding and where a point is
-      not finite.
-    K: f32[F, 3, 3] in model pixels. cam_from_world: f32[F, 3, 4].
-    points: f32[F, H, W, 3] in the world. points_conf: f32[F, H, W]; larger is surer, the scale is the
-      model's.
-    depth: f32[F, H, W] along the camera's z. depth_conf: f32[F, H, W].
-    conf_floor: the confidence of nothing, such as sky; what lies below is no surface.
-    metric_scale: metres per unit, or None where nobody knows.
-    intrinsics: one per photograph, where its K comes from: "predicted" by the model, "recovered" from its
-      points (see intrinsics.py), or "guessed", since no camera could be fitted to them; "shared" where all
-      photographs were given one, "adjusted" after bundle adjustment, "given" where it was known.
-    origin: latitude, longitude (degrees, WGS 84) and altitude (metres) of the world's origin, whose axes then
-      point east, north and up; None where nobody knows. offset: what the world's coordinates are less by than
-      those that the scene was aligned to.
-    paths: one per photograph, the file it is in, "" for what has none; or () where that is not known.
-    white: the number that is white in those of more than 8 bits, see `sources.pixels`.
+    Attributes:
+      names: one per photograph.
+      transforms: model pixels <-> original pixels.
+      colors: u8[F, H, W, 3], what the model saw.
+      valid: bool[F, H, W], False on padding and where a point is not finite.
+      K: f32[F, 3, 3] in model pixels.
+      cam_from_world: f32[F, 3, 4].
+      points: f32[F, H, W, 3] in the world.
+      points_conf: f32[F, H, W]; larger is surer, the scale is the model's.
+      depth: f32[F, H, W] along the camera's z.
+      depth_conf: f32[F, H, W].
+      conf_floor: the confidence of nothing, such as sky; what lies below is no surface.
+      metric_scale: metres per unit, or None where nobody knows.
+      intrinsics: one per photograph, where its K comes from: "predicted" by the model, "recovered" from its
+        points (see intrinsics.py), or "guessed", since no camera could be fitted to them; "shared" where all
+        photographs were given one, "adjusted" after bundle adjustment, "given" where it was known.
+      origin: latitude, longitude (degrees, WGS 84) and altitude (metres) of the world's origin, whose axes
+        then point east, north and up; None where nobody knows.
+      offset: what the world's coordinates are less by than those that the scene was aligned to.
+      paths: one per photograph, the file it is in, "" for what has none; or () where that is not known.
+      white: the number that is white in those of more than 8 bits, see `sources.pixels`.
     """
 
     names: tuple[str, ...]
@@ -105,13 +109,15 @@ class Scene:
     ) -> PointCloud:
         """The valid pixels' points, in the order of frames and pixels; the same input gives the same cloud.
 
-        conf_percentile: in [0, 100]; drops the points whose confidence lies below this percentile of all
-          valid ones, or below `conf_floor`; None and 0 keep all.
-        edge_filter: drops pixels in whose 3x3 neighbourhood the depth varies by more than this share of their
-          own depth; where a near object ends, the model smears points between it and the background. 0.03 is
-          strict.
-        voxel: side, in the scene's unit, of cubes of which only the most confident point is kept.
-        max_points: at most so many points, spread evenly over the pixels.
+        Args:
+          conf_percentile: in [0, 100]; drops the points whose confidence lies below this percentile of all
+            valid ones, or below `conf_floor`; None and 0 keep all.
+          edge_filter: drops pixels in whose 3x3 neighbourhood the depth varies by more than this share of
+            their own depth; where a near object ends, the model smears points between it and the background.
+            0.03 is strict.
+          voxel: side, in the scene's unit, of cubes of which only the most confident point is kept.
+          max_points: at most so many points, spread evenly over the pixels.
+
         Raises ValueError for values outside their range.
         """
         chosen = self.point_indices(
@@ -175,8 +181,11 @@ def to_scene(
 ) -> Scene:
     """The Scene of the first batch element of a prediction, made from `images.pixels[None]`.
 
-    points_from: one of the model's `point_sources`, see its `reconstruction`. Raises InputError if the heads
-    needed are off, the prediction is not of these images, or a camera is not finite.
+    Args:
+      points_from: one of the model's `point_sources`, see its `reconstruction`.
+
+    Raises InputError if the heads needed are off, the prediction is not of these images, or a camera is not
+    finite.
     """
     if not isinstance(prediction, Prediction | Reconstruction):
         text = f"prediction must be what a model returns, not {type(prediction).__name__}"

@@ -29,7 +29,7 @@ Value = float | tuple[float, ...] | None
 
 @dataclasses.dataclass(frozen=True)
 class Sparsity:
-    """Block-sparse global attention (arXiv 2509.07120; see the README). Give `sparse_ratio`, `cdf_threshold`
+    """Block-sparse global attention (arXiv 2509.07120; docs/method.md). Give `sparse_ratio`, `cdf_threshold`
     or both, or `frame_layers`.
 
     Attributes:

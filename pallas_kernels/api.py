@@ -224,7 +224,8 @@ def matmul_gelu(x: Array, w: Array, bias: Array, *, implementation: str) -> Arra
     """The exact GELU of x w + bias, of [..., K], [K, N] and [N] of one dtype -> [..., N], without what lies
     between in memory. It has no derivative of its own.
 
-    implementation: the name that `faster_matmul_gelu` gave for these.
+    Args:
+      implementation: the name that `faster_matmul_gelu` gave for these.
     """
     return find(implementation).matmul_gelu(x, w, bias)
 

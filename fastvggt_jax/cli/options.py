@@ -63,7 +63,7 @@ Formats = Annotated[
     str | None,
     typer.Option(
         "--format",
-        help="What to write, such as colmap,ply,glb; a wrong name lists all. Default: most, see the README.",
+        help="What to write, such as colmap,ply,glb; a wrong name lists all. Default: most (docs/output.md).",
     ),
 ]
 ConfPercentile = Annotated[

@@ -33,13 +33,15 @@ class ExportOptions:
     """What is written of a scene. The first four filter its points, see `Scene.point_cloud`; by default all
     are kept.
 
-    depth_original: depth in the photographs' own pixels instead of the model's.
-    track_points: points at most where points have tracks, see `fastvggt_jax.export.tracks`.
-    glb_mesh: scene.glb holds surfaces instead of points, see `fastvggt_jax.export.mesh`.
-    mesh_points: vertices that these have, about, at most.
-    shared_camera: all photographs are of one camera, see `lenses.with_shared_camera`.
-    camera_model: COLMAP's: PINHOLE, or SIMPLE_RADIAL, which has one focal length and no distortion here.
-    copy_photographs: copy them into the folders that hold them, instead of linking to them.
+    Attributes:
+      depth_original: depth in the photographs' own pixels instead of the model's.
+      track_points: points at most where points have tracks, see `fastvggt_jax.export.tracks`.
+      glb_mesh: scene.glb holds surfaces instead of points, see `fastvggt_jax.export.mesh`.
+      mesh_points: vertices that these have, about, at most.
+      shared_camera: all photographs are of one camera, see `lenses.with_shared_camera`.
+      camera_model: COLMAP's: PINHOLE, or SIMPLE_RADIAL, which has one focal length and no distortion here.
+      copy_photographs: copy them into the folders that hold them, instead of linking to them.
+
     Raises InputError, naming the field, for a value out of its range; ExtraError for what is not installed.
     """
 
@@ -83,9 +85,11 @@ class ExportOptions:
 class Export:
     """A scene that is being written; what several formats want of it is made once.
 
-    photographs: one Frame per photograph, which opens it, or None; by default the files that the scene names.
-    followed: what tracks are made of; None makes them of the scene's depth. measured: the tracks themselves,
-      where bundle adjustment has made them.
+    Attributes:
+      photographs: one Frame per photograph, which opens it, or None; by default the files that the scene
+        names.
+      followed: what tracks are made of; None makes them of the scene's depth.
+      measured: the tracks themselves, where bundle adjustment has made them.
     """
 
     scene: Scene

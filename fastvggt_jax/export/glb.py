@@ -40,8 +40,10 @@ def write_glb(
     (lines, dark for the first photograph to light for the last), turned from OpenCV's to OpenGL's axes: (x,
     y, z) -> (x, -y, -z).
 
-    meshes: one per photograph, which take the points' place as the nodes "mesh 0", "mesh 1" and so on, each
-    painted with what the model saw; of one without triangles there is none.
+    Args:
+      meshes: one per photograph, which take the points' place as the nodes "mesh 0", "mesh 1" and so on, each
+        painted with what the model saw; of one without triangles there is none.
+
     Raises ExtraError without trimesh, FileError if writing fails.
     """
     GLB.require()

@@ -59,7 +59,8 @@ def write_cameras(
 ) -> None:
     """Write K, world_from_cam, name, size and model transform of every photograph as JSON, or FileError.
 
-    files: for each photograph the files that were written of it, by kind, relative to the path's folder.
+    Args:
+      files: for each photograph the files that were written of it, by kind, relative to the path's folder.
     """
     images = []
     paths = scene.paths or ("",) * len(scene.names)

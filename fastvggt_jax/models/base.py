@@ -43,9 +43,9 @@ class Model(nn.Module):
     Attributes:
       dtype: of the backbone's matrix products; norms, RoPE, softmax statistics and geometry are float32
         always.
-      heads_dtype: of the convolutions of DPT heads (VGGT's depth and points). None: float16 on a GPU where
-        `dtype` has 16 bits, else float32. Where a float16 is out of range, and for derivatives, float32 is
-        taken by itself.
+      heads_dtype: of the convolutions of dense heads (VGGT's depth and points, Pi3X's points and confidence).
+        None: float16 on a GPU where `dtype` has 16 bits, else float32. Where a float16 is out of range, and
+        for derivatives, float32 is taken by itself.
       sparsity: block-sparse global attention; None = dense.
       float8_scores: rounds the queries and keys of global attention to float8_e4m3fn, of which masks are
         made, too. A Hopper GPU computes their product in half the time where its kernel serves; elsewhere
@@ -249,7 +249,9 @@ class Model(nn.Module):
     def reconstruction(cls, prediction: Prediction, points_from: str | None = None) -> Reconstruction:
         """What the prediction says about the scenes, in the terms that all models share. Can be jitted.
 
-        points_from: one of `point_sources`; None is the first of those that the prediction has.
+        Args:
+          points_from: one of `point_sources`; None is the first of those that the prediction has.
+
         Raises InputError if the heads that this needs were off.
         """
         raise NotImplementedError
@@ -264,7 +266,9 @@ class Model(nn.Module):
     def loss(cls, prediction: Prediction, truth: Truth, **weights: float) -> tuple[Array, dict[str, Array]]:
         """The training loss that the model was published with, f32[], and its parts by name, unweighted.
 
-        truth: in any coordinates and any unit. weights: of `loss_weights`.
+        Args:
+          truth: in any coordinates and any unit.
+          weights: of `loss_weights`.
         """
         raise NotImplementedError
 

@@ -169,6 +169,10 @@ class Pi3(Model):
         """
         return PixelShuffleHead(sum(channels), self.patch_size)
 
+    def dense(self, head: nn.Module, tokens: Array, grid: tuple[int, int]) -> Array:
+        """What a `dense_head` makes of patch tokens."""
+        return head(tokens, grid)
+
     def embed(self, images: Array) -> Array:
         """[B, F, H, W, 3] -> f32[B, F, P, D]: the same register tokens before every frame's patches."""
         special = jnp.broadcast_to(self.register_token, (1, images.shape[1], *self.register_token.shape[2:]))
@@ -266,9 +270,9 @@ class Pi3(Model):
         patches = lambda decoder: decoder(tokens, rope)[:, self.num_special :]
         out: dict[str, Array] = {}
         if "point" in self.heads:
-            out["point"] = self.point_head(patches(self.point_decoder), grid)
+            out["point"] = self.dense(self.point_head, patches(self.point_decoder), grid)
         if "conf" in self.heads:
-            out["conf"] = self.conf_head(patches(self.conf_decoder), grid)
+            out["conf"] = self.dense(self.conf_head, patches(self.conf_decoder), grid)
         if "camera" in self.heads:
             out["translation"], out["matrix"] = self.camera_head(patches(self.camera_decoder))
         return out

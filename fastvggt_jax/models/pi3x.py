@@ -24,6 +24,7 @@ from fastvggt_jax.models.conditions import Conditions, Fed, drawn, prepare
 from fastvggt_jax.models.dinov2 import DinoV2, PatchEmbed, embed_frames
 from fastvggt_jax.models.fields import Heads, Layer, Layers, Width
 from fastvggt_jax.models.heads.conv import ConvHead
+from fastvggt_jax.models.heads.half import in_half
 from fastvggt_jax.models.heads.metric import MetricDecoder
 from fastvggt_jax.models.injection import InjectionBlock, Views
 from fastvggt_jax.models.pi3 import Pi3, camera_poses
@@ -132,6 +133,12 @@ class Pi3X(Pi3):
 
     def dense_head(self, *channels: int) -> nn.Module:
         return ConvHead(self.conv_channels, channels, self.patch_size)
+
+    def dense(self, head: nn.Module, tokens: Array, grid: tuple[int, int]) -> Array:
+        """See `Pi3`."""
+        if self.heads_in == jnp.float32 or self.is_initializing():
+            return head(tokens, grid)
+        return in_half(head, tokens, grid, dtype=self.heads_in, frames=0)
 
     def __call__(self, images: Num[Array, "B F H W 3"], conditions: Conditions | None = None) -> Prediction:
         """Reconstructs B scenes of F views each.

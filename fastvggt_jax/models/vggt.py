@@ -42,9 +42,9 @@ from fastvggt_jax.models.heads.dpt import (
     DPTHead,
     activate_depth,
     activate_points,
-    in_half,
     over_frame_chunks,
 )
+from fastvggt_jax.models.heads.half import in_half
 from fastvggt_jax.models.heads.track import Tracker
 from fastvggt_jax.models.prediction import Prediction, Reconstruction
 from fastvggt_jax.models.vit import Block
@@ -429,7 +429,7 @@ class VGGT(Model):
         tracked = not head.out_channels  # its features go through a chaotic tracker
         if dtype == jnp.float32 or tracked or self.is_initializing():
             return head(taps, image_size, self.patch_size)
-        return in_half(head, head.variables["params"], taps, image_size, self.patch_size, dtype)
+        return in_half(head, taps, image_size, self.patch_size, dtype=dtype, frames=1)
 
     def dense(
         self,

@@ -34,9 +34,10 @@ def reconstruct_sequence(
     exactly what the model says of all at once, if they are no more than a chunk. Several scenes, in the order
     of their frames, where chunks share no points that both are sure of.
 
-    overlap: frames that two chunks share at least; a quarter of a chunk if None.
-    loops: whether places that were come back to are looked for, by the model's encoder, and closed.
-    points_from: see `Model.reconstruction`.
+    Args:
+      overlap: frames that two chunks share at least; a quarter of a chunk if None.
+      loops: whether places that were come back to are looked for, by the model's encoder, and closed.
+      points_from: see `Model.reconstruction`.
 
     Raises InputError for a chunk no longer than its overlap, an overlap below 1, loops of a model without an
       encoder of single frames, and as `to_scene`.

@@ -69,17 +69,19 @@ class Sized(NamedTuple):
 class Images:
     """What `load_images` returns.
 
-    pixels: u8[F, H, W, 3], RGB; give the model `pixels[None]`.
-    transforms: one ImageTransform per photograph.
-    names: file names, with folders before them where names alone would not differ; positions of what has no
-      file.
-    skipped: (file, reason) of what was left out: photographs by skip_bad, files that were given twice, and
-      what else lies in a folder.
-    masks: bool[F, H, W], False where a photograph is wholly transparent or masked (padding is True); None if
-      none is.
-    frames: one per photograph, which opens it again, None where that is no file's; () of Images made by hand.
-    white: the number that was white in grey photographs of more than 8 bits; None is the largest that their
-      bits can hold.
+    Attributes:
+      pixels: u8[F, H, W, 3], RGB; give the model `pixels[None]`.
+      transforms: one ImageTransform per photograph.
+      names: file names, with folders before them where names alone would not differ; positions of what has no
+        file.
+      skipped: (file, reason) of what was left out: photographs by skip_bad, files that were given twice, and
+        what else lies in a folder.
+      masks: bool[F, H, W], False where a photograph is wholly transparent or masked (padding is True); None
+        if none is.
+      frames: one per photograph, which opens it again, None where that is no file's; () of Images made by
+        hand.
+      white: the number that was white in grey photographs of more than 8 bits; None is the largest that their
+        bits can hold.
     """
 
     pixels: UInt8[np.ndarray, "F H W 3"]
@@ -126,26 +128,28 @@ def load_images(
 ) -> Images:
     """Load photographs for a model.
 
-    source: a folder, a file, a glob pattern ("photos/*.jpg"); a video (`sources.video.Video` chooses how many
-      frames), a .txt file that lists photographs, the folder of a COLMAP model; an array of pixels u8[H, W,
-      3] or u8[F, H, W, 3], or floating point in [0, 1]; a PIL image; or a list or any iterator of these. A
-      folder (not its subfolders) and a pattern give JPEG, PNG, WebP, BMP, TIFF and HEIC (needs pillow-heif,
-      extra `heic`) in natural order, 2 before 10; a list keeps its order. The first photograph is VGGT's
-      reference frame.
-    policy: a model's `image_policy`; by default VGGT-1B's. `mode` and `size` take the place of its own.
-    mode: "crop", VGGT's: width `size`, height to proportion (rounded to patches), what is higher than `size`
-      is cut off above and below. "pad": the longer side `size`, white around to a square. "square": as
-      upstream's COLMAP demo, black around to a square. Photographs that come out in different sizes are
-      padded with white to the largest. "area", π³'s: all are stretched to one size, in the proportions of the
-      first and of about as many pixels as a square of `size`. "wide", of π³'s evaluation: all to one size,
-      `size` wide and in the proportions of the first.
-    size: pixels, a multiple of the policy's patch (but for "area" and "wide"); without one, 518, what VGGT
-      was trained with, and for "area" upstream's 255,000 pixels in all, a square of 505.
-    white: the number that is white in grey images of more than 8 bits, see `sources.pixels`; by default the
-      largest that their bits can hold.
-    masks: a folder of masks, see `sources.masks`: what is black there makes no point and no depth, as what is
-      transparent does not. paint_masks: it is also painted white before the model sees it.
-    skip_bad: go on without unreadable photographs, and list them in `skipped`.
+    Args:
+      source: a folder, a file, a glob pattern ("photos/*.jpg"); a video (`sources.video.Video` chooses how
+        many frames), a .txt file that lists photographs, the folder of a COLMAP model; an array of pixels
+        u8[H, W, 3] or u8[F, H, W, 3], or floating point in [0, 1]; a PIL image; or a list or any iterator of
+        these. A folder (not its subfolders) and a pattern give JPEG, PNG, WebP, BMP, TIFF and HEIC (needs
+        pillow-heif, extra `heic`) in natural order, 2 before 10; a list keeps its order. The first photograph
+        is VGGT's reference frame.
+      policy: a model's `image_policy`; by default VGGT-1B's. `mode` and `size` take the place of its own.
+      mode: "crop", VGGT's: width `size`, height to proportion (rounded to patches), what is higher than
+        `size` is cut off above and below. "pad": the longer side `size`, white around to a square. "square":
+        as upstream's COLMAP demo, black around to a square. Photographs that come out in different sizes are
+        padded with white to the largest. "area", π³'s: all are stretched to one size, in the proportions of
+        the first and of about as many pixels as a square of `size`. "wide", of π³'s evaluation: all to one
+        size, `size` wide and in the proportions of the first.
+      size: pixels, a multiple of the policy's patch (but for "area" and "wide"); without one, 518, what VGGT
+        was trained with, and for "area" upstream's 255,000 pixels in all, a square of 505.
+      white: the number that is white in grey images of more than 8 bits, see `sources.pixels`; by default the
+        largest that their bits can hold.
+      masks: a folder of masks, see `sources.masks`: what is black there makes no point and no depth, as what
+        is transparent does not.
+      paint_masks: it is also painted white before the model sees it.
+      skip_bad: go on without unreadable photographs, and list them in `skipped`.
 
     Raises MissingError (nothing there), ImageError (no images; one is unreadable), InputError (source, mode,
     size).

@@ -40,7 +40,9 @@ SAME = 1.0  # of 255: the mean difference below which two frames show the same
 class Video:
     """Frames of a video file, or of those of a pattern ("*.mp4"), for `load_images`.
 
-    fps: frames per second, at most. max_frames: in all, at most; a longer video gets fewer per second.
+    Attributes:
+      fps: frames per second, at most.
+      max_frames: in all, at most; a longer video gets fewer per second.
 
     Raises InputError for a number out of its range.
     """

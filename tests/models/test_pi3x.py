@@ -319,6 +319,25 @@ def test_the_metric_factor_scales_points_and_cameras_and_no_rotation(tiny, image
 # ---- files
 
 
+def test_heads_in_half_precision_have_the_same_numbers(tiny, images):
+    """To float16's rounding; beyond its range the numbers are float32's own."""
+    model, params = tiny
+    model = model.clone(heads=("point", "conf"))
+    half = model.clone(heads_dtype=jnp.float16)
+
+    def inside(factor):  # numbers before the last convolution are larger by it, the output stays
+        head = dict(params["params"]["point_head"])
+        for k in (0, 1):
+            hidden, last = f"output_block_{k}_0", f"output_block_{k}_2"
+            head[hidden] = jax.tree.map(lambda x: x * factor, head[hidden])
+            head[last] = head[last] | {"kernel": head[last]["kernel"] / factor}
+        return {"params": params["params"] | {"point_head": head}}
+
+    for factor, low, high in ((1.0, 1e-7, 5e-3), (1e8, 0.0, 1e-5)):
+        full_points, points = (jitted(m)(inside(factor), images).local_points for m in (model, half))
+        assert low < max_error(points, full_points) < high
+
+
 def test_without_conditions_their_part_is_not_read(tiny, images, tmp_path):
     model, params = tiny
     save_params(tmp_path / "x.safetensors", params, model)

@@ -47,6 +47,12 @@ def call(state: dict, *path: str):
     return state["__call__"][0]
 
 
+def with_uv(x, aspect: float):
+    """The channels that upstream concatenates; ours are convolved apart."""
+    planes = conv.uv_planes(*x.shape[1:3], aspect)
+    return np.concatenate([x, np.broadcast_to(planes, (len(x), *planes.shape[1:]))], -1)
+
+
 def conv_heads(goldens: Goldens, name: str, golden: Golden) -> Golden:
     case = goldens.case(name)
     model, params = load_model(case["model"], 0, goldens.folder)
@@ -60,7 +66,7 @@ def conv_heads(goldens: Goldens, name: str, golden: Golden) -> Golden:
     for s in range(3):
         at = every2 if s == 2 else nchw
         stage = f"upsample_blocks_{s}"
-        mine[f"point_head.stage.{s}.in"] = at(conv.append_uv(x, aspect))
+        mine[f"point_head.stage.{s}.in"] = at(with_uv(x, aspect))
         mine[f"point_head.stage.{s}.transposed"] = at(call(inside, f"{stage}_0_0"))
         mine[f"point_head.stage.{s}.conv"] = at(call(inside, f"{stage}_0_1"))
         for r in (1, 2):
@@ -68,7 +74,7 @@ def conv_heads(goldens: Goldens, name: str, golden: Golden) -> Golden:
             mine[f"point_head.stage.{s}.res.{r - 1}"] = at(x)
     H, W = 14 * grid[0], 14 * grid[1]
     resized = jax.image.resize(x, (1, H, W, x.shape[-1]), "bilinear")
-    mine["point_head.resized"] = every3(conv.append_uv(resized, aspect))
+    mine["point_head.resized"] = every3(with_uv(resized, aspect))
     for k, (a, b) in enumerate(((0, 2), (2, 3))):
         mine[f"point_head.output.{k}"] = nchw(out[..., a:b])
         mine[f"point_head.output.{k}.hidden"] = every3(call(inside, f"output_block_{k}_0"))

@@ -103,7 +103,7 @@ def _conv(
 
 class PatchUpsample(nn.Module):
     """A transposed convolution whose stride is its size: [N, h, w, C] -> [N, h·size, w·size, features],
-    by default as many as there were.
+    by default as many as there were. `planes` [1, h, w, c] are further channels, the same of every frame.
     """
 
     size: int
@@ -111,13 +111,21 @@ class PatchUpsample(nn.Module):
     features: int | None = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        n, h, w, C = x.shape
+    def __call__(self, x: Array, planes: Array | None = None) -> Array:
+        _, h, w, C = x.shape
         s, D = self.size, self.features or C
-        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=-2), (s, s, C, D), jnp.float32)
+        shape = (s, s, C if planes is None else C + planes.shape[-1], D)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=-2), shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (D,), jnp.float32)
-        x, kernel, bias = (y.astype(self.dtype) for y in (x, kernel, bias))
-        return jnp.einsum("nhwc,ijcd->nhiwjd", x, kernel).reshape(n, h * s, w * s, D) + bias
+
+        def upsample(x: Array, kernel: Array) -> Array:
+            x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+            return jnp.einsum("nhwc,ijcd->nhiwjd", x, kernel).reshape(len(x), h * s, w * s, D)
+
+        added = bias.astype(self.dtype)
+        if planes is not None:
+            added = added + upsample(planes, kernel[:, :, C:])
+        return upsample(x, kernel[:, :, :C]) + added
 
 
 class ResidualConvUnit(nn.Module):
@@ -211,31 +219,6 @@ class DPTHead(nn.Module):
             levels.append(x)
         scratch = Scratch(self.features, self.out_channels, self.uv, self.dtype, name="scratch")
         return scratch(levels, H // self.down_ratio, W // self.down_ratio, aspect)
-
-
-def in_half(
-    head: DPTHead, params: Any, taps: Array, image_size: tuple[int, int], patch_size: int, dtype: DTypeLike
-) -> Array:
-    """The head's logits, computed in float16 or bfloat16: in a third of the time on a GPU. float16 has the
-    mantissa of TF32, in which XLA multiplies float32 there anyway, but not its range: what leaves it is inf
-    or NaN in some logit, and then the frames are computed once more in float32. So is what has a derivative.
-    """
-    full_head: Any = head.clone(parent=None)
-    half_head: Any = full_head.clone(dtype=dtype)
-
-    def full(params: Any, taps: Array) -> Array:
-        return full_head.apply({"params": params}, taps, image_size, patch_size)
-
-    def one_by_one(params: Any, taps: Array) -> Array:  # it is hardly ever run, and should compile fast
-        return jax.lax.map(lambda frame: full(params, frame[:, None])[0], jnp.moveaxis(taps, 1, 0))
-
-    @jax.custom_jvp
-    def half(params: Any, taps: Array) -> Array:
-        logits = half_head.apply({"params": params}, taps, image_size, patch_size)
-        return jax.lax.cond(jnp.isfinite(logits).all(), lambda *_: logits, one_by_one, params, taps)
-
-    half.defjvp(lambda primals, tangents: jax.jvp(full, primals, tangents))
-    return half(params, taps)
 
 
 def activate_depth(logits: Array) -> tuple[Array, Array]:
