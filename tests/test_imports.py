@@ -82,7 +82,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     },
     "batch": {"pipeline", "programs", "refine", "sources", "export", "io"},
     "seeing": {"scene", "export", "refine", "evaluate", "geometry", "sources", "io"},
-    "analyze": {"models", "sparsity", "profile", "io"},
+    "analyze": {"models", "sparsity", "profile", "io", "evaluate"},
     "profile": {"kernels", "models", "sources"},
     "bench": {
         "profile",

@@ -79,8 +79,7 @@ class Observed:
 
     layers: their numbers. mean, maximum: f32[L, N, G, G], of the probabilities of all pairs of a token of the
       first and one of the second group. row: f32[L, N, T], what the chosen patch attends to.
-    kept: bool[L, N, Sb], which blocks of patches block-sparse attention would keep for it, or None.
-    block: patches in one.
+    kept: bool[L, N, F, h, w], which patches a sparse model would let it attend to, or None.
     """
 
     layers: tuple[int, ...]
@@ -89,7 +88,6 @@ class Observed:
     maximum: np.ndarray
     row: np.ndarray
     kept: np.ndarray | None = None
-    block: int = 0
 
     def pairs(self) -> dict[str, dict[str, list[float]]]:
         """Of special and patch queries and keys, by layer the mean and the largest of all heads."""
@@ -123,14 +121,6 @@ class Observed:
             ]
             found.append(of_layer)
         return found
-
-    def kept_patches(self) -> np.ndarray | None:
-        """f32[L, F, h, w]: the share of heads that keep the block of each patch."""
-        if self.kept is None:
-            return None
-        frames, (h, w) = self.groups.frames, self.groups.grid
-        each = np.repeat(self.kept.mean(1), self.block, -1)[:, : frames * h * w]
-        return each.reshape(-1, frames, h, w).astype(np.float32)
 
 
 def grouped_attention(
@@ -178,9 +168,10 @@ def observe(
     """Run the model once and keep what its global layers attend to.
 
     images: u8 or float [1, F, H, W, 3]. patch: (frame, row, column) of the one whose matches are kept.
-    layers: which are kept; None: all. sparsity: of which the kept blocks are told, with one ρ and τ for all
-      layers. groups, rows: see `Groups.make` and `grouped_attention`.
-    Raises InputError for a patch or a layer that is not there; OutOfMemoryError.
+    layers: which are kept; None: all. sparsity: of which the kept patches are told, with one ρ and τ for all
+      its sparse layers. groups, rows: see `Groups.make` and `grouped_attention`.
+    Raises InputError for a patch or a layer that is not there, or a sparsity of other layers;
+    OutOfMemoryError.
     """
     _, frames, height, width, _ = images.shape
     side = model.image_policy.patch
@@ -189,15 +180,17 @@ def observe(
         if not 0 <= value < end:
             text = f"patch {','.join(map(str, patch))} has {name} {value}, there are 0 to {end - 1}"
             raise InputError(text, argument="patch")
-    chosen = tuple(range(model.depth)) if layers is None else tuple(layers)
+    chosen = tuple(range(model.depth)) if layers is None else tuple(sorted(set(layers)))
     if wrong := [layer for layer in chosen if not 0 <= layer < model.depth]:
         text = f"layers has {wrong[0]}, the model has layers 0 to {model.depth - 1}"
         raise InputError(text, argument="layers")
-    if sparsity is not None and any(
-        isinstance(x, tuple) for x in (sparsity.sparse_ratio, sparsity.cdf_threshold)
-    ):
-        raise InputError("sparsity must have one ρ and one τ for all layers", argument="sparsity")
-    look = partial(_look, of, of.token(*patch), sparsity, rows)
+    plan = None
+    if sparsity is not None:
+        if any(isinstance(x, tuple) for x in (sparsity.sparse_ratio, sparsity.cdf_threshold)):
+            raise InputError("sparsity must have one ρ and one τ for all layers", argument="sparsity")
+        sparsity.check_depth(model.depth)
+        plan = [sparsity.plan(model.depth)[layer] for layer in chosen]
+    look = partial(_look, of, of.token(*patch), sparsity if plan and "sparse" in plan else None, rows)
     alone: Any = model.clone(sparsity=None, parent=None)
 
     @jax.jit
@@ -209,8 +202,16 @@ def observe(
 
     with memory_errors("take fewer photographs, or a smaller size"):
         seen = {name: np.asarray(x) for name, x in run(params, images).items()}
-    block = 0 if sparsity is None else sparsity.block[1]
-    return Observed(chosen, of, seen["mean"], seen["maximum"], seen["row"], seen.get("kept"), block)
+    kept = None
+    if plan is not None and sparsity is not None:
+        kept = np.ones((len(chosen), seen["row"].shape[1], frames, *of.grid), bool)
+        for layer, kind in enumerate(plan):
+            if kind == "frame":
+                kept[layer] = (np.arange(frames) == patch[0])[:, None, None]
+            elif kind == "sparse":  # a block may reach from one frame into the next
+                patches = np.repeat(seen["kept"][layer], sparsity.block[1], -1)
+                kept[layer] = patches[:, : kept[layer, 0].size].reshape(kept[layer].shape)
+    return Observed(chosen, of, seen["mean"], seen["maximum"], seen["row"], kept)
 
 
 def _look(
@@ -269,6 +270,12 @@ def _found(tree: Any) -> list[dict[str, Array]]:
     return [tree["seen"]] if "seen" in tree else [one for value in tree.values() for one in _found(value)]
 
 
+def check_views(counts: Sequence[int], views: int) -> None:
+    """Raises InputError for a number of views that there are not."""
+    if wrong := [count for count in counts if not 1 <= count <= views]:
+        raise InputError(f"views has {wrong[0]}, there are 1 to {views}", argument="views")
+
+
 def runtime_shares(
     model: Model, params: Any, images: np.ndarray, counts: Sequence[int]
 ) -> list[dict[str, Any]]:
@@ -276,11 +283,9 @@ def runtime_shares(
     `fastvggt_jax.profile` tells them apart. Raises InputError for more views than there are, and
     OutOfMemoryError.
     """
+    check_views(counts, images.shape[1])
     rows = []
     for count in counts:
-        if not 1 <= count <= images.shape[1]:
-            text = f"views has {count}, there are 1 to {images.shape[1]}"
-            raise InputError(text, argument="views")
         some = jnp.asarray(images[:, :count])
         with memory_errors("take fewer photographs, or a smaller size"):
             step = jax.jit(model.apply).lower(params, some).compile()

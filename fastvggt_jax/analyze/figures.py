@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 
 from fastvggt_jax.analyze.attention import Observed
+from fastvggt_jax.analyze.dropped import Change
 from fastvggt_jax.io.files import write_file
 
 SHOWN = 4  # layers, and heads, in a picture; evenly chosen
 FRAMES = 8  # photographs in a row, at most
-FIGURES = ("layers.png", "maps.png", "matches.png", "kept.png", "runtime.png")
+FIGURES = ("layers.png", "maps.png", "matches.png", "kept.png", "dropped.png", "runtime.png")
 
 
 def write_figures(
     observed: Observed,
     images: np.ndarray,
     patch: tuple[int, int, int],
+    changes: Sequence[Change],
     runtime: Sequence[Mapping[str, Any]],
     folder: str | os.PathLike,
 ) -> list[str]:
@@ -33,6 +35,7 @@ def write_figures(
         "maps.png": lambda figure: _maps(figure, observed),
         "matches.png": lambda figure: _matches(figure, observed, images, patch),
         "kept.png": None if observed.kept is None else lambda figure: _kept(figure, observed, images, patch),
+        "dropped.png": (lambda figure: _dropped(figure, changes)) if changes else None,
         "runtime.png": (lambda figure: _runtime(figure, runtime)) if runtime else None,
     }
     written = []
@@ -147,9 +150,36 @@ def _matches(figure: Any, observed: Observed, images: np.ndarray, patch: tuple[i
 
 
 def _kept(figure: Any, observed: Observed, images: np.ndarray, patch: tuple[int, int, int]) -> None:
-    values = observed.kept_patches()
-    assert values is not None
+    assert observed.kept is not None
+    values = observed.kept.mean(1, dtype=np.float32)  # the share of heads
     _over_photographs(figure, observed, images, patch, values, [1.0] * len(values))
+
+
+def _dropped(figure: Any, changes: Sequence[Change]) -> None:
+    """Points for layers alone, and level lines over the layers of a group that are changed together."""
+    figure.set_size_inches(11, 4.6)
+    left, right = figure.subplots(1, 2)
+    lines: list[tuple[Any, str, str, float]] = [(right, "depth", "C2", 100)]
+    if changes[0].rotation is not None:
+        lines += [(left, "rotation", "C0", 1), (left, "direction", "C1", 1)]
+    for ax, name, color, unit in lines:
+        alone = [(one.layers[0], unit * getattr(one, name)) for one in changes if not one.group]
+        ax.plot(*zip(*alone, strict=True), color=color, marker="o", label=f"{name}, one layer")
+        for one in changes:
+            if one.group:
+                ends, height = (one.layers[0] - 0.4, one.layers[-1] + 0.4), unit * getattr(one, name)
+                label = f"{name}, {len(one.layers)} layers" + " within frames" * one.within_frames
+                style = (
+                    dict(linestyle=":", linewidth=2) if one.within_frames else dict(linewidth=4, alpha=0.5)
+                )
+                ax.hlines(height, *ends, color=color, label=label if one.group == "first" else None, **style)
+    left.set(title="change of the cameras, degrees")
+    right.set(title="change of the depth, %")
+    for ax in (left, right):
+        ax.set(xlabel="global layer without its attention")
+        ax.set_ylim(bottom=0)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside lower center", ncols=len(lines), fontsize="small")
 
 
 def _runtime(figure: Any, runtime: Sequence[Mapping[str, Any]]) -> None:

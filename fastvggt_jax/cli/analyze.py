@@ -50,6 +50,13 @@ def analyze(
     ] = None,
     sparsity: SparsityText = "dense",
     block: Block = None,
+    drop: Annotated[
+        bool,
+        typer.Option(
+            "--drop",
+            help="Also how cameras and depth change without the attention of some layers: a run for each.",
+        ),
+    ] = False,
     views: Annotated[
         str | None,
         typer.Option(help="Also the share of time that each part takes of so many views, such as 2,4,8."),
@@ -62,7 +69,8 @@ def analyze(
     """Attention maps, special and patch tokens apart, the strongest matches of a patch, and kept blocks."""
     import numpy as np
 
-    from fastvggt_jax.analyze.attention import observe, runtime_shares
+    from fastvggt_jax.analyze.attention import check_views, observe, runtime_shares
+    from fastvggt_jax.analyze.dropped import without_layers
     from fastvggt_jax.analyze.figures import FIGURES, write_figures
     from fastvggt_jax.cli.reconstruct import _inputs
     from fastvggt_jax.evaluate.plot import require_matplotlib
@@ -78,7 +86,7 @@ def analyze(
     check_output_folder(output, overwrite=overwrite, ours=ours)
     sparse = parse_sparsity(sparsity, parse_block(block) if block else recommended_block(weights))
     wanted = None if layers is None else parse_layers(layers)
-    counts = () if views is None else _numbers(views, "views")
+    counts = () if views is None else tuple(sorted(set(_numbers(views, "views", "numbers such as 2,4,8"))))
     take_gpu_memory()
     use_compilation_cache(cache_dir)
     heads = read_model(weights).heads_for(None)
@@ -86,8 +94,10 @@ def analyze(
     model, params = from_pretrained(weights, heads=heads, **how)
     images = load_images(chosen, model.image_policy, size=size)
     pixels = images.pixels[None]
+    check_views(counts, len(images.names))
     place = _patch(patch, pixels.shape[1:4], model.image_policy.patch)
     observed = observe(model, params, pixels, patch=place, layers=wanted, sparsity=sparse)
+    changes = without_layers(model, params, pixels) if drop else []
     runtime = runtime_shares(model, params, pixels, counts)
     report: dict[str, Any] = {
         "format": "fastvggt_jax analysis",
@@ -99,6 +109,7 @@ def analyze(
         "patch": dict(zip(("frame", "row", "column"), place, strict=True)),
         "matches": observed.matches(place[0]),
         "sparsity": None if sparse is None else dataclasses.asdict(sparse),
+        "dropped": [dataclasses.asdict(change) for change in changes],
         "runtime": runtime,
     }
     groups = observed.groups
@@ -106,7 +117,7 @@ def analyze(
     arrays |= {"group_of_token": groups.of, "grid": groups.grid, "cells": groups.cells}
     arrays |= {} if observed.kept is None else {"kept": observed.kept}
     with output_folder(output, overwrite=overwrite, ours=ours) as folder:
-        names = write_figures(observed, images.pixels, place, runtime, folder)
+        names = write_figures(observed, images.pixels, place, changes, runtime, folder)
         write_file(folder / "analysis.json", json.dumps(report, indent=1).encode())
         with open(folder / "analysis.npz", "wb") as file:
             np.savez(file, **arrays)
@@ -114,19 +125,21 @@ def analyze(
         typer.echo(f"{printable(str(output))}: {', '.join([*OURS, *names])}")
 
 
-def _numbers(text: str, argument: str) -> tuple[int, ...]:
+def _numbers(text: str, argument: str, form: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and len(part) < 7 for part in parts):
-        raise InputError(f"{argument} must be numbers such as 2,4,8, not {text!r}", argument=argument)
+        raise InputError(f"{argument} must be {form}, not {text!r}", argument=argument)
     return tuple(map(int, parts))
 
 
 def _patch(text: str | None, size: tuple[int, int, int], side: int) -> tuple[int, int, int]:
     """(frame, row, column) of the patch that holds a pixel."""
     frames, height, width = size
-    frame, x, y = (0, width // 2, height // 2) if text is None else (*_numbers(text, "patch"), -1, -1, -1)[:3]
-    if text is not None and len(text.split(",")) != 3:
-        raise InputError(f"patch must be FRAME,X,Y such as 0,100,80, not {text!r}", argument="patch")
+    form = "FRAME,X,Y such as 0,100,80"
+    numbers = (0, width // 2, height // 2) if text is None else _numbers(text, "patch", form)
+    if len(numbers) != 3:
+        raise InputError(f"patch must be {form}, not {text!r}", argument="patch")
+    frame, x, y = numbers
     if frame >= frames or x >= width or y >= height:
         there = f"there are {frames} photographs of {width}x{height} pixels, counted from 0"
         raise InputError(f"patch {text} is not there: {there}", argument="patch")

@@ -12,6 +12,8 @@ from fastvggt_jax.cli.errors import one_sentence
 from fastvggt_jax.cli.options import Overwrite, Quiet
 from fastvggt_jax.errors import TargetError, printable, whole_number
 
+PAGE_START = b"<!doctype html>"
+
 
 @one_sentence()
 def report(
@@ -52,9 +54,24 @@ def report(
 
 
 def check_page(path: Path, overwrite: bool, argument: str = "output") -> None:
-    """Raises TargetError for a folder, or a file that is not to be replaced."""
+    """Raises TargetError for a folder, a device, and a file that may not be replaced or is no page."""
+    from fastvggt_jax.io.files import check_no_device
+
     if os.path.isdir(path):
         raise TargetError(f"{argument} {path} is a folder; give a file", argument=argument)
+    check_no_device(path, argument)
     if os.path.lexists(path) and not overwrite:
-        text = f"{path} is there already; give another {argument}, or overwrite to replace it"
+        text = f"{path} is there already; give another file, or overwrite to replace it"
         raise TargetError(text, argument="overwrite")
+    if os.path.isfile(path) and not _is_page(path):
+        text = f"{path} is no page of HTML, so overwrite does not touch it; give another file"
+        raise TargetError(text, argument="overwrite")
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a file begins as our pages do, or is empty."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(PAGE_START)).lower() in (PAGE_START, b"")
+    except OSError:  # then writing will tell
+        return True

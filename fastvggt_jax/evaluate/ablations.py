@@ -119,13 +119,13 @@ def ablations(
     return [configuration for configuration in found if configuration.family in chosen]
 
 
-def some_layers(depth: int) -> dict[str, tuple[int, ...]]:
-    """The first, middle and last sixth of the global layers, at least one each.
+def some_layers(depth: int, least: int = 1) -> dict[str, tuple[int, ...]]:
+    """The first, middle and last sixth of the global layers, at least `least` each where there are so many.
 
     With ρ = 1 a query block there keeps its best key block and the special keys: as much as the method can
     drop.
     """
-    count = max(1, round(depth * DROPPED_SHARE))
+    count = min(max(least, round(depth * DROPPED_SHARE)), depth)
     starts = {"first": 0, "middle": (depth - count) // 2, "last": depth - count}
     return {where: tuple(range(start, start + count)) for where, start in starts.items()}
 

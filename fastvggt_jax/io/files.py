@@ -91,10 +91,12 @@ def held(folder: str | os.PathLike) -> Iterator[None]:
 def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A file to write to that becomes `path`, whose folder is made, when the block ends well.
 
-    Raises FileError, with `path` unchanged, if that cannot be done. What is written should go through plain
-    `write`: numpy's tofile and Pillow's encoders lose the reason.
+    Raises FileError, with `path` unchanged, if that cannot be done, TargetError for a pipe or a device, which
+    a rename would take away from all who use it. What is written should go through plain `write`: numpy's
+    tofile and Pillow's encoders lose the reason.
     """
     path = Path(path)
+    check_no_device(path)
     temporary = temporary_sibling(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,6 +108,13 @@ def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def check_no_device(path: str | os.PathLike, argument: str | None = None) -> None:
+    """Raises TargetError for a pipe or a device, which is there and is neither a file nor a folder."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        text = f"{path} is no regular file, but a pipe or a device; give a file"
+        raise TargetError(text, argument=argument)
 
 
 def write_file(path: str | os.PathLike, *parts: bytes | memoryview) -> None:

@@ -84,7 +84,7 @@ def clouds(results: Sequence[Result], most: int = MOST) -> list[Cloud]:
     if len(results) == 1:
         return [first]
     other = results[1].scene
-    to_first = brought_to(results[0].scene, cameras_of(other, results[0].scene))
+    to_first = brought_to(results[0].scene, cameras_of(other, results[0].scene, "other"))
     right = first.world_from_cam[:, :3, 0].mean(0)
     right /= np.linalg.norm(right) or 1.0
     along = np.concatenate([first.xyz[~first.masked] @ right, first.world_from_cam[:, :3, 3] @ right])

@@ -28,7 +28,7 @@ from fastvggt_jax.seeing.result import (
 
 MOST = 60  # photographs that are shown, evenly chosen
 THUMBNAIL = 240  # pixels wide
-DOTS = 1500  # points of the cloud that the view from above has
+DOTS = 3000  # points of the cloud that the view from above has
 PLAN_WIDTH, PLAN_HEIGHT = 860, 480
 STYLE = """
 :root{color-scheme:light dark;--line:#8884;--ink:#2c68aa;--other:#c2571a}
@@ -70,14 +70,14 @@ def page(
         others.append(("truth", truth))
     if against is not None:
         others.append((f"{against.folder}", cameras_of(against.scene, scene)))
-    sections = [("How it was made", _made(run)), ("Warnings", _warnings(run))]
-    if others:
-        sections.append(("Comparison", _comparison(result, others, against)))
-    sections += [
+    sections = [
+        ("Warnings", _warnings(run)),
+        ("Comparison", _comparison(result, others, against) if others else ""),
         ("Cameras from above", _plan(scene, others)),
+        ("Photographs, depth, confidence", _photographs(scene, most, against)),
         ("Share of blocks that global attention computed", _densities(run, against)),
         ("Seconds and memory", _costs(run, against)),
-        ("Photographs, depth, confidence", _photographs(scene, most, against)),
+        ("How it was made", _made(run)),
     ]
     name = _text(result.folder.resolve().name)
     body = "".join(f"<h2>{title}</h2>{content}" for title, content in sections if content)
@@ -112,7 +112,7 @@ def _made(run: Mapping[str, Any]) -> str:
     rows = [
         ("fastvggt_jax", f"{run.get('version', '?')}, {run.get('day', '?')}"),
         ("model", f"{model.get('class', '?')} of {_count(model.get('parameters'))} parameters, "
-                  f"{model.get('dtype', '?')}, heads {', '.join(map(str, model.get('heads') or ()))}"),
+                  f"{model.get('dtype', '?')}, heads {', '.join(map(str, _list(model, 'heads')))}"),
         ("size", f"{size.get('width', '?')} x {size.get('height', '?')} pixels, {size.get('mode', '?')}"),
         ("device", run.get("device", "?")),
         ("points", _count(run.get("points"))),
@@ -125,15 +125,19 @@ def _part(run: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return part if isinstance(part, Mapping) else {}
 
 
+def _list(run: Mapping[str, Any], name: str) -> list[Any]:
+    part = run.get(name)
+    return part if isinstance(part, list) else []
+
+
 def _count(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else "?"
+    return f"{value:,}" if type(value) is int else "?"
 
 
 def _warnings(run: Mapping[str, Any]) -> str:
-    texts = [*(run.get("warnings") or ())]
-    texts += [
-        f"skipped: {one.get('reason', '?')}" for one in run.get("skipped") or () if isinstance(one, dict)
-    ]
+    texts = _list(run, "warnings")
+    skipped = (one for one in _list(run, "skipped") if isinstance(one, dict))
+    texts = texts + [f"skipped: {one.get('reason', '?')}" for one in skipped]
     if not texts:
         return "<p>None.</p>" if run else ""
     return f'<ul class="warnings">{"".join(f"<li>{_text(text)}</li>" for text in texts)}</ul>'
@@ -155,15 +159,15 @@ def _comparison(result: Result, others: list[tuple[str, Cameras]], against: Resu
 
 def _plan(scene: Scene, others: list[tuple[str, Cameras]]) -> str:
     """The cameras as triangles, with some of the points, along the mean of the cameras' down axis."""
-    pose = scene.world_from_cam.astype(np.float64)
-    down, ahead = pose[:, :3, 1].mean(0), pose[:, :3, 2].mean(0)
+    cam_from_world = scene.cam_from_world.astype(np.float64)  # scene.world_from_cam would start the device
+    down, ahead = cam_from_world[:, 1, :3].mean(0), cam_from_world[:, 2, :3].mean(0)
     down /= np.linalg.norm(down) or 1.0
     ahead -= (ahead @ down) * down
     if np.linalg.norm(ahead) < 1e-6:  # they look all around
         ahead = np.cross(np.eye(3)[np.argmin(np.abs(down))], down)
     ahead /= np.linalg.norm(ahead)
     flat = np.stack([np.cross(down, ahead), ahead])  # right, ahead
-    sets = [("this", scene.cam_from_world.astype(np.float64), range(len(pose)))]
+    sets = [("this", cam_from_world, range(len(cam_from_world)))]
     for name, cameras in others:
         similarity: Similarity = brought_to(scene, cameras)
         sets.append((name, similarity.of_cameras(np.stack(list(cameras.values()))), list(cameras)))  # type: ignore[arg-type]
@@ -182,7 +186,7 @@ def _plan(scene: Scene, others: list[tuple[str, Cameras]]) -> str:
         return (points - middle) * (scale, -scale) + (PLAN_WIDTH / 2, PLAN_HEIGHT / 2)
 
     parts = [
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1" fill="rgb({r},{g},{b})"/>'
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.4" fill="rgb({r},{g},{b})"/>'
         for (x, y), (r, g, b) in zip(at(dots), cloud.rgb, strict=True)
         if 0 <= x <= PLAN_WIDTH and 0 <= y <= PLAN_HEIGHT
     ]
@@ -255,16 +259,16 @@ def _costs(run: Mapping[str, Any], against: Result | None) -> str:
         (f"{step}, s", *(_number(_part(one, "seconds").get(step)) for one in runs)) for step in steps
     ]
     for where in ("device", "host"):
-        peaks = [_part(one, "peak_memory_bytes").get(where) for one in runs]
+        peaks = [_number(_part(one, "peak_memory_bytes").get(where), 2**-30) for one in runs]
         if any(peaks):
-            rows.append((f"peak memory of the {where}, GiB", *(_number(p and p / 2**30) for p in peaks)))
+            rows.append((f"peak memory of the {where}, GiB", *peaks))
     if not rows:
         return "<p>Not known.</p>"
     return _table(rows, ("", "this", "the other")[: 1 + len(runs)] if against is not None else ())
 
 
-def _number(value: Any) -> float | str:
-    return float(value) if type(value) in (int, float) else ""
+def _number(value: Any, unit: float = 1.0) -> float | str:
+    return unit * value if type(value) in (int, float) else ""
 
 
 def _photographs(scene: Scene, most: int, against: Result | None) -> str:

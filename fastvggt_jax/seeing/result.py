@@ -42,7 +42,7 @@ def read_result(folder: str | os.PathLike, argument: str = "folder") -> Result:
         raise kind(
             f"{argument} {path} {what}; give the folder that reconstruct has written", argument=argument
         )
-    if not os.path.exists(path / scenes.SCENE):
+    if not os.path.exists(path / scenes.SCENE) and not scenes.pieces_in(path):  # of which Scene.load tells
         text = (
             f"{argument} {path} holds no {scenes.SCENE}: give a folder that reconstruct has written with the"
         )
@@ -77,8 +77,9 @@ def cameras_of(other: Scene, scene: Scene, argument: str = "against") -> Cameras
     at = {name: i for i, name in enumerate(other.names)}
     found = {i: other.cam_from_world[at[name]] for i, name in enumerate(scene.names) if name in at}
     if len(found) < 2:
-        text = f"{argument} is of other photographs ({other.names[0]}, ...): at least two have to be the same"
-        raise InputError(text, argument=argument)
+        has = f"{argument} has {len(found)} of the {len(scene.names)} photographs" if found else ""
+        text = has or f"{argument} is of other photographs ({other.names[0]}, ...)"
+        raise InputError(f"{text}: at least two have to be the same", argument=argument)
     return found
 
 

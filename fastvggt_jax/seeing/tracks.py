@@ -58,11 +58,12 @@ def parse_points(text: str, images: Images) -> Points:
     """From "grid:N", N x N points over the first photograph, or a JSON file: a list of {"frame": number or
     name, "x": ..., "y": ...} in the photographs' own pixels. Raises InputError, MissingError, FileError.
     """
-    if text.startswith("grid"):
+    if text.startswith("grid") or not text:
         match = re.fullmatch(r"grid:([1-9]\d{0,3})", text)
         if match is None or int(match[1]) > MOST_GRID:
             raise InputError(
-                f"queries must be grid:N, N from 1 to {MOST_GRID}, not {text!r}", argument="queries"
+                f"queries must be a file, or grid:N, N from 1 to {MOST_GRID}, not {text!r}",
+                argument="queries",
             )
         left, top, right, bottom = images.transforms[0].valid
         at = (np.arange(int(match[1])) + 0.5) / int(match[1])

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from fastvggt_jax.errors import ExtraError, InputError, TargetError
+from fastvggt_jax.errors import ExtraError, InputError, TargetError, printable
 from fastvggt_jax.seeing.clouds import Cloud
 
 PORT, TRIED = 8080, 100
 DRAWN = 500_000  # points of each result that are drawn at first
+BACKGROUND = 24, 24, 28  # as of share.html
+RISE = 0.5  # how far above the cameras a view from behind them is, in shares of how far behind
 PICTURES = ("photograph", "depth", "both")
 
 
@@ -30,16 +32,19 @@ def require() -> None:
 
 def free_port(host: str, port: int | None = None) -> int:
     """The port asked for, or the first free one from PORT on. Raises TargetError where it is in use, or none
-    is free; InputError for a host that is none of this machine.
+    is free; InputError for a number that is none, or a host that is none of this machine.
     """
+    if not host:
+        text = "host has no name: give 127.0.0.1, or 0.0.0.0 to let the whole network look"
+        raise InputError(text, argument="host")
+    if port is not None and not 0 < port < 65536:
+        raise InputError(f"port must be from 1 to 65535, not {port}", argument="port")
     for candidate in range(PORT, PORT + TRIED) if port is None else (port,):
         try:
-            with socket.socket() as one:
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 one.bind((host, candidate))
                 return candidate
-        except OverflowError:
-            raise InputError(f"port must be from 1 to 65535, not {candidate}", argument="port") from None
         except PermissionError as error:
             text = f"port {candidate} may not be used by you; take one from 1024 on"
             raise TargetError(text, argument="port") from error
@@ -75,6 +80,9 @@ class Viewer:
         self._lock = threading.Lock()
         first = self.clouds[0]
         away = (len(self.clouds) - 0.7) * first.size
+        # Its share button would open a way in from outside, by a server of others.
+        self.server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=False)
+        self.server.scene.set_background_image(np.full((1, 1, 3), BACKGROUND, np.uint8), format="png")
         self.server.scene.set_up_direction(tuple(-first.world_from_cam[:, :3, 1].mean(0)))
         self._add_widgets(self.server.gui, max(len(cloud.scene.names) for cloud in self.clouds))
         self.points: list[Any] = [None] * len(self.clouds)
@@ -86,8 +94,8 @@ class Viewer:
 
     @property
     def url(self) -> str:
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "") else self.host
-        return f"http://{host}:{self.port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def stop(self) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -98,7 +106,7 @@ class Viewer:
         total = max(map(len, self.clouds))
         self.drawn = gui.add_text("points drawn", "", disabled=True)
         self.size = gui.add_slider("size of points", 0.1, 5.0, 0.1, 1.0)
-        self._unit = size / 1500
+        self._unit = size / 600
         self.confidence = gui.add_slider("least confidence, %", 0, 99, 1, 25)
         levels = max(0, int(np.ceil(np.log2(max(total, 1) / 10_000))))
         start = max(0, int(np.ceil(np.log2(max(total, 1) / DRAWN))))
@@ -109,7 +117,8 @@ class Viewer:
         self.picture = gui.add_dropdown("pictures", PICTURES, initial_value=PICTURES[0])
         self.cameras = gui.add_checkbox("cameras", True)
         self.jump = gui.add_button("look through this frame")
-        self.image = gui.add_image(self._picture(self.clouds[0], 0), label="frame")
+        self.name = gui.add_text("photograph", self._name(0), disabled=True)
+        self.image = gui.add_image(self._picture(self.clouds[0], 0), label="")
         for one in (self.confidence, self.level, self.masks, self.alone):
             one.on_update(lambda _: self.draw())
         self.size.on_update(lambda _: self._resize())
@@ -131,7 +140,7 @@ class Viewer:
                 f"/result {k}/cameras/{i}",
                 fov=float(fov),
                 aspect=width / height,
-                scale=0.04 * self.clouds[0].size,
+                scale=0.025 * self.clouds[0].size,
                 thickness=0.0006 * self.clouds[0].size,
                 color=((44, 104, 170), (194, 87, 26))[k],
                 image=self._picture(cloud, i),
@@ -170,7 +179,7 @@ class Viewer:
     def look_through(
         self, k: int, i: int, clients: Sequence[Any] | None = None, *, back: float = 0.0
     ) -> None:
-        """Move the clients' cameras, by default all, to where a photograph was taken, or behind it."""
+        """Move the clients' cameras, by default all, to where a photograph was taken, or behind and above."""
         from viser.transforms import SO3
 
         cloud = self.clouds[k]
@@ -178,7 +187,7 @@ class Viewer:
         for client in clients if clients is not None else self.server.get_clients().values():
             with client.atomic():
                 client.camera.wxyz = SO3.from_matrix(pose[:3, :3]).wxyz
-                client.camera.position = pose[:3, 3] - back * pose[:3, 2]
+                client.camera.position = pose[:3, 3] - back * (pose[:3, 2] + RISE * pose[:3, 1])
                 client.camera.look_at = pose[:3, 3] + 0.3 * cloud.size * pose[:3, 2]
                 client.camera.fov = float(cloud.fov[i])
         if not back:
@@ -189,7 +198,8 @@ class Viewer:
             one.point_size = self._unit * float(self.size.value)
 
     def _show_frame(self) -> None:
-        self.image.image = self._picture(self.clouds[0], self._frame_of(self.clouds[0]))
+        frame = self._frame_of(self.clouds[0])
+        self.name.value, self.image.image = self._name(frame), self._picture(self.clouds[0], frame)
         if self.alone.value:
             self.draw()
 
@@ -202,6 +212,9 @@ class Viewer:
     def _show_cameras(self) -> None:
         for handle in (one for frusta in self.frusta for one in frusta):
             handle.visible = bool(self.cameras.value)
+
+    def _name(self, i: int) -> str:
+        return printable(self.clouds[0].scene.names[i])
 
     def _picture(self, cloud: Cloud, i: int) -> np.ndarray:
         kind = self.picture.value if hasattr(self, "picture") else PICTURES[0]

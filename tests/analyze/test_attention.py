@@ -8,7 +8,7 @@ import pytest
 from fastvggt_jax.analyze.attention import GLOBAL, Groups, grouped_attention, observe, runtime_shares
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.models.vit import HeadNorm
-from fastvggt_jax.sparsity import Sparsity
+from fastvggt_jax.sparsity import Sparsity, parse_sparsity
 
 FRAMES, SIDE = 3, 56  # 4 x 4 patches of 14
 
@@ -105,10 +105,18 @@ def test_kept_blocks_are_those_of_the_layer(seen):
     special = found.groups.of < FRAMES
     some = (jnp.asarray(x[2][~special])[None] for x in (q, k))
     mask = sparsity.block_mask(*some, keep_count=6, cdf_threshold=None, kv_runs=(48,)).to_dense()
-    np.testing.assert_array_equal(found.kept[0], mask[0, :, (16 + 2 * 4 + 3) // 8])
-    patches = found.kept_patches()
-    assert patches.shape == (1, FRAMES, 4, 4) and patches.mean() == pytest.approx(0.5)
-    np.testing.assert_allclose(patches[0, 1, 0], found.kept[0, :, 4].mean())  # its row is a block of four
+    rows = found.kept[0].reshape(-1, 12, 4)  # a row of four patches is a block
+    np.testing.assert_array_equal(rows.all(-1), mask[0, :, (16 + 2 * 4 + 3) // 8])
+    assert found.kept.mean() == pytest.approx(0.5) and (rows.all(-1) == rows.any(-1)).all()
+
+
+@pytest.mark.slow
+def test_layers_within_frames_keep_their_own(seen):
+    model, params, images, *_ = seen
+    within = Sparsity(0.5, block=(8, 4), frame_layers=(1,), layers=(2,))
+    kept = observe(model, params, images, patch=(1, 2, 3), sparsity=within).kept
+    assert kept[1, :, 1].all() and not kept[1, :, [0, 2]].any()
+    assert kept[[0, 3]].all() and kept[2].mean() == pytest.approx(0.5)
 
 
 def test_what_is_not_there_is_said(seen):
@@ -117,6 +125,8 @@ def test_what_is_not_there_is_said(seen):
         observe(model, params, images, patch=(3, 0, 0))
     with pytest.raises(InputError, match="layers has 4, the model has layers 0 to 3"):
         observe(model, params, images, layers=(4,))
+    with pytest.raises(InputError, match="names layer 8, the model has layers 0 to 3"):
+        observe(model, params, images, sparsity=parse_sparsity("quick"))
     with pytest.raises(InputError, match="one ρ"):
         observe(model, params, images, sparsity=Sparsity((0.5,) * 4))
     with pytest.raises(InputError, match="views has 4, there are 1 to 3"):

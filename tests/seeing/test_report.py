@@ -3,10 +3,12 @@
 import dataclasses
 import io
 import json
+import os
 import re
 from base64 import b64decode
 from html.parser import HTMLParser
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,9 +16,11 @@ from typer.testing import CliRunner
 
 from fastvggt_jax import Scene, export
 from fastvggt_jax.cli.app import app
+from fastvggt_jax.errors import TargetError
 from fastvggt_jax.export.cameras import written_in
 from fastvggt_jax.export.conventions import keep_run, read_run
 from fastvggt_jax.geometry.alignment import Similarity
+from fastvggt_jax.io.files import write_file
 from fastvggt_jax.seeing.report import page
 from fastvggt_jax.seeing.result import (
     Result,
@@ -154,7 +158,11 @@ def test_what_is_no_result_is_said_in_a_sentence(saved, moved, true, tmp_path):
     page = tmp_path / "page.html"
     page.write_text("mine")
     refused(run("report", saved, "-o", page), page, "--overwrite")
+    refused(run("report", saved, "-o", page, "--overwrite"), page, "no page of HTML, so --overwrite")
     assert page.read_text() == "mine" and "report.html" in written_in(saved)  # which overwrite may replace
+    scene = (saved / "scene.npz").read_bytes()
+    refused(run("report", saved, "-o", saved / "scene.npz", "--overwrite"), "no page of HTML")
+    assert (saved / "scene.npz").read_bytes() == scene
     refused(run("report", saved, "-o", tmp_path), "is a folder", "--output")
     refused(
         run("report", saved, "-o", tmp_path / "b", "--truth", tmp_path / "no.json"), "no.json", "no such file"
@@ -173,11 +181,46 @@ def test_what_is_no_result_is_said_in_a_sentence(saved, moved, true, tmp_path):
         "--against",
         "other photographs",
     )
+    one = dataclasses.replace(others, names=(true.scene.names[2], *others.names[1:]))
+    one.save(tmp_path / "one")
+    refused(
+        run("report", saved, "-o", tmp_path / "b", "--against", tmp_path / "one"), f"has 1 of the {VIEWS} "
+    )
+    true.scene.save(tmp_path / "pieces" / "piece-1")
+    refused(run("report", tmp_path / "pieces"), "holds a scene in 1 pieces: name one, such as", "piece-1")
     refused(run("report", saved, "-o", tmp_path / "b", "--photographs", 0), "--photographs", "0")
     newer = json.loads((moved / "scene.json").read_text()) | {"format_version": 2}
     (tmp_path / "others" / "scene.json").write_text(json.dumps(newer))
     refused(run("report", tmp_path / "others"), "version 2", "upgrade")
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_or_a_device_is_not_replaced(saved, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    refused(run("report", saved, "-o", pipe, "--overwrite"), pipe, "a pipe or a device")
+    with pytest.raises(TargetError, match="a pipe or a device"):
+        write_file(pipe, b"mine")
+    assert pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
+
+
+def test_what_others_have_made_of_the_run(saved):
+    """Of a scene.json that was edited: what is of another kind is not known, and is no reason to fail."""
+    scene = read_result(saved).scene
+    wrong = {"seconds": 3, "warnings": 5, "skipped": 5, "size": None, "command": ["a"], "points": True}
+    wrong |= {"model": {"heads": 5, "parameters": "x", "density": ["a"]}}
+    wrong |= {"peak_memory_bytes": {"host": "x", "device": 2**30}}
+    text = page(Result(saved, scene, wrong), most=1)
+    assert "peak memory of the device, GiB" in text and "peak memory of the host" not in text
+    assert "Not known" not in page(Result(saved, scene, wrong | {"skipped": [1, {"reason": 5}]}), most=1)
+
+
+def test_a_page_starts_no_device(saved):
+    """On a GPU JAX would take most of its memory, for a page that needs none."""
+    result = read_result(saved)
+    with jax.transfer_guard("disallow"):
+        page(result, against=result, most=2)
 
 
 def test_a_scene_without_points(true, tmp_path):

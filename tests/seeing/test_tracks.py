@@ -86,7 +86,8 @@ def test_photographs_to_tracks(photos, tracker_weights, tmp_path):
 
 def test_wrong_queries_are_said_in_a_sentence(photos, images, tracker_weights, tmp_path):
     rest = ("-c", tracker_weights, "--size", 56, "-o", tmp_path / "out")
-    refused(run(photos, *rest, "--queries", "grid:0"), "--queries", "grid:N")
+    for text in ("grid:0", ""):
+        refused(run(photos, *rest, "--queries", text), "--queries must be a file, or grid:N", repr(text))
     refused(run(photos, *rest, "--queries", tmp_path / "no.json"), "no.json", "no such file")
     path = tmp_path / "points.json"
     for text, words in (

@@ -120,16 +120,33 @@ def test_ports(saved):
             free_port("127.0.0.1", port)
     with contextlib.suppress(OSError), taken_port(PORT):
         assert free_port("127.0.0.1") > PORT
-    refused(run("view", saved, "--port", 99999), "--port", "65535")
+    for port in (99999, 0, -1):
+        refused(run("view", saved, "--port", port), f"--port must be from 1 to 65535, not {port}")
+    refused(run("view", saved, "--host", ""), "--host has no name")  # all interfaces, for a socket
     refused(run("view", saved, "--host", "203.0.113.7"), "--host 203.0.113.7 is no address")
     with pytest.raises(InputError):
         free_port("no.such.host.invalid")
+
+
+def test_addresses_of_version_6(scene, tmp_path):
+    with contextlib.suppress(OSError, InputError):  # where the system has none
+        free_port("::1")
+        viewer = Viewer(clouds([Result(tmp_path, scene, {})], 100), host="::1")
+        viewer.stop()
+        assert viewer.url == f"http://[::1]:{viewer.port}"
 
 
 def test_bad_input(saved, tmp_path, scene, monkeypatch):
     refused(run("view", tmp_path), tmp_path, "holds no scene.npz")
     refused(run("view", saved, "--share-static", tmp_path), "--share-static", "is a folder")
     refused(run("view", saved, "--share-static", tmp_path / "a.html", "--port", 1), "--port")
+    page = tmp_path / "mine.html"
+    page.write_text("mine")
+    refused(run("view", saved, "--share-static", page, "--overwrite"), "no page of HTML")
+    assert page.read_text() == "mine"
+    others = dataclasses.replace(scene, names=tuple(f"other{i}.png" for i in range(VIEWS)))
+    others.save(tmp_path / "others")
+    refused(run("view", saved, tmp_path / "others", "--port", 1), "other is of other photographs")
     refused(run("view", saved, "--max-points", 0), "--max-points")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     refused(run("view", saved), "fastvggt_jax[view]")
@@ -152,7 +169,10 @@ def test_the_static_page_in_a_browser(saved, tmp_path):
         page.goto(path.as_uri())
         page.wait_for_function("window.view && view.clouds[0].drawn > 0")
         assert all(one.startswith(("file:", "data:")) for one in page.asked)
-        assert colors_in(page, x=250, y=0, width=550, height=500) > 100  # more than background and lines
+        page.locator("#cameras").uncheck()
+        drawn = colors_in(page, x=320, y=0, width=480, height=500)  # beside the panel, above the photographs
+        assert drawn > 100
+        page.locator("#cameras").check()
         before = page.evaluate("view.clouds[0].drawn")
         page.locator("#confidence").fill("90")
         after = page.evaluate("view.clouds[0].drawn")
@@ -193,6 +213,7 @@ def test_widgets_say_how_many_points_are_drawn(viewer):
     wait_for(lambda: viewer.drawn.value == f"{len(cloud.chosen(25, most=-(-len(cloud) // 2))):,}")
     viewer.size.value, viewer.cameras.value = 3.0, False
     wait_for(lambda: not viewer.frusta[0][0].visible)
+    wait_for(lambda: viewer.name.value == cloud.scene.names[3])
     photograph = viewer.image.image
     viewer.picture.value = "both"
     wait_for(lambda: not np.array_equal(viewer.image.image, photograph))
@@ -204,8 +225,14 @@ def test_the_viewer_in_a_browser(viewer):
     with browser() as page:
         page.goto(viewer.url)
         wait_for(lambda: viewer.server.get_clients(), 20)
-        wait_for(lambda: colors_in(page, x=0, y=150, width=450, height=400) > 100, 20)
         (client,) = viewer.server.get_clients().values()
+        viewer.cameras.value = False  # whose photographs have colours too
+        drawn = lambda: colors_in(page, x=0, y=150, width=450, height=400)
+        wait_for(lambda: drawn() > 100, 20)
+        viewer.points[0].visible = False
+        wait_for(lambda: drawn() < 20, 20)  # so it was the points
+        viewer.points[0].visible = viewer.cameras.value = True
+        assert page.locator(".tabler-icon-share").count() == 0  # it would let others in
         page.locator("input[value='25']:visible").first.fill("90")
         page.keyboard.press("Enter")
         wait_for(lambda: viewer.drawn.value == f"{len(cloud.chosen(90)):,}")
