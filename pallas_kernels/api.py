@@ -137,11 +137,13 @@ def block_sparse_attention(
     """Softmax attention over the kept key blocks only; a dropped key weighs exactly nothing.
 
     Args:
-      q: [B, T, N, H]. k, v: [B, S, N, H]. All float32, bfloat16 or float16; or q and k float8_e4m3fn, whose
-        product a Hopper GPU computes in half the time: rounding to it is the caller's, see `to_float8`. Scale
-        is 1 / sqrt(H). Or k and v a tuple each, an array for every run of the mask's keys; then these and q
+      q: [B, T, N, H], of one dtype with k and v, float32, bfloat16 or float16; or q and k float8_e4m3fn,
+        whose product a Hopper GPU computes in half the time: rounding to it is the caller's, see `to_float8`.
+        Scale is 1 / sqrt(H).
+      k: [B, S, N, H]. Or k and v a tuple each, an array for every run of the mask's keys; then these and q
         may be longer than the mask says, by rows of finite numbers that mean nothing: a kernel spares the
         copies.
+      v: as k.
       block_mask: for T queries and S keys.
       implementation: None takes the first that can serve, in the order of `implementation.names()`; or the
         name of one, which never becomes another.

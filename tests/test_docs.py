@@ -24,10 +24,6 @@ def of(page):
     return str(page.relative_to(ROOT))
 
 
-def python_in(page):
-    return "\n".join(block for language, block in BLOCK.findall(page.read_text()) if language == "python")
-
-
 def anchors(page):
     """Of a page's headings, as GitHub and the site make them."""
     headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text()), re.M)
@@ -46,10 +42,10 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_site_has_every_page_once():
+    """A notebook's page is made of it."""
     listed = re.findall(r"\S+\.md", (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2])
-    of_notebooks = [path.with_suffix(".md") for path in (ROOT / "docs").rglob("*.ipynb")]
-    pages = [page.relative_to(ROOT / "docs").as_posix() for page in [*DOCS, *of_notebooks]]
-    assert sorted(listed) == sorted(pages)
+    pages = [*DOCS, *(one.with_suffix(".md") for one in (ROOT / "docs").rglob("*.ipynb"))]
+    assert sorted(listed) == sorted(page.relative_to(ROOT / "docs").as_posix() for page in pages)
 
 
 def options_of_commands():
@@ -93,11 +89,17 @@ def demo(tmp_path_factory):
     return folder
 
 
+PROGRAMS = [
+    pytest.param(block, id=f"{page.name}-{number}")
+    for page in DOCS
+    for number, (language, block) in enumerate(BLOCK.findall(page.read_text()))
+    if language == "python" and re.search(r"^import ", block, re.M)  # others are parts of programs
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in DOCS if "import " in python_in(page)], ids=of)
-def test_lines_of_python_run(page, demo):
-    """Others are parts of programs."""
-    code = python_in(page)
+@pytest.mark.parametrize("code", PROGRAMS)
+def test_python_runs(code, demo):
     if "jax.export" in code:
         pytest.importorskip("flatbuffers")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
