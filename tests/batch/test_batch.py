@@ -23,7 +23,7 @@ from fastvggt_jax.models import registry
 from fastvggt_jax.sequence import Joined, Piece
 from fastvggt_jax.testing.random_weights import random_params
 from fastvggt_jax.testing.tiny import tiny_model
-from tests.faults.runner import contents
+from tests.faults.runner import result_files
 from tests.toys import model as toy
 
 OPTIONS = ["--format", "ply,cameras", "--mode", "pad"]
@@ -88,12 +88,7 @@ def refused(weights, words, *more, **how):
 def results(out=Path("out")):
     """The files of each scene, less photographs' folders and by what command it was made."""
     here = str(out.absolute().parent).encode()
-    found = {path.name: contents(path) for path in out.iterdir() if path.is_dir()}
-    for scene in found.values():
-        if "scene.json" in scene:
-            about = json.loads(scene["scene.json"])
-            about.pop("run", None)
-            scene["scene.json"] = json.dumps(about).encode()
+    found = {path.name: result_files(path) for path in out.iterdir() if path.is_dir()}
     return {name: {f: data.replace(here, b"") for f, data in files.items()} for name, files in found.items()}
 
 

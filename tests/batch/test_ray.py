@@ -23,7 +23,7 @@ from fastvggt_jax.io.weights import save_params
 from fastvggt_jax.models import registry
 from fastvggt_jax.testing.random_weights import random_params
 from fastvggt_jax.testing.tiny import write_random_weights
-from tests.faults.runner import ROOT, contents
+from tests.faults.runner import ROOT, contents, result_files
 from tests.toys import model as toy
 
 SCENES = 40
@@ -158,7 +158,7 @@ def test_a_batch_of_forty_killed_five_times(tmp_path, workers):
         assert kept.items() <= there.items(), "what was there is there, and was not made again"
         kept = there
         for name in there:
-            assert contents(out / name) == contents(tmp_path / "whole" / name)
+            assert result_files(out / name) == result_files(tmp_path / "whole" / name)
     last = subprocess.run([*command, str(out), *workers], cwd=ROOT, capture_output=True, text=True)
     assert last.returncode == 0, last.stderr
     lines = [json.loads(line) for line in last.stdout.splitlines()]
@@ -166,4 +166,4 @@ def test_a_batch_of_forty_killed_five_times(tmp_path, workers):
     assert kept.items() <= {one.name: one.stat().st_ino for one in out.glob("s*")}.items()
     assert sorted(os.listdir(out)) == ["batch.jsonl", *(f"s{i:02}" for i in range(SCENES))]
     for one in out.glob("s*"):
-        assert contents(one) == contents(tmp_path / "whole" / one.name)
+        assert result_files(one) == result_files(tmp_path / "whole" / one.name)

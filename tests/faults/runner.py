@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -62,3 +63,13 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def result_files(folder: Path) -> dict[str, bytes]:
+    """Every file of a result, less how its run went, which is another one's each time."""
+    found = contents(folder)
+    if "scene.json" in found:
+        about = json.loads(found["scene.json"])
+        about.pop("run", None)
+        found["scene.json"] = json.dumps(about).encode()
+    return found
