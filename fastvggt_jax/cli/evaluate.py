@@ -192,7 +192,7 @@ def evaluate(
     if batch < 1:
         raise InputError(f"batch must be at least 1, not {batch}", argument="batch")
     for task in tasks.values():
-        if dataset != ALL and output is not None and not _open(_report_in(output), len(task.data)):
+        if dataset != ALL and output is not None and not _open(_report_in(output) or {}, len(task.data)):
             check_output_folder(output, overwrite=overwrite, ours=OURS)
     by_hand = _by_hand(sparsity, blocks, dense=not (ablations or family))
     use_compilation_cache(cache_dir)
@@ -309,16 +309,12 @@ def _one(setup: _Setup, task: _Task, *, goes_on: bool, silent: bool) -> tuple[di
         "batch": batch,
         "version": __version__,
     }
-    before = None if output is None or setup.overwrite else _report_in(output)
-    replace = setup.overwrite
-    if before is not None and output is not None:
-        replace = _open(before, len(data))
-        if (replace or goes_on) and not _is_of(before, _digest(of), frames, whole=not replace):
-            what = f"{output / REPORT} is of another evaluation"
-            text = f"{what}; delete it, give another output, or overwrite it"
-            raise TargetError(text, argument="overwrite")
-        if goes_on and not replace:
+    before = None
+    if output is not None and not setup.overwrite:
+        before = _to_go_on_with(output, _digest(of), frames, len(data), whole=goes_on)
+        if before is not None and not _open(before, len(data)):
             return before, True
+    replace = setup.overwrite or before is not None
     with contextlib.ExitStack() as stack:
         journal = None
         if output is not None:
@@ -326,8 +322,8 @@ def _one(setup: _Setup, task: _Task, *, goes_on: bool, silent: bool) -> tuple[di
             if before is not None and (output / MEASURED).is_file() and not _so_far(output).exists():
                 write_file(_so_far(output), (output / MEASURED).read_bytes())
             journal = stack.enter_context(Journal(_so_far(output), of, frames, overwrite=setup.overwrite))
-            if journal.batches:
-                done = sum(next(iter(b.values())).seen for b in journal.batches.values())
+            done = sum(len(next(iter(b.values())).scenes) for b in journal.batches.values())
+            if done:
                 typer.echo(f"{done} scenes were measured before, and stand in {journal.path}", err=True)
         results = _measure(setup, runs, data, batch, journal, rules, silent=silent)
         found = report(
@@ -372,19 +368,26 @@ def _report_in(output: Path) -> dict[str, Any] | None:
         return {}
 
 
-def _open(found: dict[str, Any] | None, scenes: int) -> bool:
-    """Whether there is a report which lacks scenes, or leaves some out."""
-    return found is not None and bool(found) and (_seen(found) < scenes or "left_out" in found["dataset"])
+def _open(found: dict[str, Any], scenes: int) -> bool:
+    """Whether it is a report that lacks scenes, or leaves some out."""
+    return bool(found) and (_seen(found) < scenes or "left_out" in found["dataset"])
 
 
-def _is_of(found: dict[str, Any], of: str, frames: dict[str, Any], *, whole: bool) -> bool:
-    """Whether a report is of this evaluation, and if it is whole, of these photographs.
+def _to_go_on_with(
+    output: Path, of: str, frames: dict[str, Any], scenes: int, *, whole: bool
+) -> dict[str, Any] | None:
+    """The report that lies there and lacks scenes or leaves some out, or, where a whole one is wanted too,
+    any. Raises TargetError if it is of another evaluation.
 
-    of: the digest of all else that its numbers depend on.
+    of: the digest of all that its numbers depend on, but for the photographs, which are by scene in `frames`.
     """
-    if not found or found.get("of") != of:
-        return False
-    return not whole or found["dataset"].get("frames", {}) == frames
+    found = _report_in(output)
+    if found is None or not (whole or _open(found, scenes)):
+        return None
+    if found.get("of") != of or not (_open(found, scenes) or found["dataset"].get("frames", {}) == frames):
+        text = f"{output / REPORT} is of another evaluation; delete it, give another output, or overwrite it"
+        raise TargetError(text, argument="overwrite")
+    return found
 
 
 def _digest(of: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from fastvggt_jax import errors
-from fastvggt_jax.datasets import co3dv2, dtu, idr, nrgbd, realestate10k, seven_scenes, tanksandtemples
+from fastvggt_jax.datasets import co3dv2, dtu, eth3d, idr, nrgbd, realestate10k, seven_scenes, tanksandtemples
 from fastvggt_jax.datasets.base import Options, load_dataset
 from fastvggt_jax.datasets.files import digest, drawn, strided
 from fastvggt_jax.datasets.rendered import Rendered
@@ -257,6 +257,7 @@ def test_the_generated_lists_are_the_published_ones():
         ("7scenes_mv-recon_seq-id-map-kf200.json", seven_scenes.SevenScenes, 200),
         ("7scenes_mv-recon_seq-id-map-kf40.json", seven_scenes.SevenScenes, 40),
         ("DTU_mv-recon_seq-id-map-kf5.json", dtu.DTU, 5),
+        ("ETH3D_mv-recon_seq-id-map-kf5.json", eth3d.ETH3D, 5),
         ("NRGBD_mv-recon_seq-id-map-kf500.json", nrgbd.NRGBD, 500),
         ("NRGBD_mv-recon_seq-id-map-kf100.json", nrgbd.NRGBD, 100),
     ):
@@ -268,6 +269,10 @@ def test_the_generated_lists_are_the_published_ones():
     assert names == set(read("7scenes_mv-recon_seq-id-map-kf40.json"))
     assert {f"scan{n}" for n in dtu.SCANS} == set(read("DTU_mv-recon_seq-id-map-kf5.json"))
     assert set(nrgbd.ALL) == set(read("NRGBD_mv-recon_seq-id-map-kf500.json"))
+    views = {scene_: len(numbers) for scene_, numbers in read("ETH3D_mv-recon_seq-id-map-kf5.json").items()}
+    assert [views[scene_] for scene_ in eth3d.ALL] == [8, 9, 9, 16, 7, 3, 6, 3, 8, 7, 7, 5, 9]
+    sequences = (LISTS / "re10k_test_1719.txt").read_text().split()
+    assert sequences == sorted(read("Re10K_relpose_seq-id-map_seed42.json")) and len(sequences) == 1719
 
 
 def test_a_list_of_the_users_own(tmp_path):
