@@ -38,7 +38,15 @@ from fastvggt_jax.cli.options import (
     Weights,
     use_compilation_cache,
 )
-from fastvggt_jax.errors import Error, ImageError, InputError, MissingError, SceneError, printable
+from fastvggt_jax.errors import (
+    Error,
+    ImageError,
+    InputError,
+    MissingError,
+    SceneError,
+    TargetError,
+    printable,
+)
 
 if TYPE_CHECKING:
     from fastvggt_jax.datasets.base import Dataset
@@ -50,7 +58,8 @@ if TYPE_CHECKING:
     from fastvggt_jax.models.base import Model
     from fastvggt_jax.sources import ImagePolicy
 
-OURS = ("evaluation.json", "quality.png", "gallery.png")  # what --overwrite may replace
+REPORT, MEASURED = "evaluation.json", "measured.jsonl"  # MEASURED: the journal, where scenes were left out
+OURS = (REPORT, MEASURED, "quality.png", "gallery.png")  # what --overwrite may replace
 
 
 @one_sentence(smaller="take fewer --views, a smaller --size or a smaller --batch")
@@ -127,7 +136,8 @@ def evaluate(
     """Cameras, depth and points of a data set's scenes, as far as their truth is known.
 
     Interrupted (Ctrl-C), it reports the scenes up to there. With -o the numbers are written down batch by
-    batch, beside that folder: the same command goes on where one was ended, however it was.
+    batch, beside that folder: the same command goes on where one was ended, however it was. Where scenes were
+    left out, it measures these alone: they may have been mended.
     """
     from fastvggt_jax.datasets.base import Options
     from fastvggt_jax.evaluate.plot import require_matplotlib
@@ -181,8 +191,9 @@ def evaluate(
     plot = importlib.util.find_spec("matplotlib") is not None if plot is None else plot
     if batch < 1:
         raise InputError(f"batch must be at least 1, not {batch}", argument="batch")
-    if dataset != ALL and output is not None:
-        check_output_folder(output, overwrite=overwrite, ours=OURS)
+    for task in tasks.values():
+        if dataset != ALL and output is not None and not _open(_report_in(output) or {}, len(task.data)):
+            check_output_folder(output, overwrite=overwrite, ours=OURS)
     by_hand = _by_hand(sparsity, blocks, dense=not (ablations or family))
     use_compilation_cache(cache_dir)
     model, params = _load(weights, dtype, points_from)
@@ -216,9 +227,7 @@ def evaluate(
         if not quiet:
             _say_left_out(found)
         if not whole:
-            on = "" if output is None else "; the same command with --overwrite goes on"
-            if dataset == ALL:
-                on = on.replace(" with --overwrite", "")
+            on = "" if output is None else "; the same command goes on"
             counted = f"{_seen(found)} of {len(task.data)} scenes"
             typer.echo(f"interrupted: this is of the first {counted}{on}", err=True)
             raise typer.Exit(INTERRUPTED)
@@ -271,7 +280,7 @@ def _task(table: Table, output: Path | None) -> _Task:
 
 def _one(setup: _Setup, task: _Task, *, goes_on: bool, silent: bool) -> tuple[dict[str, Any], bool]:
     """The report of one data set, and whether it is of all scenes. goes_on: what is written already, and is
-    of the same evaluation, is taken.
+    of the same evaluation and whole, is taken.
     """
     from fastvggt_jax.evaluate.journal import Journal
     from fastvggt_jax.evaluate.report import encode, report
@@ -285,29 +294,36 @@ def _one(setup: _Setup, task: _Task, *, goes_on: bool, silent: bool) -> tuple[di
     if setup.ablations or setup.family:
         runs = _ablations(model, data, setup.block, setup.family, rules)
     runs = list({run.label: run for run in (*runs, *setup.by_hand)}.values())
+    known = data.describe()
+    known.pop("frame_list", None)
+    frames = known.pop("frames", {})  # of a scene that is mended there may be others
     described = _describe(setup.weights, model, setup.points_from)
     described["image_policy"] = rules.policy(model.image_policy)._asdict()
     of = {
         "model": described,
         "weights": _version_of(setup.weights),
-        "dataset": {"name": data.name, **data.describe(), "scenes": len(data)},
+        "dataset": {"name": data.name, **known, "scenes": len(data)},
         "options": task.options,
         "protocol": rules.describe(),
         "configurations": [repr(run) for run in runs],
         "batch": batch,
         "version": __version__,
     }
-    if goes_on and output is not None and not setup.overwrite:
-        before = _written(output, _digest(of), len(data))
-        if before is not None:
+    before = None
+    if output is not None and not setup.overwrite:
+        before = _to_go_on_with(output, _digest(of), frames, len(data), whole=goes_on)
+        if before is not None and not _open(before, len(data)):
             return before, True
+    replace = setup.overwrite or before is not None
     with contextlib.ExitStack() as stack:
         journal = None
         if output is not None:
-            check_output_folder(output, overwrite=setup.overwrite, ours=OURS)
-            journal = stack.enter_context(Journal(_so_far(output), of, overwrite=setup.overwrite))
-            if journal.batches:
-                done = sum(next(iter(b.values())).seen for b in journal.batches.values())
+            check_output_folder(output, overwrite=replace, ours=OURS)
+            if before is not None and (output / MEASURED).is_file() and not _so_far(output).exists():
+                write_file(_so_far(output), (output / MEASURED).read_bytes())
+            journal = stack.enter_context(Journal(_so_far(output), of, frames, overwrite=setup.overwrite))
+            done = sum(len(next(iter(b.values())).scenes) for b in journal.batches.values())
+            if done:
                 typer.echo(f"{done} scenes were measured before, and stand in {journal.path}", err=True)
         results = _measure(setup, runs, data, batch, journal, rules, silent=silent)
         found = report(
@@ -322,36 +338,56 @@ def _one(setup: _Setup, task: _Task, *, goes_on: bool, silent: bool) -> tuple[di
             options=task.options,
         )
         found["of"] = _digest(of)
-        if output is not None:
-            with output_folder(output, overwrite=setup.overwrite, ours=OURS) as folder:
-                write_file(folder / "evaluation.json", encode(found))
-                _draw(setup, task, runs, found, folder)
         whole = _seen(found) == len(data)
+        if before is not None and whole and json.loads(encode(found))["dataset"] == before["dataset"]:
+            assert journal is not None
+            journal.remove()  # of what was left out, nothing is mended
+            return before, True
+        if output is not None:
+            with output_folder(output, overwrite=replace, ours=OURS) as folder:
+                write_file(folder / REPORT, encode(found))
+                if found["dataset"].get("left_out"):
+                    write_file(folder / MEASURED, _so_far(output).read_bytes())
+                _draw(setup, task, runs, found, folder)
         if journal is not None and whole:
             journal.remove()
     return found, whole
 
 
-def _written(output: Path, of: str, scenes: int) -> dict[str, Any] | None:
-    """The whole report that lies there, if it is of this evaluation. TargetError if it is of another.
-
-    of: the digest of all that its numbers depend on.
-    """
-    from fastvggt_jax.errors import TargetError
+def _report_in(output: Path) -> dict[str, Any] | None:
+    """The report that lies there, an empty one of what is none; None without such a file. FileError."""
     from fastvggt_jax.io.json_files import read_json
 
-    path = output / "evaluation.json"
-    if not path.is_file():
+    if not (output / REPORT).is_file():
         return None
-    found = read_json(path)
+    found = read_json(output / REPORT)
     try:
-        same, whole = found["of"] == of, _seen(found) == scenes
-    except (KeyError, TypeError):
-        same = whole = False
-    if not same:
-        text = f"{path} is of another evaluation; delete it, give another output, or overwrite it"
+        _seen(found)
+        return found
+    except (KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _open(found: dict[str, Any], scenes: int) -> bool:
+    """Whether it is a report that lacks scenes, or leaves some out."""
+    return bool(found) and (_seen(found) < scenes or "left_out" in found["dataset"])
+
+
+def _to_go_on_with(
+    output: Path, of: str, frames: dict[str, Any], scenes: int, *, whole: bool
+) -> dict[str, Any] | None:
+    """The report that lies there and lacks scenes or leaves some out, or, where a whole one is wanted too,
+    any. Raises TargetError if it is of another evaluation.
+
+    of: the digest of all that its numbers depend on, but for the photographs, which are by scene in `frames`.
+    """
+    found = _report_in(output)
+    if found is None or not (whole or _open(found, scenes)):
+        return None
+    if found.get("of") != of or not (_open(found, scenes) or found["dataset"].get("frames", {}) == frames):
+        text = f"{output / REPORT} is of another evaluation; delete it, give another output, or overwrite it"
         raise TargetError(text, argument="overwrite")
-    return found if whole else None
+    return found
 
 
 def _digest(of: dict[str, Any]) -> str:

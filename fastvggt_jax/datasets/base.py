@@ -61,25 +61,31 @@ class Sample(NamedTuple):
 
 METRICS = ("cameras", "depth", "points", "rank correlation")
 # What papers measure by their own definitions, see `evaluate.measures`.
-FIELD = ("cameras", "Procrustes", "trajectory", "clouds", "video depth")
+FIELD = ("cameras", "Procrustes", "trajectory", "clouds", "video depth", "normalised views")
 PAIRS, SCENES, PIXELS, CATEGORIES = "pairs", "scenes", "pixels", "categories"
 POSE_WIDTH, CLOUD_WIDTH = 512, 518  # pixels that π³'s evaluation shows its models
+# How a predicted cloud is brought to the true one before ICP.
+CLOUD_ALIGNMENTS = UMEYAMA, MEDIANS = "similarity", "medians"
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """How papers measure a data set; `evaluate.protocols` has what differs between them.
+    """How papers measure a data set, π³'s evaluation first; `evaluate.protocols` has what others change.
 
     metrics: of FIELD. mean_over: of what the reported means are: PAIRS of views of all scenes together, or
     SCENES. width: pixels that the model sees. reach: how far ICP looks for partners, in the data set's unit.
-    farthest: depth from which on a video's pixels do not count, None: all do; clipped: whether predictions
-    are cut there too.
+    multiple: of which the height is that clouds are compared at. alignment: of CLOUD_ALIGNMENTS. crop: pixels
+    a side of the middle of each photograph, of which a cloud is made; None: of all. farthest: depth from
+    which on a video's pixels do not count, None: all do; clipped: whether predictions are cut there too.
     """
 
     metrics: tuple[str, ...]
     mean_over: str = SCENES
     width: int = POSE_WIDTH
     reach: float = 0.1
+    multiple: int = 14
+    alignment: str = UMEYAMA
+    crop: int | None = None
     farthest: float | None = None
     clipped: bool = False
 

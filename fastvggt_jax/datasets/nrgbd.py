@@ -27,6 +27,7 @@ from fastvggt_jax.datasets.files import (
     numbers_in,
     of_size,
     root_of,
+    several,
     stored,
     stride_of,
     strided,
@@ -40,7 +41,7 @@ ALL = (
     *("breakfast_room", "complete_kitchen", "green_room", "grey_white_room", "kitchen", "morning_apartment"),
     *("staircase", "thin_geometry", "whiteroom"),
 )
-STRIDE = 500
+STRIDE, CUT3R = 500, "cut3r"  # the latter is the protocol, which takes others
 NEAREST, FARTHEST = 1e-3, 10.0  # metres
 FOCAL = 554.2562584220408
 K = intrinsics(FOCAL, FOCAL, 320, 240, centres=True)
@@ -49,7 +50,13 @@ SIZE = (640, 480)  # of the photographs that K is of
 
 @dataclasses.dataclass(frozen=True)
 class NRGBD(FileDataset):
-    """Every 500th frame of each scene, of one of which that is one alone; the dense table has every 100th."""
+    """Every 500th frame of each scene, of one of which that is one alone; the dense table has every 100th.
+
+    By CUT3R's protocol every 500th, or every n/2-th of n frames where there are fewer than 1,000; of these,
+    frames without a camera are not taken (posed_only).
+    """
+
+    posed_only: bool = False
 
     name: ClassVar[str] = "nrgbd"
     field: ClassVar[Field] = Field(("clouds",), SCENES, CLOUD_WIDTH)
@@ -64,7 +71,10 @@ class NRGBD(FileDataset):
         root, stride = root_of(options, cls.name), stride_of(options, STRIDE)
         there(root, ALL, "images")
         counts = {scene: len(numbered(root / scene / "images", "img*.png")) for scene in ALL}
-        return cls.of(options, root, {scene: strided(count, stride) for scene, count in counts.items()})
+        cut3r = options.protocol == CUT3R
+        step = lambda count: min(stride, max(1, count // 2)) if cut3r else stride
+        frames = {scene: strided(count, step(count)) for scene, count in counts.items()}
+        return cls.of(options, root, frames, posed_only=cut3r)
 
     def read(self, scene: str) -> Sample:
         folder = self.root / scene
@@ -76,6 +86,9 @@ class NRGBD(FileDataset):
             text = f"it has {len(images)} images, {len(depth)} depth images and {len(poses)} cameras"
             raise SceneError(text, scene=scene)
         numbers = self.taken(scene, len(images), least=1)
+        if self.posed_only:
+            numbers = [i for i in numbers if np.isfinite(poses[i]).all()]
+            several(scene, len(numbers))
         of_size([images[i] for i in numbers], SIZE, scene)
         truth = Truth(
             cam_from_world=cameras(scene, inverted(poses[numbers])),

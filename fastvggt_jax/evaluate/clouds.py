@@ -18,6 +18,7 @@ from fastvggt_jax.evaluate.metrics import Surface
 from fastvggt_jax.geometry.alignment import best_rotation
 
 LIBRARIES = OPEN3D, SCIPY = "open3d", "scipy"
+SIZES = 1e-3, 1e3  # that a prediction may have, by `from_median`
 ROUNDS, CHANGE = 30, 1e-6  # of Open3D's ICP: rounds at most, and of fitness and error when it ends
 
 
@@ -78,6 +79,21 @@ def cloud_errors(
     for kind in ("mean", "median"):
         found[f"NC {kind}"] = (found[f"NC1 {kind}"] + found[f"NC2 {kind}"]) / 2
     return found
+
+
+def from_median(
+    points: Float[np.ndarray, "M 3"], cam_from_world: Float[np.ndarray, "3 4"]
+) -> tuple[Float[np.ndarray, "M 3"], float]:
+    """The points f64[M, 3] seen from a camera, with their median depth as 0, and how large they are: the
+    median distance from the median of each coordinate.
+
+    What CUT3R and Spann3R compare by (`Regr3D_t_ScaleShiftInv` of eval/mv_recon/criterion.py, after DUSt3R's
+    losses), of the first view's camera; a median of an even number is the lower of the two in the middle.
+    """
+    median = lambda x: np.quantile(x, 0.5, axis=0, method="lower")
+    seen = Rigid(cam_from_world[:, :3], cam_from_world[:, 3])(np.asarray(points, np.float64))
+    seen[:, 2] -= median(seen[:, 2])
+    return seen, float(median(np.linalg.norm(seen - median(seen), axis=-1)))
 
 
 def icp(points: Float[np.ndarray, "M 3"], target: Surface, reach: float) -> Rigid:

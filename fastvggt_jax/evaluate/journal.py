@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from fastvggt_jax.errors import Error, FileError, TargetError
-from fastvggt_jax.evaluate.runner import Result
+from fastvggt_jax.evaluate.runner import LeftOut, Result
 from fastvggt_jax.io.files import reason, regular_file, write_file
 from fastvggt_jax.io.json_files import parse_json
 
@@ -27,15 +27,26 @@ class Journal:
     """The file, a JSON line for each batch of scenes, after one that says of what; use as a context manager.
 
     Each bears a checksum. Lines that are damaged, such as a half-written last one, and those after them are
-    left out: their scenes are measured again. So are those of a batch in which some could not be measured.
+    left out: their scenes are measured again. Of several lines of one batch the last one holds.
+
+    Attributes:
+      batches: by the number of its first scene, what each has given.
     """
 
-    def __init__(self, path: str | os.PathLike, of: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        """of: all that the numbers depend on, as JSON values.
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        of: Mapping[str, Any],
+        frames: Mapping[str, Any] | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        """of: all that the numbers depend on, as JSON values. frames: which photographs of a scene are taken,
+        by its name, where that is known: a batch with a scene of others is measured again.
 
         Raises TargetError if the file is of another evaluation, unless `overwrite`; FileError.
         """
-        self.path, self.of = Path(path), json.loads(json.dumps(of))
+        self.path, self.of, self.frames = Path(path), json.loads(json.dumps(of)), frames or {}
         self.batches: dict[int, dict[str, Result]] = {}
         try:
             lines = regular_file(self.path).read_bytes().splitlines() if os.path.lexists(self.path) else []
@@ -67,20 +78,25 @@ class Journal:
             if not isinstance(found, dict) or found.pop("crc32", None) != _checksum(found):
                 break
             results = {name: _result(one) for name, one in found["results"].items()}
-            if any(result.left_out for result in results.values()):
-                continue  # the scene may have been mended
-            self.batches[found["start"]] = results
-            kept.append(line)
+            if found["frames"] == self._frames_of(results):
+                self.batches[found["start"]] = results
+                kept.append(line)
         return kept
 
     def add(self, start: int, results: Mapping[str, Result]) -> None:
         """What the batch from scene number `start` on has given. Raises FileError."""
-        line = {"start": start, "results": {name: _values(result) for name, result in results.items()}}
+        values = {name: _values(result) for name, result in results.items()}
+        line = {"start": start, "frames": self._frames_of(results), "results": values}
         try:
             self.file.write(json.dumps(line | {"crc32": _checksum(line)}).encode() + b"\n")
             self.file.flush()
         except OSError as error:
             raise FileError(f"{self.path} could not be written: {reason(error)}", cause=error) from error
+
+    def _frames_of(self, results: Mapping[str, Result]) -> dict[str, Any]:
+        """Of the scenes that were measured."""
+        scenes = {scene for result in results.values() for scene in result.scenes}
+        return {scene: list(self.frames[scene]) for scene in sorted(scenes) if scene in self.frames}
 
     def remove(self) -> None:
         """When its evaluation is written."""
@@ -114,4 +130,4 @@ def _values(result: Result) -> dict[str, Any]:
 def _result(values: Mapping[str, Any]) -> Result:
     shaped = {name: [np.asarray(x, np.float64) for x in values[name]] for name in ARRAYS}
     shaped["pairs"] = [x.reshape(2, -1) for x in shaped["pairs"]]
-    return Result(**{**values, **shaped})
+    return Result(**{**values, **shaped, "left_out": [LeftOut(*one) for one in values["left_out"]]})

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from fastvggt_jax.datasets.base import CLOUD_WIDTH, Field, Sample
+from fastvggt_jax.datasets.base import MEDIANS, Field, Sample
 from fastvggt_jax.errors import FailedError, SceneError
-from fastvggt_jax.evaluate import clouds, depths, metrics, trajectories
+from fastvggt_jax.evaluate import clouds, depths, metrics, normalised, trajectories
 from fastvggt_jax.evaluate.truth import in_model_pixels, known, unprojected
 from fastvggt_jax.models.prediction import Reconstruction
 from fastvggt_jax.sources import ImageTransform
@@ -19,7 +19,6 @@ from fastvggt_jax.sources import ImageTransform
 SURFACE_POINTS, SURFACE_QUERIES = 50_000, 2_500
 ACCURACIES, AREAS = (5, 15, 30), (5, 15, 30)  # thresholds in degrees
 NEAREST = 1e-4  # of true depths, from which on they make a point of a cloud
-PATCH = 14  # pixels, of which a cloud's height is a multiple
 VIDEO = ("AbsRel", "delta")  # of a video's depth, after
 ALIGNMENTS = (depths.SCALE, depths.SCALE_SHIFT)
 WEIGHT = "valid pixels"
@@ -71,8 +70,8 @@ DEFINITIONS = {
     "mean square after the same alignment; the mean over scenes",
     "RPE rotation": "the same in degrees",
     **{
-        f"{name} {kind}": f"{text}, the {kind} of a scene, after alignment by a similarity over all valid "
-        f"pixels and ICP; the mean over scenes"
+        f"{name} {kind}": f"{text}, the {kind} of a scene, after the protocol's alignment over all valid "
+        f"pixels, and ICP; the mean over scenes"
         for name, text in (
             ("Acc", "in the data set's unit; distance from predicted points to the nearest true ones"),
             ("Comp", "in the data set's unit; distance from true points to the nearest predicted ones"),
@@ -82,6 +81,27 @@ DEFINITIONS = {
         )
         for kind in ("mean", "median")
     },
+    **{
+        name: f"{text}; seen from the first view, in units of the mean distance of valid points from there; "
+        "the mean over views, then over scenes"
+        for name, text in (
+            (
+                "points AbsRel",
+                "mean of a point's distance from the true one, by that one's from the first view",
+            ),
+            (
+                "points within 3 %",
+                "percent of points whose distance from the first view is wrong by a factor below 1.03",
+            ),
+            ("z AbsRel", "mean of |depth - truth| / truth"),
+            ("z within 3 %", "percent of depths wrong by a factor below 1.03"),
+        )
+    },
+    "ray error": "degrees between the predicted and the true rays of all pixels; the mean over scenes",
+    "rigid ATE": "mean distance of camera centres after a rotation and a translation, in the same units; the "
+    "mean over scenes",
+    "scale AbsRel": "|s - s*| / s* of the two units in metres, of a model that finds no metres as if its own "
+    "unit were one; the mean over scenes",
     "point clouds": "Chamfer distance, in the data set's unit: the mean of Acc mean and Comp mean",
     **{
         f"{name}, {how}": f"{text} after one {how.replace('&', ' and ')} for all frames of a video; the mean "
@@ -129,7 +149,7 @@ class Reference:
         if {"clouds", "video depth"} & {*wanted}:
             self._read_depth(sample, wanted)
         given = sample.truth
-        if not {"depth", "points", "rank correlation"} & {*wanted}:
+        if not {"depth", "points", "rank correlation", "normalised views"} & {*wanted}:
             given = dataclasses.replace(given, depth=None, points=None, valid=None)
         truth = in_model_pixels(given, transforms)
         pixels = 0 if truth.valid is None else int(truth.valid.sum())
@@ -145,6 +165,7 @@ class Reference:
             "trajectory": cameras and len(transforms) > 1,
             "clouds": True,
             "video depth": True,
+            "normalised views": pixels >= 3 and cameras and truth.points is not None and truth.K is not None,
         }
         self.groups = [group for group in wanted if there[group]]
         self.cam_from_world, self.valid = truth.cam_from_world, truth.valid
@@ -162,6 +183,13 @@ class Reference:
             # all.
             self.chosen = np.random.default_rng(0).permutation(len(self.points))[:SURFACE_POINTS]
             self.surface = metrics.Surface(self.points[self.chosen])
+        if "normalised views" in self.groups:
+            points = np.asarray(truth.points, np.float64)
+            rays = normalised.rays_of(truth.K, *points.shape[1:3])
+            depth = np.asarray(truth.depth, np.float64)
+            self.views = normalised.Views(np.asarray(truth.cam_from_world, np.float64), points, depth, rays)
+        elif "normalised views" in wanted:
+            raise SceneError("hardly a pixel has a known depth", scene=self.name)
         if "rank correlation" in self.groups:
             self.original_depth = [np.asarray(depth, np.float64) for depth in sample.truth.depth]
             self.original_valid = known(sample.truth) or []
@@ -182,7 +210,7 @@ class Reference:
             if truth.valid is not None:
                 depth = np.where(truth.valid[f], depth, 0)
             if clouded:
-                where, valid = _cloud(depth, truth.K[f], truth.cam_from_world[f])
+                where, valid = _cloud(depth, truth.K[f], truth.cam_from_world[f], self.field)
                 points.append(where[valid])
                 self.cloud_valid.append(valid)
             if "video depth" in wanted:
@@ -190,7 +218,8 @@ class Reference:
                 self.video_depth.append(np.where(np.isfinite(depth) & (depth > 0) & (depth < far), depth, 0))
         if clouded:
             self.cloud = np.concatenate(points).astype(np.float64)
-            if len(self.cloud) < 3:
+            self.kept = np.concatenate([_middle(valid, self.field.crop)[valid] for valid in self.cloud_valid])
+            if self.kept.sum() < 3:
                 raise SceneError("hardly a pixel has a known depth", scene=self.name)
         elif not any(depth.any() for depth in self.video_depth):
             raise SceneError("no pixel has a known depth", scene=self.name)
@@ -231,38 +260,68 @@ def measure(found: Reconstruction, truth: Reference) -> tuple[np.ndarray, dict[s
         errors = trajectories.trajectory_errors(np.asarray(found.cam_from_world), truth.cam_from_world)
         values |= {"trajectory ATE" if name == "ATE" else name: value for name, value in errors.items()}
     if "clouds" in truth.groups:
-        values |= _of_clouds(np.asarray(found.points), truth)
+        values |= _of_clouds(found, truth)
     if "video depth" in truth.groups:
         values |= _of_video(np.asarray(found.depth), truth)
+    if "normalised views" in truth.groups:
+        values |= _of_views(found, truth)
     return pairs, values
 
 
-def _cloud(depth: np.ndarray, K: np.ndarray, cam_from_world: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _cloud(
+    depth: np.ndarray, K: np.ndarray, cam_from_world: np.ndarray, field: Field
+) -> tuple[np.ndarray, np.ndarray]:
     """(points f32[H, W, 3], valid bool[H, W]) of a photograph at the size of clouds: from the nearest pixel
     as OpenCV counts them, K scaled by the larger of both ratios (π³'s evaluation branch,
     datasets/utils/cropping.py).
     """
-    height, width = depth.shape
-    tall = max(1, round(height * CLOUD_WIDTH / width / PATCH)) * PATCH
+    (height, width), wide = depth.shape, field.width
+    tall = max(1, round(height * wide / width / field.multiple)) * field.multiple
     rows = np.minimum(np.arange(tall) * height // tall, height - 1)
-    columns = np.minimum(np.arange(CLOUD_WIDTH) * width // CLOUD_WIDTH, width - 1)
+    columns = np.minimum(np.arange(wide) * width // wide, width - 1)
     depth = depth[rows[:, None], columns]
     valid = np.isfinite(depth) & (depth > NEAREST)
     K = np.array(K, np.float64)
-    K[:2] *= max(CLOUD_WIDTH / width, tall / height)
-    x, y = np.arange(CLOUD_WIDTH) + 0.5, np.arange(tall) + 0.5
+    K[:2] *= max(wide / width, tall / height)
+    x, y = np.arange(wide) + 0.5, np.arange(tall) + 0.5
     return unprojected(np.where(valid, depth, 0), x, y, K, np.asarray(cam_from_world, np.float64)), valid
 
 
-def _of_clouds(points: np.ndarray, truth: Reference) -> dict[str, float]:
-    pairs = zip(points, truth.cloud_valid, strict=True)
+def _middle(valid: np.ndarray, crop: int | None) -> np.ndarray:
+    """bool[H, W]: the square of so many pixels a side in the middle, all for None."""
+    inside = np.full(valid.shape, crop is None)
+    if crop is not None:
+        top, left = (max(0, side // 2 - crop // 2) for side in valid.shape)
+        inside[top : top + crop, left : left + crop] = True
+    return inside
+
+
+def _of_clouds(found: Reconstruction, truth: Reference) -> dict[str, float]:
+    pairs = zip(np.asarray(found.points), truth.cloud_valid, strict=True)
     # A point at a time is a pixel's: the same pixels of truth and prediction.
     predicted = np.concatenate([_resized(one, *valid.shape)[valid] for one, valid in pairs]).astype(
         np.float64
     )
-    predicted = metrics.align(predicted, truth.cloud)(predicted)
-    found = clouds.cloud_errors(predicted, truth.cloud, reach=truth.field.reach)
-    return found | {"point clouds": (found["Acc mean"] + found["Comp mean"]) / 2}
+    true = truth.cloud
+    if truth.field.alignment == MEDIANS:
+        cameras = np.asarray(found.cam_from_world, np.float64)[0], truth.cam_from_world[0]
+        (predicted, size), (true, size_true) = map(clouds.from_median, (predicted, true), cameras)
+        predicted = predicted * size_true / np.clip(size, *clouds.SIZES)
+    else:
+        predicted = metrics.align(predicted, true)(predicted)
+    errors = clouds.cloud_errors(predicted[truth.kept], true[truth.kept], reach=truth.field.reach)
+    return errors | {"point clouds": (errors["Acc mean"] + errors["Comp mean"]) / 2}
+
+
+def _of_views(found: Reconstruction, truth: Reference) -> dict[str, float]:
+    poses, points, depth = (
+        np.asarray(x, np.float64) for x in (found.cam_from_world, found.points, found.depth)
+    )
+    views = normalised.Views(poses, points, depth, points)
+    K = found.K
+    rays = normalised.rays_to(views) if K is None else normalised.rays_of(np.asarray(K), *depth.shape[1:])
+    scale = 1.0 if found.metric_scale is None else float(found.metric_scale)
+    return normalised.normalised_errors(views._replace(rays=rays), truth.views, truth.valid, scale)
 
 
 def _resized(points: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastvggt_jax.datasets.base import CATEGORIES, PAIRS, SCENES, Dataset, Field
+from fastvggt_jax.datasets.base import CATEGORIES, MEDIANS, PAIRS, SCENES, Dataset, Field
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.evaluate import clouds, metrics
 from fastvggt_jax.sources import ImagePolicy
 
-OURS, PI3, VGGT_CO3D = "ours", "pi3-2025-08", "vggt-co3d"
+OURS, PI3, VGGT_CO3D, CUT3R, MAPANYTHING = "ours", "pi3-2025-08", "vggt-co3d", "cut3r", "mapanything"
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
     """One of them. version: counts changes of ours that change numbers. only: the data sets that it is for,
-    () for all. See `Rules` for the others.
+    () for all. changes: fields of a data set's `Field` that are others here. published: whether
+    `evaluate.published` has its numbers. See `Rules` for the others.
     """
 
     name: str
@@ -28,6 +29,8 @@ class Protocol:
     widened: bool
     by_field: bool = True
     only: tuple[str, ...] = ()
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    published: bool = False
 
 
 PROTOCOLS = {
@@ -50,6 +53,7 @@ PROTOCOLS = {
             metrics.J_FROM_I,
             None,
             widened=True,
+            published=True,
         ),
         Protocol(
             VGGT_CO3D,
@@ -60,6 +64,29 @@ PROTOCOLS = {
             CATEGORIES,
             widened=False,
             only=("co3dv2",),
+            published=True,
+        ),
+        Protocol(
+            CUT3R,
+            1,
+            "CUT3R's and Spann3R's point clouds (eval/mv_recon): no similarity, but the medians of depth and "
+            "of distance from the middle; of the middle 224 x 224 of 512 pixels",
+            metrics.J_FROM_I,
+            SCENES,
+            widened=True,
+            only=("7scenes", "nrgbd"),
+            changes={"width": 512, "multiple": 1, "alignment": MEDIANS, "crop": 224},
+        ),
+        Protocol(
+            MAPANYTHING,
+            1,
+            "MapAnything's dense N-view benchmark, but for its choice of views and its copies of the data: "
+            "seen from the first view, in units of the points' mean distance; the model's own sizing",
+            metrics.I_FROM_J,
+            SCENES,
+            widened=False,
+            only=("eth3d",),
+            changes={"metrics": ("cameras", "normalised views")},
         ),
     )
 }
@@ -93,6 +120,7 @@ class Rules:
         found |= {"metrics": list(self.wanted), "mean_over": self.mean_over, "relative_pose": self.order}
         if "clouds" in self.wanted:
             found |= {"icp_reach": self.field.reach, "clouds_by": clouds.library()}
+            found |= {"clouds_aligned_by": self.field.alignment, "clouds_cropped_to": self.field.crop}
         return found
 
 
@@ -110,7 +138,7 @@ def rules_for(dataset: Dataset, name: str | None = None) -> Rules:
         fits: Sequence[str] = protocol.only or ("the data sets of papers",)
         text = f"protocol {name} is for {', '.join(fits)}, not for {dataset.name}"
         raise InputError(f"{text}: take {default_protocol(dataset)}", argument="protocol")
-    field = field or Field(())
+    field = dataclasses.replace(field or Field(()), **protocol.changes)
     wanted = field.metrics if protocol.by_field else tuple(dataset.metrics)
     return Rules(protocol, wanted, protocol.mean_over or field.mean_over or SCENES, field)
 

@@ -43,6 +43,13 @@ COLUMNS = {  # of the table: name in a summary -> (heading, format)
     "NC mean": ("NC", "6.3f"),
     "NC median": ("median", "6.3f"),
     "point clouds": ("Chamfer", "7.4f"),
+    "points AbsRel": ("points", "7.4f"),
+    "points within 3 %": ("<3 %", "6.1f"),
+    "z AbsRel": ("depth", "7.4f"),
+    "z within 3 %": ("<3 %", "6.1f"),
+    "rigid ATE": ("ATE", "7.4f"),
+    "ray error": ("ray °", "6.2f"),
+    "scale AbsRel": ("scale", "6.3f"),
     "AbsRel, scale": ("AbsRel", "7.4f"),
     "delta, scale": ("δ<1.25", "6.1f"),
     "AbsRel, scale&shift": ("AbsRel s&s", "10.4f"),
@@ -85,10 +92,10 @@ def report(
         for run in runs
     ]
     measured = results[runs[0].label].scenes
-    left_out = [{"scene": name, "reason": why} for name, why in results[runs[0].label].left_out]
+    left_out = [{"scene": one.scene, "reason": one.reason} for one in results[runs[0].label].left_out]
     names = {"scene's size", "baselines", *(name for row in rows for name in row["summary"])}
     described = {"name": dataset.name, **dataset.describe(), "scenes": measured, "batch": batch}
-    comparable = rules.protocol.by_field and as_published(dataset.name, options)
+    comparable = rules.protocol.published and as_published(dataset.name, options)
     published = published_of(dataset, rules) if comparable else []
     return {
         "format": "fastvggt_jax evaluation",

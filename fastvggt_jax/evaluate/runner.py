@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -97,12 +97,20 @@ class Scene(NamedTuple):
     truth: Reference
 
 
+class LeftOut(NamedTuple):
+    """A scene that could not be measured: its number in the data set, its name, and why."""
+
+    number: int
+    scene: str
+    reason: str
+
+
 @dataclasses.dataclass
 class Result:
     """Of one predictor. scenes: their names. pairs: f64[2, pairs] of each, and their baselines f64[pairs];
     metrics: of each scene; density: f64[layers] of each, none if dense. seconds: that predicting each took,
-    without compiling where the predictor is a `Predictor`. left_out: (name, reason) of scenes
-    that could not be measured, the same of every predictor.
+    without compiling where the predictor is a `Predictor`. left_out: the same of every
+    predictor.
     """
 
     scenes: list[str] = dataclasses.field(default_factory=list)
@@ -111,7 +119,7 @@ class Result:
     metrics: list[dict[str, float]] = dataclasses.field(default_factory=list)
     density: list[np.ndarray] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)
-    left_out: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    left_out: list[LeftOut] = dataclasses.field(default_factory=list)
 
     @property
     def seen(self) -> int:
@@ -219,7 +227,8 @@ def evaluate(
     rules: what is measured, by default `rules_for` the data set.
     together: predictors are compiled at the same time, in threads, see `pallas_kernels.compiles_in_threads`;
     each runs once more for it.
-    journal: what was found is written to it batch by batch, and what it holds is not measured again.
+    journal: what was found is written to it batch by batch, and what it holds is not measured again, but for
+    the scenes that were left out: they may have been mended.
 
     A scene that cannot be measured (SceneError, photographs that cannot be read) is left out. Raises
     FailedError if a prediction is not finite, InputError for what cannot be measured, also if no scene can
@@ -235,19 +244,18 @@ def evaluate(
     with ThreadPoolExecutor() as threads:  # numpy, scipy and XLA's compiler mostly work outside the GIL
         compiled = not together
         for start in range(0, len(dataset), batch):
-            if journal is not None and start in journal.batches:
-                for name, result in journal.batches[start].items():
-                    results[name].extend(result)
-                    advance(result.seen)
-                continue
             found = {name: Result() for name in predictors}
+            numbers: Sequence[int] = range(start, min(start + batch, len(dataset)))
+            before = {} if journal is None else journal.batches.get(start, {})
+            for name, result in before.items():
+                numbers = [one.number for one in result.left_out]
+                found[name].extend(dataclasses.replace(result, left_out=[]))
+                advance(len(result.scenes))
             try:
-                loaded = _batches(
-                    dataset, range(start, min(start + batch, len(dataset))), policy, threads, rules
-                )
-                for name, why in next(loaded):
+                loaded = _batches(dataset, numbers, policy, threads, rules)
+                for one in next(loaded):
                     for result in found.values():
-                        result.left_out.append((name, why))
+                        result.left_out.append(one)
                         advance(1)
                 for scenes in loaded:
                     if not compiled:
@@ -258,26 +266,27 @@ def evaluate(
                 if start == 0:
                     raise
                 break
-            if journal is not None:
+            measured = lambda of: [result.scenes for result in of.values()]
+            if journal is not None and measured(found) != measured(before):
                 journal.add(start, found)
             for name, result in found.items():
                 results[name].extend(result)
-    one = next(iter(results.values()), Result())
-    if one.left_out and not one.scenes:
-        name, why = one.left_out[0]
-        text = f"none of the {len(one.left_out)} scenes of {dataset.name} can be measured; the first, {name}"
-        raise InputError(f"{text}: {why}", argument="dataset")
+    whole = next(iter(results.values()), Result())
+    if whole.left_out and not whole.scenes:
+        _, name, why = whole.left_out[0]
+        text = f"none of the {len(whole.left_out)} scenes of {dataset.name} can be measured"
+        raise InputError(f"{text}; the first, {name}: {why}", argument="dataset")
     return results
 
 
 def _batches(
-    dataset: Dataset, numbers: range, policy: ImagePolicy, threads: Executor, rules: Rules
+    dataset: Dataset, numbers: Sequence[int], policy: ImagePolicy, threads: Executor, rules: Rules
 ) -> Iterator[list[Any]]:
-    """(name, reason) of those of these scenes that cannot be measured; then the others, those whose pixels
-    have one shape together.
+    """Those of these scenes that cannot be measured; then the others, those whose pixels have one shape
+    together.
     """
 
-    def load(number: int) -> Scene | tuple[str, str]:
+    def load(number: int) -> Scene | LeftOut:
         name = f"scene {number}"
         try:
             sample = dataset[number]
@@ -286,12 +295,12 @@ def _batches(
             truth = Reference(sample, images.transforms, rules.wanted, rules.field, rules.order)
             return Scene(images.pixels, truth)
         except SceneError as error:
-            return error.scene, error.text
+            return LeftOut(number, error.scene, error.text)
         except (ImageError, MissingError) as error:
-            return name, error.text
+            return LeftOut(number, name, error.text)
 
     # One before the others: what a data set compiles is compiled once.
-    scenes = [load(numbers[0]), *threads.map(load, numbers[1:])]
+    scenes = [*map(load, numbers[:1]), *threads.map(load, numbers[1:])]
     yield [one for one in scenes if not isinstance(one, Scene)]
     by_shape: dict[tuple[int, ...], list[Scene]] = {}
     for scene in scenes:

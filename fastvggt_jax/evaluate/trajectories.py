@@ -23,8 +23,8 @@ def trajectory_errors(
 
     RPE is of inv(inv(G_i) G_{i+1}) · inv(P_i) P_{i+1}, where G and P are true and predicted world_from_cam.
     """
-    R, centres = _world_from_cam(cam_from_world)
-    R_true, centres_true = _world_from_cam(truth)
+    R, centres = world_from_cam(cam_from_world)
+    R_true, centres_true = world_from_cam(truth)
     similarity = align(centres, centres_true)
     step, turn = _steps(similarity.rotation @ R, similarity(centres))
     step_true, turn_true = _steps(R_true, centres_true)
@@ -47,13 +47,14 @@ def procrustes_ate(cam_from_world: Float[np.ndarray, "F 3 4"], truth: Float[np.n
     Without a unit, and falling as 1/√F: relative to the path's size it is this times √(3F). 1/√(3F), as wrong
     as can be, where all centres coincide.
     """
-    centres, centres_true = _world_from_cam(cam_from_world)[1], _world_from_cam(truth)[1]
+    centres, centres_true = world_from_cam(cam_from_world)[1], world_from_cam(truth)[1]
     if min(np.ptp(centres, 0).max(), np.ptp(centres_true, 0).max()) == 0:
         return float(1 / np.sqrt(centres.size))
     return float(np.sqrt(procrustes(centres_true, centres)[2] / centres.size))
 
 
-def _world_from_cam(cam_from_world: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def world_from_cam(cam_from_world: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rotations f64[F, 3, 3] and camera centres f64[F, 3]."""
     poses = np.asarray(cam_from_world, np.float64)
     R = poses[:, :, :3].swapaxes(1, 2)
     return R, -np.einsum("fij,fj->fi", R, poses[:, :, 3])

@@ -143,8 +143,8 @@ def test_an_interrupted_evaluation_reports_its_scenes_so_far(weights, tmp_path, 
     report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert report["dataset"]["scenes"] == ["wall 0"]
     assert [len(row["scenes"]["AUC@30"]) for row in report["configurations"]] == [1]
-    assert "the same command with --overwrite goes on" in done.stderr
-    done = run("walls", "-c", weights, "--scenes", 3, "--batch", 1, "-o", tmp_path / "out", "--overwrite")
+    assert "the same command goes on" in done.stderr
+    done = run("walls", "-c", weights, "--scenes", 3, "--batch", 1, "-o", tmp_path / "out")
     assert done.exit_code == 0 and len(calls) == 4  # the second scene, again, and the third
 
 

@@ -1,7 +1,6 @@
 """Every data set's layout, written from what is true, read again, and measured with truth as prediction."""
 
 import json
-import warnings
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from fastvggt_jax import errors
-from fastvggt_jax.datasets import co3dv2, dtu, idr, nrgbd, realestate10k, seven_scenes, tanksandtemples
+from fastvggt_jax.datasets import co3dv2, dtu, eth3d, idr, nrgbd, realestate10k, seven_scenes, tanksandtemples
 from fastvggt_jax.datasets.base import Options, load_dataset
 from fastvggt_jax.datasets.files import digest, drawn, strided
 from fastvggt_jax.datasets.rendered import Rendered
@@ -192,6 +191,35 @@ def test_other_ways_to_lie_there(name, write, tmp_path):
         np.testing.assert_allclose(sample.truth.K, np.tile(true.K, (6, 1, 1)), atol=1e-9)
 
 
+def test_7_scenes_depth_is_registered_where_the_copy_is_as_released(tmp_path, monkeypatch):
+    """By the definition, a pixel at a time; what lies as .depth.proj.png is taken as it is."""
+    rng = np.random.default_rng(0)
+    width, height = 64, 48
+    raw = rng.integers(800, 4000, (height, width)).astype(np.uint16)
+    raw[:, ::7], raw[3] = 65535, 0
+    expected = np.full((height, width), np.inf)
+    for v, u in np.argwhere((raw > 0) & (raw < 65535)):
+        z = float(np.float32(raw[v, u]) / np.float32(1000))
+        there = np.array([(u + 0.5 - width / 2) / 585 * z, (v + 0.5 - height / 2) / 585 * z, z, 1])
+        x, y, z = seven_scenes.COLOUR_FROM_DEPTH @ there
+        column, row = round(525 * x / z + width / 2), round(525 * y / z + height / 2)
+        if 0 <= column < width and 0 <= row < height:
+            expected[row, column] = min(expected[row, column], z)
+    expected = np.where(np.isfinite(expected), np.floor(1000 * expected.astype(np.float32)), 0)
+    assert 0.3 < (expected > 0).mean() < 0.9
+    np.testing.assert_allclose(np.linalg.det(seven_scenes.COLOUR_FROM_DEPTH[:, :3]), 1, atol=1e-9)
+    monkeypatch.setattr(seven_scenes, "SIZE", (width, height))
+    folder = tmp_path / "chess" / "seq-03"
+    for stem in ("frame-000000", "frame-000001"):
+        layouts.save(np.zeros((height, width, 3), np.uint8), folder / f"{stem}.color.png")
+        layouts.save(raw, folder / f"{stem}.depth.png")
+        layouts.text(folder / f"{stem}.pose.txt", layouts.lines(np.eye(4)))
+    layouts.save(raw, folder / "frame-000001.depth.proj.png")
+    ours, theirs = load_dataset("7scenes", Options(root=tmp_path, stride=1))[0].truth.depth
+    np.testing.assert_array_equal(np.rint(1000 * ours), expected)
+    np.testing.assert_array_equal(np.rint(1000 * theirs), np.where(raw < 10_000, raw, 0))
+
+
 def test_views_are_spread_evenly(tmp_path):
     layouts.tanksandtemples(tmp_path, scene())
     data = load_dataset("tanksandtemples", Options(root=tmp_path, views=3))
@@ -229,6 +257,7 @@ def test_the_generated_lists_are_the_published_ones():
         ("7scenes_mv-recon_seq-id-map-kf200.json", seven_scenes.SevenScenes, 200),
         ("7scenes_mv-recon_seq-id-map-kf40.json", seven_scenes.SevenScenes, 40),
         ("DTU_mv-recon_seq-id-map-kf5.json", dtu.DTU, 5),
+        ("ETH3D_mv-recon_seq-id-map-kf5.json", eth3d.ETH3D, 5),
         ("NRGBD_mv-recon_seq-id-map-kf500.json", nrgbd.NRGBD, 500),
         ("NRGBD_mv-recon_seq-id-map-kf100.json", nrgbd.NRGBD, 100),
     ):
@@ -240,6 +269,10 @@ def test_the_generated_lists_are_the_published_ones():
     assert names == set(read("7scenes_mv-recon_seq-id-map-kf40.json"))
     assert {f"scan{n}" for n in dtu.SCANS} == set(read("DTU_mv-recon_seq-id-map-kf5.json"))
     assert set(nrgbd.ALL) == set(read("NRGBD_mv-recon_seq-id-map-kf500.json"))
+    views = {scene_: len(numbers) for scene_, numbers in read("ETH3D_mv-recon_seq-id-map-kf5.json").items()}
+    assert [views[scene_] for scene_ in eth3d.ALL] == [8, 9, 9, 16, 7, 3, 6, 3, 8, 7, 7, 5, 9]
+    sequences = (LISTS / "re10k_test_1719.txt").read_text().split()
+    assert sequences == sorted(read("Re10K_relpose_seq-id-map_seed42.json")) and len(sequences) == 1719
 
 
 def test_a_list_of_the_users_own(tmp_path):
@@ -500,10 +533,7 @@ def test_true_files_of_7_scenes(tmp_path, monkeypatch):
     folder.parent.mkdir()
     folder.symlink_to(LAYOUT / "7scenes_redkitchen")
     data = load_dataset("7scenes", Options(root=tmp_path, stride=1))
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        sample = data[[name for name in data.scenes].index("redkitchen/seq-03")]
-    assert "not registered to the colours" in str(said[-1].message)
+    sample = data[[name for name in data.scenes].index("redkitchen/seq-03")]
     depth = np.stack(list(sample.truth.depth))
     assert depth.shape == (3, 480, 640) and 1 < np.median(depth[depth > 0]) < 4 and depth.max() <= 10
     assert load_images(sample.images, ImagePolicy("wide", 518, 14)).pixels.shape == (3, 392, 518, 3)

@@ -1,6 +1,7 @@
 """Photographs with known cameras: the layout of cameras.json, and what is wrong with a copy of it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,50 @@ def test_a_scene_that_cannot_be_measured_is_left_out_named_and_counted(tmp_path,
         assert done.exit_code == 2 and "none of the 3 scenes of real can be measured" in done.stderr
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+def test_scenes_that_were_left_out_are_measured_alone_once_they_are_mended(tmp_path, batch):
+    write(tmp_path / "root", counts=(("castle", 3), ("fox", 3), ("lund", 3), ("one", 1)))
+    write(tmp_path / "mended", counts=(("castle", 3), ("fox", 3), ("lund", 3), ("one", 2)))
+    mend = lambda *names: [
+        shutil.copytree(tmp_path / "mended" / name, tmp_path / "root" / name, dirs_exist_ok=True)
+        for name in names
+    ]
+    for name in ("fox", "lund"):
+        change(tmp_path / "root", name, name="gone.png")
+    out = tmp_path / "out"
+    with registry.registered("toy", toy.PATH):
+        save_params(tmp_path / "toy.safetensors", random_params(toy.Toy()), toy.Toy())
+        asked = ["evaluate", "real", "-c", str(tmp_path / "toy.safetensors"), "--batch", str(batch)]
+        asked += ["-o", str(out), "--root", str(tmp_path / "root"), "--no-plot"]
+
+        def again(*more):
+            done = CliRunner().invoke(app, [*asked, *more])
+            assert done.exit_code == 0, (done.output, done.exception)
+            assert not (tmp_path / "out.so-far.jsonl").exists()
+            found = json.loads((out / "evaluation.json").read_text())
+            row = found["configurations"][0]
+            seen = zip(found["dataset"]["scenes"], row["scenes"]["AUC@30"], row["seconds"], strict=True)
+            return {name: numbers for name, *numbers in seen}, found["dataset"].get("left_out", [])
+
+        first, left_out = again()
+        assert [*first] == ["castle 0-2"] and len(left_out) == 3
+        assert again() == (first, left_out), "not one of them is mended"
+        mend("castle", "fox")
+        change(tmp_path / "root", "castle", name="gone.png")  # would be missed, if it were looked at
+        second, left_out = again()
+        assert [*second] == ["castle 0-2", "fox 0-2"] and second["castle 0-2"] == first["castle 0-2"]
+        assert [one["scene"] for one in left_out] == ["lund 0-2", "one 0-0"]
+        fresh, left_out = again("--overwrite")
+        assert [*fresh] == ["fox 0-2"] and len(left_out) == 3, "all is measured again"
+        (out / "measured.jsonl").unlink()
+        mend("castle", "lund", "one")
+        whole, left_out = again()
+        assert [*whole] == ["castle 0-2", "fox 0-2", "lund 0-2", "one 0-1"] and not left_out
+        assert [path.name for path in out.iterdir()] == ["evaluation.json"]
+        done = CliRunner().invoke(app, asked)
+        assert done.exit_code == 2 and "is not empty" in done.stderr, "there is nothing to go on with"
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the photographs are not in the project")
 def test_the_photographs_here():
     data = load_dataset("real", Options(root=SHARED))
@@ -143,5 +188,5 @@ def test_a_photograph_that_is_damaged_leaves_its_scene_out(tmp_path):
 
     result = evaluate({"x": predict}, policy, data, advance=counted.append)["x"]
     assert result.scenes == ["fox 0-2"] and result.summary()["AUC@30"] == 100 and counted == [1, 1]
-    ((name, why),) = result.left_out
-    assert name == "castle 0-2" and "001.png is damaged or not an image" in why and result.seen == 2
+    ((number, name, why),) = result.left_out
+    assert (number, name, result.seen) == (0, "castle 0-2", 2) and "001.png is damaged or not an image" in why

@@ -7,7 +7,7 @@ import pytest
 
 from fastvggt_jax.errors import TargetError
 from fastvggt_jax.evaluate.journal import Journal
-from fastvggt_jax.evaluate.runner import Result
+from fastvggt_jax.evaluate.runner import LeftOut, Result
 
 OF = {"model": "toy", "batch": 2}
 
@@ -65,16 +65,25 @@ def test_a_damaged_line_and_those_after_it_are_left_out(path, old, new):
     assert len(path.read_text().splitlines()) == 2
 
 
-def test_a_batch_with_a_scene_that_was_left_out_is_measured_again(path):
+def test_the_last_of_several_lines_of_a_batch_holds(path):
     damaged = result(6)
-    damaged.left_out = [("scene 8", "no depth")]
+    damaged.left_out = [LeftOut(8, "scene 8", "no depth")]
     with Journal(path, OF) as journal:
         journal.add(6, {"dense": damaged, "sparse": damaged})
-        journal.add(9, {"dense": result(9), "sparse": result(9)})
-    assert list(found(path)) == [0, 2, 4, 9]
+    assert found(path)[6]["sparse"].left_out == damaged.left_out
     with Journal(path, OF) as journal:
         journal.add(6, {"dense": result(6), "sparse": result(6)})
-    assert list(found(path)) == [0, 2, 4, 9, 6] and not found(path)[6]["dense"].left_out
+    assert list(found(path)) == [0, 2, 4, 6] and not found(path)[6]["dense"].left_out
+
+
+def test_a_batch_with_a_scene_of_other_photographs_is_not_taken(tmp_path):
+    path, frames = tmp_path / "so-far.jsonl", {f"scene {i}": [i, 7] for i in range(4)}
+    with Journal(path, OF, frames) as journal:
+        for start in (0, 2):
+            journal.add(start, {"dense": result(start)})
+    for changed, kept in ({}, [0, 2]), ({"scene 9": [1]}, [0, 2]), ({"scene 3": [3, 8]}, [0]):
+        with Journal(path, OF, frames | changed) as journal:
+            assert list(journal.batches) == kept
 
 
 def test_a_line_without_results_is_left_out(path):
