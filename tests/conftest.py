@@ -30,10 +30,9 @@ if (
 import jax
 import numpy as np
 import pytest
-from flax.core.scope import Scope
 from jaxtyping import install_import_hook
 
-from tests import signatures
+from tests import shapes_once, signatures
 
 # Calls are held to the shapes and dtypes in the signatures, where no test passes wrong ones on purpose.
 # Before anything of these is imported.
@@ -48,25 +47,7 @@ install_import_hook(
 from fastvggt_jax import VGGT
 from tests.parity.goldens import load_model
 
-compare_shapes, compared = Scope.param, set()
-
-
-def param(scope, name, init, *args, **kwargs):
-    """In place of Flax's, which traces the initializer of each parameter whenever a model is applied, to
-    compare shapes, half the time of tracing the model: here what has been found to agree is not traced again.
-    """
-    given = scope.get_variable("params", name)
-    cells = [cell.cell_contents for cell in getattr(init, "__closure__", None) or ()]
-    comparison = (getattr(init, "__code__", init), repr((cells, args, kwargs)), np.shape(given))
-    if given is not None and comparison in compared:
-        scope.reserve(name, "params")
-        return given
-    found = compare_shapes(scope, name, init, *args, **kwargs)
-    compared.add(comparison)
-    return found
-
-
-Scope.param = param
+shapes_once.install()
 
 # What two orders of the same float32 (bfloat16) arithmetic may differ by, relative to the largest value.
 TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
@@ -78,8 +59,14 @@ def max_error(x, reference) -> float:
     return float(np.abs(x - reference).max() / np.abs(reference).max())
 
 
+LONGEST = ("test_sharding.py", "test_synthetic.py")  # cannot be shared among workers at the end of a run
+
+
 def pytest_collection_modifyitems(items) -> None:
-    """`-m weights` takes the full-size cases of the GPU too: they are skipped where there is none."""
+    """The longest tests come first. `-m weights` takes the full-size cases of the GPU too: they are skipped
+    where there is none.
+    """
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     for item in items:
         if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
