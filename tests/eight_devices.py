@@ -24,6 +24,7 @@ from fastvggt_jax.sources import ImagePolicy
 from fastvggt_jax.testing.random_weights import random_params
 from fastvggt_jax.testing.tiny import tiny_model
 from fastvggt_jax.train import Shape
+from tests import shapes_once
 from tests.toys.dataset import Walls
 from tests.train.runs import CAMERAS, MODEL, PI3, planes
 
@@ -213,4 +214,5 @@ def evaluated() -> dict:
 
 
 if __name__ == "__main__":
+    shapes_once.install()
     print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])))

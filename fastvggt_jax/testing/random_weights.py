@@ -7,6 +7,7 @@ from typing import Any
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from fastvggt_jax.models.base import Model
@@ -40,11 +41,22 @@ def random_params(
 
 def _draw(name: str, shape: tuple[int, ...], key: jax.Array, dtype: DTypeLike) -> jax.Array:
     *parents, leaf = name.split("/")
-    draw = jax.random.normal(key, shape, dtype)
+    draw = _normal(key, shape, dtype)
     if leaf == "kernel":
         # The last axis counts the outputs and a scanned stack's first one the layers; the rest is the fan-in.
         stacked = any(part == "trunk" or part.endswith("blocks") for part in parents)
-        return draw * math.prod(shape[int(stacked) : -1]) ** -0.5
-    if leaf in ("scale", "gamma"):
-        return 1 + 0.1 * draw
-    return draw * (0.1 if leaf == "bias" else 0.5)
+        scale = math.prod(shape[int(stacked) : -1]) ** -0.5
+    else:
+        scale = 0.1 if leaf in ("scale", "gamma", "bias") else 0.5
+    scaled = draw * np.asarray(scale, dtype)
+    return jnp.asarray(scaled + np.asarray(1, dtype) if leaf in ("scale", "gamma") else scaled)
+
+
+def _normal(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray | jax.Array:
+    """jax.random.normal, whose n-th number is the same in every shape: few lengths are few programs to
+    compile, which takes most of a small model's time."""
+    size = math.prod(shape)
+    if size > 2**20:
+        return jax.random.normal(key, shape, dtype)
+    length = max(1024, 1 << (size - 1).bit_length())
+    return np.asarray(jax.random.normal(key, (length,), dtype))[:size].reshape(shape)
