@@ -192,8 +192,8 @@ MINI_SPARSE = Sparsity(sparse_ratio=0.5, block=BUNDLED["mini"].block)
 
 @pytest.mark.parametrize("sparsity", [None, MINI_SPARSE])
 def test_one_program_for_a_range_of_views(sparsity):
-    """Of eight of which seven and five count; in bfloat16 as near to their own program as that is to
-    float32.
+    """Of eight of which seven and five count; in bfloat16 apart from their own program by no more
+    than the roundings of both.
     """
     heads = ("camera", "depth", "point")
     model, params = from_pretrained("mini", heads=heads, sparsity=sparsity, param_dtype=jnp.float32)
@@ -224,7 +224,8 @@ def test_one_program_for_a_range_of_views(sparsity):
         rounding, between = apart(one, exact[n]), apart(filled(n), one)
         print(n, {"float32": in_float32[n], "bfloat16 from float32": rounding, "filled up": between})
         assert max(in_float32[n].values()) < 1e-4
-        assert all(between[name] < rounding[name] for name in rounding)
+        # Both are rounded, each in its own way: another shape, another order of sums, other near ties.
+        assert all(between[name] < 2 * rounding[name] for name in rounding)
 
 
 @pytest.mark.parametrize("sparsity", [None, MINI_SPARSE])

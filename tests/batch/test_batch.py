@@ -23,7 +23,7 @@ from fastvggt_jax.models import registry
 from fastvggt_jax.sequence import Joined, Piece
 from fastvggt_jax.testing.random_weights import random_params
 from fastvggt_jax.testing.tiny import tiny_model
-from tests.faults.runner import result_files
+from tests.faults.runner import contents, result_files
 from tests.toys import model as toy
 
 OPTIONS = ["--format", "ply,cameras", "--mode", "pad"]
