@@ -74,7 +74,16 @@ def reconstruct_args(
 
 
 def fake_predict(
-    model, params, images, step, points_from, queries=None, mesh=None, programs=None, conditions=None
+    model,
+    params,
+    images,
+    step,
+    points_from,
+    queries=None,
+    mesh=None,
+    programs=None,
+    conditions=None,
+    bucket=False,
 ):
     """In place of the model, for tests of what comes after it."""
     frames, height, width, _ = images.pixels.shape
@@ -409,7 +418,7 @@ def test_known_cameras_and_depth_are_inputs_of_pi3x(whole, tmp_path, monkeypatch
     np.save(depth / f"{photos[0].name}.npy", np.full((67, 101), 2.0))
     fed, fuse = [], Pi3X.fuse
 
-    def traced(model, params, images, step, points_from, queries, mesh, programs, conditions):
+    def traced(model, params, images, step, points_from, queries, mesh, programs, conditions, bucket):
         fed.append(prepare(conditions, 1, 2, images.pixels.shape[1:3]))
         shapes = jax.eval_shape(model.apply, params, images.pixels[None], conditions)
         zeros = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
