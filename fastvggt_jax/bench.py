@@ -32,8 +32,9 @@ from fastvggt_jax.io.json_files import read_json
 from fastvggt_jax.models import registry
 from fastvggt_jax.models.base import COMPUTE, CONDITIONS, Model
 from fastvggt_jax.models.conditions import Conditions
-from fastvggt_jax.models.memory import fits, needed_bytes
+from fastvggt_jax.models.memory import needed_bytes
 from fastvggt_jax.profile import profile
+from fastvggt_jax.programs import compile_to_fit
 from fastvggt_jax.sharding import along_frames, frames_mesh
 from fastvggt_jax.sources.sizing import check_sides
 from fastvggt_jax.sparsity import parse_block, parse_sparsity
@@ -163,9 +164,7 @@ def measure(case: Case) -> dict[str, Any]:
         images = jax.device_put(images, along_frames(mesh, images.shape, case.frames))
     jax.block_until_ready((params, images, given))
 
-    def compiled(low_memory: bool) -> jax.stages.Compiled:
-        nonlocal model
-        model = model.clone(low_memory=low_memory)
+    def compiled(model: Model) -> jax.stages.Compiled:
         with contextlib.ExitStack() as stack:
             if case.kernels is not None:
                 stack.enter_context(only(*case.kernels))
@@ -174,9 +173,7 @@ def measure(case: Case) -> dict[str, Any]:
             return jax.jit(model.apply).lower(params, images, given).compile()
 
     start = time.perf_counter()
-    step = compiled(case.low_memory)
-    if not fits(step) and not case.low_memory:
-        step = compiled(True)
+    step, model = compile_to_fit(compiled, model.clone(low_memory=case.low_memory))
     compile_s = time.perf_counter() - start
     times = []
     for _ in range(1 + case.repeats):

@@ -280,9 +280,15 @@ def forecast(
     }
     tree = {"params": flax.traverse_util.unflatten_dict(params, sep="/")}
     images = jax.ShapeDtypeStruct((1, frames, height, width, 3), jnp.uint8)
+    # As `programs` compiles it, but not tuned: XLA tries its kernels on arrays that there may be no room for.
+    options: dict[str, Any] = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
     needs = [
-        needed_bytes(jax.jit(model.clone(low_memory=low).apply).lower(tree, images).compile())
-        for low in (False, True)
+        needed_bytes(
+            jax.jit(one.apply)
+            .lower(tree, images)
+            .compile(options if jax.default_backend() == "gpu" else None)
+        )
+        for one in (model, model.clone(low_memory=True))
     ]
     patch, ceiling = policy.patch, measure_ceiling()
     work = list(work_of_parts(model, tree, images).values())

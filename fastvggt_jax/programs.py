@@ -100,7 +100,7 @@ def predict(
     given = (params, asked, np.int32(count) if bucket else None)
     frames = None if queries is None else queries.frames
     key = (pixels.shape, frames, bucket, repr(jax.tree.map(np.shape, asked)))
-    with step("compile"), memory_errors(images, params):
+    with step("compile"), memory_errors(images, params, of=DoesNotFit):
         make = partial(_fitting, model, given, pixels, points_from, frames, mesh)
         program = make() if programs is None else programs.of(key, make)
     compiled = program.compiled
@@ -147,11 +147,27 @@ def _fitting(
             found = dataclasses.replace(found, conf=None)  # type: ignore[arg-type]
         return found, prediction.density
 
-    compiled = _compiled(run, given, pixels, mesh, model)
-    if not fits(compiled):
-        model = model.clone(low_memory=True)
-        compiled = _compiled(run, given, pixels, mesh, model)
+    compiled, model = compile_to_fit(partial(_compiled, run, given, pixels, mesh), model)
     return Program(compiled, model, one_confidence)
+
+
+def compile_to_fit(
+    compiled: Callable[[Model], jax.stages.Compiled], model: Model
+) -> tuple[jax.stages.Compiled, Model]:
+    """compiled(model) and the model; or, where that needs more than the device's memory, of the one with
+    low_memory, which may not fit either. On a GPU what is far too large fails while it is compiled: XLA tries
+    its kernels on arrays as large as theirs.
+    """
+    if not model.low_memory:
+        try:
+            program = compiled(model)
+            if fits(program):
+                return program, model
+        except jax.errors.JaxRuntimeError as error:
+            if not out_of_memory(error):
+                raise
+        model = model.clone(low_memory=True)
+    return compiled(model), model
 
 
 def _compiled(
@@ -200,15 +216,18 @@ def _reserve(lowered: jax.stages.Lowered, host: Any) -> None:
 
 @contextlib.contextmanager
 def memory_errors(
-    images: Images | None = None, params: Any = None, compiled: jax.stages.Compiled | None = None
+    images: Images | None = None,
+    params: Any = None,
+    compiled: jax.stages.Compiled | None = None,
+    of: type[OutOfMemoryError] = OutOfMemoryError,
 ) -> Iterator[None]:
-    """Turns XLA's out-of-memory errors into an OutOfMemoryError with an estimate of what is needed."""
+    """Turns XLA's out-of-memory errors into this one of ours, with an estimate of what is needed."""
     try:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not out_of_memory(error):
             raise
-        raise OutOfMemoryError(_memory_sentence(images, params, compiled, str(error))) from error
+        raise of(_memory_sentence(images, params, compiled, str(error))) from error
 
 
 def _memory_sentence(

@@ -1,5 +1,6 @@
 """`fastvggt reconstruct` and `info`: whole runs on tiny random models, and what can be wrong, in words."""
 
+import contextlib
 import errno
 import json
 import os
@@ -28,7 +29,7 @@ from fastvggt_jax.models.conditions import prepare
 from fastvggt_jax.models.memory import needed_bytes
 from fastvggt_jax.models.prediction import Prediction
 from fastvggt_jax.pretrained import BUNDLED, from_pretrained
-from fastvggt_jax.programs import memory_errors
+from fastvggt_jax.programs import DoesNotFit, memory_errors
 from fastvggt_jax.testing.tiny import tiny_model, write_random_weights
 from pallas_kernels import implementation
 from pallas_kernels.implementation import Device
@@ -268,6 +269,31 @@ def test_what_does_not_fit_waits_in_the_hosts_memory_or_is_said_beforehand(weigh
     result = run(*reconstruct_args(weights, tmp_path / "c", "--format", "scene"))
     assert result.exit_code == 1 and "out of memory on" in result.stderr
     assert "take fewer photographs" in result.stderr and not (tmp_path / "c").exists()
+
+
+def test_what_xla_cannot_even_try_while_it_compiles_does_not_fit_either(weights, tmp_path, monkeypatch):
+    real, tried = programs._compiled, []
+
+    def compiled(run, given, pixels, mesh, model):
+        tried.append(model.low_memory)
+        if fails(model):
+            text = "NOT_FOUND: All configs failed during profiling: RESOURCE_EXHAUSTED: Out of memory"
+            raise jax.errors.JaxRuntimeError(text)
+        return real(run, given, pixels, mesh, model)
+
+    monkeypatch.setattr(programs, "_compiled", compiled)
+    fails = lambda model: not model.low_memory  # noqa: E731
+    result = run(*reconstruct_args(weights, tmp_path / "a", "--format", "scene"))
+    assert result.exit_code == 0 and "memory is scarce: what is computed waits" in result.stderr
+    fails = lambda model: True  # noqa: E731
+    out = tmp_path / "b"
+    assert_sentence(
+        run(*reconstruct_args(weights, out)), "2 photographs of 56x42 pixels need more than", 1, out
+    )
+    assert tried == [False, True] * 2
+    with pytest.raises(DoesNotFit):  # so that chunks are tried
+        images = pipeline.load_images(PHOTOS / "grey_83x80.png", size=28)
+        programs.predict(*from_pretrained(weights), images, lambda name: contextlib.nullcontext())
 
 
 @pytest.mark.slow
