@@ -1,15 +1,12 @@
-"""From photographs to files, the whole way in timed steps: what `fastvggt reconstruct` runs; and from a saved
-scene to more files: what `fastvggt export` runs.
-"""
+"""From photographs to files, the whole way in timed steps: what `fastvggt reconstruct` runs."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import os
-import shutil
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,9 +19,7 @@ from jax.sharding import Mesh
 from fastvggt_jax.chunks import run_all
 from fastvggt_jax.errors import (
     Error,
-    FileError,
     InputError,
-    TargetError,
     whole_number,
 )
 from fastvggt_jax.evaluate.metrics import auc, pair_errors
@@ -38,17 +33,13 @@ from fastvggt_jax.export.base import (
     write_formats,
 )
 from fastvggt_jax.export.cameras import written_in
-from fastvggt_jax.export.lenses import as_asked, check_given, original_sizes
-from fastvggt_jax.export.photographs import find_photographs
-from fastvggt_jax.export.tracks import Followed, Tracks
+from fastvggt_jax.export.lenses import original_sizes
+from fastvggt_jax.export.tracks import Followed
 from fastvggt_jax.io.files import (
-    being_written,
+    check_not_in,
     check_output_folder,
     check_space,
     output_folder,
-    reason,
-    temporary_sibling,
-    warn_of_leftovers,
 )
 from fastvggt_jax.io.scenes import piece_folder
 from fastvggt_jax.models.base import CONDITIONS, Model
@@ -56,26 +47,22 @@ from fastvggt_jax.models.conditions import Conditions
 from fastvggt_jax.models.prediction import Reconstruction
 from fastvggt_jax.pretrained import from_pretrained, read_model
 from fastvggt_jax.programs import Programs, Step, memory_errors, peak_memory, predict
-from fastvggt_jax.refine.bundle import adjusted_or_as_it_is, require
+from fastvggt_jax.refine.bundle import require
 from fastvggt_jax.refine.given import conditions_of
 from fastvggt_jax.refine.known import (
-    Positions,
-    aligned_or_as_it_is,
     known_cameras,
-    known_K,
     known_positions,
     poses_in,
-    with_known_K,
 )
 from fastvggt_jax.refine.queries import Queries, choose_queries
-from fastvggt_jax.refine.sky import without_sky
+from fastvggt_jax.refine.steps import Known, Refined, read_known, refine
 from fastvggt_jax.scene import Scene, to_scene
 from fastvggt_jax.sequence import (
     Joined,
     overlap_of,
 )
 from fastvggt_jax.sharding import frames_mesh
-from fastvggt_jax.sources import Images, ImageTransform, load_images
+from fastvggt_jax.sources import Images, load_images
 from fastvggt_jax.sources.lists import COLMAP_FOLDER, is_list, listed
 from fastvggt_jax.sources.video import Video, is_video
 from fastvggt_jax.sparsity import Sparsity
@@ -138,7 +125,7 @@ class Loaded(NamedTuple):
     settings: Settings
     plan: Plan
     images: Images
-    known: _Known
+    known: Known
     conditions: Conditions | None
     counts: dict[str, int]  # of how many photographs what was asked for is known
     ours: list[str]
@@ -250,7 +237,7 @@ def load(settings: Settings, plan: Plan, step: Step) -> Loaded:
             paint_masks=s.paint_masks,
             skip_bad=s.skip_bad,
         )
-    _check_not_in(s.output, images.paths)
+    check_not_in(s.output, images.paths)
     conditions, counts = conditions_of(images, **_asked(s)) if plan.as_inputs else (None, {})
     _warn_of_few(s, counts, len(images.names))
     intrinsics, align_to = None if plan.as_inputs else s.intrinsics, s.align_to
@@ -261,7 +248,7 @@ def load(settings: Settings, plan: Plan, step: Step) -> Loaded:
         align_to = align_to or s.cameras
         if counts["cameras"] == len(images.names):
             intrinsics = intrinsics or s.cameras
-    known = _known(images.names, images.transforms, images.paths, s.export, intrinsics, align_to)
+    known = read_known(images.names, images.transforms, images.paths, s.export, intrinsics, align_to)
     check_space(s.output, images.pixels[..., 0].size * sum(format.pixel_bytes for format in plan.formats))
     return Loaded(s, plan, images, known, conditions, counts, ours)
 
@@ -326,12 +313,12 @@ def write(loaded: Loaded, computed: Computed, step: Step) -> dict[str, Any]:
     """The files, and a JSON-able account of what was done."""
     s, images, known, model = loaded.settings, loaded.images, loaded.known, computed.model
     wanted = s.bundle or s.mask_sky or known.K is not None or known.positions is not None
-    made: list[tuple[Export, _Refined]] = []
+    made: list[tuple[Export, Refined]] = []
     with step("refine") if wanted else contextlib.nullcontext():
         for frames, found in computed.joined.pieces:
             whole = len(frames) == len(images.names)
             shown = images if whole else images.some(frames)
-            refined = _refined(
+            refined = refine(
                 to_scene(found, shown),
                 s.export,
                 s.bundle,
@@ -404,7 +391,7 @@ def _write_pieces(folder: Path, exports: Sequence[Export], formats: list[Format]
     return files
 
 
-def _report(export: Export, refined: _Refined, photos: Sequence[str]) -> dict[str, Any]:
+def _report(export: Export, refined: Refined, photos: Sequence[str]) -> dict[str, Any]:
     return {
         "points": len(export.cloud),
         "tracks": export.tracks_report(),
@@ -422,7 +409,7 @@ def _of_all(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return nothing | {"points": sum(report["points"] for report in reports), "intrinsics": intrinsics}
 
 
-def _known_of(frames: np.ndarray, images: Images, known: _Known) -> _Known:
+def _known_of(frames: np.ndarray, images: Images, known: Known) -> Known:
     """What is known of a piece, whose own positions may be too few."""
     positions = None
     if known.positions is not None:
@@ -430,7 +417,7 @@ def _known_of(frames: np.ndarray, images: Images, known: _Known) -> _Known:
             positions = known_positions(known.positions.path, images.names)
         except Error as error:
             warnings.warn(f"the piece from {images.names[0]} on is not aligned: {error}", stacklevel=2)
-    return _Known(None if known.K is None else known.K[frames], positions)
+    return Known(None if known.K is None else known.K[frames], positions)
 
 
 def _with_video_options(settings: Settings) -> list[str | Path | Video]:
@@ -501,62 +488,6 @@ def _account(
     return found or None
 
 
-class _Known(NamedTuple):
-    """K f64[F, 3, 3] in pixels of the photographs, and where cameras stood, if any is known."""
-
-    K: np.ndarray | None
-    positions: Positions | None
-
-
-def _known(
-    names: Sequence[str],
-    transforms: Sequence[ImageTransform],
-    files: Sequence[str | os.PathLike | None],
-    options: ExportOptions,
-    intrinsics: str | None,
-    align_to: str | None,
-) -> _Known:
-    """What is known of these photographs. Raises what `known_K` and `known_positions` raise."""
-    K = None
-    if intrinsics is not None:
-        sizes = original_sizes(transforms)
-        K = known_K(names, sizes, intrinsics, files)
-        check_given(K, sizes, shared_camera=options.shared_camera, camera_model=options.camera_model)
-    return _Known(K, None if align_to is None else known_positions(align_to, names))
-
-
-class _Refined(NamedTuple):
-    """A scene after what was to be done to it, tracks that were measured for it, and accounts of bundle
-    adjustment and of alignment.
-    """
-
-    scene: Scene
-    tracks: Tracks | None
-    adjustment: dict[str, Any] | None
-    alignment: dict[str, Any] | None
-
-
-def _refined(
-    scene: Scene, options: ExportOptions, bundle: bool, known: _Known, *, sky: bool = False
-) -> _Refined:
-    tracks = adjustment = alignment = None
-    if sky:
-        scene = without_sky(scene)
-    if known.K is not None:
-        scene = with_known_K(scene, known.K)
-    scene = as_asked(scene, shared_camera=options.shared_camera, camera_model=options.camera_model)
-    if bundle:
-        scene, tracks, adjustment = adjusted_or_as_it_is(
-            scene,
-            conf_percentile=options.conf_percentile,
-            shared_camera=options.shared_camera,
-            camera_model=options.camera_model,
-        )
-    if known.positions is not None:
-        scene, tracks, alignment = aligned_or_as_it_is(scene, known.positions, tracks)
-    return _Refined(scene, tracks, adjustment, alignment)
-
-
 def _track_head(model: Model, weights: str, formats: list[Format]) -> str:
     """The name of the head that follows points. Raises InputError if none is there, or no use for it."""
     if "track" not in model.heads:
@@ -589,144 +520,3 @@ def compute_dtype(name: str) -> jnp.dtype:
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)
-
-
-def export_saved(
-    folder: str | os.PathLike,
-    formats: Iterable[str],
-    options: ExportOptions | None = None,
-    *,
-    output: str | os.PathLike | None = None,
-    photos: str | os.PathLike | None = None,
-    bundle: bool = False,
-    intrinsics: str | None = None,
-    align_to: str | None = None,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Write a saved scene in several formats, into its own folder or as a new `output`, with cameras.json and
-    scene.json, which name what is there. Returns a JSON-able account of it.
-
-    bundle: adjust the cameras first, see `fastvggt_jax.refine.bundle`; intrinsics, align_to: see
-      `fastvggt_jax.refine.known`.
-    photos: the folder that holds the photographs now, if they are no longer where they were.
-    overwrite: replace files of these formats that are there already. Nothing else in the folder is touched.
-
-    Raises what Scene.load, check_formats and the writers raise; TargetError for files that are there; and
-    InputError for cameras other than those that the folder's files have.
-    """
-    folder, options = Path(folder), options or ExportOptions()
-    chosen = check_formats(always_written(formats), options)
-    if bundle:
-        require()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        if output is None:
-            other = {"bundle_adjust": bundle, "intrinsics": intrinsics, "align_to": align_to}
-            _check_in_place(folder, chosen, other, overwrite)
-        else:
-            _check_not_in(output, [folder])
-            ours = written_in(output)
-            check_output_folder(output, overwrite=overwrite, ours=ours)
-        scene = Scene.load(folder)
-        if output is None:
-            _check_same_cameras(folder, scene, options)
-        frames = () if photos is None else find_photographs(scene, photos)
-        files: Sequence[Any] = [frame and frame.path for frame in frames] if frames else scene.paths
-        if output is not None:
-            _check_not_in(output, files)
-        known = _known(scene.names, scene.transforms, files, options, intrinsics, align_to)
-        scene, measured, adjustment, alignment = _refined(scene, options, bundle, known)
-        export = Export.of(scene, options, frames, measured=measured)
-        if output is None:
-            files = _write_into(folder, export, chosen)
-        else:
-            with output_folder(output, overwrite=overwrite, ours=ours) as new:
-                files = write_formats(export, new, chosen)
-    return {
-        "output": str(folder if output is None else output),
-        "files": sorted(files),
-        "photographs": list(scene.names),
-        "tracks": export.tracks_report(),
-        "bundle_adjustment": adjustment,
-        "alignment": alignment,
-        "comparison": None,
-        "warnings": list(
-            dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
-        ),
-    }
-
-
-def _check_in_place(folder: Path, formats: list[Format], other: dict[str, Any], overwrite: bool) -> None:
-    """Raises InputError, or TargetError, where a folder's own files do not let these be written into it."""
-    for argument, changes in other.items():
-        if changes:
-            raise _other_cameras(argument, folder)
-    warn_of_leftovers(folder)
-    if overwrite or not os.path.isdir(folder):  # which reading it will say
-        return
-    for format in formats:
-        present = [pattern for pattern in format.files if next(folder.glob(pattern), None) is not None]
-        if present and not format.describes:
-            text = f"{folder} holds {present[0]} already; give another folder, or overwrite to replace it"
-            raise TargetError(text, argument="overwrite")
-
-
-def _check_same_cameras(folder: Path, scene: Scene, options: ExportOptions) -> None:
-    """Raises InputError where options ask for other cameras than the folder's files have."""
-    for argument, how in (
-        ("shared_camera", dict(shared_camera=options.shared_camera, camera_model="PINHOLE")),
-        ("camera_model", dict(shared_camera=False, camera_model=options.camera_model)),
-    ):
-        if not np.allclose(as_asked(scene, **how).K, scene.K, rtol=1e-5):  # type: ignore[arg-type]
-            raise _other_cameras(argument, folder)
-
-
-def _other_cameras(argument: str, folder: Path) -> InputError:
-    text = f"{argument} gives other cameras than the files in {folder} have: give a new output folder"
-    return InputError(text, argument=argument)
-
-
-def _check_not_in(output: str | os.PathLike, paths: Iterable[str | os.PathLike | None]) -> None:
-    """Raises TargetError if one of these, which are read, would be replaced with the output folder."""
-    if not os.path.isdir(output):
-        return
-    for path in (path for path in paths if path):
-        # A link in it counts as well as what lies there.
-        given = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(output))
-        if given or Path(os.path.realpath(path)).is_relative_to(os.path.realpath(output)):
-            text = f"{path} lies in the output folder {output}, which is replaced; give another output"
-            raise TargetError(text, argument="output")
-
-
-def _write_into(folder: Path, export: Export, formats: list[Format]) -> list[str]:
-    """All files are whole beside the folder before the first comes into it."""
-    folder = Path(os.path.realpath(folder))
-    new = temporary_sibling(folder)
-    try:
-        new.mkdir()
-        with being_written(new):
-            names = write_formats(export, new, [format for format in formats if not format.describes])
-        made = [path for path in sorted(new.rglob("*")) if path.is_symlink() or path.is_file()]
-        targets = [folder / path.relative_to(new) for path in made]
-        for target in targets:
-            _check_free(folder, target)
-        for path, target in zip(made, targets, strict=True):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
-    except OSError as error:
-        if isinstance(error, Error) and str(new) not in str(error):
-            raise
-        raise FileError(f"{folder} could not be written to: {reason(error)}", cause=error) from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-    return names + write_formats(export, folder, [format for format in formats if format.describes])
-
-
-def _check_free(folder: Path, target: Path) -> None:
-    """Raises TargetError for a folder where the file is to be, or a file where one of its folders is."""
-    inner = [parent for parent in target.parents if parent.is_relative_to(folder)]
-    for path in (target, *inner):
-        if os.path.lexists(path) and os.path.isdir(path) == (path == target):
-            raise TargetError(
-                f"{path} is in the way of what is written there: move it, or give another output"
-            )

@@ -31,6 +31,7 @@ ROLES = {  # path prefix -> role; the longest prefix wins
     "fastvggt_jax/programs": "programs",
     "fastvggt_jax/chunks": "chunks",
     "fastvggt_jax/pipeline": "pipeline",
+    "fastvggt_jax/saved": "saved",
     "fastvggt_jax/batch": "batch",
     "fastvggt_jax/seeing": "seeing",
     "fastvggt_jax/analyze": "analyze",
@@ -80,12 +81,14 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
         "io",
         "evaluate",
     },
+    "saved": {"scene", "export", "refine", "io"},
     "batch": {"pipeline", "programs", "refine", "sources", "export", "io"},
     "seeing": {"scene", "export", "refine", "evaluate", "geometry", "sources", "io"},
     "analyze": {"models", "sparsity", "profile", "io", "evaluate"},
     "profile": {"kernels", "models", "sources"},
     "bench": {
         "profile",
+        "programs",
         "sharding",
         "kernels",
         "attention",
@@ -97,7 +100,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     },
     "cli": {
         *("kernels", "sparsity", "datasets", "export", "pretrained", "convert"),
-        *("train", "evaluate", "pipeline", "batch", "seeing", "analyze", "sources"),
+        *("train", "evaluate", "pipeline", "saved", "batch", "seeing", "analyze", "sources"),
         *("bench", "profile", "io", "package"),
     },
 }

@@ -61,7 +61,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """A scene that reconstruct has written, in more formats; the model is not needed."""
-    from fastvggt_jax.pipeline import export_saved
+    from fastvggt_jax.saved import export_saved
 
     options = export_options(
         max_points,

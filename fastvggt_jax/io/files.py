@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -372,3 +372,15 @@ def _signals_wait() -> Iterator[None]:
                 signal.signal(number, handler)
         for number in came:
             signal.raise_signal(number)
+
+
+def check_not_in(output: str | os.PathLike, paths: Iterable[str | os.PathLike | None]) -> None:
+    """Raises TargetError if one of these, which are read, would be replaced with the output folder."""
+    if not os.path.isdir(output):
+        return
+    for path in (path for path in paths if path):
+        # A link in it counts as well as what lies there.
+        given = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(output))
+        if given or Path(os.path.realpath(path)).is_relative_to(os.path.realpath(output)):
+            text = f"{path} lies in the output folder {output}, which is replaced; give another output"
+            raise TargetError(text, argument="output")

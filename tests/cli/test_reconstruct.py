@@ -74,18 +74,7 @@ def reconstruct_args(
     return ["reconstruct", *photos, "-c", weights, "-o", out, "--size", 56, *more]
 
 
-def fake_predict(
-    model,
-    params,
-    images,
-    step,
-    points_from,
-    queries=None,
-    mesh=None,
-    programs=None,
-    conditions=None,
-    bucket=False,
-):
+def fake_predict(model, params, images, step, points_from, **others):
     """In place of the model, for tests of what comes after it."""
     frames, height, width, _ = images.pixels.shape
     pose_enc = np.zeros((1, frames, 9), np.float32)

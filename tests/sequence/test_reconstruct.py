@@ -55,18 +55,7 @@ def weights(tmp_path_factory):
 def block(monkeypatch):
     block = Block(COUNT - 2, again=2, size=(16, 28))
 
-    def predict(
-        model,
-        params,
-        images,
-        step,
-        points_from,
-        queries=None,
-        mesh=None,
-        programs=None,
-        conditions=None,
-        bucket=False,
-    ):
+    def predict(model, params, images, step, points_from, **others):
         frames = np.array([int(name[:2]) for name in images.names])
         if len(frames) > block.fit_at_once:
             raise DoesNotFit("out of memory: too many")
