@@ -18,11 +18,9 @@ from numbers import Real
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from fastvggt_jax import geometry
 from fastvggt_jax.errors import InputError, whole_number
 from fastvggt_jax.geometry.intrinsics import fit_intrinsics
 from fastvggt_jax.io import scenes
@@ -43,6 +41,13 @@ class PointCloud:
 
     def __len__(self) -> int:
         return len(self.xyz)
+
+    def at_most(self, count: int) -> PointCloud:
+        """This one, or so many points that are evenly spread over it."""
+        if len(self) <= count:
+            return self
+        some = spread(len(self), count)
+        return PointCloud(self.xyz[some], self.rgb[some], self.conf[some])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +98,12 @@ class Scene:
     @property
     def world_from_cam(self) -> np.ndarray:
         """f32[F, 4, 4]; the last column holds the cameras' centres."""
-        return np.asarray(geometry.invert_se3(jnp.asarray(self.cam_from_world)))
+        # In numpy: a GPU may be at work on the next scene while this one is written.
+        rotation, translation = self.cam_from_world[..., :3], self.cam_from_world[..., 3]
+        found = np.tile(np.eye(4, dtype=np.float32), (len(rotation), 1, 1))
+        found[:, :3, :3] = np.swapaxes(rotation, 1, 2)
+        found[:, :3, 3] = -np.einsum("fji,fj->fi", rotation, translation)
+        return found
 
     def K_original(self, frame: int) -> np.ndarray:
         """K f64[3, 3] of a photograph at its original resolution."""

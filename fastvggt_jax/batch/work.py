@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -54,12 +54,12 @@ class _Account:
         self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - start, 3)
 
 
-_here = threading.local()  # account: whose warnings this thread's are
+_account: ContextVar[_Account | None] = ContextVar("account", default=None)  # whose warnings these are
 
 
 @contextlib.contextmanager
 def _warnings_by_thread() -> Iterator[None]:
-    """Within the block a UserWarning goes to the account of its thread, if there is one. Filters belong to
+    """Within the block a UserWarning goes to the account that it is for, if there is one. Filters belong to
     all threads, so they are set once, around all of them.
     """
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:
@@ -68,7 +68,7 @@ def _warnings_by_thread() -> Iterator[None]:
         before = warnings.showwarning
 
         def show(message: Any, category: type[Warning], *where: Any, **how: Any) -> None:
-            account = getattr(_here, "account", None)
+            account = _account.get()
             if account is not None and issubclass(category, UserWarning):
                 account.warnings[str(message)] = None
             else:
@@ -79,11 +79,11 @@ def _warnings_by_thread() -> Iterator[None]:
 
 
 def _within(account: _Account, function: Callable[..., T], *arguments: Any) -> T:
-    _here.account = account
+    token = _account.set(account)
     try:
         return function(*arguments, account.step)
     finally:
-        _here.account = None
+        _account.reset(token)
 
 
 class Model(NamedTuple):

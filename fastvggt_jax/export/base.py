@@ -7,13 +7,17 @@ To add one: a `Format` in a file of this folder and an entry in FORMATS. From ou
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import importlib.util
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,6 +88,19 @@ class ExportOptions:
         )
 
 
+class once(cached_property):  # noqa: N801  as cached_property itself
+    """One that is computed once by whichever thread asks first, for which the others wait, as it was with
+    Python's own up to 3.11.
+    """
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        with contextlib.nullcontext() if instance is None else self._lock(instance):
+            return super().__get__(instance, owner)
+
+    def _lock(self, instance: Any) -> Any:
+        return instance.__dict__.setdefault(f"_{self.attrname}_lock", threading.RLock())
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Export:
     """A scene that is being written; what several formats want of it is made once.
@@ -118,11 +135,11 @@ class Export:
             options = dataclasses.replace(options, shared_camera=True)
         return cls(scene, options, photographs, followed, measured)
 
-    @cached_property
+    @once
     def cloud(self) -> PointCloud:
         return self.options.cloud(self.scene)
 
-    @cached_property
+    @once
     def tracks(self) -> Tracks:
         o = self.options
         filters = dict(conf_percentile=o.conf_percentile, edge_filter=o.edge_filter)
@@ -290,8 +307,21 @@ def write_formats(export: Export, folder: Path, formats: Iterable[Format]) -> li
     """Writes them; returns the first parts of their files' paths, in order."""
     names: dict[str, None] = {}
     formats = list(formats)
-    for format in sorted(formats, key=lambda format: format.describes):
-        format.write(export, folder)
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # numpy mostly computes outside the GIL
+    try:
+        # In this thread's context, by which `batch` knows whose warnings these are.
+        writing = [
+            pool.submit(contextvars.copy_context().run, format.write, export, folder)
+            for format in formats
+            if not format.describes
+        ]
+        for one in writing:
+            one.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    for format in formats:
+        if format.describes:
+            format.write(export, folder)
     for format in formats:
         names |= dict.fromkeys(Path(pattern).parts[0] for pattern in format.files)
     return list(names)

@@ -16,10 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from fastvggt_jax import geometry
 from fastvggt_jax.export.base import Export, Format
 from fastvggt_jax.export.tracks import Tracks
 from fastvggt_jax.io.files import new_file
@@ -84,6 +82,8 @@ def colmap_model(
     camera_model: PINHOLE, or SIMPLE_RADIAL, without distortion, whose one focal length stands for two, which
     `lenses` makes equal too.
     """
+    from scipy.spatial.transform import Rotation
+
     found: list[Camera] = []
     camera_of = []
     for frame, t in enumerate(scene.transforms):
@@ -94,15 +94,14 @@ def colmap_model(
             found.append(camera)
         camera_of.append(same[0])
     pose = scene.cam_from_world.astype(np.float64)
-    quat = np.asarray(geometry.rotation_to_quat_xyzw(jnp.asarray(pose[:, :, :3])), np.float64)[
-        :, [3, 0, 1, 2]
-    ]
+    # In numpy: a GPU may be at work on the next scene while this one is written.
+    quat = Rotation.from_matrix(pose[:, :, :3]).as_quat(canonical=True, scalar_first=True)
     xy, _ = tracks.in_pixels(scene)
     return Model(
         cameras=tuple(found),
         camera_of=tuple(camera_of),
         names=scene.names,
-        quat_wxyz=quat / np.linalg.norm(quat, axis=-1, keepdims=True),
+        quat_wxyz=quat,
         translation=pose[:, :, 3],
         tracks=tracks,
         xy=xy,

@@ -21,11 +21,14 @@ from fastvggt_jax.io.colors import colorize
 from fastvggt_jax.io.files import write_file
 from fastvggt_jax.scene import PointCloud, Scene
 
-TURN = GL_FROM_CV[:3, :3]  # glTF is y up and looks along -z, as OpenGL; our world is OpenCV's
+TURN = GL_FROM_CV[:3, :3].astype(
+    np.float32
+)  # glTF is y up and looks along -z, as OpenGL; our world is OpenCV's
 
 # The frustum as two strokes of a pen: vertex 0 is the camera's centre, 1 to 4 are the image's corners in
 # turn.
 STROKES = ([0, 1, 2, 0, 3, 4, 0], [2, 3], [4, 1])
+MOST_POINTS = 2_000_000  # as many as a browser shows without effort; points.ply holds the others
 JPEG_QUALITY = 90  # of what surfaces are painted with
 
 
@@ -36,9 +39,9 @@ def write_glb(
     cloud: PointCloud | None = None,
     meshes: Iterable[Surface] | None = None,
 ) -> None:
-    """Write a binary glTF with the nodes "points" (`cloud`, by default all valid points) and "cameras"
-    (lines, dark for the first photograph to light for the last), turned from OpenCV's to OpenGL's axes: (x,
-    y, z) -> (x, -y, -z).
+    """Write a binary glTF with the nodes "points" (of `cloud`, by default all valid points, MOST_POINTS that
+    are evenly spread over the pixels) and "cameras" (lines, dark for the first photograph to light for the
+    last), turned from OpenCV's to OpenGL's axes: (x, y, z) -> (x, -y, -z).
 
     Args:
       meshes: one per photograph, which take the points' place as the nodes "mesh 0", "mesh 1" and so on, each
@@ -51,7 +54,7 @@ def write_glb(
     from trimesh.path import Path3D
     from trimesh.path.entities import Line
 
-    cloud = scene.point_cloud() if cloud is None else cloud
+    cloud = (scene.point_cloud() if cloud is None else cloud).at_most(MOST_POINTS)
     result = trimesh.Scene()
     if meshes is not None:
         _add_meshes(result, scene, meshes)
@@ -127,8 +130,8 @@ GLB = Format(
     "glb",
     ("scene.glb",),
     _write,
-    about="points, or a surface per photograph, and cameras; OpenGL axes as glTF has them: y up, "
-    "(x, y, z) is (x, -y, -z) of cameras.json",
+    about=f"points (of more than {MOST_POINTS:,} so many), or a surface per photograph, and cameras; OpenGL "
+    "axes as glTF has them: y up, (x, y, z) is (x, -y, -z) of cameras.json",
     module="trimesh",
     extra="glb",
 )

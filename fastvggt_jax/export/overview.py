@@ -15,7 +15,7 @@ from fastvggt_jax.export.depth import depth_colors, depth_on_photo, surface
 from fastvggt_jax.export.glb import STROKES, extent, frusta
 from fastvggt_jax.io.colors import colorize
 from fastvggt_jax.io.files import write_file
-from fastvggt_jax.scene import PointCloud, Scene, spread
+from fastvggt_jax.scene import PointCloud, Scene
 
 WIDTH, HEIGHT = 1280, 720  # of the view of the cloud
 COLUMNS = 4  # photographs in a row, at most; evenly chosen
@@ -30,10 +30,7 @@ def write_overview(scene: Scene, path: str | os.PathLike, *, cloud: PointCloud |
     """Write a JPEG; the cameras are dark for the first photograph to light for the last. Raises FileError if
     writing fails.
     """
-    cloud = scene.point_cloud() if cloud is None else cloud
-    if len(cloud) > MOST_POINTS:
-        some = spread(len(cloud), MOST_POINTS)
-        cloud = PointCloud(cloud.xyz[some], cloud.rgb[some], cloud.conf[some])
+    cloud = (scene.point_cloud() if cloud is None else cloud).at_most(MOST_POINTS)
     chosen = np.unique(np.linspace(0, len(scene.names) - 1, COLUMNS).round().astype(int))
     tile = WIDTH // COLUMNS
     height = round(tile * scene.colors.shape[1] / scene.colors.shape[2])
@@ -73,13 +70,14 @@ def paint(view: np.ndarray, cloud: PointCloud) -> np.ndarray:
     """u8[HEIGHT, WIDTH, 3]: every point a small square, near ones over far ones."""
     pixels = np.full((HEIGHT, WIDTH, 3), BACKGROUND, np.uint8)
     uv, z = project(view, cloud.xyz)
-    order = np.argsort(-z)  # what is painted last lies on top
-    order = order[z[order] > 1e-6]
+    u, v = np.floor(np.clip(uv, -SPLAT - 1, max(WIDTH, HEIGHT))).astype(np.int32).T
+    order = np.flatnonzero((z > 1e-6) & (u > -SPLAT) & (u < WIDTH) & (v > -SPLAT) & (v < HEIGHT))
+    order = order[np.argsort(-z[order])]  # what is painted last lies on top
+    u, v, rgb = u[order], v[order], cloud.rgb[order]
     for dy in range(SPLAT):
         for dx in range(SPLAT):
-            u, v = (uv[order] + (dx, dy)).T
-            inside = (u >= 0) & (u < WIDTH) & (v >= 0) & (v < HEIGHT)
-            pixels[v[inside].astype(int), u[inside].astype(int)] = cloud.rgb[order[inside]]
+            inside = (u + dx >= 0) & (u + dx < WIDTH) & (v + dy >= 0) & (v + dy < HEIGHT)
+            pixels[v[inside] + dy, u[inside] + dx] = rgb[inside]
     return pixels
 
 

@@ -7,10 +7,11 @@ import os
 import numpy as np
 
 from fastvggt_jax.export.base import Format
-from fastvggt_jax.io.files import write_file
+from fastvggt_jax.io.files import new_file
 from fastvggt_jax.scene import PointCloud
 
 _VERTEX = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3), ("confidence", "<f4")])  # packed, 19 bytes
+CHUNK = 1 << 20  # points that are packed at a time, which bounds the memory
 
 
 def write_ply(cloud: PointCloud, path: str | os.PathLike) -> None:
@@ -18,8 +19,6 @@ def write_ply(cloud: PointCloud, path: str | os.PathLike) -> None:
 
     Raises FileError if writing fails.
     """
-    vertices = np.empty(len(cloud), _VERTEX)
-    vertices["xyz"], vertices["rgb"], vertices["confidence"] = cloud.xyz, cloud.rgb, cloud.conf
     header = "\n".join(
         [
             "ply",
@@ -32,7 +31,14 @@ def write_ply(cloud: PointCloud, path: str | os.PathLike) -> None:
             "end_header\n",
         ]
     )
-    write_file(path, header.encode("ascii"), vertices.tobytes())
+    with new_file(path) as file:
+        file.write(header.encode("ascii"))
+        for first in range(0, len(cloud), CHUNK):
+            some = slice(first, first + CHUNK)
+            vertices = np.empty(len(cloud.conf[some]), _VERTEX)
+            vertices["xyz"], vertices["rgb"] = cloud.xyz[some], cloud.rgb[some]
+            vertices["confidence"] = cloud.conf[some]
+            file.write(vertices.data)
 
 
 PLY = Format(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 
@@ -14,7 +17,9 @@ MAX_TRACK = 24  # observations of a point, at most; more bring nothing but size
 OVERSAMPLING = 4  # candidates tried for each point that is wanted
 LEAST_SURE = 0.25  # of a followed point: as likely as not visible, and as likely as not right
 FOLLOWED_TOLERANCE = 0.01  # of the longer side, from where the cameras see it; beyond, it is another point
-CHUNK = 1 << 15  # points at a time, which bounds the memory
+CHUNK = 1 << 15  # points at a time of each thread, at most,
+CHUNK_VIEWS = 1 << 20  # and points times views, which bounds the memory
+THREADS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,15 +138,17 @@ def tracks_of_pixels(scene: Scene, chosen: np.ndarray, max_points: int) -> Track
     if len(chosen) > OVERSAMPLING * max_points:
         chosen = chosen[spread(len(chosen), OVERSAMPLING * max_points)]
     views = _Views(scene)
-    chunks = max(1, -(-len(chosen) // CHUNK))
+    size = max(min(CHUNK, CHUNK_VIEWS // len(scene.names)), 1)
+    chunks = max(1, -(-len(chosen) // size))
     parts: list[_Part] = []
-    found = 0
-    for k in range(chunks):
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:  # numpy computes outside the GIL
         # every so many, so that each chunk has some of all photographs
-        parts.append(views.observe(chosen[k::chunks]))
-        found += len(parts[-1].index)
-        if found >= max_points:
-            break
+        observed = pool.map(lambda k: views.observe(chosen[k::chunks]), range(chunks))
+        with closing(observed):  # type: ignore[type-var]  # a generator, which cancels what is left
+            for part in observed:
+                parts.append(part)
+                if sum(len(one.index) for one in parts) >= max_points:
+                    break
     return _joined(scene, parts, max_points)
 
 
@@ -221,8 +228,8 @@ class _Views:
         seen[source, np.arange(len(index))] = True
         point, frame = np.nonzero(_evenly(seen, source).T)
         observed, new = np.unique(point, return_inverse=True)
-        at = np.einsum("nij,nj->ni", self.pixel_from_world[frame][..., :3], xyz[point].astype(np.float64))
-        at += self.pixel_from_world[frame][..., 3]
+        camera = self.pixel_from_world[frame]
+        at = np.einsum("nij,nj->ni", camera[..., :3], xyz[point].astype(np.float64)) + camera[..., 3]
         projected = at[:, :2] / at[:, 2:]
         own = frame == source[point]
         centre = np.stack([pixel % width, pixel // width], -1)[point] + 0.5

@@ -25,6 +25,9 @@ def colorize(values: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(values, at, _ANCHORS[:, c]) for c in range(3)], -1).round().astype(np.uint8)
 
 
+_TABLE = colorize(np.linspace(0, 1, 2048))  # in steps of less than one of eight bits
+
+
 class DepthColors:
     """One scale of colours for depth maps f32[..., H, W] that are NaN where nothing is known: logarithmic,
     2nd to 98th percentile.
@@ -41,6 +44,7 @@ class DepthColors:
         log_near, log_far = np.log(max(self.near, tiny)), np.log(max(self.far, tiny))
         known = np.isfinite(depth)
         logs = np.log(np.maximum(depth, tiny), where=known, out=np.full_like(depth, log_far))
-        pixels = colorize((log_far - logs) / max(log_far - log_near, 1e-6))
+        shares = np.clip((log_far - logs) / max(log_far - log_near, 1e-6), 0, 1)
+        pixels = _TABLE[np.rint(shares * (len(_TABLE) - 1)).astype(np.int16)]
         pixels[~known] = 0
         return pixels

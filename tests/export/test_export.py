@@ -19,7 +19,7 @@ from fastvggt_jax.export import Export, ExportOptions, overview
 from fastvggt_jax.export.base import check_formats, write_formats
 from fastvggt_jax.export.depth import file_stems
 from fastvggt_jax.export.glb import frusta
-from fastvggt_jax.export.tracks import CHUNK
+from fastvggt_jax.export.tracks import CHUNK_VIEWS, THREADS
 from fastvggt_jax.io import files
 from fastvggt_jax.io.colors import colorize
 from fastvggt_jax.scene import PointCloud, Scene
@@ -451,5 +451,5 @@ def test_an_export_takes_no_more_memory_than_the_scene_has(name, tmp_path):
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    chunk = len(names) * CHUNK * 16 if name == "colmap" else 0  # points of all views at a time
+    chunk = THREADS * CHUNK_VIEWS * 16 if name == "colmap" else 0  # points of all views at a time
     assert peak < sum(array.nbytes for array in arrays.values()) + chunk
