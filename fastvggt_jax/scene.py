@@ -134,6 +134,8 @@ class Scene:
             conf_percentile=conf_percentile, edge_filter=edge_filter, voxel=voxel, max_points=max_points
         )
         xyz, rgb, conf = self.points.reshape(-1, 3), self.colors.reshape(-1, 3), self.points_conf.reshape(-1)
+        if len(chosen) == len(conf):  # all, which need no copy
+            return PointCloud(xyz, rgb, conf)
         return PointCloud(xyz[chosen], rgb[chosen], conf[chosen])
 
     def point_indices(
