@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -13,13 +14,15 @@ from fastvggt_jax.errors import ExtraError, FailedError, FileError, MissingError
 from fastvggt_jax.io.weights import UNKNOWN as UNKNOWN_LICENCE
 
 T = TypeVar("T")
+PAUSES = (1, 2)  # seconds, between tries to connect to the hub
+UNCONNECTED = ("ConnectError", "ConnectTimeout", "ConnectionError")  # of httpx, and of requests
 
 
 def is_repository(name: str) -> bool:
     """Whether `name`, which is no file here, has the form of a repository's name: OWNER/NAME, no weight-file
-    suffix.
+    suffix, and not that of a path, ../NAME.
     """
-    form = re.fullmatch(r"[\w.-]+/[\w.-]+", name)
+    form = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)
     return bool(form) and not name.endswith(SUFFIXES) and not os.path.exists(name)
 
 
@@ -68,10 +71,38 @@ def _download(repository: str, file: str, revision: str | None) -> Path | None:
 
     if file.endswith(".pt"):
         require_torch(f"{repository}/{file}")  # before gigabytes are fetched in vain
+
+    def downloaded() -> Path:
+        _check_connection(repository, file, revision)
+        return Path(hf_hub_download(repository, file, revision=revision))
+
     try:
-        return Path(_ask(repository, lambda: hf_hub_download(repository, file, revision=revision)))
+        return _ask(repository, downloaded)
     except errors.EntryNotFoundError:
         return None
+
+
+def _check_connection(repository: str, file: str, revision: str | None) -> None:
+    """Raises LocalEntryNotFoundError where the file is not in the cache and nobody can be connected to.
+
+    hf_hub_download says so after 23 seconds at the earliest, and after six minutes behind a firewall that
+    drops everything. A hub that is connected to and slow, or that refuses, is left to it.
+    """
+    from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repository, file, revision=revision)
+    if constants.HF_HUB_OFFLINE or isinstance(cached, str):
+        return
+    for pause in (*PAUSES, None):
+        try:
+            get_hf_file_metadata(hf_hub_url(repository, file, revision=revision))
+            return
+        except (errors.HTTPError, OSError) as error:
+            if type(error).__name__ not in UNCONNECTED:
+                return
+            if pause is None:
+                raise errors.LocalEntryNotFoundError(str(error)) from error
+            time.sleep(pause)
 
 
 def _ask(repository: str, question: Callable[[], T]) -> T:
@@ -90,7 +121,7 @@ def _ask(repository: str, question: Callable[[], T]) -> T:
         remedy = f"accept its terms at huggingface.co/{repository}, then set HF_TOKEN or log in"
         text = f"{repository} is gated: {remedy}"
         raise FileError(text) from error
-    except errors.RepositoryNotFoundError as error:
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise MissingError(f"{repository} is neither a file here nor a repository on the hub") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         status = _status(error)

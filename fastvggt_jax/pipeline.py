@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -119,6 +119,9 @@ class Plan(NamedTuple):
     as_inputs: bool
 
 
+Keep = Callable[[Path, dict[str, Any]], None]
+
+
 class Loaded(NamedTuple):
     """Photographs that are to be reconstructed, what is known of them, and the files that may be replaced."""
 
@@ -145,11 +148,11 @@ class Computed(NamedTuple):
     devices: int
 
 
-def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
+def reconstruct(settings: Settings, step: Step, keep: Keep = lambda folder, report: None) -> dict[str, Any]:
     """Run the steps, each inside `with step(name)`, and return a JSON-able account of what was done.
 
-    All that can be known to be wrong beforehand is checked before anything is computed. Raises what
-    load_images, from_pretrained, to_scene and the writers raise, and OutOfMemoryError.
+    keep: see `write`. All that can be known to be wrong beforehand is checked before anything is computed.
+    Raises what load_images, from_pretrained, to_scene and the writers raise, and OutOfMemoryError.
     """
     s = settings
     mesh = None if s.devices is None else frames_mesh(s.devices)
@@ -164,9 +167,13 @@ def reconstruct(settings: Settings, step: Step) -> dict[str, Any]:
         if jax.process_index():  # the first of several hosts writes
             return {}
         del params
-        report = write(loaded, computed, step)
-    texts = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
-    return report | {"warnings": list(dict.fromkeys(texts))}
+
+        def with_warnings(report: dict[str, Any]) -> dict[str, Any]:
+            texts = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+            return report | {"warnings": list(dict.fromkeys(texts))}
+
+        report = write(loaded, computed, step, lambda folder, report: keep(folder, with_warnings(report)))
+        return with_warnings(report)
 
 
 def planned(settings: Settings) -> Plan:
@@ -309,9 +316,15 @@ def compute(
     return Computed(joined, chunks, density, queries, model, parameters, 1 if mesh is None else mesh.size)
 
 
-def write(loaded: Loaded, computed: Computed, step: Step) -> dict[str, Any]:
-    """The files, and a JSON-able account of what was done."""
-    s, images, known, model = loaded.settings, loaded.images, loaded.known, computed.model
+def write(
+    loaded: Loaded, computed: Computed, step: Step, keep: Keep = lambda folder, report: None
+) -> dict[str, Any]:
+    """The files, and a JSON-able account of what was done.
+
+    keep: called with the folder before it appears under its name, and the account, to be kept in it: a run
+      that is killed leaves both or neither.
+    """
+    s, images, known = loaded.settings, loaded.images, loaded.known
     wanted = s.bundle or s.mask_sky or known.K is not None or known.positions is not None
     made: list[tuple[Export, Refined]] = []
     with step("refine") if wanted else contextlib.nullcontext():
@@ -327,11 +340,20 @@ def write(loaded: Loaded, computed: Computed, step: Step) -> dict[str, Any]:
             )
             followed = _followed(computed.queries, found)
             made.append((Export.of(refined.scene, s.export, shown.frames, followed, refined.tracks), refined))
-    with step("write"):
-        if not sum(len(export.cloud) for export, _ in made):
-            warnings.warn("no point is left: lower conf_percentile or raise edge_filter", stacklevel=2)
-        with output_folder(s.output, overwrite=s.overwrite, ours=loaded.ours) as folder:
+    with output_folder(s.output, overwrite=s.overwrite, ours=loaded.ours) as folder:
+        with step("write"):
+            if not sum(len(export.cloud) for export, _ in made):
+                warnings.warn("no point is left: lower conf_percentile or raise edge_filter", stacklevel=2)
             files = _write_pieces(folder, [export for export, _ in made], loaded.plan.formats)
+        report = _account_of(loaded, computed, made, files)
+        keep(folder, report)
+    return report
+
+
+def _account_of(
+    loaded: Loaded, computed: Computed, made: Sequence[tuple[Export, Refined]], files: Sequence[str]
+) -> dict[str, Any]:
+    s, images, model = loaded.settings, loaded.images, computed.model
     reports = [_report(export, refined, s.photos) for export, refined in made]
     sequence = None if computed.chunks is None else computed.joined.account(computed.chunks)
     if sequence is not None and len(made) > 1:

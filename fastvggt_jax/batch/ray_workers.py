@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fastvggt_jax.batch.journal import clean
@@ -91,6 +91,7 @@ def run(
     workers: int | None,
     address: str | None,
     prepare: Callable[[], None],
+    by: Mapping[str, str] | None,
 ) -> None:
     """The jobs, by at most so many workers; by default one for each GPU, or where there is none one in all.
 
@@ -101,7 +102,7 @@ def run(
 
     with _cluster(address):
         try:
-            _Crew(jobs, settings, record, finished, workers, prepare).run()
+            _Crew(jobs, settings, record, finished, workers, prepare, by).run()
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, Error):
@@ -171,10 +172,12 @@ class _Crew:
         finished: Callable[[Scene], bool],
         workers: int | None,
         prepare: Callable[[], None],
+        by: Mapping[str, str] | None,
     ) -> None:
         import ray
 
-        self.settings, self.record, self.finished, self.prepare = settings, record, finished, prepare
+        self.settings, self.record, self.finished = settings, record, finished
+        self.prepare, self.by = prepare, by
         self.most, needs = _needs(workers)
         self.most = min(self.most, len(jobs))
         self.desk = ray.remote(num_cpus=0)(Desk).remote(list(jobs), self.most)
@@ -210,7 +213,7 @@ class _Crew:
         while len(self.running) < self.most and (self.again or ray.get(self.desk.left.remote())):
             alone = self.again.pop(0) if self.again else None
             self.started += 1
-            task = self.task.remote(self.started, self.desk, self.settings, self.prepare, alone)
+            task = self.task.remote(self.started, self.desk, self.settings, self.prepare, self.by, alone)
             self.running[task] = self.started, alone
 
     def _read(self) -> None:
@@ -242,7 +245,14 @@ class _Crew:
                 self.record(failed(job.scene, f"{text} ({why}): it may take more memory than there is"))
 
 
-def _work(worker: int, desk: Any, settings: Settings, prepare: Callable[[], None], alone: Job | None) -> None:
+def _work(
+    worker: int,
+    desk: Any,
+    settings: Settings,
+    prepare: Callable[[], None],
+    by: Mapping[str, str] | None,
+    alone: Job | None,
+) -> None:
     """What a worker does: `alone`, or what it gets at the desk."""
     import ray
 
@@ -250,4 +260,4 @@ def _work(worker: int, desk: Any, settings: Settings, prepare: Callable[[], None
     report = lambda event: ray.get(desk.report.remote(worker, event))
     take = lambda early: ray.get(desk.take.remote(worker, early))
     model = Model.of(settings, planned(settings), report)
-    work(model, take if alone is None else in_turn([alone]), report)
+    work(model, take if alone is None else in_turn([alone]), report, by)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from fastvggt_jax.batch.journal import Journal, journal, settings_of
 from fastvggt_jax.batch.scenes import Scene, find_scenes, holds_video, sized
-from fastvggt_jax.batch.work import Event, Job, Model, failed, in_turn, job_of, work
+from fastvggt_jax.batch.work import Event, Model, failed, in_turn, job_of, work
 from fastvggt_jax.errors import InputError
-from fastvggt_jax.pipeline import Plan, Settings, planned
+from fastvggt_jax.pipeline import Settings, planned
 from fastvggt_jax.refine.known import read_intrinsics
 from fastvggt_jax.sources.images import check_options
 
@@ -24,6 +24,7 @@ def run(
     workers: int | None = None,
     ray: str | None = None,
     prepare: Callable[[], None] = lambda: None,
+    by: Mapping[str, str] | None = None,
 ) -> Event:
     """Reconstructs the scenes that `batch.scenes.find_scenes` finds into folders of `settings.output`, those
     with most views first, and goes on where an earlier run of the same settings was ended.
@@ -33,6 +34,7 @@ def run(
       earlier run), "done" or "failed", see `batch.work.work`. They are in batch.jsonl too.
     workers, ray: so many processes by Ray, and the address of its cluster; without either this process does
       it all. prepare: called in every process before JAX is used; it can be pickled.
+    by: what each scene.json says of the command, see `batch.work.work`.
 
     Returns the last event, "end", with how many scenes were done, had failed and were finished before. Raises
     what is wrong whatever the scene: InputError, MissingError, WeightsError, TargetError, ExtraError,
@@ -68,9 +70,9 @@ def run(
         log.add(left)
         jobs = [job_of(scene, settings_by_name[scene.name], replaces=log.replaces(scene)) for scene in left]
         if jobs and (ray is not None or workers is not None):
-            ray_workers.run(jobs, of_model, record, log.finished, workers, ray, prepare)
+            ray_workers.run(jobs, of_model, record, log.finished, workers, ray, prepare, by)
         elif jobs:
-            _here(jobs, of_model, plan, record)
+            work(Model.of(of_model, plan, record), in_turn(jobs), record, by)
     seconds = round(time.perf_counter() - start, 3)
     done = {"done": record.done, "failed": record.failed, "finished": len(finished)}
     return {"event": "end"} | done | {"views": record.views, "seconds": seconds}
@@ -95,10 +97,6 @@ class _Record:
             self.views += len(event.get("photographs", ()))
             self._log.write(event)
             self._emit(event)
-
-
-def _here(jobs: list[Job], settings: Settings, plan: Plan, emit: Callable[[Event], None]) -> None:
-    work(Model.of(settings, plan, emit), in_turn(jobs), emit)
 
 
 def _with_what_is_known(settings: Settings, scenes: Sequence[Scene]) -> Settings:

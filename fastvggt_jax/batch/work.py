@@ -7,7 +7,7 @@ import dataclasses
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from functools import partial
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from fastvggt_jax import pipeline
 from fastvggt_jax.batch.scenes import Scene
 from fastvggt_jax.errors import Error, out_of_memory
+from fastvggt_jax.export.conventions import keep_run
 from fastvggt_jax.pipeline import Plan, Settings
 from fastvggt_jax.programs import Programs, Step
 from fastvggt_jax.sources.photographs import without_pillows_warnings
@@ -111,7 +112,9 @@ def in_turn(jobs: Iterable[Job]) -> Take:
     return lambda early: next(waiting, None)
 
 
-def work(model: Model, take: Take, emit: Callable[[Event], None]) -> None:
+def work(
+    model: Model, take: Take, emit: Callable[[Event], None], by: Mapping[str, str] | None = None
+) -> None:
     """Reconstructs one job after the other. What goes wrong with one is an event, and the next one's turn.
 
     take: called with True before a job is computed, for the next one, to be loaded meanwhile; where it gives
@@ -119,6 +122,7 @@ def work(model: Model, take: Take, emit: Callable[[Event], None]) -> None:
     emit: gets an event for each job as it ends, {"event": "done", "scene": name, **report of
       `pipeline.reconstruct`, "seconds"} or {"event": "failed", "scene", "error": a sentence}, with
       "traceback" where it is our fault; it may be called in another thread.
+    by: what each scene.json says of the command, and then of the scene what "done" does; None: neither.
     When it is interrupted, what is being written is finished first.
     """
     loader, writer = ThreadPoolExecutor(1, "load"), ThreadPoolExecutor(1, "write")
@@ -128,12 +132,19 @@ def work(model: Model, take: Take, emit: Callable[[Event], None]) -> None:
         return pipeline.compute(loaded, model.model, model.params, step, programs=model.programs)
 
     def write(job: Job, account: _Account, loaded: pipeline.Loaded, computed: pipeline.Computed) -> None:
-        event = _tried(job, partial(_within, account, pipeline.write, loaded, computed))
-        if isinstance(event, _Failed):
-            emit(event.event)
-            return
-        more = {"warnings": list(account.warnings), "seconds": account.seconds}
-        emit({"event": "done", "scene": job.scene.name} | event | more)
+        def done(report: dict[str, Any]) -> Event:
+            more = {"warnings": list(account.warnings), "seconds": account.seconds}
+            return {"scene": job.scene.name} | report | more
+
+        def keep(folder: Path, report: dict[str, Any]) -> None:
+            if by is not None:
+                keep_run(folder, {**by, **done(report)})
+
+        def written(step: Step) -> dict[str, Any]:
+            return pipeline.write(loaded, computed, step, keep)
+
+        found = _tried(job, partial(_within, account, written))
+        emit(found.event if isinstance(found, _Failed) else {"event": "done"} | done(found))
 
     def begin(*, early: bool) -> tuple[Job, _Account, Future[Any]] | None:
         job = take(early)

@@ -86,9 +86,7 @@ def batch(
 ) -> None:
     """Many scenes with one model, each as reconstruct would write it. Started again, it goes on."""
     from fastvggt_jax.batch.run import run
-    from fastvggt_jax.export.conventions import keep_run
 
-    command = made_by()
     cache_dir, weights = options.pop("cache_dir"), options.pop("weights")
     prepare = functools.partial(prepare_process, cache_dir)
     settings = chosen_settings(
@@ -113,15 +111,14 @@ def batch(
         def show(event: dict[str, Any]) -> None:
             if as_json:
                 typer.echo(json.dumps(event))
-            if event["event"] == "done":
-                keep_run(event["output"], command | {k: v for k, v in event.items() if k != "event"})
             if event["event"] == "start":
                 progress.update(bar, total=event["scenes"])
             elif event["event"] in ("done", "finished", "failed"):
                 progress.advance(bar)
             _say(event, quiet, as_json)
 
-        end = run(scenes or [], settings, show, workers=workers, ray=ray, prepare=prepare)
+        by = made_by()
+        end = run(scenes or [], settings, show, workers=workers, ray=ray, prepare=prepare, by=by)
     if as_json:
         typer.echo(json.dumps(end))
     elif not quiet:

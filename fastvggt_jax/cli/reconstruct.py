@@ -384,11 +384,10 @@ def _run(settings: Any, cache_dir: str | None, *, silent: bool) -> dict[str, Any
             seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - start, 3)
             progress.update(task, completed=1)
 
-        report = reconstruct(settings, step)
-    report |= {"seconds": seconds}
-    if "output" in report:
-        keep_run(report["output"], made_by() | report)
-    return report
+        def keep(folder: Path, report: dict[str, Any]) -> None:
+            keep_run(folder, made_by() | report | {"seconds": seconds})
+
+        return reconstruct(settings, step, keep) | {"seconds": seconds}
 
 
 def _print_report(report: dict[str, Any], quiet: bool, as_json: bool) -> None:

@@ -15,8 +15,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fastvggt_jax import pipeline, programs
+from fastvggt_jax.batch import run as batch_run
 from fastvggt_jax.cli.app import app
 from fastvggt_jax.errors import InputError
+from fastvggt_jax.export.conventions import read_run
 from fastvggt_jax.io import files
 from fastvggt_jax.io.weights import save_params
 from fastvggt_jax.models import registry
@@ -202,6 +204,7 @@ def kill(patch, where, name, well, done):
         (pipeline, "write_formats", True),
         (files, "_put_in_place", False),
         (files, "_put_in_place", True),
+        (batch_run._Record, "__call__", False),
     ],
 )
 def test_a_run_that_was_killed_goes_on(weights, scenes, expected, monkeypatch, where, name, done):
@@ -222,6 +225,10 @@ def test_a_run_that_was_killed_goes_on(weights, scenes, expected, monkeypatch, w
     code, lines, stderr = batch(weights)
     assert code == 0 and stderr == "" and results() == expected
     assert placed == dict.fromkeys(SIZES, 1), placed
+    for name, count in SIZES.items():  # how it was made is with what was made, whenever that was
+        made = read_run(Path("out") / name)
+        assert (made["scene"], len(made["photographs"])) == (name, count)
+        assert "command" in made and made["seconds"]["write"] >= 0
     assert set(os.listdir("out")) == {*SIZES, "batch.jsonl"}
 
 

@@ -20,6 +20,7 @@ import pytest
 from safetensors import safe_open
 
 from convert import hub
+from fastvggt_jax.errors import FailedError
 from tests import make_checkpoint
 
 pytest.importorskip("huggingface_hub")
@@ -158,16 +159,19 @@ def test_offline_without_a_cache(tmp_path):
 
 AT_ONCE = """
 import sys, time
-time.sleep = lambda seconds: None  # huggingface_hub tries six times over 23 seconds
+waited = []
+time.sleep = waited.append
 from convert.convert_weights import main
-sys.exit(main(sys.argv[1:]))
+code = main(sys.argv[1:])
+sys.exit(f"waited {waited}" if sum(waited) > MOST else code)
 """
+LONG, SHORT = AT_ONCE.replace("MOST", "60"), AT_ONCE.replace("MOST", "3")
 
 
 @pytest.mark.parametrize("status", [403, pytest.param(500, marks=pytest.mark.slow)])
 def test_a_hub_that_refuses_has_answered(server, status, tmp_path):
     name = f"somebody/answers-{status}"
-    command = ["-c", AT_ONCE, name, tmp_path / "native.safetensors"]
+    command = ["-c", LONG, name, tmp_path / "native.safetensors"]
     error = refusal(python(command, tmp_path / "home", HF_ENDPOINT=server))
     assert error.startswith(f"error {name}") and str(status) in error and "did not answer" not in error
 
@@ -176,12 +180,40 @@ def test_no_network(tmp_path):
     with socket.socket() as s:  # a port where nobody answers
         s.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{s.getsockname()[1]}"
-        command = ["-c", AT_ONCE, "facebook/VGGT-1B", tmp_path / "native.safetensors"]
+        command = ["-c", SHORT, "facebook/VGGT-1B", tmp_path / "native.safetensors"]
         error = refusal(python(command, tmp_path / "home", HF_ENDPOINT=nobody))
     assert error == (
         f"error facebook/VGGT-1B is neither a file here nor in the hub's cache, and {nobody} did not answer: "
         "download it or give a file"
     )
+
+
+def test_a_hub_is_asked_again_before_it_counts_as_gone(monkeypatch, tmp_path):
+    """... and once if it is connected to, but slow: then huggingface_hub has its own patience."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    waited, answers = [], []
+
+    def metadata(url):
+        raise type(answers.pop(0), (OSError,), {})(url)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *of, **how: None)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", metadata)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *of, **how: tmp_path / "found")
+    monkeypatch.setattr(hub.time, "sleep", waited.append)
+    for answers[:], pauses in (
+        (["ConnectError", "HfHubHTTPError"], [1]),
+        (["ConnectTimeout", "ConnectError", "ReadTimeout"], [1, 2]),
+        (["ReadTimeout"], []),
+    ):
+        waited.clear()
+        assert hub.fetch("facebook/VGGT-1B") == tmp_path / "found"
+        assert waited == pauses and not answers
+    answers[:] = ["ConnectTimeout"] * 3
+    with pytest.raises(FailedError, match=r"nor in the hub's cache, and .* did not answer: download it"):
+        hub.fetch("facebook/VGGT-1B")
 
 
 FETCH = """
@@ -239,7 +271,9 @@ def test_names_of_repositories(tmp_path, monkeypatch):
     Path("weights").mkdir()
     Path("weights/here").write_bytes(b"")
     assert hub.is_repository("facebook/VGGT-1B")
-    for name in ("weights/here", "weights/none.safetensors", "weights/none.pt", "a/b/c", "vggt", "../vggt"):
-        assert hub.is_repository(name) == (name == "../vggt"), name
+    for name in ("weights/here", "weights/none.safetensors", "a/b/c", "vggt", "../vggt", "./vggt", "-a/b"):
+        assert not hub.is_repository(name), name
+    with pytest.raises(OSError, match=r"a--b/c is neither a file here nor a repository on the hub"):
+        hub.fetch("a--b/c")  # which the hub's client refuses to ask for
     assert "see huggingface.co/facebook/VGGT-1B-Commercial" in hub.licence_of("facebook/VGGT-1B-Commercial")
     assert hub.licence_of("somebody/VGGT") == hub.licence_of(None) == "unknown, see the source"
