@@ -1,12 +1,14 @@
-"""The loop of one process: while a scene is computed, the next one is loaded and the last one written."""
+"""The loop of one process: while a scene is computed, the next one is loaded and the last ones written."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import time
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
@@ -25,6 +27,8 @@ from fastvggt_jax.sources.photographs import without_pillows_warnings
 T = TypeVar("T")
 Event = dict[str, Any]  # JSON values; "event" says what happened
 Take = Callable[[bool], "Job | None"]  # the next job; see `work`
+# Scenes that are written at a time: a fast GPU computes one in less time than it takes to write it.
+WRITERS = max(1, min(3, (os.cpu_count() or 1) // 4))
 
 
 class Job(NamedTuple):
@@ -125,8 +129,8 @@ def work(
     by: what each scene.json says of the command, and then of the scene what "done" does; None: neither.
     When it is interrupted, what is being written is finished first.
     """
-    loader, writer = ThreadPoolExecutor(1, "load"), ThreadPoolExecutor(1, "write")
-    writing: Future[None] | None = None
+    loader, writer = ThreadPoolExecutor(1, "load"), ThreadPoolExecutor(WRITERS, "write")
+    writing: deque[Future[None]] = deque()
 
     def compute(loaded: pipeline.Loaded, step: Step) -> pipeline.Computed:
         return pipeline.compute(loaded, model.model, model.params, step, programs=model.programs)
@@ -165,18 +169,17 @@ def work(
                     emit(loaded.event)
                 else:
                     computed = _tried(job, partial(_within, account, compute, loaded))
-                    if writing is not None:
-                        writing.result()
-                        writing = None
+                    if len(writing) >= WRITERS:
+                        writing.popleft().result()
                     if isinstance(computed, _Failed):
                         emit(computed.event)
                     else:
-                        writing = writer.submit(write, job, account, loaded, computed)
+                        writing.append(writer.submit(write, job, account, loaded, computed))
                     del computed
                 del loaded, future
                 coming = coming or begin(early=False)
-            if writing is not None:
-                writing.result()
+            for one in writing:
+                one.result()
     finally:
         loader.shutdown(wait=False, cancel_futures=True)
         writer.shutdown()

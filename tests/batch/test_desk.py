@@ -7,15 +7,21 @@ from pathlib import Path
 import pytest
 
 from fastvggt_jax import pipeline
+from fastvggt_jax.batch import work as batch_work
 from fastvggt_jax.batch.ray_workers import Desk
 from fastvggt_jax.batch.scenes import Scene
-from fastvggt_jax.batch.work import Job, Model, work
+from fastvggt_jax.batch.work import Job, Model, in_turn, work
 
 
 def jobs(count):
     """Called 0, 1, ..."""
     settings = pipeline.Settings(photos=(), weights="", output=Path("out"))
     return [Job(Scene(str(i), str(i)), settings) for i in range(count)]
+
+
+def done_of(events):
+    assert {event["event"] for event in events} == {"done"}, events
+    return [event["scene"] for event in events]
 
 
 def name(job):
@@ -43,7 +49,8 @@ def computed(monkeypatch):
 
     monkeypatch.setattr(pipeline, "load", lambda settings, plan, step: settings.photos[0])
     monkeypatch.setattr(pipeline, "compute", compute)
-    monkeypatch.setattr(pipeline, "write", lambda loaded, computed, step: {})
+    monkeypatch.setattr(pipeline, "write", lambda loaded, computed, step, keep: {})
+    monkeypatch.setattr(batch_work, "WRITERS", 1)  # events come in turn
     return begun, wait_for
 
 
@@ -66,7 +73,7 @@ def test_a_worker_that_is_handed_nothing_early_asks_again(computed):
         return job
 
     work(MODEL, take, events.append)
-    assert [event["scene"] for event in events] == ["0", "1", "2", "3"]
+    assert done_of(events) == ["0", "1", "2", "3"]
     assert done == [
         *[(False, "0"), (True, "1"), "0"],
         *[(True, None), "1"],
@@ -85,7 +92,33 @@ def test_of_three_scenes_the_worker_that_is_done_first_takes_the_third(computed)
     while "0" not in begun:
         first.join(0.01)
     work(MODEL, partial(desk.take, 2), events.append)
-    assert [event["scene"] for event in events] == ["1", "2"], "the first worker has none of these in hand"
+    assert done_of(events) == ["1", "2"], "the first worker has none of these in hand"
     wait_for["0"].set()
     first.join(30)
-    assert [event["scene"] for event in events] == ["1", "2", "0"]
+    assert done_of(events) == ["1", "2", "0"]
+
+
+def test_scenes_that_take_long_to_write_keep_none_waiting_but_are_no_more_than_writers(computed, monkeypatch):
+    begun, _ = computed
+    written, go, both = [], threading.Event(), threading.Barrier(3)
+
+    def write(loaded, computed, step, keep):
+        written.append(loaded)
+        if loaded in ("0", "1"):
+            both.wait(30)
+            assert go.wait(30)
+        return {}
+
+    def compute(scene, *_, **__):
+        begun.append(scene)
+        if scene == "2":  # its turn has come while both writers are at work
+            both.wait(30)
+            assert sorted(written) == ["0", "1"] and not events
+            go.set()
+
+    monkeypatch.setattr(batch_work, "WRITERS", 2)
+    monkeypatch.setattr(pipeline, "write", write)
+    monkeypatch.setattr(pipeline, "compute", compute)
+    events = []
+    work(MODEL, in_turn(of_photographs(4)), events.append)
+    assert sorted(done_of(events)) == begun == ["0", "1", "2", "3"]
