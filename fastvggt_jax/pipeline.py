@@ -261,7 +261,8 @@ def load(settings: Settings, plan: Plan, step: Step) -> Loaded:
         align_to = align_to or s.cameras
         if counts["cameras"] == len(images.names):
             intrinsics = intrinsics or s.cameras
-    known = _known(images.names, images.transforms, images.paths, s.export, intrinsics, align_to)
+    gives = "cameras" if s.align_to is None else "align_to"
+    known = _known(images.names, images.transforms, images.paths, s.export, intrinsics, align_to, gives)
     check_space(s.output, images.pixels[..., 0].size * sum(format.pixel_bytes for format in plan.formats))
     return Loaded(s, plan, images, known, conditions, counts, ours)
 
@@ -515,14 +516,18 @@ def _known(
     options: ExportOptions,
     intrinsics: str | None,
     align_to: str | None,
+    gives: str = "align_to",
 ) -> _Known:
-    """What is known of these photographs. Raises what `known_K` and `known_positions` raise."""
+    """What is known of these photographs; `gives` is the argument that gave `align_to`.
+
+    Raises what `known_K` and `known_positions` raise.
+    """
     K = None
     if intrinsics is not None:
         sizes = original_sizes(transforms)
         K = known_K(names, sizes, intrinsics, files)
         check_given(K, sizes, shared_camera=options.shared_camera, camera_model=options.camera_model)
-    return _Known(K, None if align_to is None else known_positions(align_to, names))
+    return _Known(K, None if align_to is None else known_positions(align_to, names, gives))
 
 
 class _Refined(NamedTuple):
