@@ -204,7 +204,7 @@ def test_what_does_not_fit_is_one_sentence(truth, tmp_path):
         (np.ones((7, 90)), "is .7, 90., but .* pixels: depth is .height, width. in its proportions"),
         (np.full(shape, -1.0), "is negative somewhere: 0 is what is not known"),
         (np.array("text"), "cannot be read"),
-        (np.full(shape, 1e10), r"is beyond 1e\+09 somewhere: 0 is what is not known"),
+        (np.full(shape, 1e10), r"npy is beyond 1e\+09 somewhere: 0 is what is not known"),
     ):
         np.save(tmp_path / "d" / f"{name}.npy", array)
         refused(truth, match, depth=str(tmp_path / "d"))
