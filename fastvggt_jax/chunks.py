@@ -65,6 +65,7 @@ def run_all(
             with step("look for loops"), memory_errors(images.some(chunks[0]), params):
                 seen = describe(model, params, images.pixels)
         joined = join(found, chunks, images.shown(), seen)
+        _warn_of_lonely(conditions, chunks)
         known = [density for density in densities if density is not None]
         _warn_of_joints(joined, chunks, images.names, output, loops=loops)
         return joined, [round(float(x), 4) for x in np.mean(known, 0)] if known else None, chunks
@@ -98,6 +99,19 @@ def run_all(
         warnings.warn(text, stacklevel=2)
         return found
     raise too_many
+
+
+def _warn_of_lonely(conditions: Conditions | None, chunks: list[np.ndarray]) -> None:
+    """Of poses that the model drops, which of all photographs together are several."""
+    if conditions is None or conditions.pose_mask is None:
+        return
+    posed = np.asarray(conditions.pose_mask)[0]
+    alone = sum(posed[chunk].sum() == 1 for chunk in chunks)
+    if alone:
+        text = (
+            f"{alone} of {len(chunks)} chunks have one photograph of a known camera alone, which says nothing"
+        )
+        warnings.warn(f"{text} there: the model drops it; larger chunks may have two", stacklevel=3)
 
 
 def _largest_chunk(frames: int, needs: int | None, params: Any) -> int:

@@ -255,7 +255,8 @@ def load(settings: Settings, plan: Plan, step: Step) -> Loaded:
         align_to = align_to or s.cameras
         if counts["cameras"] == len(images.names):
             intrinsics = intrinsics or s.cameras
-    known = read_known(images.names, images.transforms, images.paths, s.export, intrinsics, align_to)
+    gives = "cameras" if s.align_to is None else "align_to"
+    known = read_known(images.names, images.transforms, images.paths, s.export, intrinsics, align_to, gives)
     check_space(s.output, images.pixels[..., 0].size * sum(format.pixel_bytes for format in plan.formats))
     return Loaded(s, plan, images, known, conditions, counts, ours)
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Array = jax.Array
 AT_REST = 2e-2  # the largest translation, from which on a scene is scaled to the mean one
+LARGEST = 1e9  # of a depth or position, in whatever unit; what lies beyond stands for something else
+COARSE = 1e-3  # of the extent of a scene's positions: a float32's step there, from which on it blurs them
 
 
 @flax.struct.dataclass
@@ -60,7 +62,14 @@ class Conditions:
         shapes |= {"depth_mask": (), "ray_mask": (), "pose_mask": ()}
         for name, rest in shapes.items():
             x, wanted = getattr(self, name), (B, F, *rest)
-            if x is not None and tuple(np.shape(x)) != wanted:
+            if x is None:
+                continue
+            kind, mask = getattr(x, "dtype", None), name in _MASKS
+            right = (jnp.bool_,) if mask else (jnp.floating, jnp.integer)
+            if kind is None or not any(jnp.issubdtype(kind, one) for one in right):
+                text = f"{name} must be an array of {'bool' if mask else 'real numbers'}"
+                raise InputError(f"{text}, not {kind or type(x).__name__}", argument="conditions")
+            if tuple(np.shape(x)) != wanted:
                 of = f"{B}x{F} images of {W}x{H} pixels"
                 text = f"{name} is {list(np.shape(x))}, of {of} it must be {list(wanted)}"
                 raise InputError(text, argument="conditions")
@@ -94,14 +103,13 @@ class Conditions:
             depth = np.asarray(self.depth)
             bad("depth", ~np.isfinite(depth), "has NaN or infinity: 0 is what is not known")
             bad("depth", depth < 0, "is negative somewhere: 0 is what is not known")
+            bad("depth", depth > LARGEST, f"is beyond {LARGEST:.0e} somewhere: 0 is what is not known")
         if _known(self.K):
             K = np.asarray(self.K, np.float64)
             fine = np.isfinite(K).all((-1, -2)) & (np.abs(np.linalg.det(np.nan_to_num(K))) > 1e-6)
-            bad(
-                "K",
-                ~fine,
-                "has no inverse: it must be [[fx, s, cx], [0, fy, cy], [0, 0, 1]], fx and fy not 0",
-            )
+            fine &= np.isclose(K[..., 2, :], (0, 0, 1)).all(-1)  # where its transpose has cx and cy
+            what = "has no inverse, or another last row than 0 0 1: it must be"
+            bad("K", ~fine, f"{what} [[fx, s, cx], [0, fy, cy], [0, 0, 1]], fx and fy not 0")
         if _known(self.rays):
             rays = np.asarray(self.rays)
             bad("rays", ~(np.isfinite(rays).all(-1) & (rays[..., 2] > 0)), "must be finite, with z above 0")
@@ -109,7 +117,21 @@ class Conditions:
             pose = np.asarray(self.world_from_cam)
             rigid = np.isfinite(pose).all((-1, -2)) & is_rotation(pose[..., :3, :3])
             rigid &= np.isclose(pose[..., 3, :], (0, 0, 0, 1)).all(-1)
-            bad("world_from_cam", ~rigid, "is no rigid transform of 4x4 with the last row 0 0 0 1")
+            rigid &= (np.abs(pose[..., :3, 3]) <= LARGEST).all(-1)
+            what = "is no rigid transform of 4x4 with the last row 0 0 0 1 and a position within"
+            bad("world_from_cam", ~rigid, f"{what} {LARGEST:.0e}")
+            self._warn_of_far(pose[..., :3, 3])
+
+    def _warn_of_far(self, places: np.ndarray) -> None:
+        """places: [B, F, 3], float64 where they were given so."""
+        if self.pose_mask is not None and not _known(self.pose_mask):
+            return
+        on = np.ones(places.shape[:2], bool) if self.pose_mask is None else np.asarray(self.pose_mask)
+        for scene in (one[mask] for one, mask in zip(places, on, strict=True) if mask.any()):
+            step = float(np.spacing(np.abs(scene).max().astype(np.float32)))
+            if 0 < np.ptp(scene, axis=0).max() * COARSE < step:
+                text = "world_from_cam lies so far from 0 that float32, which the model computes in, blurs it"
+                warnings.warn(f"{text}: take the first position off all of them", stacklevel=5)
 
 
 _MASKS: Mapping[str, tuple[str, ...]] = {

@@ -15,14 +15,14 @@ from fastvggt_jax.errors import InputError, MissingError
 from fastvggt_jax.export.depth import file_stems
 from fastvggt_jax.export.lenses import model_from_original, original_sizes
 from fastvggt_jax.io.files import regular_file
-from fastvggt_jax.models.conditions import Conditions
+from fastvggt_jax.models.conditions import LARGEST, Conditions
 from fastvggt_jax.refine.known import known_cameras, known_K
 from fastvggt_jax.sources import Images, ImageTransform
 
 MILLIMETRES = 1000.0  # of a PNG's numbers in a metre
 DAMAGED = (
-    *(OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, NotImplementedError),
-    *(zipfile.BadZipFile, zlib.error),
+    *(OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, NotImplementedError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, Image.DecompressionBombError),
 )
 
 
@@ -94,17 +94,24 @@ def depth_maps(folder: str, names: tuple[str, ...], sizes: list[tuple[int, int]]
     0, NaN and infinity are not known.
 
     Raises MissingError if there is no such folder, InputError if it is of none of the photographs, for a
-    damaged file, and for one of another shape, or of negative numbers.
+    file that may be of two of them, for a damaged one, and for one of another shape, or of numbers that are
+    no depth.
     """
     if not os.path.isdir(folder):
         raise MissingError(f"depth {folder}: no such folder", argument="depth")
-    found = {}
+    found: dict[int, np.ndarray] = {}
+    owner: dict[Path, tuple[str, str]] = {}
     for i, (name, stem) in enumerate(zip(names, file_stems(names), strict=True)):
         stems = dict.fromkeys((stem, Path(name).name, Path(name).stem))
         paths = (Path(folder) / f"{one}{end}" for one in stems for end in (".npy", ".npz", ".png"))
         path = next((path for path in paths if os.path.isfile(path)), None)
-        if path is not None:
-            found[i] = _checked(_read(path), path, name, sizes[i])
+        if path is None:
+            continue
+        other, its_stem = owner.setdefault(path, (name, stem))
+        if other != name:
+            text = f"depth {path} may be of {other} or {name}: name it {its_stem}{path.suffix} or {stem}"
+            raise InputError(f"{text}{path.suffix}", argument="depth")
+        found[i] = _checked(_read(path), path, name, sizes[i])
     if not found:
         text = f"depth {folder} holds none of the photographs': it would be {names[0]}.npy, .npz or .png"
         raise InputError(text, argument="depth")
@@ -115,7 +122,7 @@ def _read(path: Path) -> np.ndarray:
     regular_file(path, "depth")
     try:
         if path.suffix == ".png":
-            with Image.open(path) as image:
+            with Image.open(path, formats=("PNG",)) as image:
                 if not image.mode.startswith("I"):
                     text = f"depth {path} is a picture of 8 bits: depth has 16, in millimetres"
                     raise InputError(text, argument="depth")
@@ -146,7 +153,11 @@ def _checked(depth: np.ndarray, path: Path, name: str, size: tuple[int, int]) ->
         raise InputError(f"{text}: depth is [height, width] in its proportions", argument="depth")
     if (depth < 0).any():
         raise InputError(f"depth {path} is negative somewhere: 0 is what is not known", argument="depth")
-    return np.where(np.isfinite(depth), depth, 0)
+    depth = np.where(np.isfinite(depth), depth, 0)
+    if (depth > LARGEST).any():  # as renderers write for the sky; it would set the scene's unit
+        text = f"depth {path} is beyond {LARGEST:.0e} somewhere: 0 is what is not known"
+        raise InputError(text, argument="depth")
+    return depth
 
 
 def in_model(depth: np.ndarray, t: ImageTransform) -> np.ndarray:

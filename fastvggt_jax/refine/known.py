@@ -19,7 +19,7 @@ from fastvggt_jax.export.lenses import original_sizes, with_K
 from fastvggt_jax.export.tracks import Tracks, placed
 from fastvggt_jax.geometry import GL_FROM_CV
 from fastvggt_jax.geometry.alignment import Similarity, align, best_rotation, is_rotation
-from fastvggt_jax.io.colmap import read_model
+from fastvggt_jax.io.colmap import MODELS, read_model
 from fastvggt_jax.io.files import regular_file
 from fastvggt_jax.io.json_files import check_cameras, read_json
 from fastvggt_jax.scene import Scene
@@ -429,9 +429,9 @@ def _moved(scene: Scene, by: Similarity) -> Scene:
     )
 
 
-def known_positions(path: str, names: Sequence[str]) -> Positions:
+def known_positions(path: str, names: Sequence[str], argument: str = "align_to") -> Positions:
     """What a file says of photographs of these names, and those of them that it names. Raises as
-    `aligned_to`.
+    `aligned_to`, of the argument that gave it.
     """
     if not path.strip():
         text = "align_to must be a cameras.json, or a table of positions, not empty"
@@ -445,8 +445,8 @@ def known_positions(path: str, names: Sequence[str]) -> Positions:
         raise InputError(f"{text}; it has {theirs}", argument="align_to")
     truth = np.stack([known.centres[_key(name, known.centres)] for name in found])  # type: ignore[index]
     if np.ptp(truth, axis=0).max() == 0:
-        text = f"align_to {path}: all cameras stand at one place, which tells no scale"
-        raise InputError(text, argument="align_to")
+        text = f"{argument} {path}: all cameras stand at one place, which tells no scale"
+        raise InputError(text, argument=argument)
     if not known.rotations and _leaves_a_line(truth) < ON_A_LINE:
         text = f"align_to {path}: the positions are on a line, which leaves the turn about it open"
         raise InputError(f"{text}; a cameras.json has rotations too", argument="align_to")
@@ -590,7 +590,7 @@ def _of_nerfstudio(content: dict[str, Any], path: Path, argument: str) -> list[d
     OpenGL's; what a frame does not say of its lens, the file says of all.
     """
     found = []
-    bent = False
+    bent, curved = False, None
     try:
         for frame in content["frames"]:
             of = lambda name, frame=frame: frame.get(name, content.get(name))
@@ -605,6 +605,8 @@ def _of_nerfstudio(content: dict[str, Any], path: Path, argument: str) -> list[d
                 for one, default in zip(given, (fl_x, w / 2, h / 2), strict=True)
             )
             bent = bent or any(of(name) for name in ("k1", "k2", "k3", "k4", "p1", "p2"))
+            if of("camera_model") not in (None, "PERSPECTIVE", *MODELS):
+                curved = of("camera_model")
             pose = _matrix(frame["transform_matrix"])
             found.append(
                 {
@@ -620,6 +622,9 @@ def _of_nerfstudio(content: dict[str, Any], path: Path, argument: str) -> list[d
         what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else "a frame's numbers are none"
         text = f"{argument} {path} is no transforms.json of nerfstudio: {what}"
         raise InputError(text, argument=argument) from error
+    if curved is not None and argument != "align_to":  # which asks for poses alone
+        text = f"{argument} {path} has a camera of the model {curved}; what is read: {', '.join(MODELS)}"
+        raise InputError(text, argument=argument)
     if bent:
         text = f"{argument} {path}: its lenses have distortion, which is left out: undistort the photographs"
         warnings.warn(text, stacklevel=4)

@@ -38,14 +38,18 @@ def read_known(
     options: ExportOptions,
     intrinsics: str | None,
     align_to: str | None,
+    gives: str = "align_to",
 ) -> Known:
-    """What is known of these photographs. Raises what `known_K` and `known_positions` raise."""
+    """What is known of these photographs; `gives` is the argument that gave `align_to`.
+
+    Raises what `known_K` and `known_positions` raise.
+    """
     K = None
     if intrinsics is not None:
         sizes = original_sizes(transforms)
         K = known_K(names, sizes, intrinsics, files)
         check_given(K, sizes, shared_camera=options.shared_camera, camera_model=options.camera_model)
-    return Known(K, None if align_to is None else known_positions(align_to, names))
+    return Known(K, None if align_to is None else known_positions(align_to, names, gives))
 
 
 class Refined(NamedTuple):

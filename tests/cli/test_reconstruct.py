@@ -488,6 +488,10 @@ def test_known_cameras_act_after_a_model_that_does_not_take_them(
     assert set(scene.intrinsics) == {"given"}
     np.testing.assert_allclose(scene.K_original(0)[:2], [[90, 0, 50.5], [0, 90, 33.5]], atol=1e-3)
     monkeypatch.setattr(pipeline, "predict", None)  # the rest is said before the model runs
+    standing = [one | {"world_from_cam": np.eye(4).tolist()} for one in content["images"]]
+    cameras.write_text(json.dumps({"images": standing}))
+    wrong = run(*reconstruct_args(weights, tmp_path / "o", "--cameras", cameras))
+    assert_sentence(wrong, f"--cameras {cameras}: all cameras stand at one place", 2, tmp_path / "o")
     cameras.write_text(json.dumps({"images": content["images"][:1]}))
     for option, value, words in (
         ("--cameras", cameras, "names one of the photographs, at least two are needed"),

@@ -362,7 +362,11 @@ def test_config_round_trips():
         (dict(depth=np.ones((1, 4, 40, 42))), r"depth is \[1, 4, 40, 42\], of 1x4 images of 42x42 pixels it"),
         (dict(depth=np.full((1, 4, SIDE, SIDE), -1.0)), "depth of view 0 is negative somewhere"),
         (dict(depth=np.full((1, 4, SIDE, SIDE), np.nan)), "depth of view 0 has NaN or infinity"),
+        (dict(depth=np.full((1, 4, SIDE, SIDE), 1e10)), r"depth of view 0 is beyond 1e\+09 somewhere"),
         (dict(K=np.ones((1, 4, 3, 3))), "K of view 0 has no inverse"),
+        (dict(K=np.asarray(known().K).swapaxes(-1, -2)), "K of view 0 has no inverse, or another last row"),
+        (dict(K=np.asarray(known().K).tolist()), "K must be an array of real numbers, not list"),
+        (dict(ray_mask=np.ones((1, 4), int)), "ray_mask must be an array of bool, not int64"),
         (dict(world_from_cam=np.full((1, 4, 4, 4), 2.0)), "world_from_cam of view 0 is no rigid transform"),
         (dict(rays=np.zeros((1, 4, SIDE, SIDE, 3)), K=None), "rays of view 0 must be finite, with z above 0"),
         (dict(rays=np.ones((1, 4, SIDE, SIDE, 3))), "K and rays were given, which say the same"),
@@ -375,6 +379,19 @@ def test_conditions_that_do_not_fit_get_one_sentence(tiny, images, given, messag
     with pytest.raises(InputError, match=message) as caught:
         model.apply(params, images, known(**given))
     assert caught.value.argument == "conditions"
+
+
+@pytest.mark.parametrize("far, extent, said", [(5e6, 10, 1), (5e6, 1e5, 0), (5e6, 0, 0), (0, 10, 0)])
+def test_a_world_in_which_float32_blurs_the_cameras_is_a_warning(far, extent, said):
+    pose = np.tile(np.eye(4), (1, 3, 1, 1))
+    pose[0, :, 0, 3] = far + extent * np.array([0, 0.5, 1])
+    pose[0, 0, 0, 3] -= 1e7  # whose mask is off
+    on = of([0, 1, 1])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Conditions(world_from_cam=pose, pose_mask=on).check((1, 3, SIDE, SIDE, 3))
+    texts = [str(one.message) for one in caught]
+    assert len(texts) == said and all("so far from 0 that float32" in text for text in texts)
 
 
 def test_what_is_off_may_be_anything(tiny, images):

@@ -15,7 +15,8 @@ from fastvggt_jax import errors, export
 from fastvggt_jax.export.base import ExportOptions
 from fastvggt_jax.export.cameras import write_cameras
 from fastvggt_jax.models.conditions import prepare, rays_of
-from fastvggt_jax.refine.given import conditions_of, in_model
+from fastvggt_jax.refine.given import conditions_of, depth_maps, in_model
+from fastvggt_jax.refine.known import known_positions
 from fastvggt_jax.sources import ImageTransform
 from fastvggt_jax.sources.photographs import turned_unseen
 from tests.export.truth import true_scene
@@ -203,9 +204,35 @@ def test_what_does_not_fit_is_one_sentence(truth, tmp_path):
         (np.ones((7, 90)), "is .7, 90., but .* pixels: depth is .height, width. in its proportions"),
         (np.full(shape, -1.0), "is negative somewhere: 0 is what is not known"),
         (np.array("text"), "cannot be read"),
+        (np.full(shape, 1e10), r"npy is beyond 1e\+09 somewhere: 0 is what is not known"),
     ):
         np.save(tmp_path / "d" / f"{name}.npy", array)
         refused(truth, match, depth=str(tmp_path / "d"))
+
+
+def test_depth_that_may_be_of_two_photographs_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((3, 4), np.float32))
+    names, sizes = ("x/a.jpg", "y/a.jpg"), [(4, 3)] * 2
+    match = "a.npy may be of x/a.jpg or y/a.jpg: name it x_a.jpg.npy or y_a.jpg.npy"
+    with pytest.raises(errors.InputError, match=match):
+        depth_maps(str(tmp_path), names, sizes)
+    np.save(tmp_path / "y_a.jpg.npy", np.full((3, 4), 2, np.float32))
+    found = depth_maps(str(tmp_path), names, sizes)
+    assert [one.max() for one in found.values()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "lens, read", [("OPENCV_FISHEYE", False), ("EQUIRECTANGULAR", False), ("OPENCV", True)]
+)
+def test_nerfstudios_lenses_that_are_no_pinhole_are_refused(truth, lens, read, tmp_path):
+    """... where K is asked for; poses are the same whatever the lens."""
+    path = written(truth, "nerfstudio", tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"camera_model": lens}))
+    if read:
+        assert conditions_of(truth.images, cameras=str(path))[1]
+    else:
+        refused(truth, f"has a camera of the model {lens}; what is read: SIMPLE_PINHOLE", cameras=str(path))
+    assert len(known_positions(str(path), truth.images.names).names) == len(truth.images.names)
 
 
 def damaged_depth(kind, shape):
@@ -219,6 +246,11 @@ def damaged_depth(kind, shape):
         return ".npz", file.getvalue()
     np.savez_compressed(file, depth=np.random.default_rng(0).random(shape))
     whole = bytearray(file.getvalue())
+    if kind == "huge":
+        file = io.BytesIO()
+        header = {"descr": "<f8", "fortran_order": False, "shape": (10**6, 10**7)}
+        np.lib.format.write_array_header_1_0(file, header)
+        return ".npy", file.getvalue() + bytes(100)
     if kind == "npz named npy":
         return ".npy", bytes(whole)
     if kind == "flipped":
@@ -227,13 +259,19 @@ def damaged_depth(kind, shape):
 
 
 @pytest.mark.parametrize(
-    "kind", ["cut", "flipped", "empty", "npy named npz", "npz named npy", "structured", "complex", "picture"]
+    "kind",
+    [
+        *("cut", "flipped", "empty", "npy named npz", "npz named npy", "structured", "complex", "picture"),
+        *("huge", "tiff named png"),
+    ],
 )
 def test_damaged_depth_is_one_sentence(truth, kind, tmp_path):
     shape = truth.scene.transforms[0].original_height, truth.scene.transforms[0].original_width
     stem = tmp_path / truth.scene.names[0]
     if kind == "complex":
         np.save(f"{stem}.npy", np.ones(shape, complex))
+    elif kind == "tiff named png":
+        Image.fromarray(np.full(shape, 1000, np.uint16)).save(f"{stem}.png", "TIFF")
     elif kind == "picture":
         Image.fromarray(np.full(shape, 1000, np.uint16)).save(f"{stem}.png")
         whole = Path(f"{stem}.png").read_bytes()

@@ -218,14 +218,14 @@ def test_each_chunk_is_told_of_its_own_photographs(photographs, tmp_path, block,
     model, cameras = tiny_model("pi3x"), tmp_path / "known.json"
     monkeypatch.setattr(pipeline, "read_model", lambda weights: model)
     monkeypatch.setattr(pipeline, "load_model", lambda *_: (model, {}))
-    images, missing = [], 8  # where the third chunk begins
+    known, missing = [], 8  # where the third chunk begins
     for i in set(range(COUNT)) - {missing}:
         pose = np.eye(4)
         pose[0, 3] = i * i
         K = [[20 + i, 0, 14], [0, 20 + i, 8], [0, 0, 1]]
         one = {"name": f"{i:02}.png", "width": 28, "height": 16, "K": K}
-        images.append(one | {"world_from_cam": pose.tolist()})
-    cameras.write_text(json.dumps({"images": images}))
+        known.append(one | {"world_from_cam": pose.tolist()})
+    cameras.write_text(json.dumps({"images": known}))
     told, inner = [], pipeline.predict
 
     def predict(model, params, images, *rest, conditions, **more):
@@ -250,6 +250,11 @@ def test_each_chunk_is_told_of_its_own_photographs(photographs, tmp_path, block,
         np.testing.assert_allclose(fed.unit, away[1:].mean(), rtol=1e-5)
         found = np.asarray(fed.world_from_cam)[0, seen, 0, 3]
         np.testing.assert_allclose(found, away / away[1:].mean(), atol=1e-5)
+    some = [one for one in known if one["name"] in ("00.png", "09.png")]
+    cameras.write_text(json.dumps({"images": some}))
+    report = json.loads(run(photographs, "pi3x", tmp_path / "some", *chunks).stdout)
+    text = "3 of 4 chunks have one photograph of a known camera alone, which says nothing there: the model"
+    assert sum(one.startswith(text) for one in report["warnings"]) == 1
 
 
 @pytest.mark.parametrize(
