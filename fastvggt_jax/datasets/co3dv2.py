@@ -23,6 +23,7 @@ from fastvggt_jax.datasets.files import (
     FileDataset,
     cameras,
     digest,
+    fitting,
     frames_in,
     listed,
     need,
@@ -61,10 +62,11 @@ VGGT = "vggt-co3d"  # the protocol, which draws otherwise
 class CO3Dv2(FileDataset):
     """Ten frames of each sequence, in the order in which they are drawn; scenes are "CATEGORY/SEQUENCE".
 
-    entries: of each scene what its annotation says of these frames.
+    entries: of each scene what its annotation says of these frames. counts: of all its frames.
     """
 
     entries: Mapping[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     name: ClassVar[str] = "co3dv2"
     metrics: ClassVar[tuple[str, ...]] = ("cameras",)
@@ -89,6 +91,7 @@ class CO3Dv2(FileDataset):
         frames: dict[str, list[int]] = {}
         by_sequence: dict[str, list[int]] = {}
         entries: dict[str, list[dict[str, Any]]] = {}
+        counts: dict[str, int] = {}
         for category, path in files.items():
             for sequence, found in _sequences(path, in_order=official) if path is not None else ():
                 if given is None:
@@ -99,19 +102,18 @@ class CO3Dv2(FileDataset):
                     continue
                 scene = f"{category}/{sequence}"
                 by_sequence[sequence] = frames[scene] = numbers
+                counts[scene] = len(found)
                 kept = [found[i] for i in numbers if i < len(found)]
                 names = ("filepath", "R", "T")
                 entries[scene] = [{name: one.get(name) for name in names} for one in kept]
         if given is not None and not frames:
             raise none_of(options.frames, given, root)  # type: ignore[arg-type]
-        found_ = cls.of(dataclasses.replace(options, frames=None), root, frames, entries=entries)
+        found_ = cls.of(dataclasses.replace(options, frames=None), root, frames, entries=entries, counts=counts)
         return dataclasses.replace(found_, frame_list=digest(by_sequence))
 
     def read(self, scene: str) -> Sample:
-        entries, wanted = self.entries[scene], self.frames[scene]
-        if len(entries) < len(wanted):
-            text = f"the list of frames goes to number {max(wanted)}, which the copy does not have"
-            raise SceneError(text, scene=scene)
+        entries = self.entries[scene]
+        fitting(scene, self.frames[scene], self.counts[scene])
         several(scene, len(entries))
         base = self.root / "data" if (self.root / "data").is_dir() else self.root
         paths = [base / str(one["filepath"]) for one in entries]

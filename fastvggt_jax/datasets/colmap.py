@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from fastvggt_jax.datasets.base import PAIRS, Field, Options, Sample, Truth
-from fastvggt_jax.datasets.files import FileDataset, cameras, several, stored, views_of
+from fastvggt_jax.datasets.files import FileDataset, cameras, listed, several, stored, views_of
 from fastvggt_jax.errors import Error, SceneError
 from fastvggt_jax.io.colmap import Photograph, find_model, read_model
 
@@ -68,5 +68,5 @@ def _photographs(folder: Path, scene: str, chosen: list[Photograph]) -> list[Pat
         if all(path.is_file() for path in paths):
             return paths
     gone = [one.name for one in chosen if not (folder / "images" / one.name).is_file()]
-    text = f"{folder / 'images'} lacks {len(gone)} of the model's photographs, such as {gone[0]}"
+    text = f"{folder / 'images'} lacks {len(gone)} of the model's photographs: {listed(gone)}"
     raise SceneError(text, scene=scene)

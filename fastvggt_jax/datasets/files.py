@@ -87,9 +87,9 @@ class FileDataset:
         do not fit it, or are fewer than `least`.
         """
         wanted = list(self.frames[scene])
-        if wanted and max(wanted) >= count:
-            text = f"the list of frames goes to number {max(wanted)}, and the copy has {count} frames"
-            raise SceneError(text, scene=scene)
+        if not (self.root / scene).is_dir():
+            raise SceneError(f"the folder {self.root / scene} is missing", scene=scene)
+        fitting(scene, wanted, count)
         if len(wanted) < least:
             text = f"of its {count} frames {len(wanted)} are taken, and {least} are needed"
             raise SceneError(text, scene=scene)
@@ -169,6 +169,13 @@ def need(scene: str, files: Iterable[Path]) -> None:
     if gone:
         verb = "is" if len(gone) == 1 else "are"
         raise SceneError(f"{listed(gone)} {verb} missing", scene=scene)
+
+
+def fitting(scene: str, numbers: Sequence[int], count: int) -> None:
+    """Raises SceneError for a list of frames that goes beyond a copy's `count`."""
+    if max(numbers, default=-1) >= count:
+        text = f"the list of frames goes to number {max(numbers)}, and the copy has {count} frames"
+        raise SceneError(text, scene=scene)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -99,7 +99,7 @@ def depth_errors(depth: Float[np.ndarray, " M"], truth: Float[np.ndarray, " M"])
 
 
 def cubic_resized(values: Float[np.ndarray, "h w"], height: int, width: int) -> Float[np.ndarray, "H W"]:
-    """f64[height, width] by OpenCV's cubic interpolation: four taps with a = -0.5 at pixel centres, the
+    """f64[height, width] by OpenCV's cubic interpolation: four taps with a = -0.75 at pixel centres, the
     border repeated, no smoothing where it shrinks.
     """
     values = np.asarray(values, np.float64)

@@ -36,7 +36,8 @@ def ranked(found: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
     report; fewer where there are fewer scenes.
     """
     scenes, names = found["configurations"][0]["scenes"], found["dataset"]["scenes"]
-    metric = next((name for name in RANKED if name in scenes), None)
+    known_of = lambda name: any(value is not None for value in scenes.get(name, ()))
+    metric = next((name for name in RANKED if known_of(name)), None)
     if metric is None:
         return "", {"first": names[0]}
     known = [(value, name) for value, name in zip(scenes[metric], names, strict=True) if value is not None]

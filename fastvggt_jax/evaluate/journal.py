@@ -19,7 +19,7 @@ from fastvggt_jax.evaluate.runner import LeftOut, Result
 from fastvggt_jax.io.files import reason, regular_file, write_file
 from fastvggt_jax.io.json_files import parse_json
 
-FORMAT = "fastvggt_jax evaluation so far"
+FORMAT = "fastvggt_jax evaluation so far, 2"
 ARRAYS = ("pairs", "baselines", "density")  # fields of a Result that are lists of arrays
 
 

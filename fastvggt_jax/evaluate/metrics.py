@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.spatial import cKDTree
-from scipy.stats import spearmanr
 
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.geometry.alignment import align
@@ -67,7 +66,8 @@ def _relative_poses(poses: np.ndarray, order: str = I_FROM_J) -> tuple[np.ndarra
     elif order != I_FROM_J:
         raise InputError(f"order must be one of {', '.join(ORDERS)}, not {order!r}", argument="order")
     R = poses[i, :, :3] @ poses[j, :, :3].swapaxes(-1, -2)  # [pairs, 3, 3]
-    return R, poses[i, :, 3] - np.einsum("pij,pj->pi", R, poses[j, :, 3])
+    centres = _centres(poses)  # of equal cameras exactly equal, so that no rounding error gives a direction
+    return R, np.einsum("pij,pj->pi", poses[i, :, :3], centres[j] - centres[i])
 
 
 def accuracy_at(errors: Float[np.ndarray, " pairs"], threshold: float) -> float:
@@ -134,6 +134,8 @@ def rank_correlation(depth: Float[np.ndarray, " M"], truth: Float[np.ndarray, " 
 
     So neither unit nor scale counts, and the truth may be any decreasing function of a disparity.
     """
+    from scipy.stats import spearmanr  # it takes seconds, and whoever reconstructs imports this module
+
     return float(spearmanr(np.asarray(depth, np.float64), np.asarray(truth, np.float64)).statistic)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -91,10 +92,13 @@ def report(
         | results[run.label].report(rules.mean_over)
         for run in runs
     ]
-    measured = results[runs[0].label].scenes
-    left_out = [{"scene": one.scene, "reason": one.reason} for one in results[runs[0].label].left_out]
+    first = results[runs[0].label]
+    left_out = [{"scene": one.scene, "reason": one.reason} for one in first.left_out]
+    photographs = {scene: some for scene, some in zip(first.scenes, first.photographs, strict=False) if some}
     names = {"scene's size", "baselines", *(name for row in rows for name in row["summary"])}
-    described = {"name": dataset.name, **dataset.describe(), "scenes": measured, "batch": batch}
+    described = {"name": dataset.name, **dataset.describe(), "scenes": first.scenes, "batch": batch}
+    described |= {"resolution": dict(Counter(first.resolution))}  # of how many scenes each is
+    described |= {"photographs": photographs} if photographs else {}
     comparable = rules.protocol.published and as_published(dataset.name, options)
     published = published_of(dataset, rules) if comparable else []
     return {

@@ -91,10 +91,13 @@ def predictor(
 
 
 class Scene(NamedTuple):
-    """A scene as the model sees it: u8[F, H, W, 3], and what is true of these pixels."""
+    """A scene as the model sees it: u8[F, H, W, 3], and what is true of these pixels. photographs: the names
+    of their files, [] of what has none.
+    """
 
     pixels: np.ndarray
     truth: Reference
+    photographs: list[str]
 
 
 class LeftOut(NamedTuple):
@@ -109,8 +112,8 @@ class LeftOut(NamedTuple):
 class Result:
     """Of one predictor. scenes: their names. pairs: f64[2, pairs] of each, and their baselines f64[pairs];
     metrics: of each scene; density: f64[layers] of each, none if dense. seconds: that predicting each took,
-    without compiling where the predictor is a `Predictor`. left_out: the same of every
-    predictor.
+    without compiling where the predictor is a `Predictor`. left_out, photographs (see `Scene`), resolution
+    ("WIDTHxHEIGHT" that the model sees): the same of every predictor.
     """
 
     scenes: list[str] = dataclasses.field(default_factory=list)
@@ -120,6 +123,8 @@ class Result:
     density: list[np.ndarray] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)
     left_out: list[LeftOut] = dataclasses.field(default_factory=list)
+    photographs: list[list[str]] = dataclasses.field(default_factory=list)
+    resolution: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def seen(self) -> int:
@@ -293,7 +298,7 @@ def _batches(
             name = sample.name
             images = sized_images(dataset, sample.images, policy)
             truth = Reference(sample, images.transforms, rules.wanted, rules.field, rules.order)
-            return Scene(images.pixels, truth)
+            return Scene(images.pixels, truth, list(images.names) if any(images.paths) else [])
         except SceneError as error:
             return LeftOut(number, error.scene, error.text)
         except (ImageError, MissingError) as error:
@@ -353,6 +358,9 @@ def _measure(
     """Adds to the results what every predictor says of scenes of one shape."""
     images = _on_devices(scenes)
     truths = [scene.truth for scene in scenes]
+    for result in results.values():
+        result.photographs += [scene.photographs for scene in scenes]
+        result.resolution += ["{1}x{0}".format(*scene.pixels.shape[1:3]) for scene in scenes]
     waiting: Callable[[], None] = lambda: None
     for name, predict in predictors.items():
         (found, density), seconds = _timed(predict, images)

@@ -54,7 +54,8 @@ def test_a_random_model_the_whole_way(tiny, tmp_path):
     assert done.exit_code == 0, (done.output, done.exception)
     report = json.loads(done.stdout)
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == report
-    assert report["dataset"] == {"name": "walls", "views": 3, "scenes": ["wall 0", "wall 1"], "batch": 2}
+    seen = {"scenes": ["wall 0", "wall 1"], "batch": 2, "resolution": {"28x28": 2}}
+    assert report["dataset"] == {"name": "walls", "views": 3} | seen
     assert report["model"]["class"] == "VGGT" and report["model"]["dtype"] == "float32"
     assert report["model"]["file"] == "tiny.safetensors" and report["block"] == [2, 2]
     dense, sparse = report["configurations"]

@@ -65,11 +65,17 @@ def test_all_tables_of_what_is_there(weights, root, tmp_path):
     assert re10k["protocol"]["name"] == "pi3-2025-08" and re10k["protocol"]["relative_pose"] == "j from i"
     assert re10k["dataset"]["frames"].keys() == {"000c3ab189999a83", "ffff"}
     assert "of this copy" in re10k["dataset"]["frame_list"]
+    assert re10k["dataset"]["resolution"] == {"56x4": 2}, "what the model sees, --size in the place of 512"
+    for name, numbers in re10k["dataset"]["frames"].items():
+        assert re10k["dataset"]["photographs"][name] == [f"{i:04}.png" for i in numbers]
+    assert found["sintel"]["dataset"]["photographs"] == {"alley_2": ["frame_0001.png", "frame_0002.png"]}
     assert re10k["model"]["image_policy"] == {"mode": "wide", "size": 512, "patch": 4}
     assert re10k["model"]["points_from"] == "depth" and len(re10k["configurations"][0]["seconds"]) == 2
     assert found["eth3d"]["protocol"]["icp_reach"] == 0.1
     assert {"Acc mean", "NC median", "point clouds"} <= found["eth3d"]["configurations"][0]["summary"].keys()
-    assert len(found["eth3d"]["dataset"]["left_out"]) == 12 and "12 of 13 scenes are left out" in done.stderr
+    gone = found["eth3d"]["dataset"]["left_out"]
+    assert gone[0]["reason"] == f"the folder {root / 'eth3d' / 'delivery_area'} is missing"
+    assert len(gone) == 12 and "12 of 13 scenes are left out" in done.stderr
     sintel = found["sintel"]["configurations"][0]["summary"]
     assert {"trajectory ATE", "RPE rotation", "AbsRel, scale", "delta, scale&shift"} <= sintel.keys()
     assert "[VGGT" not in done.stdout and "To be compared" not in done.stdout, "at another size"
@@ -163,6 +169,8 @@ def test_the_gallery_shows_the_worst_and_the_best_scene(weights, root, tmp_path)
     assert ranked(report) == ("point clouds", {"worst": "c", "median": "d", "best": "b"})
     report = {"dataset": {"scenes": ["a"]}, "configurations": [{"scenes": {"AbsRel": [1.0]}}]}
     assert ranked(report) == ("AbsRel", {"worst": "a"})
+    report["configurations"][0]["scenes"] = {"point clouds": [None], "AbsRel": [1.0]}
+    assert ranked(report)[0] == "AbsRel", "where all are not finite there is no worst"
 
 
 @pytest.mark.parametrize(

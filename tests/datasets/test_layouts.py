@@ -308,6 +308,14 @@ def test_a_list_of_other_sequences_is_refused(tmp_path):
     assert error.value.argument == "root"
 
 
+def test_a_list_that_goes_beyond_a_sequence_of_co3d_is_counted_against_it(tmp_path):
+    layouts.co3dv2(tmp_path, scene(), repeat=9)
+    (tmp_path / "frames.json").write_text('{"110_13051_23361": [3, 54]}')
+    data = load_dataset("co3dv2", Options(root=tmp_path, frames=tmp_path / "frames.json"))
+    with pytest.raises(errors.SceneError, match="goes to number 54, and the copy has 54 frames"):
+        data[0]
+
+
 def test_co3d_counts_and_filters_as_the_scripts_do(tmp_path):
     true = scene()
     layouts.co3dv2(tmp_path, true, "apple", ("b", "a"), repeat=9)
@@ -405,7 +413,7 @@ def spoil_pose(path):
         (
             "colmap",
             lambda root: (root / "mine/images/view001.png").unlink(),
-            "lacks 1 of the model's photographs",
+            "lacks 1 of the model's photographs: view001.png",
         ),
         ("kitti", lambda root: next(root.rglob("groundtruth*/*/0000000002.png")).unlink(), "is missing"),
     ],

@@ -74,6 +74,15 @@ def test_a_translation_counts_up_to_sign_and_none_at_all_is_as_wrong_as_can_be()
     np.testing.assert_allclose(angles, [0, 90, 90, 60], atol=1e-6)
 
 
+@pytest.mark.parametrize("order", metrics.ORDERS)
+def test_cameras_that_are_all_the_same_have_no_direction(order):
+    """Also where their rotation is none to the last bit, as of float32."""
+    true, one = some_cameras(5), some_cameras(1, seed=3).astype(np.float32)
+    for pair in ((np.repeat(one, 5, 0), true), (true, np.repeat(one, 5, 0)), (np.repeat(one, 5, 0),) * 2):
+        np.testing.assert_array_equal(metrics.pair_errors(*pair, order)[1], 90)
+    assert not metrics.baselines(np.repeat(one, 5, 0)).any()
+
+
 def test_accuracy_is_the_share_below_the_threshold():
     assert metrics.accuracy_at(np.array([4.0, 5, 6, 9]), 5) == 25
 
