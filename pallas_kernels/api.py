@@ -82,12 +82,16 @@ def pooled_block_mask(
       BlockMask for T queries and sum(kv_runs) keys.
 
     Raises:
-      ValueError: shapes that do not fit together or are empty; neither `keep_count` nor `cdf_threshold`; an
-        unknown pool or implementation; a block that is not positive; runs that do not cover the pooled keys.
+      ValueError: shapes that do not fit together or are empty; neither `keep_count` nor `cdf_threshold`, or
+        arrays of them; an unknown pool or implementation; a block that is not positive; runs that do not
+        cover the pooled keys; lengths that are not traced and not of these arrays.
       NotImplementedError: the named implementation cannot run here or cannot do this.
     """
     if keep_count is None and cdf_threshold is None:
         raise ValueError("give keep_count, cdf_threshold or both; without either no block would be selected")
+    for name, value in (("keep_count", keep_count), ("cdf_threshold", cdf_threshold)):
+        if value is not None and np.ndim(value):
+            raise ValueError(f"{name} must be one number, not an array of shape {np.shape(value)}")
     if pool not in ("mean", "max"):
         raise ValueError(f"{pool=} must be 'mean' or 'max'")
     if q.ndim != 4 or k.ndim != 4 or (q.shape[0], *q.shape[2:]) != (k.shape[0], *k.shape[2:]):
@@ -107,7 +111,7 @@ def pooled_block_mask(
         )
     how: dict[str, Any] = {}
     if lengths is not None:
-        _check_lengths(lengths, kv_runs)
+        _check_lengths(lengths, q.shape[1], kv_runs)
         how = {"lengths": lengths, "k_length": lengths.kv_runs[0] if k_length is None else k_length}
     elif k_length is not None:
         raise ValueError("k_length says how many pooled keys count, and needs the lengths of all")
@@ -158,17 +162,22 @@ def block_sparse_attention(
     Raises:
       ValueError: shapes that do not fit together or are empty, another dtype, an unknown implementation; a
         query block that keeps nothing, where the mask is not traced.
-      TypeError: the config is another implementation's than the named one's.
+      TypeError: the mask is no `BlockMask`; the config is another implementation's than the named one's.
       NotImplementedError: the named implementation cannot run here or cannot do this; a derivative, unless
         "reference" is named.
     """
     given = q, k, v
-    if isinstance(k, tuple) or isinstance(v, tuple):
+    if not isinstance(block_mask, BlockMask):
+        kind = type(block_mask).__name__
+        raise TypeError(f"block_mask must be a BlockMask, such as BlockMask.from_dense makes, not {kind}")
+    if isinstance(k, (tuple, list)) or isinstance(v, (tuple, list)):
         runs = len(block_mask.kv_runs)
         if not (isinstance(k, tuple) and isinstance(v, tuple) and len(k) == len(v) == runs):
             raise ValueError(f"k and v must be arrays, or both tuples of an array for each of {runs} runs")
         if len({x.dtype for x in k}) > 1 or len({x.dtype for x in v}) > 1:
             raise ValueError("the runs of k, and those of v, must share one dtype")
+        if q.ndim != 4 or any(x.ndim != 4 for x in (*k, *v)):
+            raise ValueError("q and the runs of k and v must be [B, T, N, H] and [B, S, N, H]")
         q, k, v = q[:, : block_mask.q_len], *(joined(x, block_mask.kv_runs) for x in (k, v))
     if (
         q.ndim != 4
@@ -206,14 +215,26 @@ def block_sparse_attention(
     return chosen.attend(*arrays, block_mask, config)[:, : block_mask.q_len]
 
 
-def _check_lengths(lengths: Lengths, kv_runs: tuple[int, ...]) -> None:
+def _check_lengths(lengths: Lengths, q_len: int, kv_runs: tuple[int, ...]) -> None:
+    if not isinstance(lengths, Lengths) or not isinstance(lengths.kv_runs, tuple):
+        raise ValueError(f"{lengths=} must be Lengths(queries, (keys of a run, ...))")
     if len(lengths.kv_runs) != len(kv_runs):
         raise ValueError(f"{lengths=} must be of the queries and of each of {len(kv_runs)} runs of keys")
+    for length, most in zip((lengths.q, *lengths.kv_runs), (q_len, *kv_runs), strict=True):
+        if np.ndim(length):
+            raise ValueError(f"{lengths=} must be numbers, the same for all of a batch")
+        if _is_known(length) and not min(1, most) <= int(length) <= most:
+            raise ValueError(f"{lengths=} must be at least 1 and at most {q_len} queries and {kv_runs} keys")
+
+
+def _is_known(x: Any) -> bool:
+    """Whether its numbers can be read here."""
+    return not isinstance(x, jax.core.Tracer) and getattr(x, "is_fully_addressable", True)
 
 
 def _check_mask(mask: BlockMask, q: Array, k: Array) -> None:
     if mask.lengths is not None:
-        _check_lengths(mask.lengths, mask.kv_runs)
+        _check_lengths(mask.lengths, mask.q_len, mask.kv_runs)
     if (mask.q_len, mask.kv_len) != (q.shape[1], k.shape[1]):
         raise ValueError(
             f"the mask is for {mask.q_len}×{mask.kv_len} tokens, q and k have {q.shape[1]}×{k.shape[1]}"
@@ -229,12 +250,12 @@ def _check_mask(mask: BlockMask, q: Array, k: Array) -> None:
         raise ValueError(
             f"the mask has {found}; blocks of {mask.block[0]}×{mask.block[1]} make it {rows} and {expected}"
         )
-    if isinstance(mask.kv_num_blocks, jax.core.Tracer) or not mask.kv_num_blocks.is_fully_addressable:
+    if not _is_known(mask.kv_num_blocks):
         return
     # By numpy: under a surrounding jit jnp would be traced.
     counts = np.asarray(mask.kv_num_blocks)
     if mask.lengths is not None:
-        if isinstance(mask.lengths.q, jax.core.Tracer):
+        if not _is_known(mask.lengths.q):
             return
         counts = counts[:, :, : cdiv(int(mask.lengths.q), mask.block[0])]
     empty = np.argwhere(counts == 0)

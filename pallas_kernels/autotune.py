@@ -15,6 +15,7 @@ import dataclasses
 import json
 import re
 import sys
+import tempfile
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -56,7 +57,9 @@ def tunable(name: str | None, device: implementations.Device) -> Implementation:
 def measure(
     implementation: Implementation, key: tuning.Key, tokens: int, heads: int, density: float, repeats: int
 ) -> dict[Any, float]:
-    """Effective TFLOP/s of each config of the search space, printed as they come."""
+    """Effective TFLOP/s of each config of the search space, printed as they come; less those that do not run:
+    what a card has is known less surely than what was measured on one.
+    """
     head_dim, block = key
     q, k, v = (
         jax.random.normal(key, (1, tokens, heads, head_dim), jnp.bfloat16)
@@ -67,7 +70,11 @@ def measure(
     rates = {}
     for config in implementation.search_space(head_dim, block, implementations.device_of()):
         attend = partial(block_sparse_attention, implementation=implementation.name, config=config)
-        rates[config] = flops / jax_ms(attend, q, k, v, mask, repeats=repeats) / 1e9
+        try:
+            rates[config] = flops / jax_ms(attend, q, k, v, mask, repeats=repeats) / 1e9
+        except jax.errors.JaxRuntimeError as error:
+            print(f"  {config}: does not run: {' '.join(str(error).split())[:200]}", flush=True)
+            continue
         print(f"  {config}: {rates[config]:.1f} TFLOP/s", flush=True)
     return rates
 
@@ -87,6 +94,25 @@ def write(path: Path, device_kind: str, implementation: str, entries: list[dict[
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check(args: argparse.Namespace, path: Path) -> None:
+    """ValueError for numbers that mean nothing, and for a file that could not be written in the end."""
+    if min(args.tokens, args.heads, args.repeats) < 1:
+        raise ValueError("--tokens, --heads and --repeats must be at least 1")
+    if not 0 < args.density <= 1:
+        raise ValueError("--density must be above 0 and at most 1")
+    tuning.read(path)  # what is damaged is not replaced
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; --output must be a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror}): --output names another file"
+        ) from None
 
 
 def parse_block(text: str) -> tuple[int, int]:
@@ -115,7 +141,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--heads", type=int, default=16)
     add("--density", type=float, default=0.25)
     add("--repeats", type=int, default=3)
-    add("--output", type=Path, help="default: the installed package's own file for this device")
+    add(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="default: the installed package's own file for this device, which alone is read",
+    )
     return parser.parse_args(arguments)
 
 
@@ -137,12 +168,17 @@ def keys_of(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures and writes; 2 where nothing can be tuned, or for a block that no config fits."""
+    """Measures and writes; 2 for bad arguments, where nothing can be tuned or written, or for a block that no
+    config fits.
+    """
     args = parse(arguments)
     device = implementations.device_of()
+    tuned = Path(str(resources.files("pallas_kernels"))) / "tuned"
+    path = args.output or tuned / tuning.tuned_file(device.kind)
     try:
         implementation = tunable(args.implementation, device)
         keys = keys_of(implementation, args.head_dim, args.block)
+        check(args, path)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -154,12 +190,13 @@ def main(arguments: list[str] | None = None) -> int:
         rates = measure(
             implementation, (head_dim, block), args.tokens, args.heads, args.density, args.repeats
         )
+        if not rates:
+            print("error: none of these configs runs here; nothing was written", file=sys.stderr)
+            return 1
         best = max(rates, key=lambda config: rates[config])
         print(f"  best: {best}")
         entry = {"head_dim": head_dim, "block": block, "config": dataclasses.asdict(best), "setting": setting}
         entries.append(entry)
-    tuned = Path(str(resources.files("pallas_kernels"))) / "tuned"
-    path = args.output or tuned / tuning.tuned_file(device.kind)
     write(path, device.kind, implementation.name, entries)
     return 0
 

@@ -44,6 +44,16 @@ def pack_bits(kept: Array) -> Array:
     return jnp.sum(kept << jnp.arange(WORD, dtype=jnp.uint32), -1, dtype=jnp.uint32)
 
 
+def _checked(kv_runs: Sequence[int], block: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, int]]:
+    if not kv_runs or min(kv_runs) < 0:
+        raise ValueError(
+            f"{kv_runs=} must be the lengths of one run of keys or several, none of them negative"
+        )
+    if len(block) != 2 or min(block) < 1:
+        raise ValueError(f"{block=} must be two positive integers (queries, keys)")
+    return tuple(kv_runs), (block[0], block[1])
+
+
 class Lengths(NamedTuple):
     """How many tokens count, the first ones, where arrays are filled up to a size that many inputs share and
     that one program serves. i32[] each, at least 1, which may be traced, the same for all of a batch.
@@ -145,9 +155,9 @@ class BlockMask:
         lengths: Lengths | None = None,
     ) -> BlockMask:
         """From u32[B, N, Tb, ceil(Sb / 32)] whose bits past Sb are zero; counts them. What does not count
-        is cleared.
+        is cleared. ValueError for a block that is not positive, no run of keys or a negative one.
         """
-        kv_runs, block = tuple(kv_runs), (block[0], block[1])
+        kv_runs, block = _checked(kv_runs, block)
         if lengths is not None:
             rows = np.arange(cdiv(q_len, block[0])) < cdiv(lengths.q, block[0])
             columns = pack_bits(_block_lengths(kv_runs, block[1], lengths) > 0)
@@ -165,8 +175,10 @@ class BlockMask:
         lengths: Lengths | None = None,
     ) -> BlockMask:
         """From bool[B, N, Tb, Sb], True = computed. ValueError if Tb and Sb are not those of the lengths and
-        the block.
+        the block, or the dtype is another; and as `from_bits`.
         """
+        if mask.ndim != 4 or mask.dtype != bool:
+            raise ValueError(f"mask must be bool[B, N, Tb, Sb], not {mask.dtype}{list(mask.shape)}")
         result = cls.from_bits(pack_bits(mask), q_len, kv_runs, block, lengths)
         expected = (result.num_q_blocks, result.num_kv_blocks)
         if mask.shape[-2:] != expected:
@@ -185,7 +197,8 @@ class BlockMask:
         block: tuple[int, int] = DEFAULT_BLOCK,
         lengths: Lengths | None = None,
     ) -> BlockMask:
-        """Nothing dropped."""
+        """Nothing dropped. ValueError as `from_bits`."""
+        kv_runs, block = _checked(kv_runs, block)
         blocks = cdiv(q_len, block[0]), sum(cdiv(run, block[1]) for run in kv_runs)
         row = pack_bits(jnp.ones(blocks[1], bool))
         if lengths is not None:
@@ -196,8 +209,8 @@ class BlockMask:
             counts,
             jnp.broadcast_to(row, (*counts.shape, *row.shape)),
             q_len,
-            tuple(kv_runs),
-            (block[0], block[1]),
+            kv_runs,
+            block,
         )
 
     def to_dense(self) -> Array:

@@ -195,7 +195,9 @@ def block_sparse_attention(q: Array, k: Array, v: Array, mask: BlockMask) -> Arr
 
 
 class XLA(Implementation):
-    """Serves everything, everywhere."""
+    """Serves everything, everywhere; but attention outside `jax.shard_map` on a mesh of explicit axes, where
+    JAX wants to be told how each gather is sharded.
+    """
 
     name = "xla"
     everywhere = True
@@ -206,4 +208,7 @@ class XLA(Implementation):
         return pooled_block_mask(q, k, **how)
 
     def attend(self, q: Array, k: Array, v: Array, block_mask: BlockMask, config: Any = None) -> Array:
+        if any(axis is not None for x in (q, k, v) for axis in jax.typeof(x).sharding.spec):
+            where = "the arrays are sharded over explicit axes of a mesh"
+            raise NotImplementedError(f"'xla' cannot do this: {where}: call it inside jax.shard_map")
         return block_sparse_attention(q, k, v, block_mask)

@@ -62,6 +62,20 @@ def test_a_mask_knows_its_blocks():
     assert BlockMask.from_dense(dense, 61, (83, 17), (16, 8)).kv_block_bounds()[10:12] == [(80, 83), (83, 91)]
     with pytest.raises(ValueError, match="blocks"):
         BlockMask.from_dense(dense, 61, (100,), (16, 16))
+    for bad in (dense.astype(jnp.int32), dense[0]):  # a 2 would set its neighbour's bit
+        with pytest.raises(ValueError, match=r"mask must be bool\[B, N, Tb, Sb\], not"):
+            BlockMask.from_dense(bad, 61, (83, 17), (16, 8))
+    for runs, block, message in (
+        ((100,), (0, 8), r"block=\(0, 8\) must be two positive integers"),
+        ((100,), (16, -8), "must be two positive integers"),
+        ((100,), (16,), "must be two positive integers"),
+        ((), (16, 8), r"kv_runs=\(\) must be the lengths of one run"),
+        ((100, -8), (16, 8), "none of them negative"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            BlockMask.full(1, 2, 61, runs, block)
+        with pytest.raises(ValueError, match=message):
+            BlockMask.from_dense(dense, 61, runs, block)
 
 
 def test_set_bits_are_found_by_their_rank():
@@ -286,6 +300,8 @@ def test_bad_arguments_get_one_sentence():
     for options, message in (
         ({"keep_count": None}, "keep_count, cdf_threshold or both"),
         ({"pool": "avg"}, "pool='avg' must be 'mean' or 'max'"),
+        ({"keep_count": np.array([1, 2])}, r"keep_count must be one number, not an array of shape \(2,\)"),
+        ({"cdf_threshold": jnp.ones((3, 1))}, r"cdf_threshold must be one number, .* \(3, 1\)"),
         ({"block": (0, 64)}, r"block=\(0, 64\) must be two positive integers"),
         ({"block": (16,)}, "two positive integers"),
         ({"kv_runs": (16, 16)}, "must hold the 32 pooled keys"),

@@ -53,6 +53,8 @@ def test_runs_that_do_not_fit_the_mask_are_one_sentence():
     for keys, values, words in (
         (split(k), v, "both tuples of an array for each of 2 runs"),
         ((k,), (v,), "both tuples of an array for each of 2 runs"),
+        (list(split(k)), list(split(v)), "both tuples of an array for each of 2 runs"),
+        (split(k[0]), split(v[0]), "the runs of k and v must be"),
         (half(k), split(v), "must share one dtype"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -130,6 +132,20 @@ def test_a_mask_may_be_closed_over():
     np.testing.assert_array_equal(closed, jax.jit(block_sparse_attention)(q, k, v, mask))
 
 
+def test_a_mask_may_be_of_numpy():
+    """As `jax.device_get` gives it: what it keeps is checked just the same."""
+    q, k, v = qkv(32, 40)
+    mask = random_mask(32, (32, 8), (16, 8))
+    expected = block_sparse_attention(q, k, v, mask)
+    on_host = jax.device_get(mask)
+    np.testing.assert_array_equal(block_sparse_attention(q, k, v, on_host), expected)
+    closed = jax.jit(lambda q: block_sparse_attention(q, k, v, on_host))
+    np.testing.assert_array_equal(closed(q), expected)
+    empty = dataclasses.replace(on_host, kv_num_blocks=0 * on_host.kv_num_blocks)
+    with pytest.raises(ValueError, match="query block 0 of head 0 in batch element 0 keeps no key block"):
+        block_sparse_attention(q, k, v, empty)
+
+
 def test_large_scores_do_not_overflow():
     q, k, v = qkv(32, 32)
     mask = random_mask(32, (32,), (16, 8), density=1.0)
@@ -184,6 +200,8 @@ def test_bad_arguments_get_one_sentence():
         block_sparse_attention(q[:, :0], k, v, mask)
     with pytest.raises(ValueError, match="must be float32, bfloat16 or float16, not int32"):
         block_sparse_attention(*(x.astype(jnp.int32) for x in (q, k, v)), mask)
+    with pytest.raises(TypeError, match="must be a BlockMask, such as BlockMask.from_dense makes, not Array"):
+        block_sparse_attention(q, k, v, mask.to_dense())
     with pytest.raises(ValueError, match=r"blocks of 8×8 make it \(1, 2, 4\) and \(1, 2, 4, 1\)"):
         block_sparse_attention(q, k, v, dataclasses.replace(mask, block=(8, 8)))
 

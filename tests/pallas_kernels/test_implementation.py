@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pallas_kernels import (
     BlockMask,
@@ -161,6 +162,21 @@ def test_a_mesh_is_seen_where_arrays_are_not_local():
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(2 * [True, True, False, False, False])
+
+
+def test_arrays_on_explicit_axes_are_for_shard_map():
+    mesh = jax.make_mesh((1,), ("b",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:1])
+    q, k, v, mask = arrays(8)
+    spread = jax.device_put((q, k, v), NamedSharding(mesh, PartitionSpec("b")))
+    attend = lambda *qkv: block_sparse_attention(*qkv, mask, implementation="xla")
+    for outside in (attend, jax.jit(attend)):
+        with pytest.raises(
+            NotImplementedError, match="explicit axes of a mesh: call it inside jax.shard_map"
+        ):
+            outside(*spread)
+    batch = PartitionSpec("b")
+    inside = jax.jit(jax.shard_map(attend, mesh=mesh, in_specs=batch, out_specs=batch))
+    np.testing.assert_array_equal(inside(*spread), attend(q, k, v))
 
 
 def test_the_default_device_is_where_traced_arrays_run(monkeypatch):

@@ -94,3 +94,18 @@ def test_bad_lengths_get_one_sentence():
         pooled_block_mask(q, q, keep_count=1, kv_runs=(20, 4), lengths=Lengths(length, (length,)))
     with pytest.raises(ValueError, match="k_length says how many pooled keys count, and needs"):
         pooled_block_mask(q, q, keep_count=1, k_length=length)
+    for lengths, words in (
+        ((length, (length,)), "must be Lengths"),
+        (Lengths(length, length), "must be Lengths"),
+        (Lengths(jnp.full(2, 9), (length,)), "must be numbers, the same for all of a batch"),
+        (Lengths(length, (21,)), r"at least 1 and at most 20 queries and \(20,\) keys"),
+        (Lengths(0, (length,)), "at least 1 and at most"),
+        (Lengths(length, (-1,)), "at least 1 and at most"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            pooled_block_mask(q, q, keep_count=1, block=(8, 8), lengths=lengths)
+    full = BlockMask.full(2, 2, 20, (20,), (8, 8), lengths=Lengths(length, (jnp.int32(21),)))
+    attend = lambda q: block_sparse_attention(q, q, q, full)
+    for known in (attend, jax.jit(attend)):  # of a mask that is no argument
+        with pytest.raises(ValueError, match="at least 1 and at most"):
+            known(q)

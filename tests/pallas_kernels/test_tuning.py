@@ -72,6 +72,7 @@ def write_tuned(monkeypatch, tmp_path, entries, implementation="tunable", device
 def forget_tuned_files():
     yield
     tuning._tuned.cache_clear()
+    tuning._warn_once.cache_clear()
 
 
 @pytest.mark.parametrize("name", [path.name for path in TUNED.iterdir()])
@@ -98,15 +99,52 @@ def test_lookup_prefers_what_was_measured():
 def test_lookup_is_by_device_implementation_and_key(monkeypatch, tmp_path, tunable):
     """A file's fields are named: their order means nothing."""
     entry = lambda head_dim, block, rows: {"config": {"rows": rows}, "block": block, "head_dim": head_dim}
-    write_tuned(monkeypatch, tmp_path, [entry(16, [32, 16], 5), entry(32, [32, 16], 6)])
+    write_tuned(monkeypatch, tmp_path, [entry(16, [32, 16], 1), entry(32, [32, 16], 2)])
     look = lambda device, *key: tuning.lookup(tunable, Device("gpu", device), *key)
-    assert look("a GPU/2", 16, (32, 16)) == Rows(5)
-    assert look("a GPU/2", 20, (32, 16)) == Rows(6)  # run as 32
+    assert look("a GPU/2", 16, (32, 16)) == Rows(1)
+    assert look("a GPU/2", 20, (32, 16)) == Rows(2)  # run as 32
     assert look("a GPU/2", 16, (16, 32)) == Rows(16)
     assert look("another", 16, (32, 16)) == Rows(16)
     other = type("Other", (Tunable,), {"name": "other"})()
     assert tuning.lookup(other, Device("gpu", "a GPU/2"), 16, (32, 16)) == Rows(16)
     assert tuning.lookup(find("xla"), Device("gpu", "a GPU/2"), 16, (32, 16)) is None
+
+
+ENTRY = {"head_dim": 16, "block": [32, 16], "config": {"rows": 1}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        '{"device": "a GPU/2", "block_sparse',
+        "[]",
+        json.dumps({ATTENTION: []}),
+        json.dumps({ATTENTION: {"tunable": [ENTRY | {"config": 2}]}}),
+        json.dumps({ATTENTION: {"tunable": [{"head_dim": 16, "block": [32, 16]}]}}),
+        json.dumps({ATTENTION: {"tunable": [ENTRY | {"block": 32}]}}),
+    ],
+)
+def test_a_damaged_file_is_said_once_and_not_replaced(text, tunable, tmp_path, monkeypatch, caplog, capsys):
+    write_tuned(monkeypatch, tmp_path, [ENTRY])
+    (path,) = (tmp_path / "tuned").iterdir()
+    path.write_text(text)
+    for _ in range(2):
+        assert tuning.lookup(tunable, Device("gpu", "a GPU/2"), 16, (32, 16)) == Rows(16)
+    (record,) = caplog.records
+    assert f"{path} is no file of tuned configs" in record.getMessage()
+    assert autotune.main(["--output", str(path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {path} is no file of tuned configs (")
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("config", [{"rows": 3}, {"rows": 1, "columns": 2}, {}])
+def test_a_config_of_another_version_is_not_run(config, tunable, tmp_path, monkeypatch, caplog):
+    write_tuned(monkeypatch, tmp_path, [ENTRY | {"config": config}])
+    for _ in range(2):
+        assert tuning.lookup(tunable, Device("gpu", "a GPU/2"), 16, (32, 16)) == Rows(16)
+    (record,) = caplog.records
+    assert "a_GPU_2.json has a config that 'tunable' cannot run" in record.getMessage()
 
 
 def test_a_config_that_does_not_fit_says_why():
@@ -307,9 +345,38 @@ def test_autotune_measures_what_has_something_to_tune(tunable, tmp_path, monkeyp
     assert "best: Rows(rows=2)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("failing", [{Rows(2)}, {Rows(1), Rows(2)}])
+def test_autotune_passes_over_a_config_that_does_not_run(failing, tunable, tmp_path, monkeypatch, capsys):
+    def measured(attend, *arguments, repeats):
+        if attend.keywords["config"] in failing:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: shared memory")
+        return 1.0
+
+    monkeypatch.setattr(autotune, "jax_ms", measured)
+    path = tmp_path / "found.json"
+    status = autotune.main(["--tokens", "64", "--heads", "1", "--block", "32x16", "--output", str(path)])
+    out, err = capsys.readouterr()
+    assert "Rows(rows=2): does not run: RESOURCE_EXHAUSTED" in out
+    if len(failing) == 1:
+        (entry,) = json.loads(path.read_text())[ATTENTION]["tunable"]
+        assert (status, entry["config"]) == (0, {"rows": 1})
+    else:
+        assert status == 1 and "nothing was written" in err and not path.exists()
+
+
+def test_autotune_measures_nothing_that_it_could_not_write(tunable, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for path, why in ((tmp_path, "is a folder"), (tmp_path / "file" / "x.json", "cannot be written")):
+        assert autotune.main(["--output", str(path)]) == 2
+        out, err = capsys.readouterr()
+        assert not out and err.startswith(f"error: {path} {why}") and err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["--tokens", "0"], "--tokens, --heads and --repeats must be at least 1"),
+        (["--density", "nan"], "--density must be above 0 and at most 1"),
         (["--block", "128x300"], "no config of 'tunable' fits head_dim 64 with a block of 128x300"),
         (["--implementation", "xla"], "'xla': it has nothing to tune"),
         (["--implementation", "mosaic_sm90"], "'mosaic_sm90': it needs jax >= 0.11 and a Hopper GPU"),
