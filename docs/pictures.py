@@ -8,7 +8,6 @@ Needs the extras view and dev. Writes turning.webp, view.jpg, viewer.jpg and rep
 
 import io
 import math
-import shutil
 import sys
 import tempfile
 import time
@@ -23,9 +22,9 @@ from fastvggt_jax.seeing.report import write_report
 from fastvggt_jax.seeing.result import read_result
 from fastvggt_jax.seeing.share import write_page
 from fastvggt_jax.seeing.viewer import Viewer
+from fastvggt_jax.testing.browser import chromium
 
 HERE = Path(__file__).parent
-SOFTWARE = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox"]
 WIDE, HIGH = 1100, 690  # pixels of a picture
 FRAMES, MILLISECONDS, SWING, NEARER = 54, 65, 30, 0.8  # of the one that turns; degrees to either side
 TURN = """([angle, target, nearer]) => {
@@ -38,10 +37,9 @@ TURN = """([angle, target, nearer]) => {
 def main(folder: str) -> None:
     result = read_result(folder)
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as scratch:
-        chromium = next(
-            filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-        )
-        browser = playwright.chromium.launch(executable_path=chromium, args=SOFTWARE)
+        browser = chromium(playwright)
+        if browser is None:
+            sys.exit("there is no Chromium: install the system's, or run `playwright install chromium`")
         shown = clouds([result])
         page_file, report_file = Path(scratch) / "page.html", Path(scratch) / "report.html"
         write_page(shown, page_file, result.folder.resolve().name)

@@ -19,6 +19,7 @@ from fastvggt_jax.cli.options import (
     Quiet,
     Size,
     SparsityText,
+    check_sparse,
     made_by,
     take_gpu_memory,
     use_compilation_cache,
@@ -80,6 +81,7 @@ def analyze(
     from fastvggt_jax.sources import load_images
     from fastvggt_jax.sparsity import parse_block, parse_layers, parse_sparsity
 
+    check_sparse([sparsity], block=block)
     chosen, weights = _inputs(photos, weights, demo)
     require_matplotlib()
     ours = (*OURS, *FIGURES)

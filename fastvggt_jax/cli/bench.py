@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fastvggt_jax.cli.errors import FAILED, one_sentence
-from fastvggt_jax.cli.options import Block, Float8Scores, Json, Size, Sparsities
+from fastvggt_jax.cli.options import Block, Float8Scores, Json, Size, Sparsities, check_sparse
 
 if TYPE_CHECKING:
     from fastvggt_jax.bench import Case
@@ -76,6 +76,8 @@ def bench(
     from fastvggt_jax.errors import FailedError
     from fastvggt_jax.profile import table
 
+    sparsity = sparsity or ["dense", "0.75"]
+    check_sparse(sparsity, block=block)
     cases = [
         Case(
             model=model,
@@ -98,7 +100,7 @@ def bench(
             profile=profile,
         )
         for count in frames or (1, 10, 50, 100)
-        for text in sparsity or ("dense", "0.75")
+        for text in sparsity
     ]
     rows = [("model", case) for case in cases] if only != "attention" else []
     if only != "model":

@@ -36,6 +36,7 @@ from fastvggt_jax.cli.options import (
     Size,
     Sparsities,
     Weights,
+    check_sparse,
     use_compilation_cache,
 )
 from fastvggt_jax.errors import (
@@ -148,6 +149,8 @@ def evaluate(
     from fastvggt_jax.sparsity import parse_block
 
     blocks = parse_block(block) if block else recommended_block(weights)
+    if not (ablations or family):
+        check_sparse(sparsity or ["dense"], block=block)
     if protocol is not None:
         protocol_named(protocol)
     given = Options(scenes, first, views, size, root, stride, frames, protocol)

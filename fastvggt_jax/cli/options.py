@@ -6,12 +6,13 @@ import datetime
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from fastvggt_jax import __version__
-from fastvggt_jax.errors import MissingError, printable
+from fastvggt_jax.errors import InputError, MissingError, printable
 from fastvggt_jax.io.cache import cache_folder
 
 if TYPE_CHECKING:
@@ -171,6 +172,14 @@ def export_options(max_points: int | None, **fields: Any) -> ExportOptions:
 
     counts = (MAX_POINTS, TRACK_POINTS, MESH_POINTS) if max_points is None else (max_points,) * 3
     return ExportOptions(max_points=counts[0], track_points=counts[1], mesh_points=counts[2], **fields)
+
+
+def check_sparse(sparsities: Sequence[str], **given: Any) -> None:
+    """Raises InputError for an option of block-sparse attention where all attention is dense."""
+    for name, value in given.items():
+        if value is not None and all(text == "dense" for text in sparsities):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} needs a --sparsity that is not dense, such as 0.5,0.9")
 
 
 def made_by() -> dict[str, str]:

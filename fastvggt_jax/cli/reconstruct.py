@@ -40,6 +40,7 @@ from fastvggt_jax.cli.options import (
     Size,
     SparsityText,
     Voxel,
+    check_sparse,
     export_options,
     made_by,
     say_tracks,
@@ -296,9 +297,7 @@ def chosen_settings(
     from fastvggt_jax.pretrained import recommended_block
     from fastvggt_jax.sparsity import parse_block, parse_layers, parse_sparsity
 
-    for option, value in (("--special-keys", special_keys), ("--sparse-layers", layers)):
-        if value is not None and sparsity == "dense":
-            raise InputError(f"{option} needs a --sparsity that is not dense, such as 0.5,0.9")
+    check_sparse([sparsity], special_keys=special_keys, sparse_layers=layers, block=block)
     return Settings(
         weights=weights,
         sparsity=parse_sparsity(

@@ -118,5 +118,6 @@ def test_bad_input_before_anything_is_computed(tmp_path):
     refused(run("--demo", "--patch", "a,b,c"), "--patch must be FRAME,X,Y such as 0,100,80, not 'a,b,c'")
     refused(run("--demo", "--views", "9"), "--views has 9, there are 1 to 8")
     refused(run("--demo", VIEWS), "--demo has photographs and weights of its own")
+    refused(run("--demo", "--block", "64x32"), "--block needs a --sparsity that is not dense, such as")
     refused(run("--demo", "--sparsity", "quick"), "frame_layers", "the model has layers 0 to 5")
     assert not (tmp_path / "out").exists()

@@ -31,6 +31,7 @@ def run(*arguments):
         (["--size", 50], "--size must be a positive multiple of the model's patches of 14 pixels, not 50"),
         (["--sparsity", "foo"], "--sparsity must be dense, or"),
         (["--sparsity", "1.5"], "not '1.5'"),
+        (["--block", "64x32", "--sparsity", "dense"], "--block needs a --sparsity that is not dense"),
         (["--block", "128,64"], "--block must be queries x keys such as 128x64"),
         (["--frames", 0], "--frames must be at least 1"),
         (["--heads", "nose"], "VGGT has no nose; it has camera, depth, point, track"),

@@ -202,6 +202,7 @@ def test_an_evaluation_that_was_killed_goes_on(weights, tmp_path, monkeypatch):
         (["walls", "--size", 18], "--size must be a positive multiple of the model's patches of 4 pixels"),
         (["walls", "--sparsity", "most"], "--sparsity must be dense, or"),
         (["walls", "--family", "noise"], "--family must be one of dense, ρ and τ"),
+        (["walls", "--block", "64x32"], "--block needs a --sparsity that is not dense"),
         (["walls", "--block", "128,64"], "--block must be queries x keys such as 128x64"),
         (["walls", "--plot"], "--plot needs a folder to write quality.png into: give -o"),
         (["walls", "-c", "nowhere.safetensors"], "nowhere.safetensors"),

@@ -809,6 +809,7 @@ BAD = {
         ["reconstruct", PHOTOS, "--special-keys", "official"],
         "--special-keys needs a --sparsity that is not dense",
     ),
+    "blocks of dense attention": (["reconstruct", PHOTOS, "--block", "64x32"], "--block needs a --sparsity"),
     "layers of dense attention": (["reconstruct", PHOTOS, "--sparse-layers", "1-2"], "--sparse-layers needs"),
     "layers": (
         ["reconstruct", PHOTOS, "--sparsity", 0.5, "--sparse-layers", "4-2"],

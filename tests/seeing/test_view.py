@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import shutil
 import socket
 import time
 
@@ -19,11 +18,9 @@ from fastvggt_jax.geometry.alignment import Similarity
 from fastvggt_jax.seeing.clouds import cloud_of, clouds
 from fastvggt_jax.seeing.result import Result
 from fastvggt_jax.seeing.viewer import PORT, Viewer, free_port
+from fastvggt_jax.testing.browser import chromium
 from tests.export.truth import VIEWS, true_scene
 from tests.seeing.test_report import refused
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-SOFTWARE = ("--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +56,15 @@ def taken_port(port=0):
 def browser():
     """A page of a real Chromium, skipped where there is none."""
     playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium")
     with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=list(SOFTWARE))
-        page = chromium.new_page(viewport={"width": 800, "height": 600})
+        found = chromium(started)
+        if found is None:
+            pytest.skip("there is no Chromium")
+        page = found.new_page(viewport={"width": 800, "height": 600})
         page.asked = []
         page.on("request", lambda request: page.asked.append(request.url))
         yield page
-        chromium.close()
+        found.close()
 
 
 def colors_in(page, **clip) -> int:
