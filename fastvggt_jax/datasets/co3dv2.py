@@ -108,7 +108,9 @@ class CO3Dv2(FileDataset):
                 entries[scene] = [{name: one.get(name) for name in names} for one in kept]
         if given is not None and not frames:
             raise none_of(options.frames, given, root)  # type: ignore[arg-type]
-        found_ = cls.of(dataclasses.replace(options, frames=None), root, frames, entries=entries, counts=counts)
+        found_ = cls.of(
+            dataclasses.replace(options, frames=None), root, frames, entries=entries, counts=counts
+        )
         return dataclasses.replace(found_, frame_list=digest(by_sequence))
 
     def read(self, scene: str) -> Sample:
