@@ -4,10 +4,10 @@
     JAX_PLATFORMS=cpu python -m tests.pallas_kernels.absent_card [8.0 8.6 8.9 9.0 12.0]
 
 XLA compiles for a description of the card; its PTX is assembled once more by ptxas, which reports registers
-and spills. Each line is one kernel with the config that the heuristic picks. The exit status is 1 if a kernel
-needs more shared memory than a thread block of the card may use, does not use the matrix units, or has an
-instruction that a card of another kind brought (wgmma, the bulk copy engine, tcgen05). Hopper, which has its
-own kernel, is here for its configs.
+and spills. Each line is one kernel: of attention, with the config that the heuristic picks, and of the mask's
+row thresholds. The exit status is 1 if a kernel needs more shared memory than a thread block of the card may
+use, has an instruction that a card of another kind brought (wgmma, the bulk copy engine, tcgen05), or, of
+attention, does not use the matrix units. Hopper, which has its own kernels, is here for its configs.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 # compute capability: a name that JAX knows without the device, multiprocessors, bytes of shared memory of a
 # thread block and of a multiprocessor
@@ -38,8 +40,12 @@ CASES = [
     (128, (128, 128)),
     (128, (64, 64)),
 ]
+ROWS = (1077, 21_469)  # scores of a row of the mask: 50 and 1,003 views of 518×518
 FOREIGN = r"wgmma|cp\.async\.bulk|tcgen05|setmaxnreg"
-KERNEL = "_attend_tile"
+ATTEND, THRESHOLDS = "_attend_tile", "_find_threshold"  # names of kernels
+Case = tuple[
+    str, str, Callable[..., Any], Any
+]  # what it is, its kernel, what is compiled, for which arguments
 
 
 def toolkit() -> Path:
@@ -70,40 +76,55 @@ def description(capability: str) -> str:
     platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} device_description_str: "{name}" """
 
 
-def compiled(capability: str, head_dim: int, block: tuple[int, int], dump: Path) -> tuple[str, str]:
-    """PTX of the attention kernel, and Triton's last intermediate form, which says its shared memory."""
+def cases(capability: str) -> Iterator[Case]:
     import jax
     import jax.numpy as jnp
-    from jax.experimental import topologies
-    from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 
     from pallas_kernels import BlockMask, triton
     from pallas_kernels.implementation import Device
     from pallas_kernels.triton.attention import block_sparse_attention
+    from pallas_kernels.triton.mask import row_thresholds
+
+    # Two runs of keys, each with a partial block, as models have them.
+    T, runs = 13_690, (13_690, 50)
+    for head_dim, block in CASES:
+        tokens = lambda n, H=head_dim: jax.ShapeDtypeStruct((1, n, 16, H), jnp.bfloat16)
+        mask = jax.eval_shape(lambda block=block: BlockMask.full(1, 16, T, runs, block))
+        config = triton.Triton().heuristic(head_dim, block, Device("gpu", CARDS[capability][0], capability))
+        run = lambda *a, config=config: block_sparse_attention(*a, config)
+        what = f"head_dim {head_dim} block {block[0]}x{block[1]}"
+        yield what, ATTEND, run, (tokens(T), tokens(sum(runs)), tokens(sum(runs)), mask)
+    for size in ROWS:
+        scores, number = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 16, 40, size), ()))
+        yield f"rows of {size} scores", THRESHOLDS, row_thresholds, (scores, number, number)
+
+
+def compiled(
+    capability: str, kernel: str, run: Callable[..., Any], arguments: Any, dump: Path
+) -> tuple[str, str]:
+    """PTX of the kernel, and Triton's last intermediate form, which says its shared memory."""
+    import jax
+    from jax.experimental import topologies
+    from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 
     for path in dump.iterdir():
         path.unlink()
-    # Two runs of keys, each with a partial block, as models have them.
-    T, runs = 13_690, (13_690, 50)
     card = topologies.get_topology_desc(
         platform="cuda", topology="1x1x1", target_config=description(capability)
     ).devices[0]
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(card))
-    tokens = lambda n: jax.ShapeDtypeStruct((1, n, 16, head_dim), jnp.bfloat16)
-    mask = jax.eval_shape(lambda: BlockMask.full(1, 16, T, runs, block))
-    arguments = jax.tree.map(place, (tokens(T), tokens(sum(runs)), tokens(sum(runs)), mask))
-    config = triton.Triton().heuristic(head_dim, block, Device("gpu", CARDS[capability][0], capability))
     device = AbstractDevice(device_kind=CARDS[capability][0], num_cores=None, platform="gpu")
     with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
-        jax.jit(lambda *a: block_sparse_attention(*a, config)).lower(*arguments).compile()
-    (ptx,) = [text for text in map(Path.read_text, dump.glob("*.ptx")) if f".entry {KERNEL}" in text]
+        jax.jit(run).lower(*jax.tree.map(place, arguments)).compile()
+    (ptx,) = [text for text in map(Path.read_text, dump.glob("*.ptx")) if f".entry {kernel}" in text]
     (form,) = [path.read_text() for path in dump.glob("*triton-to-llvm.txt")]
     return ptx, form
 
 
-def report(capability: str, head_dim: int, block: tuple[int, int], dump: Path) -> bool:
+def report(capability: str, case: Case, dump: Path) -> bool:
     """Prints a line; whether the kernel is what the card takes."""
-    ptx, form = compiled(capability, head_dim, block, dump)
+    what, kernel, run, arguments = case
+    ptx, form = compiled(capability, kernel, run, arguments, dump)
     (dump / "kernel.ptx").write_text(ptx)
     arch = "sm_" + capability.replace(".", "") + ("a" if capability == "9.0" else "")
     command = ["ptxas", "-v", f"-arch={arch}", dump / "kernel.ptx", "-o", dump / "kernel.cubin"]
@@ -114,10 +135,10 @@ def report(capability: str, head_dim: int, block: tuple[int, int], dump: Path) -
     of_hopper = capability == "9.0"
     products = len(re.findall(r"wgmma\.mma_async" if of_hopper else r"mma\.sync", ptx))
     foreign = [] if of_hopper else re.findall(FOREIGN, ptx)
-    good = shared <= CARDS[capability][2] and products > 0 and not foreign
+    good = shared <= CARDS[capability][2] and (products > 0) == (kernel == ATTEND) and not foreign
     print(
-        f"{arch} head_dim {head_dim} block {block[0]}x{block[1]}: {registers} registers, {spilled} bytes "
-        f"spilled, {shared} bytes of shared memory, {products} products, {len(foreign)} of other cards"
+        f"{arch} {what}: {registers} registers, {spilled} bytes spilled, {shared} bytes of shared memory, "
+        f"{products} products, {len(foreign)} of other cards"
         f"{'' if good else '  <-- does not fit'}",
         flush=True,
     )
@@ -131,7 +152,7 @@ def main(capabilities: list[str]) -> int:
         os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
         flags = f"--xla_gpu_cuda_data_dir={root} --xla_dump_to={folder}"
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_dump_llvmir=true --xla_dump_emitter_re=.*"
-        good = [report(one, *case, Path(folder)) for one in capabilities or CARDS for case in CASES]
+        good = [report(one, case, Path(folder)) for one in capabilities or CARDS for case in cases(one)]
     return int(not all(good))
 
 
