@@ -185,9 +185,8 @@ def test_import_pulls_no_optional_dependency():
 
 def test_the_pipeline_does_without_scipys_statistics():
     """They take seconds to be imported, and a rank correlation alone needs them."""
-    code = (
-        "import sys, fastvggt_jax.pipeline, fastvggt_jax.evaluate.runner; print('scipy.stats' in sys.modules)"
-    )
+    modules = "sys, fastvggt_jax.pipeline, fastvggt_jax.evaluate.runner"
+    code = f"import {modules}; print('scipy.stats' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "False"
 

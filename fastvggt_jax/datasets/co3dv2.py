@@ -108,12 +108,17 @@ class CO3Dv2(FileDataset):
                 entries[scene] = [{name: one.get(name) for name in names} for one in kept]
         if given is not None and not frames:
             raise none_of(options.frames, given, root)  # type: ignore[arg-type]
-        found_ = cls.of(
-            dataclasses.replace(options, frames=None), root, frames, entries=entries, counts=counts
-        )
+        for sequence, numbers in (given or {}).items():
+            if sequence not in by_sequence:  # which `read` says
+                by_sequence[sequence] = frames[sequence] = numbers
+        known = {"entries": entries, "counts": counts}
+        found_ = cls.of(dataclasses.replace(options, frames=None), root, frames, **known)
         return dataclasses.replace(found_, frame_list=digest(by_sequence))
 
     def read(self, scene: str) -> Sample:
+        if scene not in self.entries:
+            text = f"no CATEGORY_test.jgz in {self.root} holds it, with {SHORTEST} frames at least"
+            raise SceneError(text, scene=scene)
         entries = self.entries[scene]
         fitting(scene, self.frames[scene], self.counts[scene])
         several(scene, len(entries))

@@ -146,6 +146,7 @@ PUBLISHED: dict[str, list[Published]] = {
             },
             protocol="pi3-2025-08",
         ),
+        *_rows(FIGURE, ("AUC@30",), {"VGGT dense": (90.9,), "π³ dense": (91.2,)}, protocol="pi3-2025-08"),
         *_rows("VGGT's official script", ("AUC@30",), {"VGGT dense": (89.49,)}, protocol="vggt-co3d"),
     ],
     "eth3d": [
@@ -161,22 +162,26 @@ PUBLISHED: dict[str, list[Published]] = {
                 "π³ 8.65 %": (0.107, 0.085, 0.898),
             },
         ),
+        *_rows(FIGURE, ("point clouds",), {"VGGT dense": (0.265,), "π³ dense": (0.098,)}),
         *_rows(
             PI3_PAPER,
             ("Acc mean", "Acc median", "Comp mean", "Comp median", "NC mean", "NC median"),
             {"π³ dense": (0.194, 0.131, 0.210, 0.128, 0.883, 0.969)},
         ),
     ],
-    "dtu": _rows(
-        SUPPLEMENT,
-        _CLOUD,
-        {
-            "VGGT 7.8 %": (1.075, 1.331, 0.613),
-            "VGGT 74.8 %": (1.952, 1.342, 0.617),
-            "π³ 8.8 %": (1.564, 1.356, 0.609),
-            "π³ 76.9 %": (3.172, 1.771, 0.620),
-        },
-    ),
+    "dtu": [
+        *_rows(
+            SUPPLEMENT,
+            _CLOUD,
+            {
+                "VGGT 7.8 %": (1.075, 1.331, 0.613),
+                "VGGT 74.8 %": (1.952, 1.342, 0.617),
+                "π³ 8.8 %": (1.564, 1.356, 0.609),
+                "π³ 76.9 %": (3.172, 1.771, 0.620),
+            },
+        ),
+        *_rows(FIGURE, ("point clouds",), {"VGGT dense": (1.2,), "π³ dense": (1.5,)}),
+    ],
     "nrgbd": [
         *_rows(
             SUPPLEMENT,

@@ -310,10 +310,13 @@ def test_a_list_of_other_sequences_is_refused(tmp_path):
 
 def test_a_list_that_goes_beyond_a_sequence_of_co3d_is_counted_against_it(tmp_path):
     layouts.co3dv2(tmp_path, scene(), repeat=9)
-    (tmp_path / "frames.json").write_text('{"110_13051_23361": [3, 54]}')
+    (tmp_path / "frames.json").write_text('{"110_13051_23361": [3, 54], "elsewhere": [1, 2]}')
     data = load_dataset("co3dv2", Options(root=tmp_path, frames=tmp_path / "frames.json"))
     with pytest.raises(errors.SceneError, match="goes to number 54, and the copy has 54 frames"):
         data[0]
+    with pytest.raises(errors.SceneError, match="no CATEGORY_test.jgz in .* holds it, with 50 frames"):
+        data[1]
+    assert data.scenes == ("apple/110_13051_23361", "elsewhere")
 
 
 def test_co3d_counts_and_filters_as_the_scripts_do(tmp_path):
