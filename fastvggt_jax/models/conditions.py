@@ -64,10 +64,10 @@ class Conditions:
             x, wanted = getattr(self, name), (B, F, *rest)
             if x is None:
                 continue
-            kind, mask = getattr(x, "dtype", None), name in _MASKS
-            right = (jnp.bool_,) if mask else (jnp.floating, jnp.integer)
+            kind, is_mask = getattr(x, "dtype", None), name in _MASKS
+            right = (jnp.bool_,) if is_mask else (jnp.floating, jnp.integer)
             if kind is None or not any(jnp.issubdtype(kind, one) for one in right):
-                text = f"{name} must be an array of {'bool' if mask else 'real numbers'}"
+                text = f"{name} must be an array of {'bool' if is_mask else 'real numbers'}"
                 raise InputError(f"{text}, not {kind or type(x).__name__}", argument="conditions")
             if tuple(np.shape(x)) != wanted:
                 of = f"{B}x{F} images of {W}x{H} pixels"

@@ -1,7 +1,7 @@
 """Prints how far every stage of every golden case is from the reference, in units of its noise floor.
 
 python -m tests.parity                             # the tiny cases
-python -m tests.parity --weights --workdir DIR     # full size too: 9 GB in DIR, 11 GB of memory, minutes
+python -m tests.parity --weights --workdir DIR     # full size too: 15 GB in DIR, 12 GB of memory, minutes
 python -m tests.parity --reference DIR 'sparse_*'  # other golden files, some cases
 """
 
