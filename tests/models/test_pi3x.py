@@ -400,6 +400,16 @@ def test_what_is_off_may_be_anything(tiny, images):
     known(depth=depth, depth_mask=of([1, 0, 1, 1])).check(images.shape)
 
 
+def test_a_pose_that_is_off_weighs_nothing_however_far_it_is(tiny, images):
+    model, params = tiny
+    given = known(pose_mask=MASKED["pose_mask"])
+    far = np.array(given.world_from_cam)
+    far[0, 2, :3, 3] = 1e12
+    found, wanted = (jitted(model)(params, images, one) for one in (given.replace(world_from_cam=far), given))
+    for name in FIELDS:
+        assert max_error(getattr(found, name), getattr(wanted, name)) == 0, name
+
+
 @pytest.mark.parametrize("off", [0, 2])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("field", ["depth", "K", "rays", "world_from_cam"])
