@@ -91,7 +91,7 @@ def demo(tmp_path_factory):
 
 PROGRAMS = [
     pytest.param(block, id=f"{page.name}-{number}")
-    for page in DOCS
+    for page in [*DOCS, ROOT / "README.md"]
     for number, (language, block) in enumerate(BLOCK.findall(page.read_text()))
     if language == "python" and re.search(r"^import ", block, re.M)  # others are parts of programs
 ]
