@@ -219,7 +219,6 @@ def prepare(conditions: Conditions, batch: int, frames: int, size: tuple[int, in
         pose = pose.at[..., :3, 3].set(step / length[:, None, None])
         if c.pose_mask is not None:
             posed = c.pose_mask & (c.pose_mask.sum(1, keepdims=True) != 1)
-            pose = jnp.where(posed[..., None, None], pose, jnp.eye(4))  # whatever stood there
     depth = None
     if c.depth is not None:
         divide = lambda x: x[:, None, None, None]

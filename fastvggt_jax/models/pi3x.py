@@ -246,10 +246,12 @@ class Pi3X(Pi3):
         S, pairs = self.num_special, np.arange(self.depth)
         after = np.isin(2 * pairs + 1, self.inject_after)
         slot = jnp.array(np.maximum(np.cumsum(after) - 1, 0))
-        wanted = jnp.array(after)
+        wanted, poses = jnp.array(after), fed.world_from_cam
         if fed.pose_mask is not None:
             wanted = wanted & fed.pose_mask.any()
-        views = Views(fed.world_from_cam, fed.pose_mask, patch_positions(*grid, 0) - 1)
+            # What lies far away would outweigh what hides it.
+            poses = jnp.where(fed.pose_mask[..., None, None], poses, jnp.eye(4))
+        views = Views(poses, fed.pose_mask, patch_positions(*grid, 0) - 1)
         if self.is_initializing():  # makes the parameters of all of them
             B, F = fed.world_from_cam.shape[:2]
             x = jnp.zeros((B, F * grid[0] * grid[1], self.embed_dim))
