@@ -141,13 +141,15 @@ def tracks_of_pixels(scene: Scene, chosen: np.ndarray, max_points: int) -> Track
     size = max(min(CHUNK, CHUNK_VIEWS // len(scene.names)), 1)
     chunks = max(1, -(-len(chosen) // size))
     parts: list[_Part] = []
+    found = 0
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:  # numpy computes outside the GIL
         # every so many, so that each chunk has some of all photographs
         observed = pool.map(lambda k: views.observe(chosen[k::chunks]), range(chunks))
         with closing(observed):  # type: ignore[type-var]  # a generator, which cancels what is left
             for part in observed:
                 parts.append(part)
-                if sum(len(one.index) for one in parts) >= max_points:
+                found += len(part.index)
+                if found >= max_points:
                     break
     return _joined(scene, parts, max_points)
 

@@ -76,9 +76,9 @@ class Conditions:
         if self.K is not None and self.rays is not None:
             text = "K and rays were given, which say the same: give one of them"
             raise InputError(text, argument="conditions")
-        for of_them, about in _MASKS.items():
-            if getattr(self, of_them) is not None and all(getattr(self, name) is None for name in about):
-                text = f"{of_them} was given, but not what it is about: give {' or '.join(about)} too"
+        for mask, about in _MASKS.items():
+            if getattr(self, mask) is not None and all(getattr(self, name) is None for name in about):
+                text = f"{mask} was given, but not what it is about: give {' or '.join(about)} too"
                 raise InputError(text, argument="conditions")
         self._check_numbers()
         if self.world_from_cam is not None:
