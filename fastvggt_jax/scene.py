@@ -28,6 +28,7 @@ from fastvggt_jax.models.prediction import Prediction, Reconstruction
 from fastvggt_jax.sources import Images, ImageTransform
 
 FOV_LIMITS = np.deg2rad((1.0, 175.0))  # of a K that is recovered from points
+HASHED = 1 << 16  # numbers at a time, which stay in a core's cache
 LOOSE_FIT = 0.02  # of the longer side: a median error of a recovered K beyond it is worth a warning
 
 
@@ -377,14 +378,25 @@ def spread(count: int, limit: int) -> np.ndarray:
     They are those of the smallest hash (the mixing steps of splitmix64, one to one, so without ties); unlike
     a random generator's, their choice cannot change from one numpy to the next.
     """
-    hashed = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    hashed = (hashed ^ (hashed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    hashed = (hashed ^ (hashed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     # Hashes are as good as uniform, so that of a few more than are wanted the smallest are among them.
-    few = np.flatnonzero(hashed < np.uint64(min(1.0, 1.1 * limit / count) * float(2**64 - 2**12)))
-    if len(few) >= limit:
-        return few[np.sort(np.argpartition(hashed[few], limit - 1)[:limit])]
-    return np.sort(np.argpartition(hashed, limit - 1)[:limit])
+    for bound in (int(min(1.0, 1.1 * limit / count) * float(2**64 - 2**12)), 2**64 - 1):
+        some, hashes = [], []
+        for first in range(0, count, HASHED):
+            hashed = _hash(first, min(first + HASHED, count))
+            few = np.flatnonzero(hashed <= np.uint64(bound))
+            some.append(few + first)
+            hashes.append(hashed[few])
+        found, of = np.concatenate(some), np.concatenate(hashes)
+        if len(found) >= limit:
+            break
+    return np.sort(found[np.argpartition(of, limit - 1)[:limit]])
+
+
+def _hash(start: int, stop: int) -> np.ndarray:
+    """u64[stop - start]."""
+    hashed = np.arange(start + 1, stop + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    hashed = (hashed ^ (hashed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    return (hashed ^ (hashed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
 
 
 def check_cloud_options(

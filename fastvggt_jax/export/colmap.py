@@ -64,7 +64,9 @@ class Model:
 
     def observed_by(self) -> tuple[list[np.ndarray], np.ndarray]:
         """(each photograph's observations, i64[n]; each observation's place among them, i64[N])."""
-        order = np.argsort(self.tracks.frame, kind="stable")
+        frame = self.tracks.frame
+        few = frame.astype(np.uint16) if len(self.names) < 1 << 16 else frame  # sorted by their digits, so faster
+        order = np.argsort(few, kind="stable")
         counts = np.bincount(self.tracks.frame, minlength=len(self.names))
         of_frame = np.split(order, np.cumsum(counts)[:-1])
         place = np.empty(len(order), np.int64)
@@ -96,7 +98,7 @@ def colmap_model(
     pose = scene.cam_from_world.astype(np.float64)
     # In numpy: a GPU may be at work on the next scene while this one is written.
     quat = Rotation.from_matrix(pose[:, :, :3]).as_quat(canonical=True, scalar_first=True)
-    xy, _ = tracks.in_pixels(scene)
+    xy, errors = tracks.in_pixels(scene)
     return Model(
         cameras=tuple(found),
         camera_of=tuple(camera_of),
@@ -105,7 +107,7 @@ def colmap_model(
         translation=pose[:, :, 3],
         tracks=tracks,
         xy=xy,
-        errors=tracks.errors(scene),
+        errors=tracks.means(errors),
     )
 
 

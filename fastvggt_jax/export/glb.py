@@ -21,14 +21,13 @@ from fastvggt_jax.io.colors import colorize
 from fastvggt_jax.io.files import write_file
 from fastvggt_jax.scene import PointCloud, Scene
 
-TURN = GL_FROM_CV[:3, :3].astype(
-    np.float32
-)  # glTF is y up and looks along -z, as OpenGL; our world is OpenCV's
+TURN = np.diagonal(GL_FROM_CV)[:3].astype(np.float32)  # glTF's axes are OpenGL's, our world's are OpenCV's
 
 # The frustum as two strokes of a pen: vertex 0 is the camera's centre, 1 to 4 are the image's corners in
 # turn.
 STROKES = ([0, 1, 2, 0, 3, 4, 0], [2, 3], [4, 1])
 MOST_POINTS = 2_000_000  # as many as a browser shows without effort; points.ply holds the others
+MEASURED = 100_000  # points that tell how large a cloud is
 JPEG_QUALITY = 90  # of what surfaces are painted with
 
 
@@ -60,9 +59,9 @@ def write_glb(
         _add_meshes(result, scene, meshes)
     elif len(cloud):
         opaque = np.full((len(cloud), 1), 255, np.uint8)
-        points = trimesh.PointCloud(cloud.xyz @ TURN, colors=np.concatenate([cloud.rgb, opaque], -1))
+        points = trimesh.PointCloud(cloud.xyz * TURN, colors=np.concatenate([cloud.rgb, opaque], -1))
         result.add_geometry(points, geom_name="points", node_name="points")
-    vertices = frusta(scene, 0.05 * extent(cloud)) @ TURN  # [F, 5, 3]
+    vertices = frusta(scene, 0.05 * extent(cloud)) * TURN  # [F, 5, 3]
     colors = colorize(np.linspace(0, 1, len(vertices)))
     lines = [Line([5 * i + v for v in stroke]) for i in range(len(vertices)) for stroke in STROKES]
     opaque_colors = np.array([(*color, 255) for color in colors for _ in STROKES], np.uint8)
@@ -87,7 +86,7 @@ def _add_meshes(result: Any, scene: Scene, meshes: Iterable[Surface]) -> None:
         )
         uv = mesh.pixel / (width, height) * (1, -1) + (0, 1)  # trimesh counts v from below
         visual = TextureVisuals(uv=uv, material=paint)
-        surface = Trimesh(mesh.xyz @ TURN, mesh.faces, visual=visual, process=False)
+        surface = Trimesh(mesh.xyz * TURN, mesh.faces, visual=visual, process=False)
         result.add_geometry(surface, geom_name=f"mesh {i}", node_name=f"mesh {i}")
     if not result.geometry:
         text = "no surface is left for scene.glb: lower conf_percentile or raise edge_filter"
@@ -114,7 +113,8 @@ def frusta(scene: Scene, depth: float) -> np.ndarray:
 
 def extent(cloud: PointCloud) -> float:
     """The diagonal of the box that holds the cloud but for 5 % on every side; 1 for no or one point."""
-    low, high = np.percentile(cloud.xyz, [5, 95], axis=0) if len(cloud) else (0.0, 0.0)
+    some = cloud.at_most(MEASURED).xyz
+    low, high = np.percentile(some, [5, 95], axis=0) if len(some) else (0.0, 0.0)
     return float(np.linalg.norm(high - low)) or 1.0
 
 

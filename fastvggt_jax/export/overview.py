@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from fastvggt_jax.export.base import Format
 from fastvggt_jax.export.depth import depth_colors, depth_on_photo, surface
-from fastvggt_jax.export.glb import STROKES, extent, frusta
+from fastvggt_jax.export.glb import MEASURED, STROKES, extent, frusta
 from fastvggt_jax.io.colors import colorize
 from fastvggt_jax.io.files import write_file
 from fastvggt_jax.scene import PointCloud, Scene
@@ -86,7 +86,8 @@ def viewpoint(scene: Scene, cloud: PointCloud, cameras: np.ndarray) -> np.ndarra
     pose = scene.world_from_cam.astype(np.float64)
     up, ahead = -pose[:, :3, 1].mean(0), pose[:, :3, 2].mean(0)
     middle = cameras.reshape(-1, 3).mean(0)
-    target = np.median(cloud.xyz, axis=0).astype(np.float64) if len(cloud) else middle + ahead
+    xyz = cloud.at_most(MEASURED).xyz
+    target = np.median(xyz, axis=0).astype(np.float64) if len(xyz) else middle + ahead
     up = up / (np.linalg.norm(up) or 1)
     back = middle - target
     back -= (back @ up) * up
@@ -98,7 +99,7 @@ def viewpoint(scene: Scene, cloud: PointCloud, cameras: np.ndarray) -> np.ndarra
     right /= np.linalg.norm(right) or 1
     rotation = np.stack([right, np.cross(forward, right), forward])
     # As near as all cameras and nine points of ten allow.
-    seen = np.concatenate([cameras.reshape(-1, 3), _middle_share(cloud.xyz, 0.9)])
+    seen = np.concatenate([cameras.reshape(-1, 3), _middle_share(xyz, 0.9)])
     across, along = (seen - target) @ rotation[:2].T, (seen - target) @ forward
     middle = (across.min(0) + across.max(0)) / 2
     distance = (np.abs(across - middle) * FOCAL / (0.47 * np.array([WIDTH, HEIGHT])) - along[:, None]).max()
@@ -116,9 +117,10 @@ def _middle_share(points: np.ndarray, share: float) -> np.ndarray:
 
 def project(view_from_world: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pixels f64[..., 2] and depth f64[...]."""
-    at = points @ view_from_world[:, :3].T + view_from_world[:, 3]
-    z = np.maximum(at[..., 2:], 1e-9)
-    return at[..., :2] / z * FOCAL + (WIDTH / 2, HEIGHT / 2), at[..., 2]
+    at = np.einsum("ij,...j->i...", view_from_world[:, :3], points)
+    x, y, z = (one + offset for one, offset in zip(at, view_from_world[:, 3], strict=True))
+    scale = FOCAL / np.maximum(z, 1e-9)
+    return np.stack([x * scale + WIDTH / 2, y * scale + HEIGHT / 2], -1), z
 
 
 OVERVIEW = Format(

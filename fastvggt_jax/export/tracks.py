@@ -54,12 +54,15 @@ class Tracks:
         """
         per_frame = [(t.scale_x, t.scale_y, t.offset_x, t.offset_y) for t in scene.transforms]
         of = np.array(per_frame, np.float64).reshape(-1, 4)[self.frame]  # [N, 4]
-        return (self.xy - of[:, 2:]) / of[:, :2], np.linalg.norm(self.residual / of[:, :2], axis=-1)
+        return (self.xy - of[:, 2:]) / of[:, :2], np.hypot(*(self.residual / of[:, :2]).T)
 
     def errors(self, scene: Scene) -> np.ndarray:
         """f64[M], the mean distance in original pixels between a point's projections and its observations."""
-        _, lengths = self.in_pixels(scene)
-        return np.bincount(self.point, lengths, len(self)) / np.maximum(self.lengths(), 1)
+        return self.means(self.in_pixels(scene)[1])
+
+    def means(self, values: np.ndarray) -> np.ndarray:
+        """f64[M], of each point's observations, whose values are f64[N]."""
+        return np.bincount(self.point, values, len(self)) / np.maximum(self.lengths(), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,10 +192,7 @@ def followed_tracks(
         seen = inside & (at[..., 2] > 0) & scene.valid[np.arange(frames)[:, None], v, u]
         seen &= followed.conf[:, first] >= LEAST_SURE
         seen &= np.linalg.norm(residual, axis=-1) <= FOLLOWED_TOLERANCE * max(height, width)
-    point, frame = np.nonzero(_evenly(seen | own, source).T)
-    points, new = np.unique(point, return_inverse=True)
-    part = _Part(pixel[points], new, frame, xy[frame, point], residual[frame, point])
-    return _joined(scene, [part], max_points)
+    return _joined(scene, [_Part.of(pixel, _evenly(seen | own, source), xy, residual)], max_points)
 
 
 def _pixel_from_world(scene: Scene) -> np.ndarray:
@@ -202,13 +202,27 @@ def _pixel_from_world(scene: Scene) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """index: i64[m] of the points, among all pixels. point: i64[n] into it; the rest as in Tracks."""
+    """index: i64[m] of the points, among all pixels. lengths: i64[m], observations of each. The rest as in
+    Tracks.
+    """
 
     index: np.ndarray
-    point: np.ndarray
+    lengths: np.ndarray
     frame: np.ndarray
     xy: np.ndarray
     residual: np.ndarray
+
+    @classmethod
+    def of(cls, index: np.ndarray, chosen: np.ndarray, xy: np.ndarray, residual: np.ndarray) -> _Part:
+        """chosen: bool[F, k], which observations of the points i64[k] count, of xy and residual, f64[F, k, 2].
+        Points of none are left out.
+        """
+        point, frame = np.nonzero(chosen.T)
+        at = frame * len(index) + point
+        lengths = chosen.sum(0)
+        some = lengths > 0
+        xy, residual = (np.take(all.reshape(-1, 2), at, axis=0) for all in (xy, residual))
+        return cls(index[some], lengths[some], frame, xy, residual)
 
 
 class _Views:
@@ -222,24 +236,28 @@ class _Views:
     def observe(self, index: np.ndarray) -> _Part:
         """What all views see of the points of these pixels; only points of two observations or more."""
         scene = self.scene
-        _, height, width = scene.valid.shape
-        xyz = scene.points.reshape(-1, 3)[index]
-        rgb = scene.colors.reshape(-1, 3)[index].astype(np.int16).T
+        frames, height, width = scene.valid.shape
+        xyz = np.take(scene.points.reshape(-1, 3), index, axis=0)
+        rgb = np.take(scene.colors.reshape(-1, 3), index, axis=0)
         source, pixel = np.divmod(index, height * width)
-        seen = np.stack([self._sees(frame, xyz.T, rgb) for frame in range(len(scene.names))])  # [F, m]
-        seen[source, np.arange(len(index))] = True
-        point, frame = np.nonzero(_evenly(seen, source).T)
-        observed, new = np.unique(point, return_inverse=True)
-        camera = self.pixel_from_world[frame]
-        at = np.einsum("nij,nj->ni", camera[..., :3], xyz[point].astype(np.float64)) + camera[..., 3]
-        projected = at[:, :2] / at[:, 2:]
-        own = frame == source[point]
-        centre = np.stack([pixel % width, pixel // width], -1)[point] + 0.5
-        xy = np.where(own[:, None], centre, projected)
-        return _Part(index[observed], new, frame, xy, xy - projected)
+        own = source, np.arange(len(index))
+        columns = np.ascontiguousarray(xyz.T)
+        seen = np.stack([self._sees(frame, columns, rgb) for frame in range(frames)])  # [F, m]
+        seen[own] = True
+        chosen = _evenly(seen, source)
+        columns = columns.astype(np.float64)
+        xy, residual = np.empty((*seen.shape, 2)), np.zeros((*seen.shape, 2))
+        with np.errstate(divide="ignore", invalid="ignore"):  # of what is not seen
+            for camera, out in zip(self.pixel_from_world, xy, strict=True):
+                x, y, z = camera[:, :3] @ columns + camera[:, 3:]
+                out[:, 0], out[:, 1] = x / z, y / z
+        centre = np.stack([pixel % width, pixel // width], -1) + 0.5
+        residual[own] = centre - xy[own]
+        xy[own] = centre
+        return _Part.of(index, chosen, xy, residual)
 
     def _sees(self, frame: int, xyz: np.ndarray, rgb: np.ndarray) -> np.ndarray:
-        """bool[m]: whether this view sees the points f32[3, m] of these colours i16[3, m] themselves."""
+        """bool[m]: whether this view sees the points f32[3, m] of these colours u8[m, 3] themselves."""
         scene, (height, width) = self.scene, self.scene.valid.shape[1:]
         camera = self.pixel_from_world[frame].astype(np.float32)
         x, y, z = camera[:, :3] @ xyz + camera[:, 3:]
@@ -250,9 +268,10 @@ class _Views:
         same = np.abs(z[at] - scene.depth[frame].reshape(-1)[pixel]) <= DEPTH_TOLERANCE * z[at]
         same &= self.shows[frame].reshape(-1)[pixel]
         at, pixel = at[same], pixel[same]
-        difference = np.abs(scene.colors[frame].reshape(-1, 3)[pixel].T - rgb[:, at]).sum(0)
+        colors = np.take(scene.colors[frame].reshape(-1, 3), pixel, axis=0)
+        r, g, b = np.abs(np.subtract(colors, np.take(rgb, at, axis=0), dtype=np.int16)).T
         seen = np.zeros(xyz.shape[1], bool)
-        seen[at] = difference <= 3 * COLOR_TOLERANCE
+        seen[at] = r + g + b <= 3 * COLOR_TOLERANCE
         return seen
 
 
@@ -270,27 +289,27 @@ def _evenly(seen: np.ndarray, source: np.ndarray) -> np.ndarray:
 
 def _joined(scene: Scene, parts: list[_Part], max_points: int) -> Tracks:
     """One set of tracks, sorted by the points' pixels, of at most `max_points`."""
-    sizes = np.cumsum([0, *(len(part.index) for part in parts)])
-    index = np.concatenate([part.index for part in parts])
-    point = np.concatenate([part.point + start for part, start in zip(parts, sizes[:-1], strict=True)])
-    frame, xy, residual = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("frame", "xy", "residual")
+    index, lengths, frame = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("index", "lengths", "frame")
     )
     kept = np.argsort(index)
     if len(kept) > max_points:
         kept = kept[spread(len(kept), max_points)]
-    new = np.full(len(index), -1)
-    new[kept] = np.arange(len(kept))
-    point = new[point]
-    order = np.argsort(point, kind="stable")  # by frame they are sorted within each point
-    order = order[point[order] >= 0]
+    # The observations of a point lie together: those of the kept ones, one point after the other.
+    starts, counts = np.cumsum(lengths) - lengths, lengths[kept]
+    order = np.repeat(starts[kept] - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+    xy, residual = (
+        np.take(np.concatenate([getattr(part, name) for part in parts]), order, axis=0)
+        for name in ("xy", "residual")
+    )
+    pixel = index[kept]
     return Tracks(
-        pixel=index[kept],
-        xyz=scene.points.reshape(-1, 3)[index[kept]].astype(np.float64),
-        rgb=scene.colors.reshape(-1, 3)[index[kept]],
-        conf=scene.points_conf.reshape(-1)[index[kept]],
-        point=point[order],
+        pixel=pixel,
+        xyz=scene.points.reshape(-1, 3)[pixel].astype(np.float64),
+        rgb=scene.colors.reshape(-1, 3)[pixel],
+        conf=scene.points_conf.reshape(-1)[pixel],
+        point=np.repeat(np.arange(len(kept)), counts),
         frame=frame[order],
-        xy=xy[order],
-        residual=residual[order],
+        xy=xy,
+        residual=residual,
     )
