@@ -24,6 +24,7 @@ from fastvggt_jax.errors import (
 )
 from fastvggt_jax.evaluate.metrics import auc, pair_errors
 from fastvggt_jax.export.base import (
+    Begin,
     Export,
     ExportOptions,
     Format,
@@ -318,12 +319,17 @@ def compute(
 
 
 def write(
-    loaded: Loaded, computed: Computed, step: Step, keep: Keep = lambda folder, report: None
+    loaded: Loaded,
+    computed: Computed,
+    step: Step,
+    keep: Keep = lambda folder, report: None,
+    begin: Begin | None = None,
 ) -> dict[str, Any]:
     """The files, and a JSON-able account of what was done.
 
     keep: called with the folder before it appears under its name, and the account, to be kept in it: a run
       that is killed leaves both or neither.
+    begin: see `write_formats`.
     """
     s, images, known = loaded.settings, loaded.images, loaded.known
     wanted = s.bundle or s.mask_sky or known.K is not None or known.positions is not None
@@ -345,7 +351,7 @@ def write(
         with step("write"):
             if not sum(len(export.cloud) for export, _ in made):
                 warnings.warn("no point is left: lower conf_percentile or raise edge_filter", stacklevel=2)
-            files = _write_pieces(folder, [export for export, _ in made], loaded.plan.formats)
+            files = _write_pieces(folder, [export for export, _ in made], loaded.plan.formats, begin)
         report = _account_of(loaded, computed, made, files)
         keep(folder, report)
     return report
@@ -402,15 +408,17 @@ def _check_chunk(s: Settings) -> None:
         raise InputError("chunk is for the devices of one host: leave it out", argument="chunk")
 
 
-def _write_pieces(folder: Path, exports: Sequence[Export], formats: list[Format]) -> list[str]:
+def _write_pieces(
+    folder: Path, exports: Sequence[Export], formats: list[Format], begin: Begin | None
+) -> list[str]:
     """The names of the files, in the folder: one scene's, or in folders in it those of several."""
     if len(exports) == 1:
-        return write_formats(exports[0], folder, formats)
+        return write_formats(exports[0], folder, formats, begin)
     files = []
     for number, export in enumerate(exports):
         name = piece_folder(number)
         (folder / name).mkdir()
-        files += [f"{name}/{file}" for file in write_formats(export, folder / name, formats)]
+        files += [f"{name}/{file}" for file in write_formats(export, folder / name, formats, begin)]
     return files
 
 

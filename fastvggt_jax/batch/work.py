@@ -16,9 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import jax
+
 from fastvggt_jax import pipeline
 from fastvggt_jax.batch.scenes import Scene
 from fastvggt_jax.errors import Error, out_of_memory
+from fastvggt_jax.export.apart import Apart
 from fastvggt_jax.export.conventions import keep_run
 from fastvggt_jax.pipeline import Plan, Settings
 from fastvggt_jax.programs import Programs, Step
@@ -27,8 +30,9 @@ from fastvggt_jax.sources.photographs import without_pillows_warnings
 T = TypeVar("T")
 Event = dict[str, Any]  # JSON values; "event" says what happened
 Take = Callable[[bool], "Job | None"]  # the next job; see `work`
-# Scenes that are written at a time: a fast GPU computes one in less time than it takes to write it.
-WRITERS = max(1, min(3, (os.cpu_count() or 1) // 4))
+MOST_WRITERS = 8
+WRITTEN = 8 * 2**30  # bytes of results, about, that are written at a time, at most, beyond the first scene's
+BYTES_PER_PIXEL = 26  # of a result and its photographs
 
 
 class Job(NamedTuple):
@@ -116,8 +120,17 @@ def in_turn(jobs: Iterable[Job]) -> Take:
     return lambda early: next(waiting, None)
 
 
+def good_writers() -> int:
+    """Scenes to be written at a time. A fast GPU computes one in less time than it takes to write it."""
+    return 1 if jax.default_backend() == "cpu" else max(1, min(MOST_WRITERS, (os.cpu_count() or 1) // 2))
+
+
 def work(
-    model: Model, take: Take, emit: Callable[[Event], None], by: Mapping[str, str] | None = None
+    model: Model,
+    take: Take,
+    emit: Callable[[Event], None],
+    by: Mapping[str, str] | None = None,
+    writers: int | None = None,
 ) -> None:
     """Reconstructs one job after the other. What goes wrong with one is an event, and the next one's turn.
 
@@ -127,10 +140,14 @@ def work(
       `pipeline.reconstruct`, "seconds"} or {"event": "failed", "scene", "error": a sentence}, with
       "traceback" where it is our fault; it may be called in another thread.
     by: what each scene.json says of the command, and then of the scene what "done" does; None: neither.
+    writers: scenes that are written at a time, each by a process of its own if these are more than one; by
+      default `good_writers`.
     When it is interrupted, what is being written is finished first.
     """
-    loader, writer = ThreadPoolExecutor(1, "load"), ThreadPoolExecutor(WRITERS, "write")
-    writing: deque[Future[None]] = deque()
+    writers = good_writers() if writers is None else writers
+    loader, writer = ThreadPoolExecutor(1, "load"), ThreadPoolExecutor(writers, "write")
+    apart = Apart(writers)
+    writing: deque[tuple[Future[None], int]] = deque()
 
     def compute(loaded: pipeline.Loaded, step: Step) -> pipeline.Computed:
         return pipeline.compute(loaded, model.model, model.params, step, programs=model.programs)
@@ -145,7 +162,7 @@ def work(
                 keep_run(folder, {**by, **done(report)})
 
         def written(step: Step) -> dict[str, Any]:
-            return pipeline.write(loaded, computed, step, keep)
+            return pipeline.write(loaded, computed, step, keep, apart.begin if writers > 1 else None)
 
         found = _tried(job, partial(_within, account, written))
         emit(found.event if isinstance(found, _Failed) else {"event": "done"} | done(found))
@@ -158,31 +175,41 @@ def work(
         steps = partial(_within, account, pipeline.load, job.settings, model.plan)
         return job, account, loader.submit(_tried, job, steps)
 
-    try:
-        with _warnings_by_thread():
-            coming = begin(early=False)
-            while coming is not None:
-                job, account, future = coming
-                loaded = future.result()
-                coming = begin(early=True)
-                if isinstance(loaded, _Failed):
-                    emit(loaded.event)
+    def room_for(size: int) -> None:
+        """Waits until the results that are still to be written leave some."""
+        while writing and (len(writing) >= writers or size + sum(other for _, other in writing) > WRITTEN):
+            writing.popleft()[0].result()
+
+    with contextlib.ExitStack() as ends:
+        ends.enter_context(_warnings_by_thread())
+        ends.enter_context(apart)
+        ends.callback(writer.shutdown)
+        ends.callback(loader.shutdown, wait=False, cancel_futures=True)
+        coming = begin(early=False)
+        while coming is not None:
+            job, account, future = coming
+            loaded = future.result()
+            coming = begin(early=True)
+            if isinstance(loaded, _Failed):
+                emit(loaded.event)
+            else:
+                computed = _tried(job, partial(_within, account, compute, loaded))
+                if isinstance(computed, _Failed):
+                    emit(computed.event)
                 else:
-                    computed = _tried(job, partial(_within, account, compute, loaded))
-                    if len(writing) >= WRITERS:
-                        writing.popleft().result()
-                    if isinstance(computed, _Failed):
-                        emit(computed.event)
-                    else:
-                        writing.append(writer.submit(write, job, account, loaded, computed))
-                    del computed
-                del loaded, future
-                coming = coming or begin(early=False)
-            for one in writing:
-                one.result()
-    finally:
-        loader.shutdown(wait=False, cancel_futures=True)
-        writer.shutdown()
+                    size = bytes_of(loaded)
+                    room_for(size)
+                    writing.append((writer.submit(write, job, account, loaded, computed), size))
+                del computed
+            del loaded, future
+            coming = coming or begin(early=False)
+        for one, _ in writing:
+            one.result()
+
+
+def bytes_of(loaded: pipeline.Loaded) -> int:
+    frames, height, width, _ = loaded.images.pixels.shape
+    return BYTES_PER_PIXEL * frames * height * width
 
 
 class _Failed(NamedTuple):

@@ -110,6 +110,7 @@ class Export:
         names.
       followed: what tracks are made of; None makes them of the scene's depth.
       measured: the tracks themselves, where bundle adjustment has made them.
+      said: what another process says that has written some of it, see `fastvggt_jax.export.apart`.
     """
 
     scene: Scene
@@ -117,6 +118,7 @@ class Export:
     photographs: Sequence[Frame | None] = ()
     followed: Followed | None = None
     measured: Tracks | None = None
+    said: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -159,6 +161,8 @@ class Export:
 
     def tracks_report(self) -> dict[str, float] | None:
         """How many points have tracks, and of how many photographs on average; None if nobody wanted any."""
+        if "tracks" in self.said:
+            return self.said["tracks"]
         if "tracks" not in self.__dict__:
             return None
         count, observations = len(self.tracks), len(self.tracks.point)
@@ -181,6 +185,7 @@ class Format:
       pixel_bytes: it writes at least so many for every pixel of the model's images.
       tracked: it holds points with tracks.
       describes: it names the files of other formats, and is written after them.
+      of_saved: it is made of the scene, as it is saved, and the options alone.
     """
 
     name: str
@@ -194,6 +199,7 @@ class Format:
     pixel_bytes: int = 0
     tracked: bool = False
     describes: bool = False
+    of_saved: bool = False
 
     @property
     def available(self) -> bool:
@@ -205,6 +211,9 @@ class Format:
             text = f"the format {self.name} needs {self.module}: pip install 'fastvggt_jax[{self.extra}]'"
             raise ExtraError(text, argument="formats")
 
+
+# (export, folder, formats) -> those that are left to write, and what waits for the others.
+Begin = Callable[[Export, Path, list[Format]], tuple[list[Format], Callable[[], None]]]
 
 FORMATS: Registry[Format] = Registry(
     "format",
@@ -303,22 +312,28 @@ def write(
     return write_formats(Export.of(scene, options), Path(folder), found)
 
 
-def write_formats(export: Export, folder: Path, formats: Iterable[Format]) -> list[str]:
-    """Writes them; returns the first parts of their files' paths, in order."""
+def write_formats(
+    export: Export, folder: Path, formats: Iterable[Format], begin: Begin | None = None
+) -> list[str]:
+    """Writes them; returns the first parts of their files' paths, in order. Raises FileError.
+
+    begin: begins to write some of them elsewhere, see `fastvggt_jax.export.apart`.
+    """
     names: dict[str, None] = {}
     formats = list(formats)
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # numpy mostly computes outside the GIL
-    try:
+    here = [format for format in formats if not format.describes]
+    with contextlib.ExitStack() as ends:
+        if begin is not None:
+            here, wait = begin(export, folder, here)
+            ends.callback(wait)
+        pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # numpy mostly computes outside the GIL
+        ends.callback(pool.shutdown, cancel_futures=True)
         # In this thread's context, by which `batch` knows whose warnings these are.
         writing = [
-            pool.submit(contextvars.copy_context().run, format.write, export, folder)
-            for format in formats
-            if not format.describes
+            pool.submit(contextvars.copy_context().run, format.write, export, folder) for format in here
         ]
         for one in writing:
             one.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
     for format in formats:
         if format.describes:
             format.write(export, folder)

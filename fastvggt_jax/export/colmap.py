@@ -65,7 +65,9 @@ class Model:
     def observed_by(self) -> tuple[list[np.ndarray], np.ndarray]:
         """(each photograph's observations, i64[n]; each observation's place among them, i64[N])."""
         frame = self.tracks.frame
-        few = frame.astype(np.uint16) if len(self.names) < 1 << 16 else frame  # sorted by their digits, so faster
+        few = (
+            frame.astype(np.uint16) if len(self.names) < 1 << 16 else frame
+        )  # sorted by their digits, so faster
         order = np.argsort(few, kind="stable")
         counts = np.bincount(self.tracks.frame, minlength=len(self.names))
         of_frame = np.split(order, np.cumsum(counts)[:-1])
@@ -283,6 +285,7 @@ COLMAP = Format(
     tuple(f"sparse/0/{name}.bin" for name in FILES),
     lambda export, folder: _write(export, folder, text=False),
     tracked=True,
+    of_saved=True,
     about=ABOUT,
 )
 COLMAP_TEXT = Format(
@@ -290,6 +293,7 @@ COLMAP_TEXT = Format(
     tuple(f"sparse/0/{name}.txt" for name in FILES),
     lambda export, folder: _write(export, folder, text=True),
     tracked=True,
+    of_saved=True,
     about=ABOUT,
     default=False,
 )

@@ -131,6 +131,7 @@ DEPTH = Format(
         original=export.options.depth_original,
         float16=export.options.float16,
     ),
+    of_saved=True,
     about="depth along the camera's z in the scene's unit, with the K of its own pixels and cam_from_world, "
     "OpenCV axes; and as a picture",
     of_photographs=of_photographs,

@@ -130,6 +130,7 @@ GLB = Format(
     "glb",
     ("scene.glb",),
     _write,
+    of_saved=True,
     about=f"points (of more than {MOST_POINTS:,} so many), or a surface per photograph, and cameras; OpenGL "
     "axes as glTF has them: y up, (x, y, z) is (x, -y, -z) of cameras.json",
     module="trimesh",

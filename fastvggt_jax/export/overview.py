@@ -127,5 +127,6 @@ OVERVIEW = Format(
     "overview",
     ("overview.jpg",),
     lambda export, folder: write_overview(export.scene, folder / "overview.jpg", cloud=export.cloud),
+    of_saved=True,
     about="a picture: photographs, their depth, and the points with the cameras",
 )

@@ -45,5 +45,6 @@ PLY = Format(
     "ply",
     ("points.ply",),
     lambda export, folder: write_ply(export.cloud, folder / "points.ply"),
+    of_saved=True,
     about="points in the world of cameras.json, OpenCV axes (x right, y down, z into the first photograph)",
 )

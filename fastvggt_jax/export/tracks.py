@@ -214,8 +214,8 @@ class _Part:
 
     @classmethod
     def of(cls, index: np.ndarray, chosen: np.ndarray, xy: np.ndarray, residual: np.ndarray) -> _Part:
-        """chosen: bool[F, k], which observations of the points i64[k] count, of xy and residual, f64[F, k, 2].
-        Points of none are left out.
+        """chosen: bool[F, k], which observations of the points i64[k] count, of xy and residual, both
+        f64[F, k, 2]. Points of none are left out.
         """
         point, frame = np.nonzero(chosen.T)
         at = frame * len(index) + point

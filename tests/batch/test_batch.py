@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from fastvggt_jax import pipeline, programs
 from fastvggt_jax.batch import run as batch_run
+from fastvggt_jax.batch import work as batch_work
 from fastvggt_jax.cli.app import app
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.export.conventions import read_run
@@ -383,6 +384,14 @@ def test_warnings_are_those_of_their_scene(weights, scenes, monkeypatch):
         if line.get("event") == "done":
             assert line["warnings"] == [f"load of {line['scene']}", f"write of {line['scene']}"]
     assert len(said(lines, "done")) == 4
+
+
+def test_processes_that_write_write_the_same(weights, scenes, monkeypatch):
+    formats = ("--format", "ply,cameras,scene,colmap")
+    code, alone, _ = batch(weights, *formats, out="alone")
+    monkeypatch.setattr(batch_work, "good_writers", lambda: 2)
+    assert (code, 0) == (0, batch(weights, *formats)[0])
+    assert results() == results(Path("alone")) and len(said(alone, "done")) == 4
 
 
 def test_a_scene_in_pieces_is_finished_too(weights, scenes, monkeypatch):

@@ -49,8 +49,8 @@ def computed(monkeypatch):
 
     monkeypatch.setattr(pipeline, "load", lambda settings, plan, step: settings.photos[0])
     monkeypatch.setattr(pipeline, "compute", compute)
-    monkeypatch.setattr(pipeline, "write", lambda loaded, computed, step, keep: {})
-    monkeypatch.setattr(batch_work, "WRITERS", 1)  # events come in turn
+    monkeypatch.setattr(pipeline, "write", lambda *_: {})
+    monkeypatch.setattr(batch_work, "bytes_of", lambda loaded: 1)
     return begun, wait_for
 
 
@@ -102,7 +102,7 @@ def test_scenes_that_take_long_to_write_keep_none_waiting_but_are_no_more_than_w
     begun, _ = computed
     written, go, both = [], threading.Event(), threading.Barrier(3)
 
-    def write(loaded, computed, step, keep):
+    def write(loaded, *_):
         written.append(loaded)
         if loaded in ("0", "1"):
             both.wait(30)
@@ -116,9 +116,8 @@ def test_scenes_that_take_long_to_write_keep_none_waiting_but_are_no_more_than_w
             assert sorted(written) == ["0", "1"] and not events
             go.set()
 
-    monkeypatch.setattr(batch_work, "WRITERS", 2)
     monkeypatch.setattr(pipeline, "write", write)
     monkeypatch.setattr(pipeline, "compute", compute)
     events = []
-    work(MODEL, in_turn(of_photographs(4)), events.append)
+    work(MODEL, in_turn(of_photographs(4)), events.append, writers=2)
     assert sorted(done_of(events)) == begun == ["0", "1", "2", "3"]
