@@ -22,7 +22,7 @@ COLUMNS = 4  # photographs in a row, at most; evenly chosen
 BACKGROUND = (24, 24, 28)
 ELEVATION = np.deg2rad(28)
 FOCAL = 0.9 * WIDTH
-MOST_POINTS = 500_000  # that are painted
+MOST_POINTS = 250_000  # that are painted
 SPLAT = 3  # pixels a side that a point covers
 
 
