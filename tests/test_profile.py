@@ -102,4 +102,4 @@ def test_the_tables_of_the_docs_are_those_of_the_file():
         assert profile.table(one) in text
         total = sum(part["seconds"] for part in one["parts"].values())
         assert total == pytest.approx(one["seconds"], rel=0.05)
-    assert len(rows) == 2
+    assert len(rows) == 3
