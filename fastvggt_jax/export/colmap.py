@@ -130,10 +130,10 @@ def _alike(camera: Camera, other: Camera) -> bool:
 
 def write_binary(model: Model, folder: str | os.PathLike) -> None:
     """Write cameras, images, points3D, rigs and frames .bin, each whole or not at all. Raises FileError."""
-    _, place = model.observed_by()
+    of_frame, place = model.observed_by()
     for name, parts in (
         ("cameras", _cameras_bin(model)),
-        ("images", _images_bin(model)),
+        ("images", _images_bin(model, of_frame)),
         ("points3D", _points3D_bin(model, place)),
         ("rigs", _rigs_bin(model)),
         ("frames", _frames_bin(model)),
@@ -150,15 +150,15 @@ def _cameras_bin(model: Model) -> Iterator[bytes]:
         yield struct.pack(f"<{len(camera.params)}d", *camera.params)
 
 
-def _images_bin(model: Model) -> Iterator[bytes]:
-    of_frame, _ = model.observed_by()
+def _images_bin(model: Model, of_frame: list[np.ndarray]) -> Iterator[bytes]:
     yield struct.pack("<Q", len(model.names))
     for i, (name, observations) in enumerate(zip(model.names, of_frame, strict=True)):
         pose = (*model.quat_wxyz[i], *model.translation[i])
         yield struct.pack("<I7dI", i + 1, *pose, model.camera_of[i] + 1)
         yield os.fsencode(name) + b"\0" + struct.pack("<Q", len(observations))
         points = np.empty(len(observations), _POINT2D)
-        points["xy"], points["point"] = model.xy[observations], model.tracks.point[observations] + 1
+        points["xy"] = np.take(model.xy, observations, axis=0)
+        points["point"] = model.tracks.point[observations] + 1
         yield points.tobytes()
 
 
@@ -207,10 +207,10 @@ def write_text(model: Model, folder: str | os.PathLike) -> None:
     """Write the same as .txt. Names lose what would end them there: spaces and control characters become _,
     with a warning. Raises FileError.
     """
-    _, place = model.observed_by()
+    of_frame, place = model.observed_by()
     for name, lines in (
         ("cameras", _cameras_txt(model)),
-        ("images", _images_txt(model)),
+        ("images", _images_txt(model, of_frame)),
         ("points3D", _points3D_txt(model, place)),
         ("rigs", (f"{i + 1} 1 CAMERA {i + 1}" for i in range(len(model.cameras)))),
         ("frames", _frames_txt(model)),
@@ -230,8 +230,7 @@ def _cameras_txt(model: Model) -> Iterator[str]:
         yield f"{i + 1} {c.model} {c.width} {c.height} {_numbers(c.params)}"
 
 
-def _images_txt(model: Model) -> Iterator[str]:
-    of_frame, _ = model.observed_by()
+def _images_txt(model: Model, of_frame: list[np.ndarray]) -> Iterator[str]:
     names = ["".join("_" if c.isspace() or not c.isprintable() else c for c in name) for name in model.names]
     changed = [old for old, new in zip(model.names, names, strict=True) if old != new]
     if changed:

@@ -53,7 +53,7 @@ class Tracks:
         pixels.
         """
         per_frame = [(t.scale_x, t.scale_y, t.offset_x, t.offset_y) for t in scene.transforms]
-        of = np.array(per_frame, np.float64).reshape(-1, 4)[self.frame]  # [N, 4]
+        of = np.take(np.array(per_frame, np.float64).reshape(-1, 4), self.frame, axis=0)  # [N, 4]
         return (self.xy - of[:, 2:]) / of[:, :2], np.hypot(*(self.residual / of[:, :2]).T)
 
     def errors(self, scene: Scene) -> np.ndarray:
