@@ -42,11 +42,12 @@ def run(goldens: Goldens, name: str, workdir=None) -> dict[str, np.ndarray]:
             k: v for k, v in params["params"].items() if k.removesuffix("_head") in (*heads, "aggregator")
         }
     }
-    prediction, state = jax.jit(
+    captured = jax.jit(
         lambda p, x, q: model.apply(
             p, x, q, capture_intermediates=lambda _, method: method in CAPTURED, mutable=["intermediates"]
         )
     )(params, images, points)
+    prediction, state = jax.device_get(captured)  # numpy's slices need no compiling
     stages = state["intermediates"]
     grid = tuple(side // model.patch_size for side in images.shape[2:4])
     mine = outputs(prediction, case["pixel_stride"])

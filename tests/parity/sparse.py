@@ -23,8 +23,13 @@ def run(goldens: Goldens, name: str) -> dict[str, np.ndarray]:
     (_, q_patch), (_, k_patch) = split_tokens(q, frames, special), split_tokens(k, frames, special)
     mine = {}
     for pool in ("mean", "max"):
-        pooled = [reference.pool_blocks(x, b, pool) for x, b in zip((q_patch, k_patch), block, strict=True)]
-        mine[f"pooled_prob.{'avg' if pool == 'mean' else pool}"] = reference.pooled_probabilities(*pooled)
+
+        @jax.jit
+        def probabilities(*patches, pool=pool):
+            pooled = [reference.pool_blocks(x, b, pool) for x, b in zip(patches, block, strict=True)]
+            return reference.pooled_probabilities(*pooled)
+
+        mine[f"pooled_prob.{'avg' if pool == 'mean' else pool}"] = probabilities(q_patch, k_patch)
     for label, setting in case["settings"].items():
         if f"mask.{label}" not in golden:
             continue
