@@ -29,8 +29,8 @@ def on(device, monkeypatch) -> None:
 
 
 def queries_and_keys(T, L=None, N=2, H=16, B=1, seed=0, dtype=jnp.float32):
-    q, k = jax.random.split(jax.random.key(seed))
-    return jax.random.normal(q, (B, T, N, H), dtype), jax.random.normal(k, (B, L or T, N, H), dtype)
+    rng = np.random.default_rng(seed)  # whose numbers need no compiling
+    return tuple(jnp.asarray(rng.normal(size=(B, n, N, H)), dtype) for n in (T, L or T))
 
 
 def kept_by_threshold(scores, keep_count, cdf_threshold, find=thresholds.row_thresholds):
@@ -46,7 +46,7 @@ def kept_by_threshold(scores, keep_count, cdf_threshold, find=thresholds.row_thr
 )
 def test_bits_say_which_blocks_are_kept(runs):
     T, block, num_kv = 61, (16, 8), sum(-(-run // 8) for run in runs)
-    dense = np.asarray(jax.random.bernoulli(jax.random.key(0), 0.4, (2, 3, 4, num_kv)))
+    dense = np.random.default_rng(0).random((2, 3, 4, num_kv)) < 0.4
     mask = BlockMask.from_dense(jnp.array(dense), T, runs, block)
     assert mask.kv_bits.dtype == jnp.uint32 and mask.kv_bits.shape == (2, 3, 4, -(-num_kv // 32))
     bits = np.unpackbits(np.asarray(mask.kv_bits).astype("<u4").view(np.uint8), axis=-1, bitorder="little")
@@ -345,10 +345,13 @@ def simulated(run):
 
 def awkward_scores(size):
     """f32[5, size]."""
-    scores = 3 * jax.random.normal(jax.random.key(0), (5, size))
-    scores = scores.at[1].add(-30.0).at[2].set(0.0).at[3].set(jnp.round(scores[3]))
-    # The others: all negative; all equal; many ties; an early step leaves only the lowest.
-    return scores.at[4].set(jnp.maximum(scores[4], -1.0)).at[4, 0].set(-5.0)
+    scores = np.random.default_rng(0).normal(0, 3, (5, size)).astype(np.float32)
+    scores[1] -= 30  # all negative
+    scores[2] = 0  # all equal
+    scores[3] = np.round(scores[3])  # many ties
+    scores[4] = np.maximum(scores[4], -1)
+    scores[4, 0] = -5  # an early step leaves only the lowest
+    return jnp.asarray(scores)
 
 
 @pytest.mark.every_jax

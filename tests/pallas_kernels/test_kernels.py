@@ -74,7 +74,10 @@ def make(T, runs, block, H=64, B=1, N=2, density=0.4, dtype=jnp.bfloat16, scale=
         jax.devices("cpu")[0]
     ):  # what is no kernel compiles much faster there than on a GPU
         return jax.device_put(
-            _make(T, runs, block, H, B, N, density, dtype, scale, late_keys, seed), jax.devices()[0]
+            jax.jit(_make, static_argnums=range(9))(
+                T, runs, block, H, B, N, density, dtype, scale, late_keys, seed
+            ),
+            jax.devices()[0],
         )
 
 
@@ -116,7 +119,8 @@ def exact_attention(*arguments):
     cpu = jax.devices("cpu")[0]
     with jax.default_device(cpu):
         q, k, v, mask = jax.device_put(arguments, cpu)
-        return reference.block_sparse_attention(*(x.astype(jnp.float32) for x in (q, k, v)), mask)
+        exact = jax.jit(reference.block_sparse_attention)
+        return exact(*(x.astype(jnp.float32) for x in (q, k, v)), mask)
 
 
 # ---- on a CPU: of the Hopper kernel every barrier, copy and product, with the race detector on; of the

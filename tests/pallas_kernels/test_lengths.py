@@ -13,7 +13,7 @@ RUNS = (200, 30)  # patches, which are pooled, and special tokens
 
 
 def noise(length, seed, heads=2):
-    return jax.random.normal(jax.random.key(seed), (2, length, heads, 16))
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(2, length, heads, 16)), jnp.float32)
 
 
 class OfTriton(Implementation):
