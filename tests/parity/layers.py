@@ -44,9 +44,10 @@ def native_params(golden: Golden, prefix: str) -> dict:
 
 def captured(module: nn.Module, params: dict, *args, **kwargs):
     capture = lambda _, method: method in ("__call__", "normalise")
-    return jax.jit(
+    found = jax.jit(
         lambda p, a: module.apply(p, *a, **kwargs, capture_intermediates=capture, mutable=["intermediates"])
     )(params, args)
+    return jax.device_get(found)  # numpy's slices need no compiling
 
 
 def block(goldens: Goldens, name: str, golden: Golden) -> Golden:

@@ -4,8 +4,9 @@ pass.
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fastvggt_jax import Sparsity
@@ -93,7 +94,7 @@ def backbone_stages(model, stages: dict, images: np.ndarray) -> dict[str, np.nda
         layers = agg[f"{kind}_blocks"]["__call__"][0]
         mine |= {f"agg.{kind}.{i}": x.reshape(B, F, -1, model.embed_dim) for i, x in enumerate(layers)}
     for i in range(model.depth):
-        mine[f"agg.concat.{i}"] = jnp.concatenate([mine[f"agg.frame.{i}"], mine[f"agg.global.{i}"]], -1)
+        mine[f"agg.concat.{i}"] = np.concatenate([mine[f"agg.frame.{i}"], mine[f"agg.global.{i}"]], -1)
     return {k: np.asarray(v) for k, v in mine.items()}
 
 
@@ -102,10 +103,10 @@ def head_stages(stages: dict, name: str, images: np.ndarray) -> dict[str, np.nda
     camera = stages["camera_head"]
     mine = {"camera.token": camera["token_norm"]["__call__"][0]}
     mine |= {f"camera.pose_raw.{k}": x for k, x in enumerate(camera["pose_raw"])}
-    mine["depth.logits"] = jnp.moveaxis(stages["depth_head"]["__call__"][0], -1, 1)
+    mine["depth.logits"] = np.moveaxis(stages["depth_head"]["__call__"][0], -1, 1)
     if "track_head" in stages:
         maps = stages["track_head"]["feature_extractor"]["__call__"][0]
-        maps = jnp.moveaxis(maps.reshape(B, F, *maps.shape[1:]), -1, 2)
+        maps = np.moveaxis(maps.reshape(B, F, *maps.shape[1:]), -1, 2)
         mine["track.fmaps"] = maps if name == "vggt_tiny_b1n3_56x84" else maps[..., ::4, ::4]
         tracks = stages["track_head"]["tracker"]["__call__"][0][0]
         mine |= {f"track.coords.{k}": x for k, x in enumerate(tracks[:-1])}
@@ -136,21 +137,25 @@ def global_masks(model, attn: dict, F: int, h: int, w: int) -> dict[str, np.ndar
     mine = {}
     for i in range(model.depth):
         q, k = (attn[f"{x}_norm"]["normalise"][0][i] for x in "qk")  # [B, F·P, N, H]
-        rope = rope_tables(np.tile(positions, (F, 1)), q.shape[-1])
-        (_, q), (_, k) = (split_tokens(apply_rope(x, rope), F, 5) for x in (q, k))
-        pooled = [
-            reference.pool_blocks(x, b, sparsity.pool) for x, b in zip((q, k), sparsity.block, strict=True)
-        ]
-        mine[f"pooled_prob.{i}"] = reference.pooled_probabilities(*pooled)
-        keep = sparsity.keep_counts(pooled[1].shape[2], model.depth)
-        mask = pooled_block_mask(
-            q,
-            k,
-            keep_count=keep and keep[i],
-            cdf_threshold=sparsity.cdf_threshold,
-            block=sparsity.block,
-            kv_runs=(q.shape[1] + 5 * F,),
-            pool=sparsity.pool,
-        )
+        keep = sparsity.keep_counts(sparsity.num_kv_blocks(F * h * w), model.depth)
+        kept = jax.jit(partial(selected, sparsity=sparsity, F=F, keep_count=keep and keep[i]))
+        mine[f"pooled_prob.{i}"], mask = kept(q, k, np.tile(positions, (F, 1)))
         mine[f"mask.{i}"] = mask.to_dense().astype(np.uint8)
     return {k: np.asarray(v) for k, v in mine.items()}
+
+
+def selected(q, k, positions, *, sparsity: Sparsity, F: int, keep_count: int | None):
+    """The pooled probabilities and the mask of a layer's normalised q and k."""
+    rope = rope_tables(positions, q.shape[-1])
+    (_, q), (_, k) = (split_tokens(apply_rope(x, rope), F, 5) for x in (q, k))
+    pooled = [reference.pool_blocks(x, b, sparsity.pool) for x, b in zip((q, k), sparsity.block, strict=True)]
+    mask = pooled_block_mask(
+        q,
+        k,
+        keep_count=keep_count,
+        cdf_threshold=sparsity.cdf_threshold,
+        block=sparsity.block,
+        kv_runs=(q.shape[1] + 5 * F,),
+        pool=sparsity.pool,
+    )
+    return reference.pooled_probabilities(*pooled), mask
