@@ -1,5 +1,5 @@
 """Models on eight simulated devices beside one: what `test_sharding.py` runs in a process of its own, as
-`python -m tests.eight_devices CASE ARGUMENTS`, which prints what it found as JSON.
+`python -m tests.eight_devices CASE[,CASE...] ARGUMENTS`, which prints what each found as a line of JSON.
 """
 
 import contextlib
@@ -215,4 +215,5 @@ def evaluated() -> dict:
 
 if __name__ == "__main__":
     shapes_once.install()
-    print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])))
+    for case in sys.argv[1].split(","):
+        print(json.dumps(globals()[case](*sys.argv[2:])), flush=True)

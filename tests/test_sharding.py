@@ -32,6 +32,23 @@ def run(*arguments: object):
     return found_by(begun(*arguments))
 
 
+TOGETHER = ("heads_that_do_not_divide", "program", "gradient", "refusals")
+
+
+@pytest.fixture(scope="module")
+def found_together():
+    """What a case of TOGETHER found, in one process, which imports JAX once; the first that fails ends it."""
+    process = begun(",".join(TOGETHER))
+    out, error = process.communicate(timeout=600)
+    found = dict(zip(TOGETHER, map(json.loads, out.splitlines()), strict=False))
+
+    def of(case: str):
+        assert case in found, error
+        return found[case]
+
+    return of
+
+
 @pytest.mark.slow  # the other cases share its parts
 def test_scenes_and_frames_on_two_axes_and_a_layer_of_each_kind():
     found = run("plan")
@@ -47,13 +64,13 @@ def test_fewer_frames_and_fewer_heads_than_devices():
     assert found["error"] < 1e-5 and max(found["density"]) < 1
 
 
-def test_pi3_with_heads_that_do_not_divide_on_explicit_axes():
-    found = run("heads_that_do_not_divide")
+def test_pi3_with_heads_that_do_not_divide_on_explicit_axes(found_together):
+    found = found_together("heads_that_do_not_divide")
     assert found["error"] < 1e-5 and max(found["density"]) < 1
 
 
-def test_tokens_go_to_heads_and_only_camera_tokens_to_all():
-    found = run("program")
+def test_tokens_go_to_heads_and_only_camera_tokens_to_all(found_together):
+    found = found_together("program")
     assert found["error"] < 1e-5 and found["spec"] == [None, "frames"]
     sent = found["sent"]
     # q, k, v and the result of the one layer that is scanned, each a device's share of the tokens.
@@ -62,8 +79,8 @@ def test_tokens_go_to_heads_and_only_camera_tokens_to_all():
     assert not sent["all-reduce"] and not sent["collective-permute"]
 
 
-def test_the_gradient_of_the_training_loss():
-    found = run("gradient")
+def test_the_gradient_of_the_training_loss(found_together):
+    found = found_together("gradient")
     assert found["error"] < 1e-5 and found["length"] > 0.1
 
 
@@ -87,8 +104,8 @@ def test_tracks_and_less_memory():
     assert run("tracks")["error"] < 1e-5
 
 
-def test_what_cannot_be_is_one_sentence():
-    said = run("refusals")
+def test_what_cannot_be_is_one_sentence(found_together):
+    said = found_together("refusals")
     assert said["too many"] == "devices=9 is more than there are: 8 × cpu"
     assert said["none"] == "devices must be a number from 1 on, or all, not 0"
     assert said["other axes"].startswith("images lie on a mesh of explicit axes ('data',), none of which is")
