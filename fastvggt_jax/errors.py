@@ -80,6 +80,10 @@ class FileError(Error, OSError):
         if cause is not None:
             self.errno, self.strerror, self.filename = cause.errno, cause.strerror, cause.filename
 
+    def __reduce__(self) -> tuple[Any, ...]:  # OSError's own forgets what was set
+        system = {name: getattr(self, name) for name in ("errno", "strerror", "filename")}
+        return type(self), (self.text,), self.__dict__ | system
+
 
 class TargetError(Error, OSError):
     """What is to be written to cannot be: it is there already, is something else, or may not be written."""

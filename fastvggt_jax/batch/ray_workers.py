@@ -16,7 +16,7 @@ from typing import Any
 
 from fastvggt_jax.batch.journal import clean
 from fastvggt_jax.batch.scenes import Scene
-from fastvggt_jax.batch.work import Event, Job, Model, failed, in_turn, work
+from fastvggt_jax.batch.work import Event, Job, Model, failed, good_writers, in_turn, work
 from fastvggt_jax.errors import Error, ExtraError, FailedError, InputError
 from fastvggt_jax.pipeline import Settings, planned
 
@@ -146,19 +146,22 @@ def _first_line(error: Exception) -> str:
     return lines[0].rstrip(".:") if lines else type(error).__name__
 
 
-def _needs(workers: int | None) -> tuple[int, dict[str, float]]:
-    """(how many workers, what each asks Ray for). Raises InputError where there is less."""
+def _needs(workers: int | None) -> tuple[int, dict[str, float], int]:
+    """(how many workers, what each asks Ray for, and the CPU cores that there are for each). Raises
+    InputError where there is less.
+    """
     import ray
 
     there = ray.cluster_resources()
     gpus = 0 if os.environ.get("JAX_PLATFORMS") == "cpu" else int(there.get("GPU", 0))
-    kind, most = ("GPUs", gpus) if gpus else ("CPU cores", int(there.get("CPU", 1)))
+    cores = int(there.get("CPU", 1))
+    kind, most = ("GPUs", gpus) if gpus else ("CPU cores", cores)
     count = workers or (gpus or 1)
     if count > most:
         raise InputError(
             f"workers must be at most {most}, the {kind} that Ray has, not {count}", argument="workers"
         )
-    return count, {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_gpus": 0, "num_cpus": 1}
+    return count, {"num_gpus": 1 if gpus else 0, "num_cpus": 1}, cores // count
 
 
 class _Crew:
@@ -178,7 +181,7 @@ class _Crew:
 
         self.settings, self.record, self.finished = settings, record, finished
         self.prepare, self.by = prepare, by
-        self.most, needs = _needs(workers)
+        self.most, needs, self.cores = _needs(workers)
         self.most = min(self.most, len(jobs))
         self.desk = ray.remote(num_cpus=0)(Desk).remote(list(jobs), self.most)
         # A process for each: another one's would hold the GPU's memory.
@@ -213,8 +216,8 @@ class _Crew:
         while len(self.running) < self.most and (self.again or ray.get(self.desk.left.remote())):
             alone = self.again.pop(0) if self.again else None
             self.started += 1
-            task = self.task.remote(self.started, self.desk, self.settings, self.prepare, self.by, alone)
-            self.running[task] = self.started, alone
+            of = (self.desk, self.settings, self.prepare, self.by, self.cores, alone)
+            self.running[self.task.remote(self.started, *of)] = self.started, alone
 
     def _read(self) -> None:
         import ray
@@ -251,13 +254,14 @@ def _work(
     settings: Settings,
     prepare: Callable[[], None],
     by: Mapping[str, str] | None,
+    cores: int,
     alone: Job | None,
 ) -> None:
-    """What a worker does: `alone`, or what it gets at the desk."""
+    """What a worker does, with so many CPU cores: `alone`, or what it gets at the desk."""
     import ray
 
     prepare()
     report = lambda event: ray.get(desk.report.remote(worker, event))
     take = lambda early: ray.get(desk.take.remote(worker, early))
     model = Model.of(settings, planned(settings), report)
-    work(model, take if alone is None else in_turn([alone]), report, by)
+    work(model, take if alone is None else in_turn([alone]), report, by, good_writers(cores))

@@ -120,9 +120,13 @@ def in_turn(jobs: Iterable[Job]) -> Take:
     return lambda early: next(waiting, None)
 
 
-def good_writers() -> int:
-    """Scenes to be written at a time. A fast GPU computes one in less time than it takes to write it."""
-    return 1 if jax.default_backend() == "cpu" else max(1, min(MOST_WRITERS, (os.cpu_count() or 1) // 2))
+def good_writers(cores: int | None = None) -> int:
+    """Scenes to be written at a time by a process that has so many CPU cores, by default all. A fast GPU
+    computes one in less time than it takes to write it.
+    """
+    if jax.default_backend() == "cpu":
+        return 1
+    return max(1, min(MOST_WRITERS, (os.cpu_count() or 1 if cores is None else cores) // 2))
 
 
 def work(
@@ -146,7 +150,7 @@ def work(
     """
     writers = good_writers() if writers is None else writers
     loader, writer = ThreadPoolExecutor(1, "load"), ThreadPoolExecutor(writers, "write")
-    apart = Apart(writers)
+    apart = Apart()
     writing: deque[tuple[Future[None], int]] = deque()
 
     def compute(loaded: pipeline.Loaded, step: Step) -> pipeline.Computed:

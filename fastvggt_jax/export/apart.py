@@ -10,43 +10,42 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from fastvggt_jax.errors import Error, FileError
+from fastvggt_jax.errors import InputError
 from fastvggt_jax.export.base import Export, ExportOptions, Format, find, write_formats
 from fastvggt_jax.export.cameras import SCENE
+from fastvggt_jax.io.files import remove_temporaries
 from fastvggt_jax.scene import Scene
 
 
 class Written(NamedTuple):
-    """What such a process says: its warnings, `Export.tracks_report`, and the error that it ended with."""
+    """What such a process says: its warnings, and `Export.tracks_report`."""
 
-    warnings: list[str]
+    warnings: list[tuple[type[Warning], str]]
     tracks: dict[str, float] | None
-    error: str | None
 
 
 class Apart:
-    """At most so many processes, which are started as they are needed and end with this one; each writes one
-    scene at a time. Use it within a `with`.
+    """Processes that are started as they are needed, so many as scenes are written at a time, and end with
+    this one. Use it within a `with`.
     """
 
-    def __init__(self, processes: int) -> None:
-        self._processes = processes
-        self._lock = threading.Lock()
-        self._pool: ProcessPoolExecutor | None = None
+    def __init__(self) -> None:
+        # Of one process each, so that one that is killed takes no other's scene with it.
+        self._idle: list[ProcessPoolExecutor] = []
 
     def __enter__(self) -> Apart:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
+        with ThreadPoolExecutor(len(self._idle) or 1) as ends:
+            ends.map(ProcessPoolExecutor.shutdown, self._idle)
 
     def begin(
         self, export: Export, folder: Path, formats: list[Format]
@@ -54,7 +53,7 @@ class Apart:
         """Has those written that can be made of the saved scene, if that is among them, bit for bit as here.
 
         Returns those that are left to be written here, and what is to be called then: it waits for the
-        others, warns as they do, and raises the error that one of them does.
+        others, warns as they do, and raises the error that one of them does. Raises FileError.
         """
         others = [format for format in formats if format.of_saved]
         alike = export.followed is None and export.measured is None and not export.options.float16
@@ -62,33 +61,37 @@ class Apart:
             return formats, lambda: None
         SCENE.write(export, folder)
         names = [format.name for format in others]
-        pool = self._started()
-        future = pool.submit(_write_saved, folder, names, export.options)
+        try:
+            pool = self._one()
+            future = pool.submit(_write_saved, folder, names, export.options)
+        except (RuntimeError, OSError):  # none can be started, or this one was killed while it had no scene
+            return [format for format in formats if format is not SCENE], lambda: None
 
         def wait() -> None:
-            try:
+            if isinstance(future.exception(), BrokenProcessPool):  # it was killed, say for its memory
+                pool.shutdown()  # it ends only now
+                remove_temporaries(folder)
+                said = None
+            else:
+                self._idle.append(pool)
                 said = future.result()
-            except BrokenProcessPool:  # one was killed, say for its memory; the next scene gets new ones
-                with self._lock:
-                    self._pool = None if self._pool is pool else self._pool
+            if said is None:
                 write_formats(export, folder, others)
                 return
-            for text in said.warnings:
-                warnings.warn(text, stacklevel=3)
-            if said.error is not None:
-                raise FileError(said.error)
-            export.said["tracks"] = said.tracks
+            for category, text in said.warnings:
+                warnings.warn(text, category, stacklevel=3)
+            if said.tracks is not None:
+                export.said["tracks"] = said.tracks
 
         left = [format for format in formats if format not in others and format is not SCENE]
         return left, wait
 
-    def _started(self) -> ProcessPoolExecutor:
-        with self._lock:
-            if self._pool is None:
-                # Not forked: JAX has threads, and what they hold stays locked in a fork for ever.
-                spawn = multiprocessing.get_context("spawn")
-                self._pool = ProcessPoolExecutor(self._processes, spawn, initializer=_start)
-            return self._pool
+    def _one(self) -> ProcessPoolExecutor:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            # Not forked: JAX has threads, and what they hold stays locked in a fork for ever.
+            return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_start)
 
 
 def _start() -> None:
@@ -104,15 +107,16 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _write_saved(folder: Path, names: Sequence[str], options: ExportOptions) -> Written:
-    """The formats of these names of the scene that is saved in a folder."""
-    error = None
+def _write_saved(folder: Path, names: Sequence[str], options: ExportOptions) -> Written | None:
+    """The formats of these names of the scene that is saved in a folder. None, and nothing is written, where
+    they are not known here, or `Scene.load` refuses what a model has found.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        export = Export(Scene.load(folder), options)
         try:
-            write_formats(export, folder, map(find, names))
-        except Error as raised:
-            error = str(raised)
-    texts = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
-    return Written(texts, export.tracks_report(), error)
+            formats, scene = [find(name) for name in names], Scene.load(folder)
+        except InputError:
+            return None
+        export = Export(scene, options)
+        write_formats(export, folder, formats)
+    return Written([(one.category, str(one.message)) for one in caught], export.tracks_report())

@@ -30,6 +30,13 @@ def _short(name: str) -> str:
     return os.fsdecode(os.fsencode(name)[:200])
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Those of files in it, and in its folders, that a process which was killed has left."""
+    for path in folder.rglob(".*.tmp"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", path.name):
+            path.unlink()
+
+
 def leftovers(path: str | os.PathLike) -> list[Path]:
     """What runs that were killed while they wrote `path` have left beside it."""
     path = Path(os.path.abspath(path))

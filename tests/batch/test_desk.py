@@ -4,6 +4,7 @@ import threading
 from functools import partial
 from pathlib import Path
 
+import jax
 import pytest
 
 from fastvggt_jax import pipeline
@@ -121,3 +122,9 @@ def test_scenes_that_take_long_to_write_keep_none_waiting_but_are_no_more_than_w
     events = []
     work(MODEL, in_turn(of_photographs(4)), events.append, writers=2)
     assert sorted(done_of(events)) == begun == ["0", "1", "2", "3"]
+
+
+def test_as_many_writers_as_the_cores_of_a_process_beside_a_gpu(monkeypatch):
+    assert batch_work.good_writers(64) == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert [batch_work.good_writers(cores) for cores in (0, 1, 7, 16, 64)] == [1, 1, 3, 8, 8]

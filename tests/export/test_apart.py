@@ -1,19 +1,22 @@
 """Formats that other processes write: the same files, and what becomes of their warnings and errors."""
 
 import dataclasses
+import errno
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
 from fastvggt_jax.errors import FileError
 from fastvggt_jax.export.apart import Apart
-from fastvggt_jax.export.base import Export, ExportOptions, check_formats, write_formats
+from fastvggt_jax.export.base import Export, ExportOptions, Format, check_formats, registered, write_formats
+from fastvggt_jax.io.files import write_file
 from tests.export.truth import true_scene
 from tests.faults.runner import contents
 
@@ -23,7 +26,7 @@ OPTIONS = ExportOptions(track_points=50, conf_percentile=10, shared_camera=True)
 
 @pytest.fixture(scope="module")
 def apart():
-    with Apart(1) as one:
+    with Apart() as one:
         yield one
 
 
@@ -53,9 +56,17 @@ def test_the_files_the_report_and_the_warnings_are_the_same(scene, apart, tmp_pa
     here = write(scene, tmp_path / "here")
     assert write(scene, tmp_path / "apart", begin) == here and here[1]["points"] == 50
     assert begun == [["splat"]]  # of photographs
-    spaced = dataclasses.replace(scene, names=tuple(f"a {name}" for name in scene.names))
-    found = write(spaced, tmp_path / "spaced", begin, formats=("scene", "colmap-text"))
-    assert "names in COLMAP's text hold no spaces" in found[2].pop()
+    odd = dataclasses.replace(
+        scene, names=tuple(f"a {name}" for name in scene.names), points=scene.points * 1e30
+    )
+    few = ("scene", "ply", "overview", "colmap-text")
+    here = write(odd, tmp_path / "odd", formats=few)
+    assert write(odd, tmp_path / "odd apart", begin, formats=few) == here
+    assert any(text.startswith("names in COLMAP's text hold no spaces") for text in here[2])
+    assert any(text.startswith("overflow encountered") for text in here[2])
+    # Only what is written here has tracks.
+    here = write(scene, tmp_path / "tracks", formats=("scene", "ply", "splat"))
+    assert write(scene, tmp_path / "tracks apart", begin, formats=("scene", "ply", "splat")) == here
 
 
 def test_what_is_not_the_saved_scenes_is_written_here(scene, apart, tmp_path):
@@ -72,45 +83,68 @@ def test_what_is_not_the_saved_scenes_is_written_here(scene, apart, tmp_path):
 
 def test_an_error_is_that_sentence(scene, apart, tmp_path):
     (tmp_path / "out" / "points.ply").mkdir(parents=True)
-    with pytest.raises(FileError, match=r"points\.ply could not be written"):
+    with pytest.raises(FileError, match=r"points\.ply could not be written") as raised:
         write_formats(Export.of(scene, OPTIONS), tmp_path / "out", check_formats(FORMATS), apart.begin)
+    assert raised.value.errno == errno.EISDIR  # by which a full disk is told from others
 
 
-def test_what_a_killed_process_leaves_is_written_here_and_the_next_one_apart(scene, apart, tmp_path):
+def test_what_other_processes_cannot_know_is_written_here(scene, apart, tmp_path):
+    own = Format("own", ("own",), lambda export, folder: write_file(folder / "own", b"1"), of_saved=True)
+    with registered(own):
+        assert set(write(scene, tmp_path / "own", apart.begin, formats=("scene", "own"))[0]) == {
+            "own",
+            "scene.npz",
+        }
+    stretched = dataclasses.replace(scene, cam_from_world=2 * scene.cam_from_world)  # Scene.load takes none
+    assert "points.ply" in write(stretched, tmp_path / "stretched", apart.begin, formats=("scene", "ply"))[0]
+
+
+@pytest.mark.parametrize("error", [BrokenProcessPool, NotImplementedError, BlockingIOError])
+def test_all_is_written_here_where_there_is_no_process(scene, tmp_path, monkeypatch, error):
+    def submit(*_):
+        raise error
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submit)
+    with Apart() as apart:
+        assert set(write(scene, tmp_path / "a", apart.begin, formats=("scene", "ply"))[0]) == {
+            "points.ply",
+            "scene.npz",
+        }
+
+
+def test_a_process_that_is_killed_takes_nothing_along(scene, apart, tmp_path):
+    """What it was writing is written here, without what it leaves, and others' scenes go on."""
+    here = write(scene, tmp_path / "here")
+    assert write(scene, tmp_path / "apart", apart.begin) == here
+    (first,) = multiprocessing.active_children()
+    os.kill(first.pid, signal.SIGSTOP)
+
     def begin(export, folder, formats):
         found = apart.begin(export, folder, formats)
-        for process in multiprocessing.active_children():
-            process.kill()
+        (folder / ".points.ply.0123abcd.tmp").touch()
+        assert write(scene, tmp_path / "beside", beside) == here
         return found
 
-    here = write(scene, tmp_path / "here")
-    assert write(scene, tmp_path / "killed", begin) == here and not multiprocessing.active_children()
+    def beside(export, folder, formats):
+        found = apart.begin(export, folder, formats)
+        first.kill()
+        return found
+
+    assert write(scene, tmp_path / "killed", begin) == here
+    (second,) = multiprocessing.active_children()
     assert write(scene, tmp_path / "next", apart.begin) == here
-    assert len(multiprocessing.active_children()) == 1
+    assert multiprocessing.active_children() == [second] != [first]
 
 
 def test_they_end_with_this_process_however_that_ends(tmp_path):
-    script = (
-        "import time; from fastvggt_jax.export.apart import Apart\n"
+    path = tmp_path / "script.py"
+    path.write_text(
+        "import os, time; from fastvggt_jax.export.apart import Apart\n"
         "if __name__ == '__main__':\n"
-        "    pool = Apart(1)._started(); import os; print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    pool = Apart()._one(); pool.submit(os.getpid).result(); print(flush=True)\n"
         "    time.sleep(60)\n"
     )
-    path = tmp_path / "script.py"
-    path.write_text(script)
-    with subprocess.Popen([sys.executable, path], stdout=subprocess.PIPE, text=True) as running:
-        other = int(running.stdout.readline())
-        os.kill(running.pid, signal.SIGKILL)
-    end = time.monotonic() + 20
-    while alive(other) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not alive(other)
-
-
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    with open(f"/proc/{pid}/stat") as file:  # ended, if nobody has asked for how
-        return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    with subprocess.Popen([sys.executable, path], stdout=subprocess.PIPE) as running:
+        running.stdout.readline()
+        running.kill()
+        running.communicate(timeout=20)  # until nobody holds the pipe
