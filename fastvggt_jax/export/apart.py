@@ -4,12 +4,13 @@ one process takes to write it, and in threads of one process numpy waits for Pyt
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -63,7 +64,8 @@ class Apart:
         names = [format.name for format in others]
         try:
             pool = self._one()
-            future = pool.submit(_write_saved, folder, names, export.options)
+            with _deaf_to_interrupts():
+                future = pool.submit(_write_saved, folder, names, export.options)
         except (RuntimeError, OSError):  # none can be started, or this one was killed while it had no scene
             return [format for format in formats if format is not SCENE], lambda: None
 
@@ -94,9 +96,24 @@ class Apart:
             return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_start)
 
 
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes that this thread starts within the block, from their first moment on where the system has
+    that: Ctrl-C lets the scenes end that are being written.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start() -> None:
     jax.config.update("jax_platforms", "cpu")  # the device is not theirs
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C lets the scenes end that are being written
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -134,6 +134,8 @@ def test_a_process_that_is_killed_takes_nothing_along(scene, apart, tmp_path):
     (second,) = multiprocessing.active_children()
     assert write(scene, tmp_path / "next", apart.begin) == here
     assert multiprocessing.active_children() == [second] != [first]
+    blocked = apart._idle[-1].submit(signal.pthread_sigmask, signal.SIG_BLOCK, ()).result()
+    assert signal.SIGINT in blocked  # from the first moment on, when it would have ended with a traceback
 
 
 def test_they_end_with_this_process_however_that_ends(tmp_path):
