@@ -35,6 +35,8 @@ def run(
     workers, ray: so many processes by Ray, and the address of its cluster; without either this process does
       it all. prepare: called in every process before JAX is used; it can be pickled.
     by: what each scene.json says of the command, see `batch.work.work`.
+    Beside a GPU it starts processes that write, as multiprocessing does: a script that calls this does so
+    below `if __name__ == "__main__":`, since they read it too.
 
     Returns the last event, "end", with how many scenes were done, had failed and were finished before. Raises
     what is wrong whatever the scene: InputError, MissingError, WeightsError, TargetError, ExtraError,
