@@ -7,7 +7,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fastvggt_jax.datasets.synthetic.render import first_hit, over_views
+from fastvggt_jax.datasets.synthetic.loops import over_views
+from fastvggt_jax.datasets.synthetic.render import first_hit
 from fastvggt_jax.datasets.synthetic.world import OUTDOORS, World, height_of_ground
 from fastvggt_jax.geometry import intrinsic_matrix
 

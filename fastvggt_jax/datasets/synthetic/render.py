@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fastvggt_jax.datasets.synthetic import shapes
+from fastvggt_jax.datasets.synthetic.loops import together
 from fastvggt_jax.datasets.synthetic.shapes import Vector
 from fastvggt_jax.datasets.synthetic.texture import albedo, fractal_noise
 from fastvggt_jax.datasets.synthetic.world import COUNTS, World, height_of_ground
@@ -19,7 +20,6 @@ MARCH_STEPS, BISECTIONS = 48, 14
 SURFACE = 100  # surfaces of the room and the ground are numbered from here on, shapes from 0
 SKY = -1
 SHADOW_OFFSET = 2e-3
-UNROLL = 4
 
 
 def first_hit(world: World, origin: Array, direction: Array) -> tuple[Array, Array]:
@@ -41,24 +41,9 @@ def first_hit(world: World, origin: Array, direction: Array) -> tuple[Array, Arr
             return (jnp.minimum(best, t), jnp.where(t < best, number, hit)), None
 
         stack = (world.rotation[here], world.centre[here], world.size[here], jnp.arange(start, start + count))
-        (best, hit), _ = jax.lax.scan(nearer, (best, hit), stack, unroll=_together(count))
+        (best, hit), _ = jax.lax.scan(nearer, (best, hit), stack, unroll=together(count))
         start += count
     return best, hit
-
-
-def on_cpu() -> bool:
-    """Where what is written for a GPU's sake, few and large kernels, would only take longer to compile."""
-    return jax.default_backend() == "cpu"
-
-
-def over_views(function: Callable[..., Any], views: Any) -> Any:
-    """`function` of each view: all at once, but on a CPU one after another."""
-    return jax.lax.map(function, views) if on_cpu() else jax.vmap(function)(views)
-
-
-def _together(steps: int) -> int:
-    """How many steps of a loop over rays are compiled as one, with nothing written between them."""
-    return 1 if on_cpu() else min(steps, UNROLL)
 
 
 def _split(x: Array) -> Vector:
@@ -113,7 +98,7 @@ def _ground(world: World, origin: Vector, direction: Vector) -> Array:
 
     start = jnp.zeros_like(origin[0])
     (low, high, found), _ = jax.lax.scan(
-        march, (start, start, start > 0), edges, unroll=_together(MARCH_STEPS)
+        march, (start, start, start > 0), edges, unroll=together(MARCH_STEPS)
     )
 
     def halve(bracket: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
@@ -122,7 +107,7 @@ def _ground(world: World, origin: Vector, direction: Vector) -> Array:
         under = above(middle) < 0
         return (jnp.where(under, low, middle), jnp.where(under, middle, high)), None
 
-    (low, high), _ = jax.lax.scan(halve, (low, high), length=BISECTIONS, unroll=_together(BISECTIONS))
+    (low, high), _ = jax.lax.scan(halve, (low, high), length=BISECTIONS, unroll=together(BISECTIONS))
     return jnp.where(found, (low + high) / 2, jnp.inf)
 
 

@@ -8,8 +8,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from fastvggt_jax.datasets.synthetic.loops import over_views
 from fastvggt_jax.datasets.synthetic.path import at, look, project, random_path, rays, sees
-from fastvggt_jax.datasets.synthetic.render import over_views, shade
+from fastvggt_jax.datasets.synthetic.render import shade
 from fastvggt_jax.datasets.synthetic.world import World, random_world
 from fastvggt_jax.geometry import invert_se3
 

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fastvggt_jax.datasets.synthetic.loops import together
+
 Array = jax.Array
 PATTERNS = ("plain", "bricks", "checks", "stripes", "voronoi", "wood", "marble", "spots")
 
@@ -46,13 +48,16 @@ def fractal_noise(point: Array, seed: Array, octaves: int) -> Array:
     """Noise at `octaves` scales, each half as wide and about half as strong: f32[..., 3] -> f32[...] in [0,
     1).
     """
-    total: Any = 0.0
-    strength, norm = 1.0, 0.0
-    for octave in range(octaves):
-        total += strength * noise(point * 2**octave + 17 * octave, seed + octave)
-        norm += strength
-        strength *= 0.55
-    return total / norm
+    strengths = [0.55**octave for octave in range(octaves)]
+
+    def add(total: Array, octave: tuple[Array, Array]) -> tuple[Array, None]:
+        number, strength = octave
+        return total + strength * noise(point * 2.0**number + 17 * number, seed + number), None
+
+    start = jnp.zeros(point.shape[:-1], point.dtype)
+    each = jnp.arange(octaves), jnp.array(strengths, point.dtype)
+    total, _ = jax.lax.scan(add, start, each, unroll=together(octaves))
+    return total / sum(strengths)
 
 
 def surface_coordinates(point: Array, normal: Array) -> Array:
