@@ -56,13 +56,11 @@ class Tracks:
         of = np.take(np.array(per_frame, np.float64).reshape(-1, 4), self.frame, axis=0)  # [N, 4]
         return (self.xy - of[:, 2:]) / of[:, :2], np.hypot(*(self.residual / of[:, :2]).T)
 
-    def errors(self, scene: Scene) -> np.ndarray:
-        """f64[M], the mean distance in original pixels between a point's projections and its observations."""
-        return self.means(self.in_pixels(scene)[1])
-
-    def means(self, values: np.ndarray) -> np.ndarray:
-        """f64[M], of each point's observations, whose values are f64[N]."""
-        return np.bincount(self.point, values, len(self)) / np.maximum(self.lengths(), 1)
+    def errors(self, residuals: np.ndarray) -> np.ndarray:
+        """f64[M], the mean distance between a point's projections and its observations, whose residuals'
+        lengths are f64[N], as `in_pixels` gives them.
+        """
+        return np.bincount(self.point, residuals, len(self)) / np.maximum(self.lengths(), 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,8 @@ from typing import BinaryIO
 
 from fastvggt_jax.errors import Error, FileError, InputError, MissingError, TargetError, is_full
 
+_TEMPORARY = r"\.[0-9a-f]{8}\.tmp"  # how the names end that `temporary_sibling` gives
+
 
 def temporary_sibling(path: Path) -> Path:
     """A name that does not exist yet, in the folder of `path`: a rename never crosses file systems then."""
@@ -33,14 +35,14 @@ def _short(name: str) -> str:
 def remove_temporaries(folder: Path) -> None:
     """Those of files in it, and in its folders, that a process which was killed has left."""
     for path in folder.rglob(".*.tmp"):
-        if re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", path.name):
+        if re.fullmatch(rf"\..+{_TEMPORARY}", path.name):
             path.unlink()
 
 
 def leftovers(path: str | os.PathLike) -> list[Path]:
     """What runs that were killed while they wrote `path` have left beside it."""
     path = Path(os.path.abspath(path))
-    pattern = re.compile(rf"\.{re.escape(_short(path.name))}\.[0-9a-f]{{8}}\.tmp")
+    pattern = re.compile(rf"\.{re.escape(_short(path.name))}{_TEMPORARY}")
     try:
         found = sorted(entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name))
     except OSError:

@@ -224,7 +224,8 @@ def test_the_tracks_are_where_photographs_show_things_and_points_where_adjusted_
     model.update_point_3d_errors()
     assert model.num_points3D() == len(tracks)
     mean = model.compute_mean_reprojection_error()
-    assert mean == pytest.approx(tracks.errors(found).mean(), rel=1e-3) and mean > 1e-3
+    _, residuals = tracks.in_pixels(found)
+    assert mean == pytest.approx(tracks.errors(residuals).mean(), rel=1e-3) and mean > 1e-3
     moved = model.images[3].cam_from_world()
     moved.translation += 0.02
     model.frames[3].rig_from_world = moved
