@@ -29,11 +29,12 @@ from fastvggt_jax.sharding import along_frames
 from fastvggt_jax.sources import Images
 
 Step = Callable[[str], contextlib.AbstractContextManager]
+SCARCE = "memory is scarce: what is computed waits in the host's memory, which takes a little longer"
 
 
 class DoesNotFit(OutOfMemoryError):
-    """A program is too large for the device, which is known before it runs; `needs` bytes, None where nobody
-    knows.
+    """A program is too large for the device: `needs` bytes, as is known before it runs; None where nobody
+    knows, or where it failed although as much is there, but in pieces or another program's.
     """
 
     needs: int | None = None
@@ -101,7 +102,7 @@ def predict(
     frames = None if queries is None else queries.frames
     key = (pixels.shape, frames, bucket, repr(jax.tree.map(np.shape, asked)))
     with step("compile"), memory_errors(images, params, of=DoesNotFit):
-        make = partial(_fitting, model, given, pixels, points_from, frames, mesh)
+        make = partial(program_for, model, given, pixels, points_from, frames, mesh)
         program = make() if programs is None else programs.of(key, make)
     compiled = program.compiled
     scarce = program.model.low_memory and not model.low_memory
@@ -112,11 +113,24 @@ def predict(
         error.needs = needed_bytes(compiled)
         raise error
     if scarce:
-        text = "memory is scarce: what is computed waits in the host's memory, which takes a little longer"
-        warnings.warn(text, stacklevel=2)
-    with step("run"), memory_errors(images, params, compiled):
-        place = None if mesh is None else along_frames(mesh, pixels.shape, pixels.shape[1])
-        found, density = jax.block_until_ready(compiled(given, jax.device_put(pixels, place)))
+        warnings.warn(SCARCE, stacklevel=2)
+    ran = False
+    try:
+        with step("run"), memory_errors(images, params, compiled, of=DoesNotFit):
+            place = None if mesh is None else along_frames(mesh, pixels.shape, pixels.shape[1])
+            found, density = jax.block_until_ready(compiled(given, jax.device_put(pixels, place)))
+        ran = True
+    except DoesNotFit:
+        if programs is not None:
+            programs.pop(key)
+        if program.model.low_memory or jax.process_count() > 1:  # other processes know nothing of it
+            raise
+    if not ran:
+        if pixels.shape[1] > count:
+            return predict(model, params, images, step, points_from, programs=programs)
+        warnings.warn(SCARCE, stacklevel=2)
+        less = model.clone(low_memory=True)
+        return predict(less, params, images, step, points_from, queries, mesh, programs, conditions)
     if bucket:
         found = found.first(count)
     if program.one_confidence:
@@ -124,15 +138,19 @@ def predict(
     return found, None if density is None else [round(float(d), 4) for d in density]
 
 
-def _fitting(
+def program_for(
     model: Model,
     given: Any,
     pixels: np.ndarray,
-    points_from: str | None,
-    frames: tuple[int, ...] | None,
-    mesh: Mesh | None,
+    points_from: str | None = None,
+    frames: tuple[int, ...] | None = None,
+    mesh: Mesh | None = None,
 ) -> Program:
-    """The program, or where that does not fit the one that takes less of the device's memory."""
+    """The program, or where that does not fit the one that takes less of the device's memory; see `predict`.
+
+    given: (params, what is asked for besides, how many of the images count or None).
+    frames: of the queries.
+    """
     one_confidence = False
 
     def run(model: Model, given: Any, pixels: jax.Array) -> tuple[Reconstruction, jax.Array | None]:
@@ -251,6 +269,8 @@ def _memory_sentence(
             text += f"more than {_gib(weights + int(failed[1]))}, of which {_gib(weights)} are weights"
         else:
             text += f"more than the {_gib(weights)} of the weights and what else is free"
+        if needed is not None and needed <= (memory_limit() or 0):
+            advice = f"free the device of other programs, or {advice}"
     limit = memory_limit()
     text += f", and JAX may use {_gib(limit)}" if limit else ""
     return f"{text}; {advice}"

@@ -228,8 +228,9 @@ def test_one_program_for_a_range_of_views(sparsity):
         assert all(between[name] < 2 * rounding[name] for name in rounding)
 
 
+@pytest.mark.parametrize("low_memory", [False, True])
 @pytest.mark.parametrize("sparsity", [None, MINI_SPARSE])
-def test_two_gpus_are_one_but_for_the_order_of_rounding(sparsity):
+def test_two_gpus_are_one_but_for_the_order_of_rounding(sparsity, low_memory):
     """Seven views, of which one GPU has four and the other three. In bfloat16 two GPUs are as near to one as
     that one is to float32, whose rounding the two share.
     """
@@ -241,7 +242,7 @@ def test_two_gpus_are_one_but_for_the_order_of_rounding(sparsity):
     pixels = load_images([folder / f"{i}.jpg" for i in range(7)], model.image_policy).pixels[None]
 
     def run(dtype, devices):
-        apply = model.clone(dtype=dtype).apply
+        apply = model.clone(dtype=dtype, low_memory=low_memory and devices > 1).apply
         if devices == 1:
             found = jax.jit(apply)(params, pixels)
         else:

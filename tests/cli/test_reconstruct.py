@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -764,6 +765,37 @@ def test_out_of_memory_while_running(weights, tmp_path, monkeypatch):
     result = run(*reconstruct_args(weights, out))
     assert_sentence(result, "2 photographs of 56x42 pixels need about 0.0 GiB, of which", 1, out)
     assert "take fewer photographs, a smaller size" in result.stderr
+
+
+def test_a_program_that_memory_in_pieces_has_no_place_for(weights, tmp_path, monkeypatch):
+    """It needs no more than there is, and fails while it runs: less is tried, and then fewer photographs."""
+    real, ran = jax.stages.Compiled.__call__, []
+
+    def call(self, *given):
+        ran.append(given[1].shape[1])
+        if failures:
+            raise jax.errors.JaxRuntimeError(failures.pop())
+        return real(self, *given)
+
+    monkeypatch.setattr(jax.stages.Compiled, "__call__", call)
+    failures = ["RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes."]
+    result = run(*reconstruct_args(weights, tmp_path / "a", "--format", "scene"))
+    assert result.exit_code == 0 and "memory is scarce: what is computed waits" in result.stderr
+    assert ran == [2, 2]
+    model, params = from_pretrained(weights, heads=("camera", "depth"), dtype="float32")
+    images = pipeline.load_images(PHOTOS / "grey_83x80.png", size=28)
+    kept = programs.Programs()
+    predict = partial(programs.predict, model, params, images, lambda name: contextlib.nullcontext())
+    failures = ["RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes."]
+    with pytest.warns(UserWarning, match="memory is scarce"):
+        predict(programs=kept)
+    assert [program.model.low_memory for program in kept.values()] == [True], (
+        "the next scene takes it at once"
+    )
+    failures = ["RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes."]
+    with pytest.raises(DoesNotFit) as caught:
+        predict(programs=kept)
+    assert caught.value.needs is None and not kept
 
 
 def test_out_of_memory_before_there_is_a_program():
