@@ -49,12 +49,9 @@ from fastvggt_jax.models.prediction import Reconstruction
 from fastvggt_jax.pretrained import from_pretrained, read_model
 from fastvggt_jax.programs import Programs, Step, memory_errors, peak_memory, predict
 from fastvggt_jax.refine.bundle import require
+from fastvggt_jax.refine.camera_files import known_cameras, poses_in
 from fastvggt_jax.refine.given import conditions_of
-from fastvggt_jax.refine.known import (
-    known_cameras,
-    known_positions,
-    poses_in,
-)
+from fastvggt_jax.refine.positions import known_positions
 from fastvggt_jax.refine.queries import Queries, choose_queries
 from fastvggt_jax.refine.steps import Known, Refined, read_known, refine
 from fastvggt_jax.scene import Scene, to_scene

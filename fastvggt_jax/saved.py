@@ -53,7 +53,7 @@ def export_saved(
     scene.json, which name what is there. Returns a JSON-able account of it.
 
     bundle: adjust the cameras first, see `fastvggt_jax.refine.bundle`; intrinsics, align_to: see
-      `fastvggt_jax.refine.known`.
+      `refine.intrinsics.with_intrinsics` and `refine.alignment.aligned_to`.
     photos: the folder that holds the photographs now, if they are no longer where they were.
     overwrite: replace files of these formats that are there already. Nothing else in the folder is touched.
 

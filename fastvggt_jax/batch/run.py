@@ -12,7 +12,7 @@ from fastvggt_jax.batch.scenes import Scene, find_scenes, holds_video, sized
 from fastvggt_jax.batch.work import Event, Model, failed, in_turn, job_of, work
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.pipeline import Settings, planned
-from fastvggt_jax.refine.known import read_intrinsics
+from fastvggt_jax.refine.intrinsics import read_intrinsics
 from fastvggt_jax.sources.images import check_options
 
 

@@ -16,7 +16,8 @@ from fastvggt_jax.export.depth import file_stems
 from fastvggt_jax.export.lenses import model_from_original, original_sizes
 from fastvggt_jax.io.files import regular_file
 from fastvggt_jax.models.conditions import LARGEST, Conditions
-from fastvggt_jax.refine.known import known_cameras, known_K
+from fastvggt_jax.refine.camera_files import known_cameras
+from fastvggt_jax.refine.intrinsics import known_K
 from fastvggt_jax.sources import Images, ImageTransform
 
 MILLIMETRES = 1000.0  # of a PNG's numbers in a metre

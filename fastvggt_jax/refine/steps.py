@@ -11,14 +11,10 @@ import numpy as np
 from fastvggt_jax.export.base import ExportOptions
 from fastvggt_jax.export.lenses import as_asked, check_given, original_sizes
 from fastvggt_jax.export.tracks import Tracks
+from fastvggt_jax.refine.alignment import aligned_or_as_it_is
 from fastvggt_jax.refine.bundle import adjusted_or_as_it_is
-from fastvggt_jax.refine.known import (
-    Positions,
-    aligned_or_as_it_is,
-    known_K,
-    known_positions,
-    with_known_K,
-)
+from fastvggt_jax.refine.intrinsics import known_K, with_known_K
+from fastvggt_jax.refine.positions import Positions, known_positions
 from fastvggt_jax.refine.sky import without_sky
 from fastvggt_jax.scene import Scene
 from fastvggt_jax.sources import ImageTransform

@@ -18,7 +18,7 @@ from fastvggt_jax.export.conventions import read_run
 from fastvggt_jax.geometry.alignment import Similarity, align, best_rotation
 from fastvggt_jax.io import scenes
 from fastvggt_jax.io.colors import colorize
-from fastvggt_jax.refine.known import known_positions
+from fastvggt_jax.refine.positions import known_positions
 from fastvggt_jax.scene import Scene
 
 Cameras = dict[int, np.ndarray]  # cam_from_world f64[3, 4] by the number of the photograph

@@ -16,7 +16,7 @@ from fastvggt_jax.export.base import ExportOptions
 from fastvggt_jax.export.cameras import write_cameras
 from fastvggt_jax.models.conditions import prepare, rays_of
 from fastvggt_jax.refine.given import conditions_of, depth_maps, in_model
-from fastvggt_jax.refine.known import known_positions
+from fastvggt_jax.refine.positions import known_positions
 from fastvggt_jax.sources import ImageTransform
 from fastvggt_jax.sources.photographs import turned_unseen
 from tests.export.truth import true_scene

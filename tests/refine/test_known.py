@@ -15,13 +15,9 @@ from fastvggt_jax.export import ExportOptions
 from fastvggt_jax.geometry.alignment import Similarity
 from fastvggt_jax.io.colmap import read_model
 from fastvggt_jax.io.scenes import write_cameras
-from fastvggt_jax.refine.known import (
-    _moved,
-    aligned_or_as_it_is,
-    aligned_to,
-    known_positions,
-    with_intrinsics,
-)
+from fastvggt_jax.refine.alignment import _moved, aligned_or_as_it_is, aligned_to
+from fastvggt_jax.refine.intrinsics import with_intrinsics
+from fastvggt_jax.refine.positions import known_positions
 from fastvggt_jax.refine.sky import without_sky
 from tests.export.truth import true_scene
 
