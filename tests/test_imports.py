@@ -99,7 +99,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
         "io",
     },
     "cli": {
-        *("kernels", "sparsity", "datasets", "export", "pretrained", "convert"),
+        *("sparsity", "datasets", "export", "pretrained", "convert"),
         *("train", "evaluate", "pipeline", "saved", "batch", "seeing", "analyze", "sources"),
         *("bench", "profile", "io", "package"),
     },

@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 
 from fastvggt_jax import errors
 from fastvggt_jax.cli.app import app
-from fastvggt_jax.cli.evaluate import _ablations
 from fastvggt_jax.datasets.base import registered
 from fastvggt_jax.datasets.stereo import Stereo
-from fastvggt_jax.evaluate import plot, runner
+from fastvggt_jax.evaluate import plot, task
 from fastvggt_jax.evaluate.report import baseline_table, table
+from fastvggt_jax.evaluate.task import ablations_of
 from fastvggt_jax.io.weights import save_params
 from fastvggt_jax.models import registry
 from fastvggt_jax.testing.random_weights import random_params
@@ -106,7 +106,7 @@ def test_nothing_to_plot_is_said_and_the_numbers_are_kept(weights, tmp_path):
 def test_ablations_count_the_patches_that_the_model_sees():
     """Special keys as released are the same where the patches fill whole blocks: 3 views of 3 × 4 here."""
     for block, asked in (((8, 12), False), ((8, 8), True)):
-        families = {run.family for run in _ablations(toy.Toy(), Walls(), block, None)}
+        families = {run.family for run in ablations_of(toy.Toy(), Walls(), block, None)}
         assert ("special keys as released" in families) == asked and "random blocks" in families
 
 
@@ -117,14 +117,16 @@ def test_ablations_count_the_patches_of_the_first_scene_that_can_be_read():
                 raise errors.SceneError("no photographs", scene="wall 0")
             return super().__getitem__(number)
 
-    whole, damaged = (_ablations(toy.Toy(), data, (8, 8), ["random blocks"]) for data in (Walls(), Damaged()))
+    whole, damaged = (
+        ablations_of(toy.Toy(), data, (8, 8), ["random blocks"]) for data in (Walls(), Damaged())
+    )
     assert damaged == whole
     with pytest.raises(errors.SceneError, match="no photographs"):
-        _ablations(toy.Toy(), Damaged(scenes=1), (8, 8), None)
+        ablations_of(toy.Toy(), Damaged(scenes=1), (8, 8), None)
 
 
 def test_an_interrupted_evaluation_reports_its_scenes_so_far(weights, tmp_path, monkeypatch):
-    calls, predictor = [], runner.predictor
+    calls, predictor = [], task.predictor
 
     def interrupted(net, params, *how):
         predict = predictor(net, params)
@@ -137,7 +139,7 @@ def test_an_interrupted_evaluation_reports_its_scenes_so_far(weights, tmp_path, 
 
         return once
 
-    monkeypatch.setattr(runner, "predictor", interrupted)
+    monkeypatch.setattr(task, "predictor", interrupted)
     done = run("walls", "-c", weights, "--scenes", 3, "--batch", 1, "-o", tmp_path / "out")
     assert done.exit_code == 130 and "this is of the first 1 of 3 scenes" in done.stderr
     assert "AUC@30" in done.stdout
@@ -160,7 +162,7 @@ def without_seconds(text):
 def test_an_evaluation_that_was_killed_goes_on(weights, tmp_path, monkeypatch):
     asked = ["walls", "-c", weights, "--scenes", 4, "--batch", 1, "--sparsity", "dense", "--json"]
     straight = run(*asked, "-o", tmp_path / "straight")
-    predictor, calls = runner.predictor, []
+    predictor, calls = task.predictor, []
 
     def killed(net, params, *how):
         predict = predictor(net, params)
@@ -174,7 +176,7 @@ def test_an_evaluation_that_was_killed_goes_on(weights, tmp_path, monkeypatch):
         return once
 
     so_far, out = tmp_path / "out.so-far.jsonl", tmp_path / "out"
-    monkeypatch.setattr(runner, "predictor", killed)
+    monkeypatch.setattr(task, "predictor", killed)
     assert run(*asked, "-o", out).exit_code == 143 and not out.exists()
     assert len(so_far.read_text().splitlines()) == 3  # of what, and two scenes
     other = run(*asked[:-1], "--size", 20, "-o", out)
