@@ -349,7 +349,7 @@ def write(
             made.append((Export.of(refined.scene, s.export, shown.frames, followed, refined.tracks), refined))
     with output_folder(s.output, overwrite=s.overwrite, ours=loaded.ours) as folder:
         with step("write"):
-            if not sum(len(export.cloud) for export, _ in made):
+            if not sum(export.points for export, _ in made):
                 warnings.warn("no point is left: lower conf_percentile or raise edge_filter", stacklevel=2)
             files = _write_pieces(folder, [export for export, _ in made], loaded.plan.formats, begin)
         report = _account_of(loaded, computed, made, files)
@@ -424,7 +424,7 @@ def _write_pieces(
 
 def _report(export: Export, refined: Refined, photos: Sequence[str]) -> dict[str, Any]:
     return {
-        "points": len(export.cloud),
+        "points": export.points,
         "tracks": export.tracks_report(),
         "bundle_adjustment": refined.adjustment,
         "alignment": refined.alignment,

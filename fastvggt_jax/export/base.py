@@ -142,6 +142,15 @@ class Export:
         return self.options.cloud(self.scene)
 
     @once
+    def points(self) -> int:
+        """How many the cloud has, which another process may be making."""
+        o = self.options
+        if "cloud" in self.__dict__ or o.voxel is not None:  # which takes longest of all
+            return len(self.cloud)
+        count = len(self.scene.point_indices(conf_percentile=o.conf_percentile, edge_filter=o.edge_filter))
+        return count if o.max_points is None else min(count, o.max_points)
+
+    @once
     def tracks(self) -> Tracks:
         o = self.options
         filters = dict(conf_percentile=o.conf_percentile, edge_filter=o.edge_filter)
