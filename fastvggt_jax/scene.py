@@ -174,13 +174,14 @@ class Scene:
         scenes.write_scene(self, Path(folder) / scenes.SCENE)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> Scene:
+    def load(cls, folder: str | os.PathLike, *, mapped: bool = False) -> Scene:
         """The scene that was saved in a folder, or written there by reconstruct, bit for bit.
 
+        mapped: of a file that will not change; its arrays are read only as they are looked at.
         Raises MissingError, FileError, or InputError for a file that is damaged, of another kind or newer.
         """
         path = Path(folder) / scenes.SCENE
-        fields = scenes.read_scene(path)
+        fields = scenes.read_scene(path, mapped=mapped)
         try:
             fields["transforms"] = tuple(ImageTransform(**t) for t in fields["transforms"])
             for name in ("names", "intrinsics", "paths"):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -23,6 +24,7 @@ from fastvggt_jax.errors import InputError
 from fastvggt_jax.export.base import Export, ExportOptions, Format, find, write_formats
 from fastvggt_jax.export.cameras import SCENE
 from fastvggt_jax.io.files import remove_temporaries
+from fastvggt_jax.io.scenes import DENSE, mapped_arrays
 from fastvggt_jax.scene import Scene
 
 KEPT = 1 << 30  # bytes of memory that such a process keeps for its next scene, about
@@ -57,13 +59,16 @@ class Apart:
         """Has those written that can be made of the saved scene, if that is among them, bit for bit as here.
 
         Returns those that are left to be written here, and what is to be called then: it waits for the
-        others, warns as they do, and raises the error that one of them does. Raises FileError.
+        others, warns as they do, and raises the error that one of them does. The export's scene is the saved
+        one then, so that what the model has found leaves the memory. Raises FileError.
         """
         others = [format for format in formats if format.of_saved]
         alike = export.followed is None and export.measured is None and not export.options.float16
         if SCENE not in formats or not others or not alike:
             return formats, lambda: None
         SCENE.write(export, folder)
+        saved: dict[str, Any] = mapped_arrays(folder / SCENE.files[0])
+        export.scene = dataclasses.replace(export.scene, **{name: saved[name] for name in DENSE})
         names = [format.name for format in others]
         try:
             pool = self._one()
@@ -146,7 +151,7 @@ def _write_saved(folder: Path, names: Sequence[str], options: ExportOptions) -> 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
-            formats, scene = [find(name) for name in names], Scene.load(folder)
+            formats, scene = [find(name) for name in names], Scene.load(folder, mapped=True)
         except InputError:
             return None
         export = Export(scene, options)

@@ -101,7 +101,7 @@ class once(cached_property):  # noqa: N801  as cached_property itself
         return instance.__dict__.setdefault(f"_{self.attrname}_lock", threading.RLock())
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class Export:
     """A scene that is being written; what several formats want of it is made once.
 
