@@ -27,6 +27,7 @@ from fastvggt_jax.io.files import remove_temporaries
 from fastvggt_jax.io.scenes import DENSE, mapped_arrays
 from fastvggt_jax.scene import Scene
 
+CORES = 2  # that such a process uses, of which there are as many as `batch.work.good_writers`
 KEPT = 1 << 30  # bytes of memory that such a process keeps for its next scene, about
 
 
@@ -154,6 +155,6 @@ def _write_saved(folder: Path, names: Sequence[str], options: ExportOptions) -> 
             formats, scene = [find(name) for name in names], Scene.load(folder, mapped=True)
         except InputError:
             return None
-        export = Export(scene, options)
+        export = Export(scene, options, cores=CORES)
         write_formats(export, folder, formats)
     return Written([(one.category, str(one.message)) for one in caught], export.tracks_report())

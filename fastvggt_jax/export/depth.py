@@ -22,7 +22,12 @@ LONGEST = 240  # bytes of what a photograph's files begin with
 
 
 def write_depth(
-    scene: Scene, folder: str | os.PathLike, *, original: bool = False, float16: bool = False
+    scene: Scene,
+    folder: str | os.PathLike,
+    *,
+    original: bool = False,
+    float16: bool = False,
+    threads: int | None = None,
 ) -> list[Path]:
     """Write for every photograph an .npz and a .png; returns the .npz files, in the order of the photographs.
 
@@ -31,7 +36,8 @@ def write_depth(
     `original`, those of the photograph, bilinearly resampled, and NaN where the model has not seen it. The
     .png has one scale of colours for all photographs, light near and dark far, logarithmic from the 2nd to
     the 98th percentile (its text fields `near` and `far`); black is no depth, or no confidence in it, as in
-    the sky. float16: depth and conf are of it, see `io.scenes.as_float16`; what is not is warned of.
+    the sky. float16: depth and conf are of it, see `io.scenes.as_float16`; what is not is warned of. threads:
+    by default as many as cores, up to four.
 
     Raises FileError if writing fails.
     """
@@ -57,7 +63,9 @@ def write_depth(
         return folder / f"{stem}.npz"
 
     stems, too_large = file_stems(scene.names), list[str]()
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # PNGs are compressed outside the GIL
+    with ThreadPoolExecutor(
+        threads or min(4, os.cpu_count() or 1)
+    ) as pool:  # PNGs are compressed outside the GIL
         paths = list(pool.map(write, range(len(stems)), stems))
     warn_of_float32(sorted(too_large), folder)
     return paths
@@ -121,6 +129,7 @@ DEPTH = Format(
         folder / "depth",
         original=export.options.depth_original,
         float16=export.options.float16,
+        threads=export.threads,
     ),
     of_saved=True,
     about="depth along the camera's z in the scene's unit, with the K of its own pixels and cam_from_world, "
