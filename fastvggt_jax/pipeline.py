@@ -53,10 +53,11 @@ from fastvggt_jax.refine.camera_files import known_cameras, poses_in
 from fastvggt_jax.refine.given import conditions_of
 from fastvggt_jax.refine.positions import known_positions
 from fastvggt_jax.refine.queries import Queries, choose_queries
-from fastvggt_jax.refine.steps import Known, Refined, read_known, refine
+from fastvggt_jax.refine.steps import Known, read_known, refine
 from fastvggt_jax.scene import Scene, to_scene
 from fastvggt_jax.sequence import (
     Joined,
+    Piece,
     overlap_of,
 )
 from fastvggt_jax.sharding import frames_mesh
@@ -144,6 +145,14 @@ class Computed(NamedTuple):
     model: Model
     parameters: int
     devices: int
+
+
+class Made(NamedTuple):
+    """A piece that is to be written, and the accounts of how it was refined."""
+
+    export: Export
+    adjustment: dict[str, Any] | None
+    alignment: dict[str, Any] | None
 
 
 def reconstruct(settings: Settings, step: Step, keep: Keep = lambda folder, report: None) -> dict[str, Any]:
@@ -324,18 +333,32 @@ def write(
 ) -> dict[str, Any]:
     """The files, and a JSON-able account of what was done.
 
+    computed: loses what the model has found, which is gone from the host's memory as soon as it is saved.
     keep: called with the folder before it appears under its name, and the account, to be kept in it: a run
       that is killed leaves both or neither.
     begin: see `write_formats`.
     """
+    s = loaded.settings
+    made = _made(loaded, computed, step)
+    with output_folder(s.output, overwrite=s.overwrite, ours=loaded.ours) as folder:
+        with step("write"):
+            if not sum(one.export.points for one in made):
+                warnings.warn("no point is left: lower conf_percentile or raise edge_filter", stacklevel=2)
+            files = _write_pieces(folder, [one.export for one in made], loaded.plan.formats, begin)
+        report = _account_of(loaded, computed, made, files)
+        keep(folder, report)
+    return report
+
+
+def _made(loaded: Loaded, computed: Computed, step: Step) -> list[Made]:
     s, images, known = loaded.settings, loaded.images, loaded.known
     wanted = s.bundle or s.mask_sky or known.K is not None or known.positions is not None
-    made: list[tuple[Export, Refined]] = []
+    made, pieces = [], computed.joined.pieces
     with step("refine") if wanted else contextlib.nullcontext():
-        for frames, found in computed.joined.pieces:
+        for number, (frames, found) in enumerate(pieces):
             whole = len(frames) == len(images.names)
             shown = images if whole else images.some(frames)
-            refined = refine(
+            scene, tracks, *accounts = refine(
                 to_scene(found, shown),
                 s.export,
                 s.bundle,
@@ -343,27 +366,21 @@ def write(
                 sky=s.mask_sky,
             )
             followed = _followed(computed.queries, found)
-            made.append((Export.of(refined.scene, s.export, shown.frames, followed, refined.tracks), refined))
-    with output_folder(s.output, overwrite=s.overwrite, ours=loaded.ours) as folder:
-        with step("write"):
-            if not sum(len(export.cloud) for export, _ in made):
-                warnings.warn("no point is left: lower conf_percentile or raise edge_filter", stacklevel=2)
-            files = _write_pieces(folder, [export for export, _ in made], loaded.plan.formats, begin)
-        report = _account_of(loaded, computed, made, files)
-        keep(folder, report)
-    return report
+            made.append(Made(Export.of(scene, s.export, shown.frames, followed, tracks), *accounts))
+            pieces[number] = Piece(frames, None)  # type: ignore[arg-type]  # it is the scene now
+    return made
 
 
 def _account_of(
-    loaded: Loaded, computed: Computed, made: Sequence[tuple[Export, Refined]], files: Sequence[str]
+    loaded: Loaded, computed: Computed, made: Sequence[Made], files: Sequence[str]
 ) -> dict[str, Any]:
     s, images, model = loaded.settings, loaded.images, computed.model
-    reports = [_report(export, refined, s.photos) for export, refined in made]
+    reports = [_report(one, s.photos) for one in made]
     sequence = None if computed.chunks is None else computed.joined.account(computed.chunks)
     if sequence is not None and len(made) > 1:
         sequence["pieces"] = [
-            {"folder": piece_folder(i), "photographs": list(export.scene.names)} | reports[i]
-            for i, (export, _) in enumerate(made)
+            {"folder": piece_folder(i), "photographs": list(one.export.scene.names)} | reports[i]
+            for i, one in enumerate(made)
         ]
     return {
         "output": str(s.output),
@@ -419,12 +436,13 @@ def _write_pieces(
     return files
 
 
-def _report(export: Export, refined: Refined, photos: Sequence[str]) -> dict[str, Any]:
+def _report(made: Made, photos: Sequence[str]) -> dict[str, Any]:
+    export = made.export
     return {
-        "points": len(export.cloud),
+        "points": export.points,
         "tracks": export.tracks_report(),
-        "bundle_adjustment": refined.adjustment,
-        "alignment": refined.alignment,
+        "bundle_adjustment": made.adjustment,
+        "alignment": made.alignment,
         "comparison": _comparison(export.scene, photos),
         "intrinsics": list(export.scene.intrinsics),
     }

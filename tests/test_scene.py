@@ -9,7 +9,7 @@ import pytest
 
 from fastvggt_jax import VGGT, Pi3, errors, geometry
 from fastvggt_jax.models.prediction import Prediction
-from fastvggt_jax.scene import Scene, to_scene
+from fastvggt_jax.scene import Scene, _hash, spread, to_scene
 from fastvggt_jax.sources import Images, ImageTransform
 
 F, H, W = 3, 28, 42
@@ -232,6 +232,12 @@ def test_limit_is_met_evenly_and_always_alike(scene):
     assert quarters.min() > 90  # of 125
     columns = np.histogram(index % (RIGHT - LEFT), 7)[0]
     assert columns.min() > 40  # of 71: no stripes
+
+
+@pytest.mark.parametrize(("count", "limit"), [(5, 3), (200_000, 70_000), (200_000, 199_999), (70_000, 1)])
+def test_a_spread_is_of_the_smallest_hashes(count, limit):
+    wanted = np.sort(np.argsort(_hash(0, count))[:limit])
+    np.testing.assert_array_equal(spread(count, limit), wanted)
 
 
 def test_options_combine(scene):

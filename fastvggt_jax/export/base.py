@@ -101,7 +101,7 @@ class once(cached_property):  # noqa: N801  as cached_property itself
         return instance.__dict__.setdefault(f"_{self.attrname}_lock", threading.RLock())
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class Export:
     """A scene that is being written; what several formats want of it is made once.
 
@@ -111,6 +111,7 @@ class Export:
       followed: what tracks are made of; None makes them of the scene's depth.
       measured: the tracks themselves, where bundle adjustment has made them.
       said: what another process says that has written some of it, see `fastvggt_jax.export.apart`.
+      cores: of the processor, that it may use; by default all.
     """
 
     scene: Scene
@@ -119,6 +120,7 @@ class Export:
     followed: Followed | None = None
     measured: Tracks | None = None
     said: dict[str, Any] = dataclasses.field(default_factory=dict)
+    cores: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
 
     @classmethod
     def of(
@@ -142,6 +144,15 @@ class Export:
         return self.options.cloud(self.scene)
 
     @once
+    def points(self) -> int:
+        """How many the cloud has, which another process may be making."""
+        o = self.options
+        if "cloud" in self.__dict__ or o.voxel is not None:  # which takes longest of all
+            return len(self.cloud)
+        count = len(self.scene.point_indices(conf_percentile=o.conf_percentile, edge_filter=o.edge_filter))
+        return count if o.max_points is None else min(count, o.max_points)
+
+    @once
     def tracks(self) -> Tracks:
         o = self.options
         filters = dict(conf_percentile=o.conf_percentile, edge_filter=o.edge_filter)
@@ -150,7 +161,7 @@ class Export:
             tracks = select(self.measured, np.isin(self.measured.pixel, taken)[self.measured.point])
             tracks = thinned(tracks, o.track_points, o.voxel)
         elif self.followed is None:
-            tracks = find_tracks(self.scene, o.track_points, **filters, voxel=o.voxel)
+            tracks = find_tracks(self.scene, o.track_points, **filters, voxel=o.voxel, threads=self.threads)
         else:
             tracks = followed_tracks(self.scene, self.followed, o.track_points, **filters)
             tracks = thinned(tracks, o.track_points, o.voxel)
@@ -158,6 +169,11 @@ class Export:
             text = "no point is seen by two photographs or more: the files with tracks hold cameras alone"
             warnings.warn(text, stacklevel=2)
         return tracks
+
+    @property
+    def threads(self) -> int:
+        """Of one format, beside which others are written: more wait for Python's lock, and take longer."""
+        return min(4, max(1, self.cores // 2))
 
     def tracks_report(self) -> dict[str, float] | None:
         """How many points have tracks, and of how many photographs on average; None if nobody wanted any."""
@@ -326,7 +342,7 @@ def write_formats(
         if begin is not None:
             here, wait = begin(export, folder, here)
             ends.callback(wait)
-        pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # numpy mostly computes outside the GIL
+        pool = ThreadPoolExecutor(min(8, export.cores))  # numpy mostly computes outside the GIL
         ends.callback(pool.shutdown, cancel_futures=True)
         # In this thread's context, by which `batch` knows whose warnings these are.
         writing = [

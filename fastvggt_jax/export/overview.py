@@ -68,17 +68,21 @@ def _view(scene: Scene, cloud: PointCloud) -> Image.Image:
 
 def paint(view: np.ndarray, cloud: PointCloud) -> np.ndarray:
     """u8[HEIGHT, WIDTH, 3]: every point a small square, near ones over far ones."""
-    pixels = np.full((HEIGHT, WIDTH, 3), BACKGROUND, np.uint8)
+    # With a margin for the squares that reach beyond it, and a fourth byte, so that a pixel is one number.
+    canvas = np.zeros((HEIGHT + 2 * SPLAT, WIDTH + 2 * SPLAT, 4), np.uint8)
+    canvas[..., :3] = BACKGROUND
+    flat = canvas.reshape(-1).view(np.uint32)
     uv, z = project(view, cloud.xyz)
     u, v = np.floor(np.clip(uv, -SPLAT - 1, max(WIDTH, HEIGHT))).astype(np.int32).T
     order = np.flatnonzero((z > 1e-6) & (u > -SPLAT) & (u < WIDTH) & (v > -SPLAT) & (v < HEIGHT))
     order = order[np.argsort(-z[order])]  # what is painted last lies on top
-    u, v, rgb = u[order], v[order], cloud.rgb[order]
+    at = (v[order] + SPLAT) * canvas.shape[1] + u[order] + SPLAT
+    colors = np.zeros((len(order), 4), np.uint8)
+    colors[:, :3] = np.take(cloud.rgb, order, axis=0)
     for dy in range(SPLAT):
         for dx in range(SPLAT):
-            inside = (u + dx >= 0) & (u + dx < WIDTH) & (v + dy >= 0) & (v + dy < HEIGHT)
-            pixels[v[inside] + dy, u[inside] + dx] = rgb[inside]
-    return pixels
+            flat[at + (dy * canvas.shape[1] + dx)] = colors.view(np.uint32)[:, 0]
+    return np.ascontiguousarray(canvas[SPLAT:-SPLAT, SPLAT:-SPLAT, :3])
 
 
 def viewpoint(scene: Scene, cloud: PointCloud, cameras: np.ndarray) -> np.ndarray:
@@ -87,7 +91,8 @@ def viewpoint(scene: Scene, cloud: PointCloud, cameras: np.ndarray) -> np.ndarra
     up, ahead = -pose[:, :3, 1].mean(0), pose[:, :3, 2].mean(0)
     middle = cameras.reshape(-1, 3).mean(0)
     xyz = cloud.at_most(MEASURED).xyz
-    target = np.median(xyz, axis=0).astype(np.float64) if len(xyz) else middle + ahead
+    median = np.median(xyz, axis=0) if len(xyz) else middle + ahead
+    target = median.astype(np.float64)
     up = up / (np.linalg.norm(up) or 1)
     back = middle - target
     back -= (back @ up) * up
@@ -99,7 +104,7 @@ def viewpoint(scene: Scene, cloud: PointCloud, cameras: np.ndarray) -> np.ndarra
     right /= np.linalg.norm(right) or 1
     rotation = np.stack([right, np.cross(forward, right), forward])
     # As near as all cameras and nine points of ten allow.
-    seen = np.concatenate([cameras.reshape(-1, 3), _middle_share(xyz, 0.9)])
+    seen = np.concatenate([cameras.reshape(-1, 3), _nearest(xyz, median, 0.9)])
     across, along = (seen - target) @ rotation[:2].T, (seen - target) @ forward
     middle = (across.min(0) + across.max(0)) / 2
     distance = (np.abs(across - middle) * FOCAL / (0.47 * np.array([WIDTH, HEIGHT])) - along[:, None]).max()
@@ -107,11 +112,11 @@ def viewpoint(scene: Scene, cloud: PointCloud, cameras: np.ndarray) -> np.ndarra
     return np.concatenate([rotation, -(rotation @ eye)[:, None]], 1)
 
 
-def _middle_share(points: np.ndarray, share: float) -> np.ndarray:
-    """The points that lie nearest to their median."""
+def _nearest(points: np.ndarray, to: np.ndarray, share: float) -> np.ndarray:
+    """This share of the points, those that lie nearest to one."""
     if not len(points):
         return points
-    distance = np.linalg.norm(points - np.median(points, axis=0), axis=-1)
+    distance = np.linalg.norm(points - to, axis=-1)
     return points[distance <= np.quantile(distance, share)]
 
 

@@ -19,7 +19,7 @@ LEAST_SURE = 0.25  # of a followed point: as likely as not visible, and as likel
 FOLLOWED_TOLERANCE = 0.01  # of the longer side, from where the cameras see it; beyond, it is another point
 CHUNK = 1 << 15  # points at a time of each thread, at most,
 CHUNK_VIEWS = 1 << 20  # and points times views, which bounds the memory
-THREADS = 4
+THREADS = 4  # at most; numpy computes outside the GIL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +53,9 @@ class Tracks:
         pixels.
         """
         per_frame = [(t.scale_x, t.scale_y, t.offset_x, t.offset_y) for t in scene.transforms]
-        of = np.take(np.array(per_frame, np.float64).reshape(-1, 4), self.frame, axis=0)  # [N, 4]
-        return (self.xy - of[:, 2:]) / of[:, :2], np.hypot(*(self.residual / of[:, :2]).T)
+        of = np.hsplit(np.array(per_frame, np.float64).reshape(-1, 4), 2)
+        scale, offset = (np.take(one, self.frame, axis=0) for one in of)  # [N, 2]
+        return (self.xy - offset) / scale, np.hypot(*(self.residual / scale).T)
 
     def errors(self, residuals: np.ndarray) -> np.ndarray:
         """f64[M], the mean distance between a point's projections and its observations, whose residuals'
@@ -119,6 +120,7 @@ def find_tracks(
     conf_percentile: float | None = None,
     edge_filter: float | None = None,
     voxel: float | None = None,
+    threads: int | None = None,
 ) -> Tracks:
     """Points of the cloud that two views or more agree on, at most `max_points`, evenly spread.
 
@@ -128,13 +130,13 @@ def find_tracks(
     sees farther as contradicting. It is observed exactly where the cameras project it. Of more than MAX_TRACK
     observations an even choice is kept.
     The filters are those of `Scene.point_cloud`. The same scene gives the same tracks; memory is bounded by
-    `max_points` and the scene's own arrays.
+    `max_points` and the scene's own arrays. threads: by default as many as cores, up to THREADS.
     """
     chosen = scene.point_indices(conf_percentile=conf_percentile, edge_filter=edge_filter, voxel=voxel)
-    return tracks_of_pixels(scene, chosen, max_points)
+    return tracks_of_pixels(scene, chosen, max_points, threads)
 
 
-def tracks_of_pixels(scene: Scene, chosen: np.ndarray, max_points: int) -> Tracks:
+def tracks_of_pixels(scene: Scene, chosen: np.ndarray, max_points: int, threads: int | None = None) -> Tracks:
     """`find_tracks` among the points of the pixels i64[K], sorted."""
     if len(chosen) > OVERSAMPLING * max_points:
         chosen = chosen[spread(len(chosen), OVERSAMPLING * max_points)]
@@ -143,7 +145,7 @@ def tracks_of_pixels(scene: Scene, chosen: np.ndarray, max_points: int) -> Track
     chunks = max(1, -(-len(chosen) // size))
     parts: list[_Part] = []
     found = 0
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:  # numpy computes outside the GIL
+    with ThreadPoolExecutor(threads or min(THREADS, os.cpu_count() or 1)) as pool:
         # every so many, so that each chunk has some of all photographs
         observed = pool.map(lambda k: views.observe(chosen[k::chunks]), range(chunks))
         with closing(observed):  # type: ignore[type-var]  # a generator, which cancels what is left
@@ -215,7 +217,7 @@ class _Part:
         """chosen: bool[F, k], which observations of the points i64[k] count, of xy and residual, both
         f64[F, k, 2]. Points of none are left out.
         """
-        point, frame = np.nonzero(chosen.T)
+        point, frame = np.divmod(np.flatnonzero(chosen.T), len(chosen))  # in a third of `nonzero`'s time
         at = frame * len(index) + point
         lengths = chosen.sum(0)
         some = lengths > 0
@@ -278,9 +280,14 @@ def _evenly(seen: np.ndarray, source: np.ndarray) -> np.ndarray:
     them; none of a point that is seen once.
     """
     length = seen.sum(0)
-    rank = np.cumsum(seen, 0, dtype=np.int32) - 1
     share = MAX_TRACK / np.maximum(length, MAX_TRACK)
-    chosen = seen & (np.floor(rank * share) > np.floor((rank - 1) * share))
+    chosen = np.empty_like(seen)
+    rank, before = np.full(len(share), -1.0), np.full(len(share), -1.0)
+    for one, out in zip(seen, chosen, strict=True):
+        rank += one
+        now = np.floor(rank * share)
+        np.greater(now, before, out=out)
+        before = now
     chosen[source, np.arange(len(source))] = True
     return chosen & (length >= 2)
 

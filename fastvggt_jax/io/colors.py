@@ -25,7 +25,8 @@ def colorize(values: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(values, at, _ANCHORS[:, c]) for c in range(3)], -1).round().astype(np.uint8)
 
 
-_TABLE = colorize(np.linspace(0, 1, 2048))  # in steps of less than one of eight bits
+_STEPS = 2048  # of less than one of eight bits
+_TABLE = np.concatenate([colorize(np.linspace(0, 1, _STEPS)), np.zeros((1, 3), np.uint8)])  # black at last
 
 
 class DepthColors:
@@ -45,6 +46,5 @@ class DepthColors:
         known = np.isfinite(depth)
         logs = np.log(np.maximum(depth, tiny), where=known, out=np.full_like(depth, log_far))
         shares = np.clip((log_far - logs) / max(log_far - log_near, 1e-6), 0, 1)
-        pixels = _TABLE[np.rint(shares * (len(_TABLE) - 1)).astype(np.int16)]
-        pixels[~known] = 0
-        return pixels
+        steps = np.rint(shares * (_STEPS - 1)).astype(np.int16)
+        return np.take(_TABLE, np.where(known, steps, np.int16(_STEPS)), axis=0)

@@ -7,9 +7,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
+import mmap
 import os
+import struct
 import sys
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +102,7 @@ def write_cameras(
     write_file(path, json.dumps(content, indent=1, allow_nan=False).encode())
 
 
+ALIGNMENT = 0xD935  # what Android calls such bytes in an archive, by which numbers lie as they do in memory
 DENSE = ("points", "points_conf", "depth", "depth_conf")  # a number or three of each pixel
 
 
@@ -121,8 +126,13 @@ def write_scene(scene: Scene, path: str | os.PathLike, *, float16: bool = False)
         warn_of_float32([name for name in DENSE if arrays[name].dtype != np.float16], path)
     rest["transforms"] = [dataclasses.asdict(t) for t in scene.transforms]
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "fields": rest}
-    with new_file(path) as file:
-        np.savez(file, header=np.array(json.dumps(header)), **arrays)
+    with new_file(path) as file, zipfile.ZipFile(file, "w") as archive:  # as numpy's `savez`
+        for name, x in {"header": np.array(json.dumps(header)), **arrays}.items():
+            part = zipfile.ZipInfo(f"{name}.npy")
+            before = file.tell() + 30 + len(part.filename) + 20 + 4  # with what zipfile says of large files
+            part.extra = struct.pack("<HH", ALIGNMENT, -before % 64) + bytes(-before % 64)
+            with archive.open(part, "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, x, allow_pickle=False)
 
 
 def warn_of_float32(names: Sequence[str], where: str | os.PathLike) -> None:
@@ -143,9 +153,10 @@ def pieces_in(folder: str | os.PathLike) -> list[Path]:
     return list(itertools.takewhile(os.path.isdir, found))
 
 
-def read_scene(path: str | os.PathLike) -> dict[str, Any]:
+def read_scene(path: str | os.PathLike, *, mapped: bool = False) -> dict[str, Any]:
     """The fields of the scene that `write_scene` has written; transforms as dicts.
 
+    mapped: its arrays are `mapped_arrays`.
     Raises MissingError, FileError, or InputError if the file is damaged, of another kind or of a newer
     version.
     """
@@ -160,7 +171,7 @@ def read_scene(path: str | os.PathLike) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as archive:
             if sum(part.file_size for part in archive.zip.infolist()) > MOST_COMPRESSED * path.stat().st_size:
                 raise ValueError("a little file claims to be a large one")
-            arrays = {name: archive[name] for name in archive.files}
+            arrays = mapped_arrays(path) if mapped else {name: archive[name] for name in archive.files}
             halves = [name for name in DENSE if name in arrays and arrays[name].dtype == np.float16]
             arrays |= {name: arrays[name].astype(np.float32) for name in halves}
         header = parse_json(str(arrays.pop("header")))
@@ -183,6 +194,24 @@ def read_scene(path: str | os.PathLike) -> dict[str, Any]:
         text = f"{path} is damaged, its parts do not fit together ({what}): write it again"
         raise InputError(text) from error
     return fields
+
+
+def mapped_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays that `write_scene` has written, by their names, as they lie in the file. They take none of
+    the process' memory, and are read as they are looked at, even if the file is renamed or removed meanwhile;
+    it shall not change.
+    """
+    arrays = {}
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        for part in archive.infolist():
+            file.seek(part.header_offset + 26)
+            file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)  # name and extra fields
+            np.lib.format.read_magic(file)
+            shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+            flat = np.frombuffer(whole, dtype, math.prod(shape), file.tell())
+            arrays[part.filename.removesuffix(".npy")] = flat.reshape(shape, order="F" if by_columns else "C")
+    return arrays
 
 
 def _check(fields: dict[str, Any]) -> None:
@@ -213,7 +242,7 @@ def _check(fields: dict[str, Any]) -> None:
     ):
         if not fine.all():
             raise ValueError(f"the {name} of photograph {int(np.argmin(fine))} is none")
-    known = np.isfinite(fields["points"]).all(-1) & np.isfinite(fields["points_conf"])
+    known = all_finite(fields["points"]) & np.isfinite(fields["points_conf"])
     if (fields["valid"] & ~known).any():
         raise ValueError("points that are not finite are called valid")
     for transform in fields["transforms"]:
@@ -246,6 +275,12 @@ def _check(fields: dict[str, Any]) -> None:
         raise ValueError(f"conf_floor is {floor!r:.30}")
     if scale is not None and not (_is_finite(scale) and scale > 0):
         raise ValueError(f"metric_scale is {scale!r:.30}")
+
+
+def all_finite(points: np.ndarray) -> np.ndarray:
+    """bool[...] of f32[..., 3]; in a fifth of the time of `np.isfinite(points).all(-1)`."""
+    finite = np.isfinite(points.reshape(-1))
+    return (finite[0::3] & finite[1::3] & finite[2::3]).reshape(points.shape[:-1])
 
 
 def _is_finite(x: Any) -> bool:

@@ -4,7 +4,9 @@ import json
 import os
 import signal
 import sys
+import threading
 import warnings
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from fastvggt_jax.batch import run as batch_run
 from fastvggt_jax.batch import work as batch_work
 from fastvggt_jax.cli.app import app
 from fastvggt_jax.errors import InputError
+from fastvggt_jax.export.apart import Apart
 from fastvggt_jax.export.conventions import read_run
 from fastvggt_jax.io import files
 from fastvggt_jax.io.weights import save_params
@@ -391,8 +394,23 @@ def test_processes_that_write_write_the_same(weights, scenes, monkeypatch):
     code, lines, _ = batch(weights, *formats, out="alone")
     assert code == 0 and len(said(lines, "done")) == 4
     monkeypatch.setattr(batch_work, "good_writers", lambda: 2)
+    results_of, held = {}, []
+    real_scene, real_begin = pipeline.to_scene, Apart.begin
+
+    def to_scene(found, images):
+        results_of[threading.get_ident()] = weakref.ref(found.points)
+        return real_scene(found, images)
+
+    def begin(*arguments):
+        begun = real_begin(*arguments)
+        held.append(results_of[threading.get_ident()]() is not None)
+        return begun
+
+    monkeypatch.setattr(pipeline, "to_scene", to_scene)
+    monkeypatch.setattr(Apart, "begin", begin)
     assert batch(weights, *formats)[0] == 0
     assert results() == results(Path("alone"))
+    assert held == [False] * 4  # what the model has found is on the disk alone
 
 
 def test_a_scene_in_pieces_is_finished_too(weights, scenes, monkeypatch):

@@ -4,13 +4,16 @@ import dataclasses
 import errno
 import multiprocessing
 import os
+import platform
 import signal
 import subprocess
 import sys
 import warnings
+import weakref
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
+import numpy as np
 import pytest
 
 from fastvggt_jax.errors import FileError
@@ -67,6 +70,27 @@ def test_the_files_the_report_and_the_warnings_are_the_same(scene, apart, tmp_pa
     # Only what is written here has tracks.
     here = write(scene, tmp_path / "tracks", formats=("scene", "ply", "splat"))
     assert write(scene, tmp_path / "tracks apart", begin, formats=("scene", "ply", "splat")) == here
+
+
+def test_what_is_saved_leaves_the_memory(scene, apart, tmp_path):
+    export = Export.of(dataclasses.replace(scene, points=scene.points.copy()), OPTIONS)
+    before, points = export.scene.points.copy(), weakref.ref(export.scene.points)
+    left, wait = apart.begin(export, tmp_path, check_formats(("scene", "ply")))
+    assert not left and points() is None
+    wait()
+    np.testing.assert_array_equal(export.scene.points, before)  # should it still be wanted
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_a_process_keeps_its_memory_for_the_next_scene():
+    faults = (
+        "import resource, numpy as np; from fastvggt_jax.export import apart; apart._keep_memory()\n"
+        "for _ in range(3):\n"
+        "    np.ones(100 << 20, np.uint8); print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", faults], stdout=subprocess.PIPE, text=True, check=True)
+    _, second, third = map(int, run.stdout.split())
+    assert third - second < 20
 
 
 def test_what_is_not_the_saved_scenes_is_written_here(scene, apart, tmp_path):
