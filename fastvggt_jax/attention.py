@@ -58,6 +58,9 @@ def _library_attention(q: Array, k: Array, v: Array, keys: Array | None = None) 
     q, k = q.astype(v.dtype), k.astype(v.dtype)
     if cudnn_serves(q):
         return _cudnn_attention(q, k, v) if keys is None else _cudnn(q, k, v, key_value_seq_lengths=keys)
+    if v.dtype == jnp.float16 and jax.default_backend() == "cpu":  # whose XLA lacks the product JAX asks for
+        q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+        return _library_attention(q, k, v, keys).astype(jnp.float16)
     attend = partial(jax.nn.dot_product_attention, key_value_seq_lengths=keys, implementation="xla")
     B, T, N, H = q.shape
     rows = max(1, LOGITS_BYTES // (4 * B * N * k.shape[1]))

@@ -41,6 +41,19 @@ def test_dense_attention_in_chunks_of_queries_is_the_same(monkeypatch, rows):
     assert max_error(attention.dense_attention(q, k, v), whole) < TOLERANCE["float32"]
 
 
+@pytest.mark.every_jax
+def test_float16_is_attended_to_on_a_cpu_too():
+    """JAX asks XLA for a product of float16 there that it does not have, and only compiling shows it."""
+    q, k, v = (jax.random.normal(key, (1, 6, 2, 8)) for key in jax.random.split(jax.random.key(0), 3))
+    half = [x.astype(jnp.float16) for x in (q, k, v)]
+    four = attention.Lengths(jnp.int32(4), (jnp.int32(4),))
+    for lengths, count in ((None, 6), (four, 4)):
+        found = jax.jit(attention.dense_attention)(*half, lengths)
+        assert found.dtype == jnp.float16
+        expected = attention.dense_attention(q, k[:, :count], v[:, :count])
+        assert max_error(found[:, :count], expected[:, :count]) < 3e-3
+
+
 @pytest.mark.parametrize("special_keys, seen", [("dense", [True, True]), ("official", [False, True])])
 def test_special_keys_in_the_last_patch_block_are_dropped_with_it_only_in_official_mode(special_keys, seen):
     """3 frames of 2 special tokens and 5 patches, blocks of 4 keys: patches fill 3¾ blocks, so one special
