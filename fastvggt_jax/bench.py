@@ -20,12 +20,14 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from fastvggt_jax import __version__
 from fastvggt_jax.attention import dense_attention, to_float8
 from fastvggt_jax.errors import Error, FailedError, InputError, out_of_memory
 from fastvggt_jax.io.json_files import read_json
@@ -46,6 +48,12 @@ GIB = 2**30
 QUERY_POINTS = 256
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_SIZE = 518  # of a model that has no size of its own
+MEMORY_SHARE, MOST = "XLA_PYTHON_CLIENT_MEM_FRACTION", "0.93"  # that JAX takes; as `reconstruct` sets it
+# Of what a row is of, what matters to one layer's dense attention.
+OF_ATTENTION = (
+    *("model", "config", "frames", "size", "float8_scores", "repeats"),
+    *("device", "jax", "fastvggt_jax", "commit"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +115,11 @@ class Case:
         if self.memory_limit is not None and shutil.which("nvidia-smi") is None:
             text = "memory_limit needs an NVIDIA GPU: nvidia-smi, which tells the whole memory, is not here"
             raise InputError(text, argument="memory_limit")
-        check_sides(self.build().image_policy.patch, size=self.side, height=self.height or self.side)
+        if self.memory_limit is not None and not self.memory_limit > 0:
+            text = f"memory_limit must be above 0 GiB, not {self.memory_limit}"
+            raise InputError(text, argument="memory_limit")
+        width, height = self.pixels
+        check_sides(self.build().image_policy.patch, size=width, height=height)
 
     def build(self) -> Model:
         """The model. Raises InputError, MissingError."""
@@ -144,6 +156,40 @@ class Case:
             return self.size
         return self.build().image_policy.size or DEFAULT_SIZE
 
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """(width, height)."""
+        return self.side, self.side if self.height is None else self.height
+
+    def account(self, model: Model) -> dict[str, Any]:
+        """What a row is of, JSON-able, as `model` was built for it: by this it can be measured again."""
+        said = dataclasses.asdict(self) | {
+            "size": list(self.pixels),
+            "heads": list(model.heads),
+            "dtype": jnp.dtype(model.dtype).name,
+            "low_memory": model.low_memory,
+            "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__,
+            "fastvggt_jax": __version__,
+            "commit": _commit(),
+        }
+        del said["height"], said["profile"]
+        return said
+
+
+def _commit() -> str | None:
+    """That this file is of, with a "+" where something has changed since; None where it is of none, as where
+    the package is installed, though that be inside of another repository.
+    """
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    describe = [*git, "describe", "--always", "--exclude=*", "--dirty=+"]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
 
 def measure(case: Case) -> dict[str, Any]:
     """Compiles and runs the model."""
@@ -151,7 +197,7 @@ def measure(case: Case) -> dict[str, Any]:
     stored = model.storage if case.param_dtype == COMPUTE else lambda _: jnp.dtype(case.param_dtype)
     with jax.default_prng_impl("rbg"):  # compiles in a tenth of the time
         params = random_params(model, stored=stored)
-    height, width = case.height or case.side, case.side
+    width, height = case.pixels
     images = jax.random.uniform(jax.random.key(1), (1, case.frames, height, width, 3))
     given: Any = None
     if "track" in model.heads:
@@ -183,22 +229,13 @@ def measure(case: Case) -> dict[str, Any]:
     seconds = statistics.median(times[1:] or times)
     stats = [device.memory_stats() or {} for device in mesh.devices.flat]
     details = profile(model, params, images, step, given) if case.profile else {}
-    return details | {
-        "model": case.model,
-        "frames": case.frames,
-        "size": [width, height],
-        "devices": mesh.size,
-        "low_memory": model.low_memory,
-        "sparsity": case.sparsity,
-        "float8_scores": case.float8_scores,
-        "conditions": case.conditions,
+    return case.account(model) | {
         "seconds": seconds,
         "ms_per_frame": 1e3 * seconds / case.frames,
         "compile_seconds": compile_s,
         "needs_gib": (needed_bytes(step) or 0) / GIB,
         "peak_gib": max(one.get("peak_bytes_in_use", 0) for one in stats) / GIB,
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
+        **details,
     }
 
 
@@ -215,15 +252,18 @@ def measure_attention(case: Case) -> dict[str, Any]:
     there.
     """
     model = case.build()
-    patch, heads = model.image_policy.patch, model.num_heads
-    shape = (case.frames * (model.num_special + (case.side // patch) ** 2), heads, model.embed_dim // heads)
+    patch, heads, (width, height) = model.image_policy.patch, model.num_heads, case.pixels
+    tokens = case.frames * (model.num_special + (height // patch) * (width // patch))
+    shape = (tokens, heads, model.embed_dim // heads)
     q, k, v = (
         jax.random.normal(key, (1, *shape), jnp.bfloat16) for key in jax.random.split(jax.random.key(0), 3)
     )
     if case.float8_scores:
         q, k = to_float8(q), to_float8(k)
-    row: dict[str, Any] = {"frames": case.frames, "heads": heads, "head_dim": shape[2]}
-    row["jax"] = jax_ms(dense_attention, q, k, v, repeats=max(1, case.repeats))
+    said = case.account(model)
+    row: dict[str, Any] = {name: said[name] for name in OF_ATTENTION}
+    row |= {"tokens": tokens, "num_heads": heads, "head_dim": shape[2]}
+    row["ours"] = jax_ms(dense_attention, q, k, v, repeats=max(1, case.repeats))
     return row | _torch_attention(*shape, max(1, case.repeats))
 
 
@@ -254,14 +294,20 @@ def run(what: str, case: Case) -> dict[str, Any]:
     environment = dict(os.environ)
     if case.profile:  # kernels that are launched as one graph have no names
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer="
+    if what == "model":  # PyTorch wants some beside one layer's attention
+        environment.setdefault(MEMORY_SHARE, MOST)
     if case.memory_limit is not None:
-        environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{case.memory_limit / _gpu_memory_gib():.4f}"
+        environment[MEMORY_SHARE] = f"{case.memory_limit / _gpu_memory_gib():.4f}"
     # The new process has no models but the package's own and those of entry points.
     registered = [case.model, registry.path_of(registry.find(case.model))]
     settings = {"what": what, "case": dataclasses.asdict(case), "registered": registered}
     command = [sys.executable, "-m", "fastvggt_jax.bench", json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     where = f"{case.frames} frames, {case.sparsity}"
+    if done.returncode < 0:
+        text = f"{where}: its process was ended by signal {-done.returncode}"
+        text += ", as by a system whose memory runs out" * (done.returncode == -9)
+        raise FailedError(text)
     if done.returncode:
         raise RuntimeError(f"{where}:\n{done.stderr}")  # a bug of ours, whose traceback this is
     row = json.loads(done.stdout.strip().splitlines()[-1])

@@ -15,7 +15,6 @@ import dataclasses
 import json
 import math
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -224,9 +223,9 @@ def profile(model: Any, params: Any, images: jax.Array, step: Any, given: Any = 
     """A table of parts, JSON-able. step: the compiled `model.apply` of these, which has run once. given: what
     the model takes after the images; arithmetic is counted without.
 
-    seconds: of one whole run; parts: by name seconds, of several devices their mean, flop and bytes of all,
-    and share, of the time that the devices' ceilings would need for them. They and "between kernels" add up
-    to the whole, but for what is sent while something else is computed.
+    profiled_seconds: of one whole run; parts: by name seconds, of several devices their mean, flop and bytes
+    of all, and share, of the time that the devices' ceilings would need for them. They and "between kernels"
+    add up to that run, but for what is sent while something else is computed.
     """
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -252,11 +251,10 @@ def profile(model: Any, params: Any, images: jax.Array, step: Any, given: Any = 
     if jax.default_backend() == "gpu":  # a CPU's threads overlap
         parts[IDLE] = {"seconds": seconds - sum(times.values()), "flop": 0.0, "bytes": 0.0, "share": None}
     return {
-        "seconds": seconds,
+        "profiled_seconds": seconds,
         "density": density,
         "ceiling": dataclasses.asdict(ceiling),
         "parts": parts,
-        "commit": _commit(),
     }
 
 
@@ -306,15 +304,6 @@ def forecast(
     }
 
 
-def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):  # installed without its repository
-        return None
-    return done.stdout.strip()
-
-
 def table(row: dict[str, Any]) -> str:
     """A row of `fastvggt bench --profile` in Markdown."""
     frames, ceiling = row["frames"], row["ceiling"]
@@ -332,10 +321,14 @@ def table(row: dict[str, Any]) -> str:
         lines.append(f"| {part} | {' | '.join(numbers)} |")
     lines.append(f"| **all** | **{1e3 * row['seconds'] / frames:.2f}** | | | |")
     about = f"{row['model']}, {frames} views of {'×'.join(map(str, row['size']))}, {row['sparsity']}"
-    peaks = f"{ceiling['flop'] / 1e12:.0f} TFLOP/s and {ceiling['bytes'] / 1e12:.2f} TB/s"
+    peaks = f"{ceiling['flop'] / 1e12:.3g} TFLOP/s and {ceiling['bytes'] / 1e12:.3g} TB/s"
     return "\n".join([*lines, "", f"{about}; {row['device']}, jax {row['jax']}; the ceilings are {peaks}."])
 
 
-if __name__ == "__main__":  # python -m fastvggt_jax.profile FILE: the tables of a file of such rows
-    for line in Path(sys.argv[1]).read_text().splitlines():
-        print(table(json.loads(line)), end="\n\n")
+def tables(text: str) -> list[str]:
+    """Of those among the lines of rows that were profiled."""
+    return [table(row) for row in map(json.loads, text.splitlines()) if "parts" in row]
+
+
+if __name__ == "__main__":  # python -m fastvggt_jax.profile FILE
+    print(*tables(Path(sys.argv[1]).read_text()), sep="\n\n")

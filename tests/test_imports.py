@@ -87,6 +87,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     "analyze": {"models", "sparsity", "profile", "io", "evaluate"},
     "profile": {"kernels", "models", "sources"},
     "bench": {
+        "package",
         "profile",
         "programs",
         "sharding",

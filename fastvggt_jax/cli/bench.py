@@ -126,18 +126,17 @@ def _heading(what: str, case: Case) -> str:
     if what == "attention":
         return "dense attention of one global layer, bfloat16, ms: ours, then PyTorch's and its ratio to ours"
     where = f", {case.devices} devices" if case.devices > 1 else ""
-    return f"{case.model}, {case.side}×{case.height or case.side}{where}\n" + " ".join(
-        f"{head:>9}" for head in HEADS
-    )
+    width, height = case.pixels
+    return f"{case.model}, {width}×{height}{where}\n" + " ".join(f"{head:>9}" for head in HEADS)
 
 
 def _line(what: str, row: dict[str, Any]) -> str:
     if what == "attention":
         peers = [
-            f"torch {name} {row[name]:.2f} (×{row[name] / row['jax']:.2f})"
+            f"torch {name} {row[name]:.2f} (×{row[name] / row['ours']:.2f})"
             for name in ("flash", "cudnn")
             if name in row
         ]
-        return f"{row['frames']:>9} ours {row['jax']:.2f}  {'  '.join(peers)}".rstrip()
+        return f"{row['frames']:>9} ours {row['ours']:.2f}  {'  '.join(peers)}".rstrip()
     numbers = f"{row['seconds']:9.3f} {row['ms_per_frame']:9.2f} {row['compile_seconds']:9.1f}"
     return f"{row['frames']:>9} {row['sparsity']:>9} {numbers} {row['needs_gib']:9.2f} {row['peak_gib']:9.2f}"

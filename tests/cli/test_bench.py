@@ -1,12 +1,16 @@
 """`fastvggt bench`: what is measured, and what is wrong with its options. Rows run in this process."""
 
 import json
+import os
+import shutil
+import subprocess
 
 import pytest
 from typer.testing import CliRunner
 
 from fastvggt_jax import bench
 from fastvggt_jax.cli.app import app
+from fastvggt_jax.cli.options import take_gpu_memory
 
 TINY = dict(img_size=28, embed_dim=32, encoder_depth=1, encoder_num_heads=1, num_heads=1)
 HEADS = dict(head_embed_dim=32, head_depth=1, head_num_heads=1, head_out_dim=32, camera_out_dim=32)
@@ -112,6 +116,64 @@ def test_a_row_that_fails_is_said_and_the_others_are_measured(monkeypatch):
     result = run("--frames", 1, "--frames", 2, "--sparsity", "dense", "--only", "model", "--size", 28)
     assert result.exit_code == 1
     assert "boom" in result.stdout and "500.00" in result.stdout.splitlines()[-1]
+
+
+def test_a_process_that_is_killed_is_a_row_that_fails(monkeypatch):
+    """And a row of a whole model may have as much of a GPU's memory as `reconstruct` takes."""
+    given = []
+
+    def killed(command, *, env, **how):
+        given.append(env.get("XLA_PYTHON_CLIENT_MEM_FRACTION"))
+        return subprocess.CompletedProcess(command, -9, "", "")
+
+    monkeypatch.setattr(bench.subprocess, "run", killed)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "")  # and back, whatever is set
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION")
+    result = run("--frames", 3, "--sparsity", "dense", "--sparsity", "0.5", "--size", 28)
+    assert result.exit_code == 1 and given[2] is None
+    take_gpu_memory()
+    assert given[:2] == [os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"]] * 2
+    text = "its process was ended by signal 9, as by a system whose memory runs out"
+    assert result.stdout.count(text) == 3
+    monkeypatch.setattr(bench.shutil, "which", lambda name: name)
+    monkeypatch.setattr(bench, "_gpu_memory_gib", lambda: 80.0)
+    run("--frames", 1, "--sparsity", "dense", "--size", 28, "--memory-limit", 20)
+    assert given[3:] == ["0.2500", "0.2500"]
+    assert "--memory-limit must be above 0 GiB, not 0.0" in run("--memory-limit", 0).stderr
+
+
+def test_a_row_says_what_it_is_of(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["vggt"]))
+    how = dict(config=str(tmp_path / "config.json"), frames=2, size=28, height=42, repeats=1, block="64x32")
+    case = bench.Case(**how, sparsity="0.5", dtype="float32", param_dtype="bfloat16")
+    said = case.account(case.build())
+    assert said.keys() >= {"device", "jax", "fastvggt_jax", "commit"}
+    assert (said["size"], said["heads"]) == ([28, 42], ["camera", "depth", "point"])
+    assert (said["block"], said["dtype"], said["param_dtype"]) == ("64x32", "float32", "bfloat16")
+    row = bench.measure_attention(case)
+    assert row["tokens"] == 2 * (5 + 2 * 3) and row["size"] == [28, 42] and row["ours"] > 0
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_a_row_is_of_the_commit_that_its_code_is_of(tmp_path, monkeypatch):
+    def git(*arguments):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+        return subprocess.run(["git", "-C", tmp_path, *who, *arguments], check=True, capture_output=True)
+
+    path = tmp_path / "environment" / "bench.py"
+    path.parent.mkdir()
+    path.write_text("1")
+    monkeypatch.setattr(bench, "__file__", str(path))
+    assert bench._commit() is None
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "another's, in whose folder we are installed")
+    assert bench._commit() is None
+    git("add", ".")
+    git("commit", "-q", "-m", "ours")
+    head = git("rev-parse", "--short", "HEAD").stdout.decode().strip()
+    assert bench._commit() == head
+    path.write_text("2")
+    assert bench._commit() == f"{head}+"
 
 
 @pytest.mark.slow  # a process of its own; tests/test_sharding.py holds the devices to one
