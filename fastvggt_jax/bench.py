@@ -127,6 +127,8 @@ class Case:
         model = cls.from_config(
             self._fields(cls), sparsity=parse_sparsity(self.sparsity, parse_block(self.block))
         )
+        if model.sparsity is not None:
+            model.sparsity.check_depth(model.depth)
         unknown = [head for head in self.heads or () if head not in model.heads]
         if unknown:
             text = f"heads: {cls.__name__} has no {', '.join(unknown)}; it has {', '.join(model.heads)}"

@@ -195,6 +195,8 @@ def planned(settings: Settings) -> Plan:
         raise InputError(text, argument="tracks")
     _check_chunk(s)
     model = read_model(s.weights)
+    if s.sparsity is not None:
+        s.sparsity.check_depth(model.depth)
     heads = model.heads_for(s.points_from)
     as_inputs = CONDITIONS in model.heads and any(one is not None for one in _asked(s).values())
     if as_inputs and s.devices is not None:

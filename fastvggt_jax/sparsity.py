@@ -95,7 +95,7 @@ class Sparsity:
         both = sorted(set(self.layers or ()) & set(self.frame_layers))
         if both:
             text = f"frame_layers={self.frame_layers} and layers={self.layers} both have layer {both[0]}"
-            raise InputError(text, argument="frame_layers")
+            raise InputError(text + _if_of_a_preset(self.frame_layers), argument="frame_layers")
 
     def check_depth(self, depth: int) -> None:
         """Raises InputError if a layer number or a tuple does not fit a model of `depth` global layers."""
@@ -103,7 +103,7 @@ class Sparsity:
             layers = getattr(self, name)
             if layers and layers[-1] >= depth:
                 text = f"{name}={layers} names layer {layers[-1]}, the model has layers 0 to {depth - 1}"
-                raise InputError(text, argument=name)
+                raise InputError(text + _if_of_a_preset(layers), argument=name)
         for name in ("sparse_ratio", "cdf_threshold"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != depth:
@@ -158,6 +158,12 @@ class Sparsity:
                 pool=self.pool,
                 **lengths,
             )
+
+
+def _if_of_a_preset(layers: tuple[int, ...]) -> str:
+    """Whose they are, for who has named no layers."""
+    names = [name for name, fields in PRESETS.items() if fields["frame_layers"] == layers]
+    return f" (as {' and '.join(names)} have them, for VGGT's 24 layers)" if names else ""
 
 
 def _are_ints(values: object) -> bool:

@@ -86,6 +86,9 @@ def test_texts_become_sparsities():
     assert quick == Sparsity(0.75, block=(64, 32), frame_layers=tuple(range(9)), special_keys="official")
     assert parse_sparsity("quickest").plan(24) == ["frame"] * 9 + ["sparse"] * 15
     assert parse_sparsity("quickest", frame_layers=(0,)).plan(3) == ["frame", "sparse", "sparse"]
+    whose = r"both have layer 3 \(as quick and quickest have them, for VGGT's 24 layers\)"
+    with pytest.raises(InputError, match=whose):
+        parse_sparsity("quick", layers=(3, 9))
     assert parse_block("128x64") == (128, 64)
     assert parse_layers("0-2, 5,7-7") == (0, 1, 2, 5, 7)
     for parse, text in (

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from fastvggt_jax import bench
 from fastvggt_jax.cli.app import app
 from fastvggt_jax.cli.options import take_gpu_memory
+from fastvggt_jax.errors import InputError
 
 TINY = dict(img_size=28, embed_dim=32, encoder_depth=1, encoder_num_heads=1, num_heads=1)
 HEADS = dict(head_embed_dim=32, head_depth=1, head_num_heads=1, head_out_dim=32, camera_out_dim=32)
@@ -148,6 +149,8 @@ def test_a_row_says_what_it_is_of(tmp_path):
     case = bench.Case(**how, sparsity="0.5", dtype="float32", param_dtype="bfloat16")
     said = case.account(case.build())
     assert said.keys() >= {"device", "jax", "fastvggt_jax", "commit"}
+    with pytest.raises(InputError, match="names layer 8, the model has layers 0 to 3"):
+        bench.Case(**how, sparsity="quick")
     assert (said["size"], said["heads"]) == ([28, 42], ["camera", "depth", "point"])
     assert (said["block"], said["dtype"], said["param_dtype"]) == ("64x32", "float32", "bfloat16")
     row = bench.measure_attention(case)

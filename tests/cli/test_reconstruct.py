@@ -851,6 +851,10 @@ BAD = {
         ["reconstruct", PHOTOS, "--size", 56, "--sparsity", 0.5, "--sparse-layers", "2,9"],
         "the model has layers 0 to 3",
     ),
+    "preset of more layers": (
+        ["reconstruct", PHOTOS, "--size", 56, "--sparsity", "quick"],
+        "names layer 8, the model has layers 0 to 3 (as quick and quickest have them",
+    ),
     "percentile": (
         ["reconstruct", PHOTOS, "--conf-percentile", 101],
         "--conf-percentile must be in [0, 100]",
@@ -873,8 +877,7 @@ def test_bad_input_is_one_sentence(case, weights, tmp_path):
     out = tmp_path / "out"
     result = run(*args, "-c", weights, "-o", out)
     assert_sentence(result, match, 2, out)
-    if case != "layer that is not there":  # everything else is known before anything is loaded
-        assert "✓" not in result.stderr
+    assert "✓" not in result.stderr  # it is known before anything is loaded
 
 
 def test_bad_weightss_are_one_sentence(weights, tmp_path):
