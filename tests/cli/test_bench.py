@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from typer.testing import CliRunner
 
-from fastvggt_jax import bench
+from fastvggt_jax import bench, programs
 from fastvggt_jax.cli.app import app
 from fastvggt_jax.cli.options import take_gpu_memory
 from fastvggt_jax.errors import InputError
@@ -155,6 +155,14 @@ def test_a_row_says_what_it_is_of(tmp_path):
     assert (said["block"], said["dtype"], said["param_dtype"]) == ("64x32", "float32", "bfloat16")
     row = bench.measure_attention(case)
     assert row["tokens"] == 2 * (5 + 2 * 3) and row["size"] == [28, 42] and row["ours"] > 0
+
+
+def test_what_does_not_fit_is_measured_with_less_memory(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["pi3"]))
+    answers = [False, True]
+    monkeypatch.setattr(programs, "fits", lambda program: answers.pop(0))
+    how = dict(model="pi3", config=str(tmp_path / "config.json"), size=28, repeats=0, heads=("camera",))
+    assert bench.measure(bench.Case(**how, dtype="float32"))["low_memory"] and len(answers) == 1
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

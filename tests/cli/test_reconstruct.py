@@ -26,6 +26,7 @@ from fastvggt_jax.errors import OutOfMemoryError
 from fastvggt_jax.evaluate import metrics
 from fastvggt_jax.io import files
 from fastvggt_jax.io.weights import save_params
+from fastvggt_jax.models import base
 from fastvggt_jax.models.conditions import prepare
 from fastvggt_jax.models.memory import needed_bytes
 from fastvggt_jax.models.prediction import Prediction
@@ -286,16 +287,39 @@ def test_what_xla_cannot_even_try_while_it_compiles_does_not_fit_either(weights,
         programs.predict(*from_pretrained(weights), images, lambda name: contextlib.nullcontext())
 
 
+def test_what_crosses_to_the_device_and_back_is_no_more_than_it_must_be(weights, tmp_path):
+    """Photographs of 8 bits go there, parameters as products read them; a confidence comes once."""
+    settings = pipeline.Settings((), str(weights), tmp_path, dtype="bfloat16")
+    model, params = pipeline.load_model(settings, pipeline.planned(settings))
+    dtypes = {str(path): x.dtype for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    halves = [path for path, dtype in dtypes.items() if dtype == jnp.bfloat16]
+    assert halves and all("kernel" in path or "bias" in path for path in halves)
+    assert all(dtype == jnp.float32 for path, dtype in dtypes.items() if "depth_head" in path)
+    images = pipeline.load_images(PHOTOS / "grey_83x80.png", size=28)
+    kept = programs.Programs()
+    found, _ = programs.predict(model, params, images, lambda name: contextlib.nullcontext(), programs=kept)
+    (program,) = kept.values()
+    assert program.compiled.args_info[0][1].dtype == jnp.uint8
+    pixels = [x.size for x in jax.tree.leaves(program.compiled.out_info) if x.size >= 28 * 28]
+    assert sorted(pixels) == [28 * 28, 28 * 28, 3 * 28 * 28]  # depth, its confidence, points
+    assert found.conf is found.depth_conf
+
+
 @pytest.mark.slow
-def test_info_says_what_a_reconstruction_needs(weights):
+def test_info_says_what_a_reconstruction_needs(weights, monkeypatch):
+    monkeypatch.setattr(base, "BLOCKS_CHUNK", 1)
     result = run("info", weights, "--views", 3, "--size", "70x56", "--json")
     assert result.exit_code == 0, result.output
     three = json.loads(result.stdout)["forecast"]
-    assert three["seconds"] > 0 and three["low_memory_bytes"] > 0
+    assert three["seconds"] > 0
     # A program of that many views needs what was said.
     model, params = from_pretrained(weights, heads=("camera", "depth"), dtype="float32")
     images = jax.ShapeDtypeStruct((1, 3, 56, 70, 3), jnp.uint8)
-    assert needed_bytes(jax.jit(model.apply).lower(params, images).compile()) == three["needs_bytes"]
+    needs = [
+        needed_bytes(jax.jit(one.apply).lower(params, images).compile())
+        for one in (model, model.clone(low_memory=True))
+    ]
+    assert needs == [three["needs_bytes"], three["low_memory_bytes"]] and needs[0] != needs[1]
     said = in_words(three | {"limit_bytes": 2**33, "device": "GPU"})
     assert said.startswith(
         "3 photographs of 70x56 pixels need 0.0 GiB of the 8.0 GiB that there are on this GPU"
