@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastvggt_jax.models.base import Model
-from fastvggt_jax.models.memory import needed_bytes
+from fastvggt_jax.models.memory import memory_limit, needed_bytes
 from fastvggt_jax.sources.sizing import WIDTH, check_sides
 from pallas_kernels.implementation import only
 
@@ -205,7 +205,10 @@ def measure_ceiling() -> Ceiling:
     a = jax.random.normal(jax.random.key(0), (side, side), dtype)
     product, copy = jax.jit(lambda a: a @ a), jax.jit(lambda a: a + 1)
     flop = 2.0 * side**3 / _fastest(product, a)
-    wide = jnp.zeros((1 << (29 if gpu else 24),), jnp.float32)
+    count = 1 << (29 if gpu else 24)
+    if limit := memory_limit():  # a small card has no place for two such arrays, and a model's parameters
+        count = min(count, limit // 32)
+    wide = jnp.zeros(count, jnp.float32)
     return Ceiling(flop, 2.0 * wide.nbytes / _fastest(copy, wide))
 
 
@@ -298,7 +301,7 @@ def forecast(
         "size": {"width": width, "height": height},
         "needs_bytes": needs[0],
         "low_memory_bytes": needs[1],
-        "limit_bytes": (jax.devices()[0].memory_stats() or {}).get("bytes_limit"),
+        "limit_bytes": memory_limit(),
         "seconds": least / OF_THE_CEILINGS,
         "device": jax.devices()[0].device_kind,
     }

@@ -93,6 +93,14 @@ def test_names_of_operations_say_which_part_they_are_of(name, part):
     assert profile.part_of(name) == part
 
 
+def test_the_ceiling_of_a_small_card_is_measured_in_its_memory(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(profile, "memory_limit", lambda: 2**25)
+    monkeypatch.setattr(profile, "_fastest", lambda function, argument: sizes.append(argument.nbytes) or 1.0)
+    assert profile.measure_ceiling() == profile.Ceiling(2.0 * 1024**3, 2.0 * 2**22)
+    assert sizes == [4 * 1024**2, 2**22]
+
+
 def test_the_tables_of_the_docs_are_those_of_the_file():
     text = (ROOT / "docs" / "performance.md").read_text()
     lines = (ROOT / "benchmarks" / "profile_h100.jsonl").read_text()

@@ -135,7 +135,6 @@ def test_photographs_to_files_as_json(weights, tmp_path):
     )
 
 
-@pytest.mark.slow  # tests/models/test_heads.py and tests/refine/test_queries.py have its parts
 @pytest.mark.slow  # tests/refine/test_queries.py chooses points, the goldens hold the tracker
 def test_points_are_followed_by_the_track_head(tracker_weights, tmp_path, monkeypatch):
     made = []
