@@ -101,11 +101,14 @@ def test_the_ceiling_of_a_small_card_is_measured_in_its_memory(monkeypatch):
     assert sizes == [4 * 1024**2, 2**22]
 
 
-def test_the_tables_of_the_docs_are_those_of_the_file():
-    text = (ROOT / "docs" / "performance.md").read_text()
-    lines = (ROOT / "benchmarks" / "profile_h100.jsonl").read_text()
+@pytest.mark.parametrize(
+    "page, rows, count",
+    [("performance.md", "profile_h100.jsonl", 3), ("pi3x.md", "profile_pi3x_h100.jsonl", 1)],
+)
+def test_the_tables_of_the_docs_are_those_of_the_file(page, rows, count):
+    text, lines = (ROOT / "docs" / page).read_text(), (ROOT / "benchmarks" / rows).read_text()
     tables = profile.tables(lines)
-    assert len(tables) == 3 and all(table in text for table in tables)
+    assert len(tables) == count and all(table in text for table in tables)
     for one in map(json.loads, lines.splitlines()):
         total = sum(part["seconds"] for part in one["parts"].values())
         assert total == pytest.approx(one["seconds"], rel=0.05)
