@@ -114,23 +114,25 @@ def predict(
         raise error
     if scarce:
         warnings.warn(SCARCE, stacklevel=2)
-    ran = False
+    ran, filled_up = False, pixels.shape[1] > count
     try:
         with step("run"), memory_errors(images, params, compiled, of=DoesNotFit):
             place = None if mesh is None else along_frames(mesh, pixels.shape, pixels.shape[1])
             found, density = jax.block_until_ready(compiled(given, jax.device_put(pixels, place)))
         ran = True
     except DoesNotFit:
-        if programs is not None:
+        if programs is not None and not filled_up:  # the next scene takes what is tried now
             programs.pop(key)
-        if program.model.low_memory or jax.process_count() > 1:  # other processes know nothing of it
+        if jax.process_count() > 1:  # other processes know nothing of it
+            raise
+        if program.model.low_memory and not filled_up:
             raise
     if not ran:
-        if pixels.shape[1] > count:
+        if filled_up:
             return predict(model, params, images, step, points_from, programs=programs)
         warnings.warn(SCARCE, stacklevel=2)
         less = model.clone(low_memory=True)
-        return predict(less, params, images, step, points_from, queries, mesh, programs, conditions)
+        return predict(less, params, images, step, points_from, queries, mesh, programs, conditions, bucket)
     if bucket:
         found = found.first(count)
     if program.one_confidence:

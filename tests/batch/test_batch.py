@@ -113,6 +113,31 @@ def test_a_bucket_is_one_program_for_several_numbers_of_views(weights, tmp_path,
     assert contents(Path("a"))["points.ply"] == contents(Path("out/a"))["points.ply"]
 
 
+def test_a_bucket_that_fails_while_it_runs_is_not_compiled_for_each_scene(weights, tmp_path, monkeypatch):
+    """What is filled up is as many as there are then; what is not is what takes less memory."""
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "scenes", {"a": 5, "b": 5, "c": 4, "d": 4})
+    assert batch(weights, out="one_by_one")[0] == 0
+    compiled, real, run_one = [], programs._compiled, jax.stages.Compiled.__call__
+    failures = [4]
+
+    def call(self, *given):
+        count = given[1].shape[1]
+        if count == 6 or (count in failures and not failures.remove(count)):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1024 bytes.")
+        return run_one(self, *given)
+
+    def note(*of):
+        compiled.append((of[2].shape[1], of[4].low_memory))
+        return real(*of)
+
+    monkeypatch.setattr(programs, "_compiled", note)
+    monkeypatch.setattr(jax.stages.Compiled, "__call__", call)
+    assert batch(weights, "--bucket")[0] == 0
+    assert compiled == [(6, False), (5, False), (4, False), (4, True)]
+    assert results() == results(Path("one_by_one"))
+
+
 def test_a_bucket_is_refused_where_it_cannot_be(weights, scenes, monkeypatch):
     ended = run("reconstruct", "scenes/a", "-c", weights, "-o", "a", "--bucket", "--devices", "1")
     assert "bucket and devices were both given" in ended.stderr and not Path("a").exists()

@@ -815,10 +815,15 @@ def test_a_program_that_memory_in_pieces_has_no_place_for(weights, tmp_path, mon
     assert [program.model.low_memory for program in kept.values()] == [True], (
         "the next scene takes it at once"
     )
+    monkeypatch.setattr(programs, "memory_limit", lambda: 2**33)
     failures = ["RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes."]
-    with pytest.raises(DoesNotFit) as caught:
+    with pytest.warns(UserWarning), pytest.raises(DoesNotFit, match="free the device of other") as caught:
         predict(programs=kept)
     assert caught.value.needs is None and not kept
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    failures = ["RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes."]
+    with pytest.raises(DoesNotFit):  # which other processes know nothing of
+        predict(programs=kept)
 
 
 def test_out_of_memory_before_there_is_a_program():
