@@ -128,7 +128,8 @@ def table(rows: list[Row], between_hosts: float) -> str:
     for row in sorted(rows, key=key):
         one, parts = alone.get(key(row)[:3]), row.get("parts", {})
         gain = f"×{one['seconds'] / row['seconds']:.2f}" if one else ""
-        share = [f"{parts[p]['seconds'] / row['seconds']:.1%}" if p in parts else "" for p in (SENT, IDLE)]
+        whole = row.get("profiled_seconds", row["seconds"])
+        share = [f"{parts[p]['seconds'] / whole:.1%}" if p in parts else "" for p in (SENT, IDLE)]
         numbers = [f"{row['seconds']:.2f}", gain, f"{row['needs_gib']:.1f}", *share]
         lines.append(f"| {' | '.join(map(str, key(row)))} | {' | '.join(numbers)} |")
     lines += [

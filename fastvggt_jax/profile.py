@@ -322,7 +322,8 @@ def table(row: dict[str, Any]) -> str:
         ]
         numbers += [f"{one['share']:.0%}" if one["share"] and one["flop"] else ""]
         lines.append(f"| {part} | {' | '.join(numbers)} |")
-    lines.append(f"| **all** | **{1e3 * row['seconds'] / frames:.2f}** | | | |")
+    seconds = row.get("profiled_seconds", row["seconds"])  # older rows have these alone
+    lines.append(f"| **all** | **{1e3 * seconds / frames:.2f}** | | | |")
     about = f"{row['model']}, {frames} views of {'×'.join(map(str, row['size']))}, {row['sparsity']}"
     peaks = f"{ceiling['flop'] / 1e12:.3g} TFLOP/s and {ceiling['bytes'] / 1e12:.3g} TB/s"
     return "\n".join([*lines, "", f"{about}; {row['device']}, jax {row['jax']}; the ceilings are {peaks}."])

@@ -29,9 +29,10 @@ def test_the_cost_of_runs_that_cost_so_is_found():
 
 def test_the_table_has_what_was_gained_and_what_two_hosts_would_take():
     parts = {scaling.SENT: {"seconds": 0.5}, scaling.IDLE: {"seconds": 0.1}}
-    rows = [row(200, 1, 10.0), row(200, 2, 5.0, parts=parts), row(1600, 2, 70.0)]
+    profiled = {"parts": parts, "profiled_seconds": 10.0}
+    rows = [row(200, 1, 10.0), row(200, 2, 5.0, **profiled), row(1600, 2, 70.0)]
     text = scaling.table(rows, 50e9)
-    assert "| vggt | 200 | 0.9 | 2 | 5.00 | ×2.00 | 1.0 | 10.0% | 2.0% |" in text
+    assert "| vggt | 200 | 0.9 | 2 | 5.00 | ×2.00 | 1.0 | 5.0% | 1.0% |" in text
     assert "1600 views on 4" in text and "1600 views on 2:" not in text
     # Four arrays of half a device's tokens in bfloat16, in each of 24 layers.
     assert scaling.sent_bytes(rows[2], 16) == 24 * 4 * 100 * 1374 * 1024 * 2 / 2
