@@ -36,6 +36,7 @@ from fastvggt_jax.cli.options import (
     Sparsities,
     Weights,
     check_sparse,
+    take_gpu_memory,
     use_compilation_cache,
 )
 from fastvggt_jax.errors import (
@@ -185,6 +186,7 @@ def evaluate(
         if dataset != ALL and output is not None and not is_open(report_in(output) or {}, len(task.data)):
             check_output_folder(output, overwrite=overwrite, ours=OURS)
     by_hand = _by_hand(sparsity, blocks, dense=not (ablations or family))
+    take_gpu_memory()
     use_compilation_cache(cache_dir)
     model, params = _load(weights, dtype, points_from)
     model = model.clone(float8_scores=float8_scores)

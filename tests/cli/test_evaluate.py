@@ -1,6 +1,7 @@
 """`fastvggt evaluate`: report, table and plot of a data set, and what is wrong in one sentence."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -41,6 +42,16 @@ def weights(tmp_path_factory):
     with registry.registered("toy", toy.PATH):
         save_params(path, random_params(toy.Toy()), toy.Toy())
     return path
+
+
+def test_views_may_take_a_gpus_memory_unless_the_user_has_said_how_much(weights, monkeypatch):
+    share = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    for given, taken in (("", "0.93"), ("0.5", "0.5")):
+        monkeypatch.setenv(share, given)
+        if not given:
+            monkeypatch.delenv(share)
+        assert run("walls", "-c", weights, "--scenes", 1).exit_code == 0
+        assert os.environ[share] == taken
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
-"""`fastvggt reconstruct` and `info`: whole runs on tiny random models, and what can be wrong, in words."""
+"""`fastvggt reconstruct`: whole runs on tiny random models, and what can be wrong, in words."""
 
-import contextlib
 import errno
 import json
 import os
@@ -8,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,25 +16,19 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from fastvggt_jax import VGGT, Pi3X, Scene, Sparsity, pipeline, programs
+from fastvggt_jax import VGGT, Pi3X, Scene, Sparsity, pipeline
 from fastvggt_jax.cli.app import app
-from fastvggt_jax.cli.info import in_words
 from fastvggt_jax.cli.options import use_compilation_cache
-from fastvggt_jax.errors import OutOfMemoryError
 from fastvggt_jax.evaluate import metrics
 from fastvggt_jax.io import files
 from fastvggt_jax.io.weights import save_params
-from fastvggt_jax.models import base
 from fastvggt_jax.models.conditions import prepare
-from fastvggt_jax.models.memory import needed_bytes
-from fastvggt_jax.models.prediction import Prediction
-from fastvggt_jax.pretrained import BUNDLED, from_pretrained
-from fastvggt_jax.programs import DoesNotFit, memory_errors
+from fastvggt_jax.pretrained import BUNDLED
 from fastvggt_jax.testing.tiny import tiny_model, write_random_weights
 from pallas_kernels import implementation
 from pallas_kernels.implementation import Device
+from tests.cli.commands import PHOTOS, assert_sentence, fake_predict, reconstruct_args, run
 
-PHOTOS = Path(__file__).parents[1] / "golden" / "images"
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 FILES = [
@@ -50,60 +42,6 @@ FILES = [
     "sparse",
 ]
 WITHOUT_GLB = ["--format", "cameras,depth,ply,overview,scene"]
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    write_random_weights(path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def pi3_weights(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "pi3.safetensors"
-    write_random_weights(path, "pi3")
-    return path
-
-
-def run(*args):
-    return CliRunner().invoke(app, [str(a) for a in args])
-
-
-def reconstruct_args(
-    weights, out, *more, photos=(PHOTOS / "landscape_101x67.png", PHOTOS / "rgba_97x55.png")
-):
-    return ["reconstruct", *photos, "-c", weights, "-o", out, "--size", 56, *more]
-
-
-def fake_predict(model, params, images, step, points_from, **others):
-    """In place of the model, for tests of what comes after it."""
-    frames, height, width, _ = images.pixels.shape
-    pose_enc = np.zeros((1, frames, 9), np.float32)
-    pose_enc[..., 6:] = 1
-    depth = jnp.asarray(np.random.default_rng(0).uniform(1, 2, (1, frames, height, width, 1)), jnp.float32)
-    with step("compile"), step("run"):
-        prediction = Prediction(
-            pose_enc=jnp.asarray(pose_enc), depth=depth, depth_conf=depth[..., 0], made_by=type(model)
-        )
-        if "point" in model.heads:
-            sevens = jnp.full((1, frames, height, width, 3), 7.0)
-            prediction = prediction.replace(world_points=sevens, world_points_conf=sevens[..., 0])
-        return model.reconstruction(prediction, points_from), None
-
-
-@pytest.fixture
-def without_model(monkeypatch):
-    monkeypatch.setattr(pipeline, "predict", fake_predict)
-
-
-def assert_sentence(result, match: str, code: int, out: Path):
-    assert result.exit_code == code, (result.output, result.exception)
-    assert isinstance(result.exception, SystemExit)
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error ")]
-    assert len(lines) == 1 and match in lines[0], result.stderr
-    assert "Traceback" not in result.output
-    assert not out.exists() and not [p for p in out.parent.iterdir() if p.name.endswith(".tmp")]
 
 
 # ---- whole runs
@@ -244,96 +182,6 @@ def test_options_that_would_do_nothing_are_refused(weights, tmp_path, monkeypatc
     monkeypatch.setattr(pipeline, "require", lambda: None)
     result = run(*reconstruct_args(weights, tmp_path / "out", *options.split()))
     assert result.exit_code == 2 and words in result.stderr, result.stderr
-
-
-def test_what_does_not_fit_waits_in_the_hosts_memory_or_is_said_beforehand(weights, tmp_path, monkeypatch):
-    expected = run(*reconstruct_args(weights, tmp_path / "a", "--format", "scene"))
-    assert expected.exit_code == 0
-    answers = [False, True, True]
-    monkeypatch.setattr(programs, "fits", lambda program: answers.pop(0))
-    result = run(*reconstruct_args(weights, tmp_path / "b", "--format", "scene"))
-    assert result.exit_code == 0 and "memory is scarce: what is computed waits" in result.stderr
-    scenes = [Scene.load(tmp_path / name) for name in "ab"]
-    np.testing.assert_allclose(scenes[1].depth, scenes[0].depth, rtol=1e-4)
-    monkeypatch.setattr(programs, "fits", lambda program: False)
-    result = run(*reconstruct_args(weights, tmp_path / "c", "--format", "scene"))
-    assert result.exit_code == 1 and "out of memory on" in result.stderr
-    assert "take fewer photographs" in result.stderr and not (tmp_path / "c").exists()
-
-
-def test_what_xla_cannot_even_try_while_it_compiles_does_not_fit_either(weights, tmp_path, monkeypatch):
-    real, tried = programs._compiled, []
-
-    def compiled(run, given, pixels, mesh, model):
-        tried.append(model.low_memory)
-        if fails(model):
-            text = "NOT_FOUND: All configs failed during profiling: RESOURCE_EXHAUSTED: Out of memory"
-            raise jax.errors.JaxRuntimeError(text)
-        return real(run, given, pixels, mesh, model)
-
-    monkeypatch.setattr(programs, "_compiled", compiled)
-    fails = lambda model: not model.low_memory  # noqa: E731
-    result = run(*reconstruct_args(weights, tmp_path / "a", "--format", "scene"))
-    assert result.exit_code == 0 and "memory is scarce: what is computed waits" in result.stderr
-    fails = lambda model: True  # noqa: E731
-    out = tmp_path / "b"
-    assert_sentence(
-        run(*reconstruct_args(weights, out)), "2 photographs of 56x42 pixels need more than", 1, out
-    )
-    assert tried == [False, True] * 2
-    with pytest.raises(DoesNotFit):  # so that chunks are tried
-        images = pipeline.load_images(PHOTOS / "grey_83x80.png", size=28)
-        programs.predict(*from_pretrained(weights), images, lambda name: contextlib.nullcontext())
-
-
-def test_what_crosses_to_the_device_and_back_is_no_more_than_it_must_be(weights, tmp_path):
-    """Photographs of 8 bits go there, parameters as products read them; a confidence comes once."""
-    settings = pipeline.Settings((), str(weights), tmp_path, dtype="bfloat16")
-    model, params = pipeline.load_model(settings, pipeline.planned(settings))
-    dtypes = {str(path): x.dtype for path, x in jax.tree_util.tree_leaves_with_path(params)}
-    halves = [path for path, dtype in dtypes.items() if dtype == jnp.bfloat16]
-    assert halves and all("kernel" in path or "bias" in path for path in halves)
-    assert all(dtype == jnp.float32 for path, dtype in dtypes.items() if "depth_head" in path)
-    images = pipeline.load_images(PHOTOS / "grey_83x80.png", size=28)
-    kept = programs.Programs()
-    found, _ = programs.predict(model, params, images, lambda name: contextlib.nullcontext(), programs=kept)
-    (program,) = kept.values()
-    assert program.compiled.args_info[0][1].dtype == jnp.uint8
-    pixels = [x.size for x in jax.tree.leaves(program.compiled.out_info) if x.size >= 28 * 28]
-    assert sorted(pixels) == [28 * 28, 28 * 28, 3 * 28 * 28]  # depth, its confidence, points
-    assert found.conf is found.depth_conf
-
-
-@pytest.mark.slow
-def test_info_says_what_a_reconstruction_needs(weights, monkeypatch):
-    monkeypatch.setattr(base, "BLOCKS_CHUNK", 1)
-    result = run("info", weights, "--views", 3, "--size", "70x56", "--json")
-    assert result.exit_code == 0, result.output
-    three = json.loads(result.stdout)["forecast"]
-    assert three["seconds"] > 0
-    # A program of that many views needs what was said.
-    model, params = from_pretrained(weights, heads=("camera", "depth"), dtype="float32")
-    images = jax.ShapeDtypeStruct((1, 3, 56, 70, 3), jnp.uint8)
-    needs = [
-        needed_bytes(jax.jit(one.apply).lower(params, images).compile())
-        for one in (model, model.clone(low_memory=True))
-    ]
-    assert needs == [three["needs_bytes"], three["low_memory_bytes"]] and needs[0] != needs[1]
-    said = in_words(three | {"limit_bytes": 2**33, "device": "GPU"})
-    assert said.startswith(
-        "3 photographs of 70x56 pixels need 0.0 GiB of the 8.0 GiB that there are on this GPU"
-    )
-
-
-def test_what_info_is_asked_wrongly_is_one_sentence(weights):
-    for options, words in (
-        (["--size", "70x56"], "--size is about --views"),
-        (["--views", 0], "--views must be a whole number, at least 1"),
-        (["--views", 2, "--size", "70"], "--size must be pixels such as 518x392, not '70'"),
-        (["--views", 2, "--size", "71x56"], "--size must be a positive multiple"),
-    ):
-        wrong = run("info", weights, *options)
-        assert wrong.exit_code == 2 and words in wrong.stderr, wrong.stderr
 
 
 def test_a_video(weights, tmp_path, monkeypatch):
@@ -661,15 +509,6 @@ def test_the_demo_has_photographs_and_a_model_of_its_own(tmp_path):
     assert_sentence(run("reconstruct", PHOTOS, "-o", out), "--weights is missing", 2, out)
 
 
-def test_info(weights):
-    report = json.loads(run("info", weights, "--json").stdout)
-    assert report["model"] == "VGGT" and report["config"]["heads"] == ["camera", "depth", "point"]
-    assert report["parameters"] == sum(report["parameters_by_part"].values()) > 1e6
-    assert set(report["parameters_by_part"]) == {"aggregator", "camera_head", "depth_head", "point_head"}
-    text = run("info", weights).stdout
-    assert "random numbers" in text and f"{report['parameters']:,}" in text
-
-
 def test_help_is_quick_because_it_leaves_jax_alone():
     heavy = "{'jax', 'flax', 'numpy', 'PIL'}"
     code = f"import sys, fastvggt_jax.cli.app; sys.exit(bool({heavy} & sys.modules.keys()))"
@@ -741,26 +580,6 @@ def test_photographs_in_the_output_folder_are_not_replaced(weights, tmp_path, wi
     assert {path.name: path.read_bytes() for path in (out / "splat" / "images").iterdir()} == before
 
 
-@pytest.mark.parametrize("config", ["{oops", "[" * 100_000, '{"x": ' * 100_000])
-def test_info_on_a_damaged_config(tmp_path, config):
-    from safetensors.numpy import save_file
-
-    save_file({"x": np.zeros(1, np.float32)}, tmp_path / "w.safetensors", {"config": config})
-    result = run("info", tmp_path / "w.safetensors")
-    assert result.exit_code == 2 and "config that is no JSON" in result.stderr
-
-
-def test_info_says_what_a_stranger_has_written_without_its_escapes(tmp_path):
-    from safetensors.numpy import save_file
-
-    escape = "\x1b]0;own\x07"
-    metadata = {"file": "nowhere", "bytes": "7", escape: escape, "config": json.dumps({escape: escape})}
-    save_file({escape: np.zeros(1, np.float32)}, tmp_path / "w.safetensors", metadata)
-    text = run("info", tmp_path / "w.safetensors").stdout
-    assert "\x1b" not in text and text.count("own") == 5 and "nowhere" not in text
-    assert str(tmp_path / "w.safetensors") in text
-
-
 def test_a_full_disk(weights, tmp_path, without_model, monkeypatch):
     real_open = open
 
@@ -777,74 +596,6 @@ def test_a_full_disk(weights, tmp_path, without_model, monkeypatch):
         1,
         out,
     )
-
-
-def test_out_of_memory_while_running(weights, tmp_path, monkeypatch):
-    def exhausted(self, *args):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.")
-
-    monkeypatch.setattr(jax.stages.Compiled, "__call__", exhausted)
-    out = tmp_path / "out"
-    result = run(*reconstruct_args(weights, out))
-    assert_sentence(result, "2 photographs of 56x42 pixels need about 0.0 GiB, of which", 1, out)
-    assert "take fewer photographs, a smaller size" in result.stderr
-
-
-def test_a_program_that_memory_in_pieces_has_no_place_for(weights, tmp_path, monkeypatch):
-    """It needs no more than there is, and fails while it runs: less is tried, and then fewer photographs."""
-    real, ran = jax.stages.Compiled.__call__, []
-
-    def call(self, *given):
-        ran.append(given[1].shape[1])
-        if failures:
-            raise jax.errors.JaxRuntimeError(failures.pop())
-        return real(self, *given)
-
-    monkeypatch.setattr(jax.stages.Compiled, "__call__", call)
-    failures = ["RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes."]
-    result = run(*reconstruct_args(weights, tmp_path / "a", "--format", "scene"))
-    assert result.exit_code == 0 and "memory is scarce: what is computed waits" in result.stderr
-    assert ran == [2, 2]
-    model, params = from_pretrained(weights, heads=("camera", "depth"), dtype="float32")
-    images = pipeline.load_images(PHOTOS / "grey_83x80.png", size=28)
-    kept = programs.Programs()
-    predict = partial(programs.predict, model, params, images, lambda name: contextlib.nullcontext())
-    failures = ["RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes."]
-    with pytest.warns(UserWarning, match="memory is scarce"):
-        predict(programs=kept)
-    assert [program.model.low_memory for program in kept.values()] == [True], (
-        "the next scene takes it at once"
-    )
-    monkeypatch.setattr(programs, "memory_limit", lambda: 2**33)
-    failures = ["RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes."]
-    with pytest.warns(UserWarning), pytest.raises(DoesNotFit, match="free the device of other") as caught:
-        predict(programs=kept)
-    assert caught.value.needs is None and not kept
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    failures = ["RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes."]
-    with pytest.raises(DoesNotFit):  # which other processes know nothing of
-        predict(programs=kept)
-
-
-def test_out_of_memory_before_there_is_a_program():
-    images = pipeline.load_images(PHOTOS / "grey_83x80.png", size=28)
-    error = jax.errors.JaxRuntimeError(
-        "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes."
-    )
-    with (
-        pytest.raises(OutOfMemoryError, match="the weights alone do not fit"),
-        memory_errors(images),
-    ):
-        raise error
-    params = {"a": np.zeros(2**20, np.float32)}
-    match = "1 photographs .* more than 16.0 GiB, of which 0.0 GiB are weights"
-    with pytest.raises(OutOfMemoryError, match=match), memory_errors(images, params):
-        raise error
-    with (
-        pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"),
-        memory_errors(images, params),
-    ):
-        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
 def empty_folder(tmp_path):
