@@ -5,7 +5,8 @@ What `fastvggt bench --profile` runs. Times are those of the device's own kernel
 them in one run, each named by the operation it stands for in the compiled program; kernels that do two parts'
 work count for the one that their result is of. What the device does not do, gaps between kernels, is a part
 of its own, so that all of them add up. Arithmetic and traffic are those of matrix products, convolutions and
-attention, counted in the program before it is compiled.
+attention, counted in the program before it is compiled; of attention that of the encoder and of the
+alternating blocks, not of what the heads have of their own.
 """
 
 from __future__ import annotations
