@@ -22,7 +22,7 @@ from fastvggt_jax.io.weights import save_params
 from fastvggt_jax.models import registry
 from fastvggt_jax.testing.random_weights import random_params
 from tests import make_checkpoint
-from tests.faults.runner import ROOT, contents, fastvggt, interrupted
+from tests.faults.runner import ROOT, contents, fastvggt, interrupted, result_files
 from tests.toys import model as toy
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -160,10 +160,10 @@ def test_a_reconstruction_of_sixty_photographs_interrupted_at_random(tmp_path):
     command = ["reconstruct", views, "-c", "mini", "-o", out, "--size", 56, "--overwrite"]
     command += ["--format", "depth,ply,overview,scene"]
     assert fastvggt(*command, "--conf-percentile", 50).code == 0
-    before = contents(out)
+    before = result_files(out)
     shutil.copytree(out, tmp_path / "old", symlinks=True)
     assert fastvggt(*command).code == 0
-    after = contents(out)
+    after = result_files(out)
     assert before != after
     seconds, ends, seed = 12.0, [], random.Random(0)
     for _ in range(20):
@@ -171,7 +171,7 @@ def test_a_reconstruction_of_sixty_photographs_interrupted_at_random(tmp_path):
             ended = interrupted(number, seed.uniform(0.1, seconds), *command)
             ends.append(ended.code)
             assert ended.code in (0, 128 + number, -number) and "Traceback" not in ended.stderr, ended
-            assert contents(out) in (before, after), "the old result or the new one, whole"
+            assert result_files(out) in (before, after), "the old result or the new one, whole"
             shutil.rmtree(out)
             shutil.copytree(tmp_path / "old", out, symlinks=True)
             left = set(out.parent.iterdir()) - {out}
