@@ -107,19 +107,23 @@ def test_signals_end_a_conversion_and_leave_nothing(tmp_path, monkeypatch, numbe
     assert os.listdir(tmp_path) == ["official.safetensors"]
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_ctrl_c_around_the_command_is_no_traceback(when, tmp_path):
-    """While its modules are imported, and while JAX cleans up after it."""
+@pytest.mark.parametrize(
+    "when, code_then", [("before", -signal.SIGINT), ("as it is made", 130), ("after", 0)]
+)
+def test_ctrl_c_around_the_command_is_no_traceback(when, code_then, tmp_path):
+    """While its modules are imported, while typer looks at its options, and while JAX cleans up after it."""
     code = "import atexit, os, signal, sys; sys.argv = ['fastvggt', '--version']\n"
     code += "def hit(*_): os.kill(os.getpid(), signal.SIGINT)\n"
     if when == "before":
         code += "find = lambda name, *_: hit() if name.startswith('fastvggt_jax.cli') else None\n"
         code += "sys.meta_path.insert(0, type('Hit', (), {'find_spec': find}))\n"
+    elif when == "as it is made":
+        code += "import typer.main; typer.main.get_command = hit\n"
     else:
         code += "atexit.register(hit)\n"
     code += "from fastvggt_jax.__main__ import main; main()"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert not ended.stderr and ended.returncode == (-signal.SIGINT if when == "before" else 0), ended
+    assert not ended.stderr and ended.returncode == code_then, ended
 
 
 LOST = """
