@@ -280,10 +280,12 @@ def output_folder(
     temporary = temporary_sibling(path)
     made = [folder for folder in path.parents if not folder.exists()]
     try:
-        temporary.mkdir(parents=True)
-    except OSError as error:  # the temporary name would tell the user nothing
-        raise FileError(f"the output folder {path} cannot be made: {reason(error)}", cause=error) from error
-    try:
+        try:
+            temporary.mkdir(parents=True)
+        except OSError as error:  # the temporary name would tell the user nothing
+            raise FileError(
+                f"the output folder {path} cannot be made: {reason(error)}", cause=error
+            ) from error
         with being_written(temporary):
             yield temporary
             with _signals_wait():
@@ -295,10 +297,11 @@ def output_folder(
         text = f"the output folder {path} could not be written: {reason(error)}; nothing was left behind"
         raise FileError(text, cause=error) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for folder in made:  # where nothing has come into them
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        with _signals_wait():
+            shutil.rmtree(temporary, ignore_errors=True)
+            for folder in made:  # where nothing has come into them
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
 
 def _put_in_place(new: Path, path: Path, overwrite: bool, ours: Sequence[str]) -> None:

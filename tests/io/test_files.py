@@ -119,6 +119,28 @@ def test_an_error_leaves_what_was_there_and_nothing_else(out):
     assert sorted(os.listdir(out)) == ["mark.json", "points.ply"]
 
 
+@pytest.mark.parametrize("where, function", [(shutil, "rmtree"), (Path, "mkdir")])
+def test_a_signal_while_a_temporary_folder_comes_or_goes_leaves_none(where, function, out, monkeypatch):
+    fill(out, "old")
+    real = getattr(where, function)
+
+    def hit(path, *arguments, **how):
+        if where is Path:
+            real(path, *arguments, **how)
+        os.kill(os.getpid(), signal.SIGINT)
+        if where is shutil:
+            real(path, *arguments, **how)
+
+    monkeypatch.setattr(where, function, hit)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        output_folder(out, overwrite=True, ours=OURS) as folder,
+    ):
+        fill(folder, "new")
+    assert contents(out)["points.ply"] == ("new" if where is shutil else "old")
+    assert os.listdir(out.parent) == ["out"]
+
+
 def test_a_pattern_stands_for_no_folder(out):
     fill(out, "old")
     (out / "depth" / "mine").mkdir(parents=True)
