@@ -88,7 +88,7 @@ def run_all(
             raise
         too_many = error
         for one in (error, error.__cause__):  # what it was tried with, on the device too
-            traceback.clear_frames(one and one.__traceback__)
+            traceback.clear_frames(one.__traceback__ if one is not None else None)
     chunk = _largest_chunk(frames, too_many.needs, params)
     while chunk >= LEAST:
         shared = min(overlap_of(chunk, None) if overlap is None else overlap, chunk // 2)
