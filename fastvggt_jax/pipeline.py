@@ -344,9 +344,9 @@ def write(
     made = _made(loaded, computed, step)
     with output_folder(s.output, overwrite=s.overwrite, ours=loaded.ours) as folder:
         with step("write"):
+            files = _write_pieces(folder, [one.export for one in made], loaded.plan.formats, begin)
             if not sum(one.export.points for one in made):
                 warnings.warn("no point is left: lower conf_percentile or raise edge_filter", stacklevel=2)
-            files = _write_pieces(folder, [one.export for one in made], loaded.plan.formats, begin)
         report = _account_of(loaded, computed, made, files)
         keep(folder, report)
     return report
