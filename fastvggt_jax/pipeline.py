@@ -335,7 +335,8 @@ def write(
 ) -> dict[str, Any]:
     """The files, and a JSON-able account of what was done.
 
-    computed: loses what the model has found, which is gone from the host's memory as soon as it is saved.
+    computed: loses what the model has found, of which the exports' scenes are made; `Apart.begin` says when
+      these leave the memory.
     keep: called with the folder before it appears under its name, and the account, to be kept in it: a run
       that is killed leaves both or neither.
     begin: see `write_formats`.

@@ -195,6 +195,7 @@ class Format:
       name: by which it is asked for.
       files: patterns of what it writes, relative to the folder.
       write: (export, folder) -> None; through `fastvggt_jax.io.files`, so that every file is whole or absent.
+        Others read the export's arrays meanwhile: they are not written to, and may be read-only.
       module, extra: the package that it needs beside the core, if any, and the extra that brings it.
       about: what is in the files and in which convention, for scene.json.
       default: whether it is written where nobody says what is.
