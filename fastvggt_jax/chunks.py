@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,6 +87,8 @@ def run_all(
         if queries is not None or chunk is not None or jax.process_count() > 1:
             raise
         too_many = error
+        for one in (error, error.__cause__):  # what it was tried with, on the device too
+            traceback.clear_frames(one.__traceback__ if one is not None else None)
     chunk = _largest_chunk(frames, too_many.needs, params)
     while chunk >= LEAST:
         shared = min(overlap_of(chunk, None) if overlap is None else overlap, chunk // 2)

@@ -335,7 +335,8 @@ def write(
 ) -> dict[str, Any]:
     """The files, and a JSON-able account of what was done.
 
-    computed: loses what the model has found, which is gone from the host's memory as soon as it is saved.
+    computed: loses what the model has found, of which the exports' scenes are made; `Apart.begin` says when
+      these leave the memory.
     keep: called with the folder before it appears under its name, and the account, to be kept in it: a run
       that is killed leaves both or neither.
     begin: see `write_formats`.
@@ -344,9 +345,9 @@ def write(
     made = _made(loaded, computed, step)
     with output_folder(s.output, overwrite=s.overwrite, ours=loaded.ours) as folder:
         with step("write"):
+            files = _write_pieces(folder, [one.export for one in made], loaded.plan.formats, begin)
             if not sum(one.export.points for one in made):
                 warnings.warn("no point is left: lower conf_percentile or raise edge_filter", stacklevel=2)
-            files = _write_pieces(folder, [one.export for one in made], loaded.plan.formats, begin)
         report = _account_of(loaded, computed, made, files)
         keep(folder, report)
     return report

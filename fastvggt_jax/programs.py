@@ -127,7 +127,7 @@ def predict(
             raise
         if program.model.low_memory and not filled_up:
             raise
-    if not ran:
+    if not ran:  # not within the except, whose error holds the photographs on the device
         if filled_up:
             return predict(model, params, images, step, points_from, programs=programs)
         warnings.warn(SCARCE, stacklevel=2)

@@ -41,6 +41,14 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(target), f"{link}: {target.name} has no such heading"
 
 
+def test_the_map_of_the_sources_names_files_that_are_there():
+    folders = ("benchmarks", "docs", "fastvggt_jax", "pallas_kernels", "tests")
+    there = {path.name for folder in folders for path in (ROOT / folder).rglob("*.py")}
+    text = BLOCK.sub("", (ROOT / "CONTRIBUTING.md").read_text())
+    named = {name for name in re.findall(r"`(?:[\w/]+/)?(\w+\.py)`", text) if name != "NAME.py"}
+    assert "pipeline.py" in named and named <= there
+
+
 def test_the_site_has_every_page_once():
     """A notebook's page is made of it."""
     listed = re.findall(r"\S+\.md", (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2])

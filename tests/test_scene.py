@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fastvggt_jax import VGGT, Pi3, errors, geometry
+from fastvggt_jax.io.scenes import all_finite
 from fastvggt_jax.models.prediction import Prediction
 from fastvggt_jax.scene import Scene, _hash, spread, to_scene
 from fastvggt_jax.sources import Images, ImageTransform
@@ -232,6 +233,12 @@ def test_limit_is_met_evenly_and_always_alike(scene):
     assert quarters.min() > 90  # of 125
     columns = np.histogram(index % (RIGHT - LEFT), 7)[0]
     assert columns.min() > 40  # of 71: no stripes
+
+
+def test_a_point_is_finite_if_all_of_it_is():
+    points = np.random.default_rng(0).choice(np.float32([1, 2, 3, np.nan, np.inf]), (3, 5, 7, 3))
+    for one in (points, points[:, ::2], np.asfortranarray(points)):
+        np.testing.assert_array_equal(all_finite(one), np.isfinite(one).all(-1))
 
 
 @pytest.mark.parametrize(("count", "limit"), [(5, 3), (200_000, 70_000), (200_000, 199_999), (70_000, 1)])

@@ -224,13 +224,20 @@ def _tried(job: Job, function: Callable[[], T]) -> T | _Failed:
     """What the function gives, or how it failed."""
     try:
         return function()
-    except Error as error:
-        return _Failed(failed(job.scene, str(error)))
     except Exception as error:
-        if out_of_memory(error):
-            return _Failed(failed(job.scene, f"{job.scene.path} takes more memory than there is"))
-        text = f"{job.scene.path} met a bug of this program: {type(error).__name__}: {error}"
-        return _Failed(failed(job.scene, text) | {"traceback": traceback.format_exc()})
+        found = _Failed(_event_of(error, job.scene))
+        # A future that failed and who asked it hold one another, and results, and the room of a mapped file.
+        traceback.clear_frames(error.__traceback__)
+        return found
+
+
+def _event_of(error: Exception, scene: Scene) -> Event:
+    if isinstance(error, Error):
+        return failed(scene, str(error))
+    if out_of_memory(error):
+        return failed(scene, f"{scene.path} takes more memory than there is")
+    text = f"{scene.path} met a bug of this program: {type(error).__name__}: {error}"
+    return failed(scene, text) | {"traceback": traceback.format_exc()}
 
 
 def failed(scene: Scene, sentence: str) -> Event:

@@ -32,9 +32,10 @@ KEPT = 1 << 30  # bytes of memory that such a process keeps for its next scene, 
 
 
 class Written(NamedTuple):
-    """What such a process says: its warnings, and `Export.tracks_report`."""
+    """What such a process says: its warnings, `Export.points`, and `Export.tracks_report`."""
 
     warnings: list[tuple[type[Warning], str]]
+    points: int
     tracks: dict[str, float] | None
 
 
@@ -91,6 +92,7 @@ class Apart:
                 return
             for category, text in said.warnings:
                 warnings.warn(text, category, stacklevel=3)
+            export.said["points"] = said.points
             if said.tracks is not None:
                 export.said["tracks"] = said.tracks
 
@@ -157,4 +159,5 @@ def _write_saved(folder: Path, names: Sequence[str], options: ExportOptions) -> 
             return None
         export = Export(scene, options, cores=CORES)
         write_formats(export, folder, formats)
-    return Written([(one.category, str(one.message)) for one in caught], export.tracks_report())
+        points = export.points
+    return Written([(one.category, str(one.message)) for one in caught], points, export.tracks_report())

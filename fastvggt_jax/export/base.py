@@ -145,9 +145,11 @@ class Export:
 
     @once
     def points(self) -> int:
-        """How many the cloud has, which another process may be making."""
+        """How many the cloud has. Once all is written, some format or another process mostly has made it."""
         o = self.options
-        if "cloud" in self.__dict__ or o.voxel is not None:  # which takes longest of all
+        if "points" in self.said:
+            return self.said["points"]
+        if "cloud" in self.__dict__ or o.voxel is not None:
             return len(self.cloud)
         count = len(self.scene.point_indices(conf_percentile=o.conf_percentile, edge_filter=o.edge_filter))
         return count if o.max_points is None else min(count, o.max_points)
@@ -193,6 +195,7 @@ class Format:
       name: by which it is asked for.
       files: patterns of what it writes, relative to the folder.
       write: (export, folder) -> None; through `fastvggt_jax.io.files`, so that every file is whole or absent.
+        Others read the export's arrays meanwhile: they are not written to, and may be read-only.
       module, extra: the package that it needs beside the core, if any, and the extra that brings it.
       about: what is in the files and in which convention, for scene.json.
       default: whether it is written where nobody says what is.

@@ -63,9 +63,7 @@ def write_depth(
         return folder / f"{stem}.npz"
 
     stems, too_large = file_stems(scene.names), list[str]()
-    with ThreadPoolExecutor(
-        threads or min(4, os.cpu_count() or 1)
-    ) as pool:  # PNGs are compressed outside the GIL
+    with ThreadPoolExecutor(threads or min(4, os.cpu_count() or 1)) as pool:  # zlib works outside the GIL
         paths = list(pool.map(write, range(len(stems)), stems))
     warn_of_float32(sorted(too_large), folder)
     return paths

@@ -156,7 +156,7 @@ def pieces_in(folder: str | os.PathLike) -> list[Path]:
 def read_scene(path: str | os.PathLike, *, mapped: bool = False) -> dict[str, Any]:
     """The fields of the scene that `write_scene` has written; transforms as dicts.
 
-    mapped: its arrays are `mapped_arrays`.
+    mapped: its arrays are `mapped_arrays`, unless another program has compressed them.
     Raises MissingError, FileError, or InputError if the file is damaged, of another kind or of a newer
     version.
     """
@@ -169,8 +169,10 @@ def read_scene(path: str | os.PathLike, *, mapped: bool = False) -> dict[str, An
     path = regular_file(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if sum(part.file_size for part in archive.zip.infolist()) > MOST_COMPRESSED * path.stat().st_size:
+            parts = archive.zip.infolist()
+            if sum(part.file_size for part in parts) > MOST_COMPRESSED * path.stat().st_size:
                 raise ValueError("a little file claims to be a large one")
+            mapped = mapped and all(part.compress_type == zipfile.ZIP_STORED for part in parts)
             arrays = mapped_arrays(path) if mapped else {name: archive[name] for name in archive.files}
             halves = [name for name in DENSE if name in arrays and arrays[name].dtype == np.float16]
             arrays |= {name: arrays[name].astype(np.float32) for name in halves}
@@ -203,7 +205,10 @@ def mapped_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """
     arrays = {}
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            whole: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError:  # not every file system maps files
+            whole = file.read()
         for part in archive.infolist():
             file.seek(part.header_offset + 26)
             file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)  # name and extra fields

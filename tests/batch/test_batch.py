@@ -1,5 +1,6 @@
 """`fastvggt batch` in this process, with a toy model: the files of `reconstruct`, failures, killed runs."""
 
+import gc
 import json
 import os
 import signal
@@ -20,8 +21,9 @@ from fastvggt_jax import pipeline, programs
 from fastvggt_jax.batch import run as batch_run
 from fastvggt_jax.batch import work as batch_work
 from fastvggt_jax.cli.app import app
-from fastvggt_jax.errors import InputError
+from fastvggt_jax.errors import FileError, InputError
 from fastvggt_jax.export.apart import Apart
+from fastvggt_jax.export.base import Format, registered
 from fastvggt_jax.export.conventions import read_run
 from fastvggt_jax.io import files
 from fastvggt_jax.io.weights import save_params
@@ -436,6 +438,26 @@ def test_processes_that_write_write_the_same(weights, scenes, monkeypatch):
     assert batch(weights, *formats)[0] == 0
     assert results() == results(Path("alone"))
     assert held == [False] * 4  # what the model has found is on the disk alone
+
+
+@pytest.mark.parametrize("writers", [1, 2])
+def test_a_scene_that_fails_leaves_nothing_in_the_memory(weights, scenes, monkeypatch, writers):
+    """Nor on the disk, where a removed file that is mapped still takes its room."""
+    exports = []
+
+    def fail(export, folder):
+        exports.append(weakref.ref(export))
+        raise FileError("the disk is full")
+
+    monkeypatch.setattr(batch_work, "good_writers", lambda: writers)
+    gc.disable()
+    try:
+        with registered(Format("own", ("own",), fail)):
+            code, lines, _ = batch(weights, "--format", "own,scene,ply", scenes=("scenes/b",))
+        assert code == 1 and said(lines, "failed") == ["b"]
+        assert [one() for one in exports] == [None]
+    finally:
+        gc.enable()
 
 
 def test_a_scene_in_pieces_is_finished_too(weights, scenes, monkeypatch):

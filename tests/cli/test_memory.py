@@ -1,6 +1,7 @@
 """`fastvggt reconstruct` where memory is short, and what leaves the device."""
 
 import contextlib
+import weakref
 from functools import partial
 
 import jax
@@ -86,11 +87,13 @@ def test_out_of_memory_while_running(weights, tmp_path, monkeypatch):
 
 def test_a_program_that_memory_in_pieces_has_no_place_for(weights, tmp_path, monkeypatch):
     """It needs no more than there is, and fails while it runs: less is tried, and then fewer photographs."""
-    real, ran = jax.stages.Compiled.__call__, []
+    real, ran, tried, left = jax.stages.Compiled.__call__, [], [], []
 
     def call(self, *given):
         ran.append(given[1].shape[1])
+        left.append([one() is not None for one in tried])
         if failures:
+            tried.append(weakref.ref(given[1]))
             raise jax.errors.JaxRuntimeError(failures.pop())
         return real(self, *given)
 
@@ -98,7 +101,7 @@ def test_a_program_that_memory_in_pieces_has_no_place_for(weights, tmp_path, mon
     failures = ["RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes."]
     result = run(*reconstruct_args(weights, tmp_path / "a", "--format", "scene"))
     assert result.exit_code == 0 and "memory is scarce: what is computed waits" in result.stderr
-    assert ran == [2, 2]
+    assert ran == [2, 2] and left == [[], [False]], "the photographs are on the device once"
     model, params = from_pretrained(weights, heads=("camera", "depth"), dtype="float32")
     images = pipeline.load_images(PHOTOS / "grey_83x80.png", size=28)
     kept = programs.Programs()

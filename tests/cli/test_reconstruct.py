@@ -47,6 +47,24 @@ WITHOUT_GLB = ["--format", "cameras,depth,ply,overview,scene"]
 # ---- whole runs
 
 
+def test_points_are_chosen_once(weights, tmp_path, monkeypatch):
+    """For the files, and then counted."""
+    real, calls = Scene.point_indices, []
+
+    def chosen(self, **options):
+        calls.append(options)
+        return real(self, **options)
+
+    monkeypatch.setattr(Scene, "point_indices", chosen)
+    more = ("--format", "ply", "--edge-filter", "0.5", "--json")
+    result = run(*reconstruct_args(weights, tmp_path / "out", *more))
+    assert result.exit_code == 0 and len(calls) == 1
+    assert (
+        f"element vertex {json.loads(result.stdout)['points']}\n".encode()
+        in (tmp_path / "out" / "points.ply").read_bytes()
+    )
+
+
 def test_photographs_to_files_as_json(weights, tmp_path):
     result = run(*reconstruct_args(weights, tmp_path / "out", "--json"))
     assert result.exit_code == 0, result.output

@@ -5,6 +5,7 @@ import errno
 import multiprocessing
 import os
 import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -17,9 +18,13 @@ import numpy as np
 import pytest
 
 from fastvggt_jax.errors import FileError
+from fastvggt_jax.export import apart as apart_module
 from fastvggt_jax.export.apart import Apart
 from fastvggt_jax.export.base import Export, ExportOptions, Format, check_formats, registered, write_formats
+from fastvggt_jax.export.tracks import Followed
 from fastvggt_jax.io.files import write_file
+from fastvggt_jax.io.scenes import DENSE
+from fastvggt_jax.scene import Scene
 from tests.export.truth import true_scene
 from tests.faults.runner import contents
 
@@ -39,13 +44,13 @@ def scene(tmp_path_factory):
 
 
 def write(scene, folder, begin=None, options=OPTIONS, formats=FORMATS):
-    """(files, the report of tracks, warnings)"""
+    """(files, the report of tracks, warnings, how many points)"""
     folder.mkdir()
     export = Export.of(scene, options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         write_formats(export, folder, check_formats(formats), begin)
-    return contents(folder), export.tracks_report(), {str(one.message) for one in caught}
+    return contents(folder), export.tracks_report(), {str(one.message) for one in caught}, export.points
 
 
 def test_the_files_the_report_and_the_warnings_are_the_same(scene, apart, tmp_path):
@@ -72,24 +77,51 @@ def test_the_files_the_report_and_the_warnings_are_the_same(scene, apart, tmp_pa
     assert write(scene, tmp_path / "tracks apart", begin, formats=("scene", "ply", "splat")) == here
 
 
+def test_what_a_process_does(scene, tmp_path):
+    """It maps the scene and uses its share of the cores."""
+    exports = []
+    own = Format("own", ("own",), lambda export, folder: exports.append(export), of_saved=True)
+    scene.save(tmp_path)
+    with registered(own):
+        assert apart_module._write_saved(tmp_path, ("own",), OPTIONS).points == len(OPTIONS.cloud(scene))
+    (export,) = exports
+    assert export.cores == apart_module.CORES and not export.scene.points.flags.writeable
+
+
+@pytest.mark.parametrize("voxel", [None, 0.2])
+def test_points_are_counted_where_they_are_written(scene, apart, tmp_path, monkeypatch, voxel):
+    options = ExportOptions(conf_percentile=10, voxel=voxel)
+    count = len(options.cloud(scene))
+    export = Export.of(scene, options)
+    monkeypatch.delattr(Scene, "point_indices")
+    write_formats(export, tmp_path, check_formats(("scene", "ply")), apart.begin)
+    assert export.points == count
+
+
 def test_what_is_saved_leaves_the_memory(scene, apart, tmp_path):
-    export = Export.of(dataclasses.replace(scene, points=scene.points.copy()), OPTIONS)
-    before, points = export.scene.points.copy(), weakref.ref(export.scene.points)
+    copies = {name: getattr(scene, name).copy() for name in DENSE}
+    export = Export.of(dataclasses.replace(scene, **copies), OPTIONS)
+    held = [weakref.ref(one) for one in copies.values()]
+    held += [weakref.ref(getattr(export.scene, name)) for name in DENSE]
+    before = export.scene.points.copy()
+    del copies
     left, wait = apart.begin(export, tmp_path, check_formats(("scene", "ply")))
-    assert not left and points() is None
+    assert not left and not any(one() is not None for one in held)
     wait()
     np.testing.assert_array_equal(export.scene.points, before)  # should it still be wanted
 
 
+def faults_of_an_array():
+    """Pages that the system has cleared for this process so far."""
+    np.ones(100 << 20, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_a_process_keeps_its_memory_for_the_next_scene():
-    faults = (
-        "import resource, numpy as np; from fastvggt_jax.export import apart; apart._keep_memory()\n"
-        "for _ in range(3):\n"
-        "    np.ones(100 << 20, np.uint8); print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)\n"
-    )
-    run = subprocess.run([sys.executable, "-c", faults], stdout=subprocess.PIPE, text=True, check=True)
-    _, second, third = map(int, run.stdout.split())
+def test_a_process_keeps_its_memory_for_the_next_scene(apart):
+    pool = apart._one()
+    _, second, third = [pool.submit(faults_of_an_array).result() for _ in range(3)]
+    apart._idle.append(pool)
     assert third - second < 20
 
 
@@ -98,6 +130,7 @@ def test_what_is_not_the_saved_scenes_is_written_here(scene, apart, tmp_path):
     export = Export.of(scene, OPTIONS)
     for other in (
         Export.of(scene, OPTIONS, measured=export.tracks),
+        Export.of(scene, OPTIONS, followed=Followed(*[np.empty(0)] * len(dataclasses.fields(Followed)))),
         Export.of(scene, ExportOptions(float16=True)),
     ):
         assert apart.begin(other, tmp_path, formats)[0] == formats

@@ -167,6 +167,27 @@ def test_the_same_scene_gives_the_same_tracks_whatever_the_chunk(truth, monkeypa
         np.testing.assert_allclose(getattr(whole, field.name), getattr(parts, field.name), atol=1e-9)
 
 
+@pytest.mark.parametrize("share", [0.05, 0.5, 1.0])
+def test_of_many_views_every_so_manieth_counts(share):
+    """Of those that see the point, and the one that it is of."""
+    rng, views, points = np.random.default_rng(0), 200, 60
+    seen, source = rng.random((views, points)) < share, rng.integers(views, size=points)
+    seen[source, np.arange(points)] = True
+    seen[:, 0] = np.arange(views) == source[0]  # by one view
+    chosen = tracks._evenly(seen, source)
+    for k in range(points):
+        length, own = seen[:, k].sum(), np.cumsum(seen[:, k])[source[k]] - 1
+        ranks = np.flatnonzero(chosen[seen[:, k], k])
+        if length < 2:
+            assert not chosen[:, k].any()
+            continue
+        assert own in ranks and not (chosen[:, k] & ~seen[:, k]).any()
+        step = min(1.0, tracks.MAX_TRACK / length)
+        even = np.flatnonzero(np.diff(np.floor(np.arange(-1, length) * step)))
+        assert len(even) == min(length, tracks.MAX_TRACK)
+        np.testing.assert_array_equal(ranks, np.union1d(even, own))
+
+
 def test_long_tracks_are_thinned_evenly_and_keep_their_own_view(truth, monkeypatch):
     scene = truth().scene
     whole = find_tracks(scene, 3000)

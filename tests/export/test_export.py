@@ -381,6 +381,32 @@ def test_the_overview_paints_near_points_over_far_ones():
     assert painted.sum() == overview.SPLAT**2  # what is behind the camera is nowhere
 
 
+def test_the_overview_shows_the_part_of_a_square_that_is_in_the_picture():
+    corner, size = [], np.array([overview.WIDTH, overview.HEIGHT])
+    for k, off in enumerate(range(-overview.SPLAT - 1, 2)):
+        along = 50 + 20 * k
+        corner += [(off, along), (along, off), (size[0] + off, along), (along, size[1] + off)]
+    xy = (np.array(corner) + 0.5 - size / 2) / overview.FOCAL
+    rgb = np.random.default_rng(0).integers(0, 256, (len(xy), 3), np.uint8)
+    cloud = PointCloud(np.column_stack([xy, np.ones(len(xy))]), rgb, np.ones(len(xy)))
+    expected = np.full((*size[::-1], 3), overview.BACKGROUND, np.uint8)
+    for (u, v), color in zip(corner, rgb, strict=True):
+        rows, columns = (slice(max(x, 0), max(x + overview.SPLAT, 0)) for x in (v, u))
+        expected[rows, columns] = color
+    np.testing.assert_array_equal(overview.paint(np.eye(3, 4), cloud), expected)
+
+
+def test_where_the_world_begins_is_nothing_to_the_overview(scene):
+    far = np.array([30, -20, 10], np.float32)
+    cloud, moved = scene.point_cloud(), scene.cam_from_world.copy()
+    moved[:, :, 3] -= moved[:, :, :3] @ far
+    moved = dataclasses.replace(scene, cam_from_world=moved, points=scene.points + far)
+    view = overview.viewpoint(scene, cloud, frusta(scene, 0.3))
+    other = overview.viewpoint(moved, moved.point_cloud(), frusta(moved, 0.3))
+    np.testing.assert_allclose(other[:, :3], view[:, :3], atol=1e-4)
+    np.testing.assert_allclose(other[:, 3] + other[:, :3] @ far, view[:, 3], atol=1e-2)
+
+
 def test_the_overview_has_all_cameras_and_most_points_in_sight(scene):
     cloud, cameras = scene.point_cloud(), frusta(scene, 0.3)
     view = overview.viewpoint(scene, cloud, cameras)

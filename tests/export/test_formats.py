@@ -1,6 +1,7 @@
 """Formats by name, a format of one's own, and a scene that is saved and comes back."""
 
 import dataclasses
+import errno
 import io
 import json
 import zipfile
@@ -55,6 +56,24 @@ def test_a_saved_scene_comes_back_bit_for_bit(scene, tmp_path, mapped):
             assert type(after) is np.ndarray and not (mapped and after.ctypes.data % 64)  # as fast as others
         else:
             assert before == after and type(before) is type(after), field.name
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_scene_that_another_program_has_compressed(scene, tmp_path, mapped):
+    scene.save(tmp_path)
+    with np.load(tmp_path / "scene.npz") as archive:
+        arrays = dict(archive)
+    np.savez_compressed(tmp_path / "scene.npz", **arrays)
+    np.testing.assert_array_equal(Scene.load(tmp_path, mapped=mapped).points, scene.points)
+
+
+def test_a_file_system_that_maps_no_files(scene, tmp_path, monkeypatch):
+    def no_map(*_, **__):
+        raise OSError(errno.ENODEV, "No such device")
+
+    scene.save(tmp_path)
+    monkeypatch.setattr("mmap.mmap", no_map)
+    np.testing.assert_array_equal(Scene.load(tmp_path, mapped=True).points, scene.points)
 
 
 @pytest.mark.parametrize("name", ["a\udcff.jpg", "a b.jpg", "a\nb.jpg"])

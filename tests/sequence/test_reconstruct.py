@@ -5,6 +5,7 @@ chunk's own.
 import contextlib
 import dataclasses
 import json
+import weakref
 from functools import partial
 
 import jax
@@ -90,6 +91,32 @@ def test_chunks_are_one_scene(photographs, weights, tmp_path, block):
     assert scene.names == tuple(f"{i:02}.png" for i in range(COUNT)) and error(block, scene) < 1e-3
     in_words = run(photographs, weights, tmp_path / "in words", "--chunk", 8, "--overlap", 3)
     assert "joined 4 chunks, the worst two off by 0.00% of the distance; 0 loops closed" in in_words.stdout
+
+
+def test_what_all_at_once_was_tried_with_is_gone_before_chunks_are(
+    photographs, weights, tmp_path, block, monkeypatch
+):
+    """The error that is kept, in case that chunks do not fit either, holds nothing on the device."""
+    predict, held = pipeline.predict, []
+
+    def run_program(model, params, images, *more, **others):
+        pixels = np.ones(1)  # as jax' own functions hold what is on the device
+        if len(images.names) == COUNT:
+            held.append(weakref.ref(pixels))
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        assert held[0]() is None
+        return predict(model, params, images, *more, **others)
+
+    def tried(*given, **others):
+        try:
+            return run_program(*given, **others)
+        except RuntimeError as error:
+            raise DoesNotFit("out of memory: too many") from error
+
+    monkeypatch.setattr(pipeline, "predict", tried)
+    result = run(photographs, weights, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "chunks of 10" in result.stderr and len(held) == 1
 
 
 def test_what_fits_is_reconstructed_at_once(photographs, weights, tmp_path, block):
