@@ -124,19 +124,23 @@ def test_a_signal_while_a_temporary_folder_comes_or_goes_leaves_none(where, func
     fill(out, "old")
     real = getattr(where, function)
 
+    def end(number, _):
+        raise SystemExit(128 + number)
+
     def hit(path, *arguments, **how):
         if where is Path:
             real(path, *arguments, **how)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
         if where is shutil:
             real(path, *arguments, **how)
 
     monkeypatch.setattr(where, function, hit)
-    with (
-        pytest.raises(KeyboardInterrupt),
-        output_folder(out, overwrite=True, ours=OURS) as folder,
-    ):
-        fill(folder, "new")
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(SystemExit), output_folder(out, overwrite=True, ours=OURS) as folder:
+            fill(folder, "new")
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert contents(out)["points.ply"] == ("new" if where is shutil else "old")
     assert os.listdir(out.parent) == ["out"]
 
