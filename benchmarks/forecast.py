@@ -8,12 +8,11 @@ import sys
 
 import jax
 import numpy as np
-from flax import traverse_util
 
 from fastvggt_jax import VGGT
 from fastvggt_jax.models.memory import needed_bytes
 from fastvggt_jax.pipeline import compute_dtype
-from fastvggt_jax.profile import WIDTH, forecast
+from fastvggt_jax.profile import WIDTH, forecast, stored_params
 from fastvggt_jax.programs import program_for
 
 GIB = 2**30
@@ -23,13 +22,8 @@ def main(views: int) -> None:
     model = VGGT()
     model = model.clone(heads=model.heads_for(None), dtype=compute_dtype("auto"))
     said = forecast(model, views)
-    specs = traverse_util.flatten_dict(model.abstract_params(), sep="/")
-    params = {
-        name: jax.ShapeDtypeStruct(spec.shape, model.storage(name.removeprefix("params/")))
-        for name, spec in specs.items()
-    }
     pixels = np.zeros((1, views, WIDTH, WIDTH, 3), np.uint8)
-    given = traverse_util.unflatten_dict(params, sep="/"), (), None
+    given = stored_params(model), (), None
     program = program_for(model, given, pixels)
     needs = (needed_bytes(program.compiled) or 0) / GIB
     kept = ", with low_memory" if program.model.low_memory else ""

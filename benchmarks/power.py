@@ -15,6 +15,7 @@ from functools import partial
 import jax
 
 from pallas_kernels import block_sparse_attention, pooled_block_mask
+from pallas_kernels.bench.workloads import find, random_qkv
 
 BLOCK, HEADS, HEAD_DIM = (128, 64), 16, 64
 QUERY = ["nvidia-smi", "--query-gpu=clocks.sm,power.draw", "--format=csv,noheader,nounits", "-lms", "100"]
@@ -67,10 +68,7 @@ def main() -> None:
     card = Card()
     print(jax.devices()[0].device_kind, "jax", jax.__version__)
     for tokens in given.tokens:
-        q, k, v = (
-            jax.random.normal(key, (1, tokens, HEADS, HEAD_DIM), "bfloat16")
-            for key in jax.random.split(jax.random.key(0), 3)
-        )
+        q, k, v = random_qkv(tokens, tokens, find(f"{tokens}x{HEADS}x{HEAD_DIM}"), "bfloat16")
         keep = max(1, round(given.density * -(-tokens // BLOCK[1])))
         mask = jax.jit(partial(pooled_block_mask, keep_count=keep, block=BLOCK))(q, k)
         flop = 4.0 * HEAD_DIM * BLOCK[0] * BLOCK[1] * float(mask.kv_num_blocks.sum())

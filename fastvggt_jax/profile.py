@@ -262,6 +262,13 @@ def profile(model: Any, params: Any, images: jax.Array, step: Any, given: Any = 
     }
 
 
+def stored_params(model: Model) -> dict[str, Any]:
+    """Shapes and dtypes of the parameters as `reconstruct` stores them."""
+    specs = flax.traverse_util.flatten_dict(model.abstract_params()["params"], sep="/")
+    stored = {name: jax.ShapeDtypeStruct(spec.shape, model.storage(name)) for name, spec in specs.items()}
+    return {"params": flax.traverse_util.unflatten_dict(stored, sep="/")}
+
+
 def forecast(
     model: Model, frames: int, height: int | None = None, width: int | None = None
 ) -> dict[str, Any]:
@@ -276,11 +283,7 @@ def forecast(
     height, width = (side or policy.size or WIDTH for side in (height, width))
     check_sides(policy.patch, size=height)
     check_sides(policy.patch, size=width)
-    params = {
-        name: jax.ShapeDtypeStruct(spec.shape, model.storage(name))
-        for name, spec in flax.traverse_util.flatten_dict(model.abstract_params()["params"], sep="/").items()
-    }
-    tree = {"params": flax.traverse_util.unflatten_dict(params, sep="/")}
+    tree = stored_params(model)
     images = jax.ShapeDtypeStruct((1, frames, height, width, 3), jnp.uint8)
     # As `programs` compiles it, but not tuned: XLA tries its kernels on arrays that there may be no room for.
     options: dict[str, Any] = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}

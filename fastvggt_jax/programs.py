@@ -106,7 +106,8 @@ def predict(
         program = make() if programs is None else programs.of(key, make)
     compiled = program.compiled
     scarce = program.model.low_memory and not model.low_memory
-    if pixels.shape[1] > count and (scarce or not fits(compiled)):
+    filled_up = pixels.shape[1] > count
+    if filled_up and (scarce or not fits(compiled)):
         return predict(model, params, images, step, points_from, programs=programs)
     if not fits(compiled):
         error = DoesNotFit(_memory_sentence(images, params, compiled, ""))
@@ -114,7 +115,7 @@ def predict(
         raise error
     if scarce:
         warnings.warn(SCARCE, stacklevel=2)
-    ran, filled_up = False, pixels.shape[1] > count
+    ran = False
     try:
         with step("run"), memory_errors(images, params, compiled, of=DoesNotFit):
             place = None if mesh is None else along_frames(mesh, pixels.shape, pixels.shape[1])

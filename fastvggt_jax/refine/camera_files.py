@@ -65,10 +65,7 @@ def known_cameras(
         if key is None:
             continue
         K, values, size = known[key]
-        matrix = matrix_of(values)
-        if matrix is None or not is_rotation(matrix[:3, :3]) or not np.allclose(matrix[3], (0, 0, 0, 1)):
-            text = f"cameras {path}: the world_from_cam of {key} is no 4x4 matrix of a rotation"
-            raise InputError(f"{text} and a position within {FARTHEST:.0e}", argument=argument)
+        matrix = checked_pose(values, key, path, argument)
         if size != tuple(sizes[i]):
             pixels = "{}x{}".format(*size), "{}x{}".format(*sizes[i])
             text = f"cameras {path}: {names[i]} has {pixels[0]} pixels there, and {pixels[1]} here"
@@ -182,6 +179,15 @@ def matrix_of(values: Any) -> np.ndarray | None:
     except (TypeError, ValueError, OverflowError):  # texts, rows of several lengths, 400 digits
         return None
     return matrix if matrix.shape == (4, 4) and (np.abs(matrix) <= FARTHEST).all() else None
+
+
+def checked_pose(values: Any, name: str, path: str, argument: str) -> np.ndarray:
+    """f64[4, 4], a photograph's world_from_cam; InputError where it is no rotation and position."""
+    pose = matrix_of(values)
+    if pose is None or not is_rotation(pose[:3, :3]) or not np.allclose(pose[3], (0, 0, 0, 1)):
+        text = f"{argument} {path}: the world_from_cam of {name} is no 4x4 matrix of a rotation"
+        raise InputError(f"{text} and a position within {FARTHEST:.0e}", argument=argument)
+    return pose
 
 
 def checked_K(K: Any, given: str, argument: str = "intrinsics") -> np.ndarray:

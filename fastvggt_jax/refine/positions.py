@@ -12,9 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fastvggt_jax.errors import InputError
-from fastvggt_jax.geometry.alignment import is_rotation
 from fastvggt_jax.io.colmap import read_model
-from fastvggt_jax.refine.camera_files import FARTHEST, images_of, key_of, keys_of, matrix_of, read_text
+from fastvggt_jax.refine.camera_files import FARTHEST, checked_pose, images_of, key_of, keys_of, read_text
 
 EARTH_RADIUS, EARTH_FLATTENING = 6378137.0, 1 / 298.257223563  # WGS 84, metres
 ON_A_LINE = 1e-3  # of the positions' extent: what they leave it by, to count as a plane's or a body's
@@ -80,10 +79,7 @@ def _known_positions(path: str) -> Known:
     images, scale, world = images_of(Path(path), "align_to")
     offset, origin = world
     for one in images:
-        pose = matrix_of(one["world_from_cam"])
-        if pose is None or not is_rotation(pose[:3, :3]) or not np.allclose(pose[3], (0, 0, 0, 1)):
-            text = f"align_to {path}: the world_from_cam of {one['name']} is no 4x4 matrix of a rotation"
-            raise InputError(f"{text} and a position within {FARTHEST:.0e}", argument="align_to")
+        pose = checked_pose(one["world_from_cam"], one["name"], path, "align_to")
         centres[one["name"]], rotations[one["name"]] = pose[:3, 3] + offset, pose[:3, :3]
     return Known(centres, rotations, scale, origin)
 
