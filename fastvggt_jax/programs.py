@@ -85,8 +85,8 @@ def predict(
     conditions: Conditions | None = None,
     bucket: bool = False,
 ) -> tuple[Reconstruction, list[float] | None]:
-    """(the reconstruction of these images, computed; the share of blocks that each sparse layer has attended
-    to).
+    """(the reconstruction of these images, computed, as arrays of numpy; the share of blocks that each sparse
+    layer has attended to).
 
     mesh: that is set and shares the frames, if any.
     programs: where to find those of other scenes, of this model, points_from and mesh.
@@ -134,6 +134,8 @@ def predict(
         warnings.warn(SCARCE, stacklevel=2)
         less = model.clone(low_memory=True)
         return predict(less, params, images, step, points_from, queries, mesh, programs, conditions, bucket)
+    # As they lie there: JAX can compute nothing from arrays in that memory.
+    found, density = jax.tree.map(np.asarray, (found, density))
     if bucket:
         found = found.first(count)
     if program.one_confidence:

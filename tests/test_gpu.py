@@ -2,6 +2,8 @@
 cuDNN and bfloat16.
 """
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from fastvggt_jax.attention import dense_attention
 from fastvggt_jax.models import injection
 from fastvggt_jax.models.injection import Views, prope_attention
 from fastvggt_jax.models.rope import patch_positions
+from fastvggt_jax.pipeline import Settings, reconstruct
 from fastvggt_jax.pretrained import BUNDLED
 from fastvggt_jax.sharding import frames_mesh
 from pallas_kernels import BlockMask, Lengths, block_sparse_attention, pooled_block_mask
@@ -226,6 +229,15 @@ def test_one_program_for_a_range_of_views(sparsity):
         assert max(in_float32[n].values()) < 1e-4
         # Both are rounded, each in its own way: another shape, another order of sums, other near ties.
         assert all(between[name] < 2 * rounding[name] for name in rounding)
+
+
+def test_chunks_are_joined(tmp_path):
+    """Of whose results no two are on the GPU at a time."""
+    photographs = [BUNDLED["mini"].path.parent / "views" / f"{i}.jpg" for i in range(8)]
+    settings = Settings(photographs, "mini", tmp_path / "out", chunk=5, overlap=2, formats=["cameras"])
+    report = reconstruct(settings, lambda name: contextlib.nullcontext())
+    (residual,) = report["sequence"]["residuals"]
+    assert report["sequence"]["chunks"] == [[0, 4], [3, 7]] and residual < 0.1
 
 
 @pytest.mark.parametrize("low_memory", [False, True])
