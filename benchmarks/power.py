@@ -5,6 +5,7 @@ the clock and the power of the card meanwhile; random inputs, 16 heads × 64, bl
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import threading
@@ -19,6 +20,7 @@ from pallas_kernels.bench.workloads import find, random_qkv
 
 BLOCK, HEADS, HEAD_DIM = (128, 64), 16, 64
 QUERY = ["nvidia-smi", "--query-gpu=clocks.sm,power.draw", "--format=csv,noheader,nounits", "-lms", "100"]
+QUERY += ["--id", os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]]
 
 
 class Card:

@@ -35,7 +35,7 @@ from fastvggt_jax.models import registry
 from fastvggt_jax.models.base import COMPUTE, CONDITIONS, Model
 from fastvggt_jax.models.conditions import Conditions
 from fastvggt_jax.models.memory import needed_bytes
-from fastvggt_jax.profile import profile
+from fastvggt_jax.profile import name_kernels, profile
 from fastvggt_jax.programs import compile_to_fit
 from fastvggt_jax.sharding import along_frames, frames_mesh
 from fastvggt_jax.sources.sizing import check_sides
@@ -294,8 +294,8 @@ def run(what: str, case: Case) -> dict[str, Any]:
     RuntimeError with the traceback of a bug.
     """
     environment = dict(os.environ)
-    if case.profile:  # kernels that are launched as one graph have no names
-        environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer="
+    if case.profile:
+        name_kernels(environment)
     if what == "model":  # PyTorch wants some beside one layer's attention
         environment.setdefault(MEMORY_SHARE, MOST)
     if case.memory_limit is not None:
@@ -320,7 +320,8 @@ def run(what: str, case: Case) -> dict[str, Any]:
 
 def _gpu_memory_gib() -> float:
     """Of the first GPU, asked of nvidia-smi: this process must not open the device that its rows need."""
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits", "--id=0"]
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits", f"--id={first}"]
     return float(subprocess.run(query, capture_output=True, text=True, check=True).stdout) / 1024
 
 

@@ -206,7 +206,7 @@ def _compiled(
         host = jax.tree.map(lambda x: lies(x.shape, memory=kind), results)
         images = jax.ShapeDtypeStruct(pixels.shape, pixels.dtype, sharding=lies(pixels.shape))
     elif kind is not None:
-        host = jax.sharding.SingleDeviceSharding(jax.devices()[0], memory_kind=kind)
+        host = jax.sharding.SingleDeviceSharding(jax.local_devices()[0], memory_kind=kind)
     lowered = jax.jit(function, out_shardings=host).lower(params, images)
     with ThreadPoolExecutor(1) as pool:
         reserved = pool.submit(_reserve, lowered, host) if kind is not None else None

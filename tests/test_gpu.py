@@ -232,7 +232,7 @@ def test_one_program_for_a_range_of_views(sparsity):
 
 
 def test_chunks_are_joined(tmp_path):
-    """Of whose results no two are on the GPU at a time."""
+    """Of results in the host's memory, from which JAX itself computes nothing."""
     photographs = [BUNDLED["mini"].path.parent / "views" / f"{i}.jpg" for i in range(8)]
     settings = Settings(photographs, "mini", tmp_path / "out", chunk=5, overlap=2, formats=["cameras"])
     report = reconstruct(settings, lambda name: contextlib.nullcontext())

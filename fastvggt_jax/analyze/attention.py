@@ -280,8 +280,8 @@ def runtime_shares(
     model: Model, params: Any, images: np.ndarray, counts: Sequence[int]
 ) -> list[dict[str, Any]]:
     """For each number of views the seconds that each part of one run takes on the default device, as
-    `fastvggt_jax.profile` tells them apart. Raises InputError for more views than there are, and
-    OutOfMemoryError.
+    `fastvggt_jax.profile` tells them apart; on a GPU call its `name_kernels` first. Raises InputError for
+    more views than there are, and OutOfMemoryError.
     """
     check_views(counts, images.shape[1])
     rows = []

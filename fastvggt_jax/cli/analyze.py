@@ -78,6 +78,7 @@ def analyze(
     from fastvggt_jax.io.files import check_output_folder, output_folder, write_file
     from fastvggt_jax.pipeline import compute_dtype
     from fastvggt_jax.pretrained import from_pretrained, read_model, recommended_block
+    from fastvggt_jax.profile import name_kernels
     from fastvggt_jax.sources import load_images
     from fastvggt_jax.sparsity import parse_block, parse_layers, parse_sparsity
 
@@ -90,6 +91,8 @@ def analyze(
     wanted = None if layers is None else parse_layers(layers)
     counts = () if views is None else tuple(sorted(set(_numbers(views, "views", "numbers such as 2,4,8"))))
     take_gpu_memory()
+    if counts:
+        name_kernels()
     use_compilation_cache(cache_dir)
     heads = read_model(weights).heads_for(None)
     how: dict[str, Any] = dict(dtype=compute_dtype(dtype), param_dtype="compute")

@@ -88,6 +88,8 @@ def batch(
     from fastvggt_jax.batch.run import run
 
     cache_dir, weights = options.pop("cache_dir"), options.pop("weights")
+    if workers is not None or ray is not None:
+        only_a_cpu()
     prepare = functools.partial(prepare_process, cache_dir)
     settings = chosen_settings(
         **(options | {"intrinsics": _absolute(options["intrinsics"])}),
@@ -142,6 +144,15 @@ def _say(event: dict[str, Any], quiet: bool, as_json: bool) -> None:
     elif not quiet:
         for text in [event["text"]] if event["event"] == "warning" else event.get("warnings", ()):
             say("warning", f"{event['scene']}: {text}" if "scene" in event else text)
+
+
+def only_a_cpu() -> None:
+    """In this process, which computes nothing: to convert weights asks for a device, and GPUs are for the
+    workers.
+    """
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
 
 
 def prepare_process(cache_dir: str | None) -> None:

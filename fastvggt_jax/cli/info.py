@@ -38,6 +38,7 @@ def info(
     from fastvggt_jax.io.tensors import open_safetensors
     from fastvggt_jax.pretrained import weight_file
 
+    take_gpu_memory()  # before weights are converted, which asks for the device
     path = Path(weights) if os.path.isfile(weights) else weight_file(weights)
     file = open_safetensors(path)
     metadata = dict(file.metadata() or {})
@@ -86,7 +87,6 @@ def _forecast(weights: str, views: int, size: str | None) -> dict[str, Any]:
     from fastvggt_jax.profile import forecast
 
     whole_number("views", views, least=1)
-    take_gpu_memory()
     model = read_model(weights)
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", size) if size is not None else None
     if size is not None and match is None:

@@ -93,7 +93,7 @@ def join(
     scales: list[float | None] = []  # metres per unit
     kept: Reconstruction | None = None
     for number, chunk in enumerate(chunks):
-        kept = found = run(chunk)
+        found = run(chunk)
         parts.append(Part.of(chunk, found, shown[chunk]))
         scales.append(None if found.metric_scale is None else float(np.asarray(found.metric_scale)[0]))
         own = owner[chunk] == number
@@ -107,7 +107,10 @@ def join(
             if name not in maps:
                 maps[name] = np.empty((frames, *values.shape[1:]), values.dtype)
             maps[name][chunk[own]] = values[own]
-        del found
+        # Not the arrays: the next chunk's take their place.
+        nothing: dict[str, Any] = dict.fromkeys((*MAPS, *CAMERAS, "track", "track_conf"))
+        kept = dataclasses.replace(found, **nothing)
+        del found, values
     assert kept is not None
     fits = [fit(one, other) for one, other in zip(parts, parts[1:], strict=False)]
     edges = _edges(parts, fits)

@@ -496,3 +496,21 @@ def test_cameras_and_depth_are_of_one_scene(weights, scenes):
     Path("index.jsonl").write_text(json.dumps({"scene": "scenes/b", "cameras": "gone.json"}))
     code, lines, _ = batch(weights, scenes=("index.jsonl",))
     assert code == 1 and "gone.json" in lines[1]["error"]
+
+
+def test_the_process_that_has_workers_takes_no_gpu(weights, scenes, monkeypatch):
+    """Not even where it converts weights, for which a model's shapes are found."""
+    platforms, before = [], jax.config.jax_platforms
+
+    def run_all(*arguments, **more):
+        platforms.append(jax.config.jax_platforms)
+        return {"event": "end", "done": 0, "failed": 0, "finished": 0, "views": 0, "seconds": 0.0}
+
+    monkeypatch.setattr(batch_run, "run", run_all)
+    try:
+        jax.config.update("jax_platforms", None)
+        for more in ((), ("--workers", 2)):
+            assert run("batch", "scenes/*", "-c", weights, "-o", "out", *more).exit_code == 0
+    finally:
+        jax.config.update("jax_platforms", before)
+    assert platforms == [None, "cpu"]

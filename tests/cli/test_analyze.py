@@ -1,6 +1,7 @@
 """`fastvggt analyze`: its files, and what is said of wrong input before a model is loaded."""
 
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from fastvggt_jax import pretrained
 from fastvggt_jax.cli.app import app
+from fastvggt_jax.errors import InputError
 from fastvggt_jax.io.weights import save_params
 from fastvggt_jax.testing.tiny import tiny_model
 from tests.seeing.test_report import refused
@@ -59,3 +62,20 @@ def test_wrong_input(given, tmp_path):
     refused(run(*given, *out, "--views", "2,x"), "--views", "2,4,8")
     refused(run(*given, *out, "--layers", "99"), "--layers", "99")
     assert not (tmp_path / "out").exists()
+
+
+def test_kernels_have_names_where_their_times_are_asked_for(given, tmp_path, monkeypatch):
+    flags = []
+
+    def loading(*arguments, **more):
+        flags.append(os.environ.get("XLA_FLAGS", "").split())
+        raise InputError("enough")
+
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=there")
+    monkeypatch.setattr(pretrained, "from_pretrained", loading)
+    for more in ((), ("--views", "2")):
+        run(*given, "-o", tmp_path / "out", *more)
+    assert flags == [
+        ["--xla_dump_to=there"],
+        ["--xla_dump_to=there", "--xla_gpu_enable_command_buffer="],
+    ]

@@ -1,13 +1,16 @@
 """`fastvggt info`: what weights hold, and what a reconstruction needs."""
 
 import json
+import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fastvggt_jax import pretrained
 from fastvggt_jax.cli.info import in_words
+from fastvggt_jax.errors import InputError
 from fastvggt_jax.models import base
 from fastvggt_jax.models.memory import needed_bytes
 from fastvggt_jax.pretrained import from_pretrained
@@ -73,3 +76,17 @@ def test_info_says_what_a_stranger_has_written_without_its_escapes(tmp_path):
     text = run("info", tmp_path / "w.safetensors").stdout
     assert "\x1b" not in text and text.count("own") == 5 and "nowhere" not in text
     assert str(tmp_path / "w.safetensors") in text
+
+
+def test_memory_is_taken_before_weights_are_converted_which_asks_for_the_device(weights, monkeypatch):
+    share, taken = "XLA_PYTHON_CLIENT_MEM_FRACTION", []
+
+    def weight_file(name):
+        taken.append(os.environ.get(share))
+        raise InputError("enough")
+
+    monkeypatch.setenv(share, "")
+    monkeypatch.delenv(share)
+    monkeypatch.setattr(pretrained, "weight_file", weight_file)
+    run("info", "facebook/VGGT-1B", "--views", 2)
+    assert taken == ["0.93"]

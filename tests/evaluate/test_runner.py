@@ -8,6 +8,7 @@ import pytest
 from fastvggt_jax import VGGT, Pi3, errors, geometry
 from fastvggt_jax.datasets.base import Sample, Truth
 from fastvggt_jax.datasets.stereo import Stereo
+from fastvggt_jax.evaluate import runner
 from fastvggt_jax.evaluate.measures import DEFINITIONS, Reference
 from fastvggt_jax.evaluate.runner import BASELINES, evaluate, whole_batch
 from fastvggt_jax.evaluate.truth import in_model_pixels
@@ -317,6 +318,19 @@ def test_ranks_are_of_the_photographs_own_pixels_and_of_what_the_model_has_seen(
     assert summary["ranked pixels"] == 3 * 40 * 40 and summary["ranked share"] == pytest.approx(50)
     with pytest.raises(errors.FailedError, match="hardly any pixel of wall 0"):
         evaluate({"x": lambda images: jax.tree.map(lambda x: -x, predict(images))}, policy, data)
+
+
+def test_seconds_are_those_of_predicting_alone(monkeypatch):
+    now = [0.0]
+
+    def takes(seconds, found):
+        now[0] += seconds
+        return found
+
+    monkeypatch.setattr(runner.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(jax, "device_get", lambda found: takes(10, found))
+    _, seconds = runner._timed(lambda images: takes(1, images), jnp.zeros(3))
+    assert seconds == 1
 
 
 def test_a_size_that_is_no_whole_number_of_patches_is_refused_before_anything_is_loaded():

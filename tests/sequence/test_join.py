@@ -1,6 +1,7 @@
 """Sequences in chunks: what a chunk holds, how two are brought together, and what closing a loop is worth."""
 
 import dataclasses
+import weakref
 
 import numpy as np
 import pytest
@@ -107,6 +108,19 @@ def test_chunks_of_the_truth_are_the_truth():
     ratio = found.depth[0] / whole.depth[0]
     np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-3)
     assert joined.account(plan(40, 12, 4))["pieces"] == [40]
+
+
+def test_one_chunks_results_are_there_at_a_time():
+    block, alive = Block(40), []
+
+    def run(frames):
+        assert not any(one() is not None for one in alive)
+        found = block.reconstruct(frames)
+        alive.extend(weakref.ref(x) for x in (found.points, found.depth, found.cam_from_world))
+        return found
+
+    join(run, plan(40, 12, 4), block.shown)
+    assert len(alive) > 9
 
 
 def test_closing_a_loop_takes_most_of_the_drift():
