@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fastvggt_jax import Sparsity, from_pretrained, load_images
+from fastvggt_jax import Scene, Sparsity, from_pretrained, load_images
 from fastvggt_jax.attention import dense_attention
 from fastvggt_jax.models import injection
 from fastvggt_jax.models.injection import Views, prope_attention
@@ -229,6 +229,24 @@ def test_one_program_for_a_range_of_views(sparsity):
         assert max(in_float32[n].values()) < 1e-4
         # Both are rounded, each in its own way: another shape, another order of sums, other near ties.
         assert all(between[name] < 2 * rounding[name] for name in rounding)
+
+
+@pytest.mark.parametrize("how", [{"bucket": True}, {"devices": "all"}])
+def test_other_programs_of_the_same_photographs_bring_back_the_same(tmp_path, how):
+    if how == {"devices": "all"} and len(jax.devices()) < 2:
+        pytest.skip("needs two GPUs")
+    photographs = [BUNDLED["mini"].path.parent / "views" / f"{i}.jpg" for i in range(7)]
+
+    def run(name, **how):
+        out = tmp_path / name
+        settings = Settings(photographs, "mini", out, dtype="float32", formats=["scene"], **how)
+        with jax.default_matmul_precision("highest"):
+            reconstruct(settings, lambda name: contextlib.nullcontext())
+        return Scene.load(out)
+
+    one, other = run("one"), run("other", **how)
+    for name in ("cam_from_world", "depth", "points"):
+        assert max_error(getattr(other, name), getattr(one, name)) < 1e-4
 
 
 def test_chunks_are_joined(tmp_path):
