@@ -488,6 +488,20 @@ def test_an_interrupted_command_saves_and_says_so(tmp_path, monkeypatch, capfd):
     )
 
 
+def test_it_may_take_a_gpus_memory_unless_the_user_has_said_how_much(tmp_path, monkeypatch):
+    path, share = tmp_path / "once.py", "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    path.write_text(
+        f"import os\nassert os.environ['{share}']  # before a configuration can start JAX's backend\n"
+        + GOOD.format("model=TOY, steps=1, warmup_steps=0, validation_scenes=0")
+    )
+    for given, taken in (("", "0.93"), ("0.5", "0.5")):
+        monkeypatch.setenv(share, given)
+        if not given:
+            monkeypatch.delenv(share)
+        done = CliRunner().invoke(app, ["train", str(path), "--workdir", str(tmp_path / "run")])
+        assert done.exit_code == 0 and os.environ[share] == taken
+
+
 def test_a_folder_of_another_model_or_of_something_else_is_refused(straight, tmp_path):
     model, straight = straight
     wide = config(model=model.clone(embed_dim=64))
