@@ -23,10 +23,13 @@ from fastvggt_jax.sharding import frames_mesh
 from fastvggt_jax.sources import ImagePolicy
 from fastvggt_jax.testing.random_weights import random_params
 from fastvggt_jax.testing.tiny import tiny_model
-from fastvggt_jax.train import Shape
+from fastvggt_jax.train import Shape, loop
+from fastvggt_jax.train import state as training
+from pallas_kernels.implementation import is_sharded
 from tests import shapes_once
 from tests.toys.dataset import Walls
-from tests.train.runs import CAMERAS, MODEL, PI3, planes
+from tests.toys.model import Toy
+from tests.train.runs import CAMERAS, MODEL, PI3, config, planes
 
 VGGT = CAMERAS.clone(num_heads=4)
 SPARSE = dict(block=(4, 4))  # of four patches a frame
@@ -126,6 +129,23 @@ def gradient(model=VGGT, scenes: int = 1, frames: int = 3, devices: int = 2) -> 
 
 def gradient_of_pi3() -> dict:
     return gradient(PI3.clone(num_heads=2), frames=3, devices=2)
+
+
+def compiled_training() -> dict:
+    """Whether what a step and a validation of rendered batches compute is known to lie on several devices,
+    where they are compiled before there are batches.
+    """
+    seen = []
+
+    class Seeing(Toy):
+        @classmethod
+        def loss(cls, prediction, truth, **weights):
+            seen.append(is_sharded(prediction.depth))
+            return super().loss(prediction, truth, **weights)
+
+    loop.render = lambda split, first, shape, **_: planes.__wrapped__(first, shape)
+    loop.compiled(config(model=Seeing(), shapes=(Shape(8, 1, 4, 4),), data=None), training.make_mesh())
+    return {"seen": seen}
 
 
 def pi3x() -> dict:

@@ -185,8 +185,11 @@ def compiled(
     if config.data is not None:
         return step, evaluate
     state, rate = abstract_state(config), jax.ShapeDtypeStruct((), jnp.float32)
-    batch = partial(batch_of, config, sharding=along_scenes(mesh))
+    sharding = along_scenes(mesh)
+    batch = partial(batch_of, config, sharding=sharding)
     kinds = [jax.eval_shape(partial(batch, 0, shape)) for shape in config.shapes]
+    # A kernel that XLA cannot partition sees by it that it cannot serve, see `pallas_kernels`' `is_sharded`.
+    kinds = jax.tree.map(lambda x: x.update(sharding=sharding), kinds)
     with ThreadPoolExecutor() as pool:
         rendered = [pool.submit(batch, 0, shape) for shape in config.shapes]
         lower = lambda kind: step.lower(state, kind, rate).compile()
