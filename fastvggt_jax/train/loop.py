@@ -36,6 +36,7 @@ from fastvggt_jax.train.state import (
     start,
     state_sharding,
 )
+from pallas_kernels import compiles_in_threads
 
 
 def train(
@@ -178,7 +179,8 @@ def compiled(
     config: TrainConfig, mesh: Mesh
 ) -> tuple[Callable[[TrainState, Batch, Any], Any], Callable[[Any, Batch], Any]]:
     """What `make_step` and `make_evaluation` give. For rendered batches everything is compiled here, all
-    kinds at once in threads: to compile one takes a minute or two on a GPU's host, most of it on one core.
+    kinds at once in threads, where the kernels allow it: to compile one takes a minute or two on a GPU's
+    host, most of it on one core.
     """
     step: Any = make_step(config, mesh)
     evaluate: Any = make_evaluation(config, mesh)
@@ -190,13 +192,14 @@ def compiled(
     kinds = [jax.eval_shape(partial(batch, 0, shape)) for shape in config.shapes]
     # A kernel that XLA cannot partition sees by it that it cannot serve, see `pallas_kernels`' `is_sharded`.
     kinds = jax.tree.map(lambda x: x.update(sharding=sharding), kinds)
-    with ThreadPoolExecutor() as pool:
-        rendered = [pool.submit(batch, 0, shape) for shape in config.shapes]
+    at_once = None if compiles_in_threads(config.model.dtype) else 1
+    with ThreadPoolExecutor() as rendering, ThreadPoolExecutor(at_once) as compiling:
+        rendered = [rendering.submit(batch, 0, shape) for shape in config.shapes]
         lower = lambda kind: step.lower(state, kind, rate).compile()
-        jobs = {kind.images.shape: pool.submit(lower, kind) for kind in kinds}
+        jobs = {kind.images.shape: compiling.submit(lower, kind) for kind in kinds}
         validation = None
         if config.validation_scenes:
-            validation = pool.submit(lambda: evaluate.lower(state.weights(), kinds[0]).compile())
+            validation = compiling.submit(lambda: evaluate.lower(state.weights(), kinds[0]).compile())
     for job in rendered:
         job.result()  # raises what went wrong
     steps = {shape: job.result() for shape, job in jobs.items()}

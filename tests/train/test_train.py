@@ -7,7 +7,9 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
+from types import SimpleNamespace
 
 import flax.traverse_util
 import jax
@@ -30,6 +32,7 @@ from fastvggt_jax.train.data import Batch, render
 from fastvggt_jax.train.loop import compiled
 from fastvggt_jax.train.metrics import Metrics
 from fastvggt_jax.train.optimizer import learning_rates, make_optimizer
+from pallas_kernels import Implementation, registered
 from tests.toys.model import PATH, Toy
 from tests.train.runs import (
     CAMERAS,
@@ -344,6 +347,30 @@ def test_a_run_renders_its_own_scenes_of_every_kind_and_validates_on_others(tmp_
     loss = jax.jit(lambda batch: training.loss_of(run, params["params"], batch)[0])
     means = [loss(planes(-first, SHAPE)) for first in (0, 2)]
     np.testing.assert_allclose(records(tmp_path, "validation")[0]["loss"], np.mean(means), rtol=1e-4)
+
+
+@pytest.mark.parametrize("in_threads", [True, False])
+def test_programs_compile_one_after_the_other_where_a_kernel_wants_it(in_threads, monkeypatch):
+    compiling, most = [], []
+
+    class OneAtATime(Implementation):
+        name, dtypes, compiles_in_threads = "one at a time", ("float32",), False
+
+    def lower(*_):
+        compiling.append(None)
+        time.sleep(0.1)
+        most.append(len(compiling))
+        compiling.pop()
+        return SimpleNamespace(compile=lambda: None)
+
+    for make in ("make_step", "make_evaluation"):
+        monkeypatch.setattr(loop, make, lambda *_: SimpleNamespace(lower=lower))
+    monkeypatch.setattr(loop, "render", lambda split, first, shape, **_: planes.__wrapped__(first, shape))
+    model = TOY.clone(dtype=jnp.bfloat16 if in_threads else jnp.float32)
+    shapes = (SHAPE, dataclasses.replace(SHAPE, frames=1))
+    with registered(OneAtATime()):
+        compiled(config(model=model, shapes=shapes, data=None), training.make_mesh())
+    assert len(most) == 3 and (max(most) > 1) == in_threads
 
 
 def test_gradients_are_clipped_and_matrices_alone_decay():
