@@ -69,13 +69,16 @@ def train(
             raise InputError(text, argument="shapes")
     sharding = state_sharding(
         config, mesh
-    )  # this and the next say what is wrong with `frozen` and `init` before the folder is made
-    params = None if os.path.exists(folder / MARK) else first_params(config)
+    )  # this and `first` say what is wrong with `frozen` and `init` before the folder is made
+    first = lambda: jax.device_put(first_params(config), sharding.params)
+    params = None if os.path.exists(folder / MARK) else first()
     with Checkpoints(folder, config) as checkpoints, _interrupts() as interrupted:
         if checkpoints.last_step is not None:
             state = checkpoints.restore(abstract_state(config), sharding)
         else:
-            state = jax.device_put(start(config, params or first_params(config)), sharding)
+            # Compiled, so that averages and moments are made where they lie; the parameters are used up.
+            begin = jax.jit(partial(start, config), donate_argnums=0, out_shardings=sharding)
+            state = begin(params or first())
         done = int(state.step)
         metrics = Metrics(folder, done, quiet)
         try:
