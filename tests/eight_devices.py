@@ -4,9 +4,11 @@
 
 import contextlib
 import dataclasses
+import gc
 import json
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -17,16 +19,20 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from fastvggt_jax import Conditions, Pi3X, Sparsity
 from fastvggt_jax.errors import InputError
 from fastvggt_jax.evaluate.runner import evaluate, predictor
+from fastvggt_jax.models import registry
 from fastvggt_jax.pipeline import Settings, reconstruct
 from fastvggt_jax.pretrained import BUNDLED, from_pretrained
 from fastvggt_jax.sharding import frames_mesh
 from fastvggt_jax.sources import ImagePolicy
 from fastvggt_jax.testing.random_weights import random_params
 from fastvggt_jax.testing.tiny import tiny_model
-from fastvggt_jax.train import Shape
+from fastvggt_jax.train import Shape, loop, train
+from fastvggt_jax.train import state as training
+from pallas_kernels.implementation import is_sharded
 from tests import shapes_once
 from tests.toys.dataset import Walls
-from tests.train.runs import CAMERAS, MODEL, PI3, planes
+from tests.toys.model import PATH, Toy
+from tests.train.runs import CAMERAS, MODEL, PI3, config, planes
 
 VGGT = CAMERAS.clone(num_heads=4)
 SPARSE = dict(block=(4, 4))  # of four patches a frame
@@ -126,6 +132,54 @@ def gradient(model=VGGT, scenes: int = 1, frames: int = 3, devices: int = 2) -> 
 
 def gradient_of_pi3() -> dict:
     return gradient(PI3.clone(num_heads=2), frames=3, devices=2)
+
+
+def compiled_training() -> dict:
+    """Whether what a step and a validation of rendered batches compute is known to lie on several devices,
+    where they are compiled before there are batches.
+    """
+    seen = []
+
+    class Seeing(Toy):
+        @classmethod
+        def loss(cls, prediction, truth, **weights):
+            seen.append(is_sharded(prediction.depth))
+            return super().loss(prediction, truth, **weights)
+
+    loop.render = lambda split, first, shape, **_: planes.__wrapped__(first, shape)
+    loop.compiled(config(model=Seeing(), shapes=(Shape(8, 1, 4, 4),), data=None), training.make_mesh())
+    return {"seen": seen}
+
+
+def training_starts() -> dict:
+    """Bytes that have come to lie on the first device when the state was made and at the first step, over
+    those of the state.
+    """
+    there, sizes = [], []
+    state_of = loop.start
+
+    def lie_there() -> int:
+        shards = [shard for array in jax.live_arrays() for shard in array.addressable_shards]
+        return sum(shard.data.nbytes for shard in shards if shard.device == jax.devices()[0])
+
+    def start(*args):
+        state = state_of(*args)
+        sizes.append(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)))
+        there.append(lie_there())
+        return state
+
+    def data(step, shape):
+        there.append(lie_there())
+        return planes(step, shape)
+
+    loop.start = start
+    wide = dict(model=Toy(width=1 << 14), shapes=(Shape(8, 1, 4, 4),), shard_params=True, data=data)
+    run = config(**wide, steps=1, warmup_steps=0, validation_scenes=0)
+    gc.collect()  # what other cases have left
+    before = lie_there()
+    with registry.registered("toy", PATH), tempfile.TemporaryDirectory() as folder:
+        train(run, folder, quiet=True)
+    return {"share": [(n - before) / sizes[0] for n in there]}
 
 
 def pi3x() -> dict:

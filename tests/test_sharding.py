@@ -33,6 +33,7 @@ def run(*arguments: object):
 
 
 TOGETHER = ("heads_that_do_not_divide", "program", "gradient", "refusals")
+TOGETHER += ("compiled_training", "training_starts")
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,16 @@ def test_tokens_go_to_heads_and_only_camera_tokens_to_all(found_together):
 def test_the_gradient_of_the_training_loss(found_together):
     found = found_together("gradient")
     assert found["error"] < 1e-5 and found["length"] > 0.1
+
+
+def test_training_compiles_its_programs_for_all_devices(found_together):
+    """Else a kernel that XLA cannot partition would compute the whole batch on each."""
+    assert found_together("compiled_training")["seen"] == [True, True]
+
+
+def test_training_starts_with_a_share_of_its_state_on_each_device(found_together):
+    made, first_step = found_together("training_starts")["share"]
+    assert made < first_step < 1.1 / 8
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from fastvggt_jax.cli.errors import INTERRUPTED, one_sentence
-from fastvggt_jax.cli.options import CacheDir, Quiet, use_compilation_cache
+from fastvggt_jax.cli.options import CacheDir, Quiet, take_gpu_memory, use_compilation_cache
 from fastvggt_jax.errors import ExtraError
 
 SMALLER = (
@@ -53,6 +53,7 @@ def train(
     except ModuleNotFoundError as error:
         raise ExtraError(f"training needs {error.name}: pip install 'fastvggt_jax[train]'") from error
     with _silent_threads():
+        take_gpu_memory()
         use_compilation_cache(cache_dir)
         wanted, start = load_config(config, set_ or ()), time.monotonic()
         state = run(wanted, workdir, minutes=minutes, quiet=quiet)

@@ -36,6 +36,7 @@ from fastvggt_jax.train.state import (
     start,
     state_sharding,
 )
+from pallas_kernels import compiles_in_threads
 
 
 def train(
@@ -68,13 +69,16 @@ def train(
             raise InputError(text, argument="shapes")
     sharding = state_sharding(
         config, mesh
-    )  # this and the next say what is wrong with `frozen` and `init` before the folder is made
-    params = None if os.path.exists(folder / MARK) else first_params(config)
+    )  # this and `first` say what is wrong with `frozen` and `init` before the folder is made
+    first = lambda: jax.device_put(first_params(config), sharding.params)
+    params = None if os.path.exists(folder / MARK) else first()
     with Checkpoints(folder, config) as checkpoints, _interrupts() as interrupted:
         if checkpoints.last_step is not None:
             state = checkpoints.restore(abstract_state(config), sharding)
         else:
-            state = jax.device_put(start(config, params or first_params(config)), sharding)
+            # Compiled, so that averages and moments are made where they lie; the parameters are used up.
+            begin = jax.jit(partial(start, config), donate_argnums=0, out_shardings=sharding)
+            state = begin(params or first())
         done = int(state.step)
         metrics = Metrics(folder, done, quiet)
         try:
@@ -178,22 +182,27 @@ def compiled(
     config: TrainConfig, mesh: Mesh
 ) -> tuple[Callable[[TrainState, Batch, Any], Any], Callable[[Any, Batch], Any]]:
     """What `make_step` and `make_evaluation` give. For rendered batches everything is compiled here, all
-    kinds at once in threads: to compile one takes a minute or two on a GPU's host, most of it on one core.
+    kinds at once in threads, where the kernels allow it: to compile one takes a minute or two on a GPU's
+    host, most of it on one core.
     """
     step: Any = make_step(config, mesh)
     evaluate: Any = make_evaluation(config, mesh)
     if config.data is not None:
         return step, evaluate
     state, rate = abstract_state(config), jax.ShapeDtypeStruct((), jnp.float32)
-    batch = partial(batch_of, config, sharding=along_scenes(mesh))
+    sharding = along_scenes(mesh)
+    batch = partial(batch_of, config, sharding=sharding)
     kinds = [jax.eval_shape(partial(batch, 0, shape)) for shape in config.shapes]
-    with ThreadPoolExecutor() as pool:
-        rendered = [pool.submit(batch, 0, shape) for shape in config.shapes]
+    # A kernel that XLA cannot partition sees by it that it cannot serve, see `pallas_kernels`' `is_sharded`.
+    kinds = jax.tree.map(lambda x: x.update(sharding=sharding), kinds)
+    at_once = None if compiles_in_threads(config.model.dtype) else 1
+    with ThreadPoolExecutor() as rendering, ThreadPoolExecutor(at_once) as compiling:
+        rendered = [rendering.submit(batch, 0, shape) for shape in config.shapes]
         lower = lambda kind: step.lower(state, kind, rate).compile()
-        jobs = {kind.images.shape: pool.submit(lower, kind) for kind in kinds}
+        jobs = {kind.images.shape: compiling.submit(lower, kind) for kind in kinds}
         validation = None
         if config.validation_scenes:
-            validation = pool.submit(lambda: evaluate.lower(state.weights(), kinds[0]).compile())
+            validation = compiling.submit(lambda: evaluate.lower(state.weights(), kinds[0]).compile())
     for job in rendered:
         job.result()  # raises what went wrong
     steps = {shape: job.result() for shape, job in jobs.items()}

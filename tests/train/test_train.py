@@ -7,7 +7,9 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
+from types import SimpleNamespace
 
 import flax.traverse_util
 import jax
@@ -30,6 +32,7 @@ from fastvggt_jax.train.data import Batch, render
 from fastvggt_jax.train.loop import compiled
 from fastvggt_jax.train.metrics import Metrics
 from fastvggt_jax.train.optimizer import learning_rates, make_optimizer
+from pallas_kernels import Implementation, registered
 from tests.toys.model import PATH, Toy
 from tests.train.runs import (
     CAMERAS,
@@ -346,6 +349,30 @@ def test_a_run_renders_its_own_scenes_of_every_kind_and_validates_on_others(tmp_
     np.testing.assert_allclose(records(tmp_path, "validation")[0]["loss"], np.mean(means), rtol=1e-4)
 
 
+@pytest.mark.parametrize("in_threads", [True, False])
+def test_programs_compile_one_after_the_other_where_a_kernel_wants_it(in_threads, monkeypatch):
+    compiling, most = [], []
+
+    class OneAtATime(Implementation):
+        name, dtypes, compiles_in_threads = "one at a time", ("float32",), False
+
+    def lower(*_):
+        compiling.append(None)
+        time.sleep(0.1)
+        most.append(len(compiling))
+        compiling.pop()
+        return SimpleNamespace(compile=lambda: None)
+
+    for make in ("make_step", "make_evaluation"):
+        monkeypatch.setattr(loop, make, lambda *_: SimpleNamespace(lower=lower))
+    monkeypatch.setattr(loop, "render", lambda split, first, shape, **_: planes.__wrapped__(first, shape))
+    model = TOY.clone(dtype=jnp.bfloat16 if in_threads else jnp.float32)
+    shapes = (SHAPE, dataclasses.replace(SHAPE, frames=1))
+    with registered(OneAtATime()):
+        compiled(config(model=model, shapes=shapes, data=None), training.make_mesh())
+    assert len(most) == 3 and (max(most) > 1) == in_threads
+
+
 def test_gradients_are_clipped_and_matrices_alone_decay():
     run = config(weight_decay=0.1, clip_norm=0.5)
     shapes = {"qkv/kernel": (4, 12), "qkv/bias": (12,), "norm1/scale": (4,), "ls1/gamma": (4,)}
@@ -486,6 +513,20 @@ def test_an_interrupted_command_saves_and_says_so(tmp_path, monkeypatch, capfd):
         and "stopped after 5 of 5" in done.stdout
         and "init is not read again" in done.stdout
     )
+
+
+def test_it_may_take_a_gpus_memory_unless_the_user_has_said_how_much(tmp_path, monkeypatch):
+    path, share = tmp_path / "once.py", "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    path.write_text(
+        f"import os\nassert os.environ['{share}']  # before a configuration can start JAX's backend\n"
+        + GOOD.format("model=TOY, steps=1, warmup_steps=0, validation_scenes=0")
+    )
+    for given, taken in (("", "0.93"), ("0.5", "0.5")):
+        monkeypatch.setenv(share, given)
+        if not given:
+            monkeypatch.delenv(share)
+        done = CliRunner().invoke(app, ["train", str(path), "--workdir", str(tmp_path / "run")])
+        assert done.exit_code == 0 and os.environ[share] == taken
 
 
 def test_a_folder_of_another_model_or_of_something_else_is_refused(straight, tmp_path):
