@@ -62,7 +62,7 @@ MAY_IMPORT = {  # "errors" may be imported from everywhere but pallas_kernels
     "pretrained": {"models", "sparsity", "sharding", "io", "convert"},
     "convert": {"models", "io"},
     "testing": {"models", "io"},
-    "train": {"models", "geometry", "sources", "datasets", "pretrained", "io"},
+    "train": {"kernels", "models", "geometry", "sources", "datasets", "pretrained", "io"},
     "evaluate": {"kernels", "sparsity", "sharding", "models", "geometry", "sources", "datasets", "io"},
     "programs": {"models", "refine", "sharding", "sources"},
     "chunks": {"programs", "models", "refine", "sequence", "sources", "io"},
