@@ -5,7 +5,6 @@ the clock and the power of the card meanwhile; random inputs, 16 heads × 64, bl
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import threading
@@ -15,12 +14,11 @@ from functools import partial
 
 import jax
 
+from fastvggt_jax.bench import gpu_query
 from pallas_kernels import block_sparse_attention, pooled_block_mask
 from pallas_kernels.bench.workloads import find, random_qkv
 
 BLOCK, HEADS, HEAD_DIM = (128, 64), 16, 64
-QUERY = ["nvidia-smi", "--query-gpu=clocks.sm,power.draw", "--format=csv,noheader,nounits", "-lms", "100"]
-QUERY += ["--id", os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]]
 
 
 class Card:
@@ -28,7 +26,8 @@ class Card:
 
     def __init__(self) -> None:
         self.seen: list[tuple[float, float, float]] = []
-        self._process = subprocess.Popen(QUERY, stdout=subprocess.PIPE, text=True)
+        query = [*gpu_query("clocks.sm,power.draw"), "-lms", "100"]
+        self._process = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:

@@ -318,10 +318,15 @@ def run(what: str, case: Case) -> dict[str, Any]:
     return row
 
 
-def _gpu_memory_gib() -> float:
-    """Of the first GPU, asked of nvidia-smi: this process must not open the device that its rows need."""
+def gpu_query(what: str) -> list[str]:
+    """The command that asks nvidia-smi about the first GPU that JAX sees, without opening it."""
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits", f"--id={first}"]
+    return ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits", f"--id={first}"]
+
+
+def _gpu_memory_gib() -> float:
+    """Of the first GPU: this process must not open the device that its rows need."""
+    query = gpu_query("memory.total")
     return float(subprocess.run(query, capture_output=True, text=True, check=True).stdout) / 1024
 
 

@@ -193,6 +193,11 @@ def test_dense_attention_to_the_keys_that_count(T, S):
 MINI_SPARSE = Sparsity(sparse_ratio=0.5, block=BUNDLED["mini"].block)
 
 
+def photographs(count):
+    """The first of those that `mini` comes with."""
+    return [BUNDLED["mini"].path.parent / "views" / f"{i}.jpg" for i in range(count)]
+
+
 @pytest.mark.parametrize("sparsity", [None, MINI_SPARSE])
 def test_one_program_for_a_range_of_views(sparsity):
     """Of eight of which seven and five count; in bfloat16 apart from their own program by no more
@@ -200,8 +205,7 @@ def test_one_program_for_a_range_of_views(sparsity):
     """
     heads = ("camera", "depth", "point")
     model, params = from_pretrained("mini", heads=heads, sparsity=sparsity, param_dtype=jnp.float32)
-    folder = BUNDLED["mini"].path.parent / "views"
-    pixels = load_images([folder / f"{i}.jpg" for i in range(8)], model.image_policy).pixels[None]
+    pixels = load_images(photographs(8), model.image_policy).pixels[None]
 
     def programs(dtype):
         apply = model.clone(dtype=dtype).apply
@@ -235,11 +239,10 @@ def test_one_program_for_a_range_of_views(sparsity):
 def test_other_programs_of_the_same_photographs_bring_back_the_same(tmp_path, how):
     if how == {"devices": "all"} and len(jax.devices()) < 2:
         pytest.skip("needs two GPUs")
-    photographs = [BUNDLED["mini"].path.parent / "views" / f"{i}.jpg" for i in range(7)]
 
     def run(name, **how):
         out = tmp_path / name
-        settings = Settings(photographs, "mini", out, dtype="float32", formats=["scene"], **how)
+        settings = Settings(photographs(7), "mini", out, dtype="float32", formats=["scene"], **how)
         with jax.default_matmul_precision("highest"):
             reconstruct(settings, lambda name: contextlib.nullcontext())
         return Scene.load(out)
@@ -251,8 +254,7 @@ def test_other_programs_of_the_same_photographs_bring_back_the_same(tmp_path, ho
 
 def test_chunks_are_joined(tmp_path):
     """Of results in the host's memory, from which JAX itself computes nothing."""
-    photographs = [BUNDLED["mini"].path.parent / "views" / f"{i}.jpg" for i in range(8)]
-    settings = Settings(photographs, "mini", tmp_path / "out", chunk=5, overlap=2, formats=["cameras"])
+    settings = Settings(photographs(8), "mini", tmp_path / "out", chunk=5, overlap=2, formats=["cameras"])
     report = reconstruct(settings, lambda name: contextlib.nullcontext())
     (residual,) = report["sequence"]["residuals"]
     assert report["sequence"]["chunks"] == [[0, 4], [3, 7]] and residual < 0.1
@@ -268,8 +270,7 @@ def test_two_gpus_are_one_but_for_the_order_of_rounding(sparsity, low_memory):
         pytest.skip("needs two GPUs")
     heads = ("camera", "depth", "point")
     model, params = from_pretrained("mini", heads=heads, sparsity=sparsity, param_dtype=jnp.float32)
-    folder = BUNDLED["mini"].path.parent / "views"
-    pixels = load_images([folder / f"{i}.jpg" for i in range(7)], model.image_policy).pixels[None]
+    pixels = load_images(photographs(7), model.image_policy).pixels[None]
 
     def run(dtype, devices):
         apply = model.clone(dtype=dtype, low_memory=low_memory and devices > 1).apply

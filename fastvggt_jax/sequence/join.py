@@ -91,7 +91,6 @@ def join(
     parts: list[Part] = []
     maps: dict[str, np.ndarray] = {}
     scales: list[float | None] = []  # metres per unit
-    kept: Reconstruction | None = None
     for number, chunk in enumerate(chunks):
         found = run(chunk)
         parts.append(Part.of(chunk, found, shown[chunk]))
@@ -107,11 +106,8 @@ def join(
             if name not in maps:
                 maps[name] = np.empty((frames, *values.shape[1:]), values.dtype)
             maps[name][chunk[own]] = values[own]
-        # Not the arrays: the next chunk's take their place.
-        nothing: dict[str, Any] = dict.fromkeys((*MAPS, *CAMERAS, "track", "track_conf"))
-        kept = dataclasses.replace(found, **nothing)
-        del found, values
-    assert kept is not None
+        conf_floor = found.conf_floor
+        del found, values  # the next chunk's take their place
     fits = [fit(one, other) for one, other in zip(parts, parts[1:], strict=False)]
     edges = _edges(parts, fits)
     loops: list[tuple[int, int]] = []
@@ -119,7 +115,7 @@ def join(
         more, loops = _close(run, chunks, owner, shown, parts, fits, descriptors)
         parts, edges = parts + more, edges + _edges_of(parts, more)
     pieces = [
-        _piece([i for i in nodes if i < len(chunks)], nodes, parts, edges, owner, maps, scales, kept)
+        _piece([i for i in nodes if i < len(chunks)], nodes, parts, edges, owner, maps, scales, conf_floor)
         for nodes in components(len(parts), edges)
     ]
     residuals = [None if one is None else one.residual for one in fits]
@@ -186,7 +182,7 @@ def _piece(
     owner: np.ndarray,
     maps: dict[str, np.ndarray],
     scales: list[float | None],
-    kept: Reconstruction,
+    conf_floor: float,
 ) -> Piece | None:
     frames = np.nonzero(np.isin(owner, own))[0]
     if not len(frames):
@@ -207,9 +203,7 @@ def _piece(
         arrays["points"][i] = similarity(arrays["points"][i])
         arrays["depth"][i] *= similarity.scale
         arrays["cam_from_world"][i] = similarity.of_cameras(arrays["cam_from_world"][i])
-    values: dict[str, Any] = {name: values[None] for name, values in arrays.items()}
-    values["metric_scale"] = np.ones(1, np.float32) if metres else None
-    found = dataclasses.replace(kept, **values, track=None, track_conf=None)
-    if "conf" not in arrays:
-        found = dataclasses.replace(found, conf=found.depth_conf)
-    return Piece(frames, found)
+    values: dict[str, Any] = {"K": None} | {name: values[None] for name, values in arrays.items()}
+    values.setdefault("conf", values["depth_conf"])
+    metric_scale: Any = np.ones(1, np.float32) if metres else None
+    return Piece(frames, Reconstruction(**values, metric_scale=metric_scale, conf_floor=conf_floor))

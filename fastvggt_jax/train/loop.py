@@ -67,9 +67,8 @@ def train(
         if shape.scenes % mesh.size:
             text = f"{shape}: its scenes must be a multiple of the {mesh.size} devices"
             raise InputError(text, argument="shapes")
-    sharding = state_sharding(
-        config, mesh
-    )  # this and `first` say what is wrong with `frozen` and `init` before the folder is made
+    # This and `first` say what is wrong with `frozen` and `init` before the folder is made.
+    sharding = state_sharding(config, mesh)
     first = lambda: jax.device_put(first_params(config), sharding.params)
     params = None if os.path.exists(folder / MARK) else first()
     with Checkpoints(folder, config) as checkpoints, _interrupts() as interrupted:
